@@ -1,0 +1,185 @@
+"""A checkpoint is a folder that is either whole or absent: written beside, synced, renamed into place, checked when read.
+
+    checkpoints/step_00000500/
+        model.safetensors        weights, by open_clip's CustomTextCLIP names
+        open_clip_config.json    the architecture and the preprocessing, in open_clip's layout
+        training.pt              optimizer and random state (tensors and plain values, loaded with weights_only=True)
+        state.json               step, data position, corpus digest, fingerprint
+        manifest.json            size and SHA-256 of every other file; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from clipx.data.transforms import MEAN, STD
+from clipx.models.dual_encoder import DualEncoder
+from clipx.types import UserError
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where training is. Everything else follows from it, the config and the corpus.
+
+    position: samples trained on, which is also the next position of the data order
+    fingerprint: order-free sum over all samples trained on of a hash of (position, key), mod 2^63
+    """
+
+    step: int = 0
+    position: int = 0
+    fingerprint: int = 0
+    corpus_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training needs to go on."""
+
+    path: Path
+    state: TrainState
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    random: list[dict[str, Any]]
+
+
+def save(
+    folder: Path,
+    state: TrainState,
+    model: nn.Module,
+    model_json: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    random: list[dict[str, Any]],
+    *,
+    keep: int,
+) -> Path:
+    """Write `folder/step_N` atomically, then delete all but the newest `keep`. Raises OSError; a partial write is removed."""
+    target = folder / f"step_{state.step:08d}"
+    temporary = folder / f".{target.name}.{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    try:
+        temporary.mkdir()
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors")
+        torch.save({"optimizer": optimizer.state_dict(), "random": random}, temporary / "training.pt")
+        config = {"model_cfg": model_json, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+        (temporary / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2))
+        files = sorted(temporary.iterdir())
+        manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        for file in [*files, temporary / "manifest.json", temporary]:
+            _sync(file)
+        if target.exists():  # a broken one: a valid checkpoint of this step would have been resumed from
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _sync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(folder.glob("step_*")) if folder.is_dir() else []
+
+
+def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are all as its manifest says, and why newer ones were passed over."""
+    complaints = []
+    for path in reversed(list_checkpoints(folder)):
+        fault = verify(path)
+        if fault is None:
+            return path, complaints
+        complaints.append(f"checkpoint {path} is skipped: {fault}")
+    return None, complaints
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, expected in manifest.items():
+            size = (path / name).stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes instead of {expected['bytes']}"
+            if _sha256(path / name) != expected["sha256"]:
+                return f"{name} has another SHA-256 than when it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """A verified checkpoint, for training."""
+    training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+    return Checkpoint(
+        path=path,
+        state=TrainState(**json.loads((path / "state.json").read_text())),
+        weights=load_file(path / "model.safetensors"),
+        optimizer=training["optimizer"],
+        random=training["random"],
+    )
+
+
+def load_model(path: Path | str) -> tuple[DualEncoder, dict[str, Any], TrainState]:
+    """(model in eval mode, its JSON, where its training was) of a run folder, its newest valid checkpoint, or of a checkpoint.
+
+    Raises UserError.
+    """
+    folder = find_checkpoint(Path(path))
+    try:
+        model_json = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        state = TrainState(**json.loads((folder / "state.json").read_text()))
+        model = DualEncoder(model_json)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}") from error
+    return model.eval(), model_json, state
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Raises UserError."""
+    if (path / "model.safetensors").exists():
+        fault = verify(path)
+        if fault:
+            raise UserError(f"checkpoint {path} is damaged: {fault}")
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder; give a run folder, or one of its checkpoints/step_*")
+    newest, complaints = newest_valid(path / "checkpoints")
+    if newest is None:
+        raise UserError("\n".join([f"{path} holds no usable checkpoint", *complaints]))
+    return newest
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Half-written folders of killed processes. One run folder has one writer, so none of them is in use."""
+    for path in folder.glob(".step_*"):
+        shutil.rmtree(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

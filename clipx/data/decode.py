@@ -1,0 +1,96 @@
+"""Image bytes -> (3, H, W) uint8 RGB. Pillow is the reference; simplejpeg, where installed, decodes JPEG to the same pixels faster.
+
+The size in the header is checked before a pixel is decoded, so that a small file cannot claim all the memory.
+EXIF orientation is ignored, as open_clip does: stored pixels are what its published models were trained on.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+MAX_PIXELS = 25_000_000
+FORMATS = ("JPEG", "PNG", "WEBP")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+class BadImage(ValueError):
+    """The bytes are no image that can be used; the message says why."""
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """(3, H, W) uint8. Raises BadImage."""
+    if not data:
+        raise BadImage("0 bytes")
+    if data[:3] == b"\xff\xd8\xff" and _has_simplejpeg():
+        pixels = _decode_jpeg(data, max_pixels)
+        if pixels is not None:
+            return pixels
+    return _decode_pillow(data, max_pixels)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB as a person sees it: transparency on white, 16-bit gray scaled to 8, animated images by their first frame."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        scaled = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(scaled).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """A Pillow image of any mode -> (3, H, W) uint8."""
+    array = np.array(to_rgb(image))  # a copy: torch wants to own writable memory
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def _decode_pillow(data: bytes, max_pixels: int) -> Tensor:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # e.g. corrupt EXIF, which is not read
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(image.width, image.height, max_pixels)
+                return pixels_of(image)
+    except BadImage:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadImage(f"{type(error).__name__}: {error}; starts with {data[:12]!r}") from error
+
+
+def _decode_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
+    """None where the fast decoder cannot read the file, so that Pillow decides."""
+    import simplejpeg
+
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height, max_pixels)
+        if space == "CMYK":
+            return None
+        array = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+    except BadImage:
+        raise
+    except (ValueError, RuntimeError):
+        return None
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadImage(f"{width} x {height} pixels exceed max_pixels {max_pixels}")
+    if min(width, height) < 1:
+        raise BadImage(f"empty image of {width} x {height} pixels")
+
+
+@cache
+def _has_simplejpeg() -> bool:
+    return find_spec("simplejpeg") is not None

@@ -1,0 +1,31 @@
+"""Collectives that carry gradient, and exact reductions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _AllGather(torch.autograd.Function):
+    """(B, ...) on each of R ranks -> (R * B, ...) on all. Backward sums over ranks what each says of my rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.num_rows = len(rows)
+        out = rows.new_empty((dist.get_world_size() * len(rows), *rows.shape[1:]))
+        dist.all_gather_into_tensor(out, rows.contiguous())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        mine = grad.new_empty((ctx.num_rows, *grad.shape[1:]))
+        dist.reduce_scatter_tensor(mine, grad.contiguous())
+        return mine
+
+
+def all_gather(rows: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, with gradient. Every rank has equally many."""
+    return _AllGather.apply(rows)

@@ -1,0 +1,112 @@
+"""This process among its peers: device, rank, collectives on small values. The one user of Accelerator and of the environment.
+
+Plain `python -m clipx`, torchrun and accelerate launch all end here. Collectives cost nothing on one process.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from clipx.types import UserError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Runtime:
+    """Built once by `start`. rank 0 is the one that writes files."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self.device: torch.device = accelerator.device
+        self.rank: int = accelerator.process_index
+        self.world_size: int = accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with its gradients averaged over ranks in backward; itself where there is one rank."""
+        model = model.to(self.device)
+        return self._accelerator.prepare_model(model) if self.world_size > 1 else model
+
+    def sum_int(self, value: int) -> int:
+        """Sum over ranks, modulo 2^63."""
+        if self.world_size == 1:
+            return value
+        return sum(self.gather(value)) % (1 << 63)
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Mean over ranks of scalars, in one collective."""
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        if self.world_size > 1:
+            dist.all_reduce(stacked)
+            stacked /= self.world_size
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable value of each rank, in rank order."""
+        if self.world_size == 1:
+            return [value]
+        out: list[Any] = [None] * self.world_size
+        dist.all_gather_object(out, value)
+        return out
+
+    def agree(self, fault: str | None) -> None:
+        """Raise UserError on all ranks if any rank brings a fault: none is left waiting for one that gave up."""
+        faults = [text for text in self.gather(fault) if text is not None]
+        if faults:
+            raise UserError(faults[0])
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
+    """Join the process group that the launcher's environment describes.
+
+    Raises UserError when the group found is not of the size that was asked for: a launcher that fails to connect its
+    processes would otherwise train that many separate models into one folder.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: no CUDA device is visible; use device=cpu, or check the driver and torch's build")
+    use_cpu = device == "cpu" or not torch.cuda.is_available()
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*OMP_NUM_THREADS.*")
+        accelerator = Accelerator(
+            cpu=use_cpu,
+            mixed_precision="no",  # clipx/engine/precision.py casts; accelerate only connects processes
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
+        )
+    if accelerator.num_processes != asked:
+        raise UserError(
+            f"the launcher asked for {asked} processes, but {accelerator.num_processes} joined; "
+            "launch with torchrun, or with `accelerate launch --multi_gpu` (set ACCELERATE_USE_CPU=true without GPUs)"
+        )
+    return Runtime(accelerator)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside the data-parallel wrapper."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def is_local_main() -> bool:
+    """True on the process of its node that may print before the group is formed."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -1,0 +1,97 @@
+"""A trained model as a person uses it: pictures and sentences in, unit vectors out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipx import checkpoints
+from clipx.data import decode
+from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
+from clipx.data.transforms import center, normalize
+from clipx.models.dual_encoder import DualEncoder
+from clipx.models.model_json import fixed_text_length
+from clipx.types import UserError
+
+Picture = Image.Image | Tensor | str | Path
+
+
+class Encoder:
+    """Both towers with their preprocessing.
+
+    dtype: what matmuls run in; features are float32 and of unit norm whatever it is
+    """
+
+    def __init__(
+        self,
+        model: DualEncoder,
+        model_json: dict[str, Any],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.model = model.to(self.device)
+        text_cfg = model_json["text_cfg"]
+        self.tokenizer: Tokenizer = build_tokenizer(text_cfg)
+        self.context_length: int = text_cfg.get("context_length", 77)
+        self.pad_to = fixed_text_length(model_json)
+        self.image_size: int = model_json["vision_cfg"].get("image_size", 224)
+
+    def encode_image(self, images: Picture | Sequence[Picture], *, batch_size: int = 256) -> Tensor:
+        """(N, D) float32 of unit norm, on the CPU.
+
+        images: a Pillow image, a path, a (3, H, W) uint8 tensor, a sequence of these, or a (N, 3, H, W) uint8 tensor
+        """
+        if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, Tensor) and images.ndim == 3):
+            images = [images]
+        rows = []
+        for start in range(0, len(images), batch_size):
+            part = [center(self._pixels(p), self.image_size) for p in images[start : start + batch_size]]
+            with self._inference():
+                rows.append(self.model.encode_image(normalize(torch.stack(part).to(self.device))).cpu())
+        return torch.cat(rows)
+
+    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 1024) -> Tensor:
+        """(N, D) float32 of unit norm, on the CPU."""
+        texts = [texts] if isinstance(texts, str) else texts
+        rows = []
+        for start in range(0, len(texts), batch_size):
+            ids = [self.tokenizer.encode(t, self.context_length) for t in texts[start : start + batch_size]]
+            with self._inference():
+                rows.append(self.model.encode_text(pad(ids, self.tokenizer.pad_id, self.pad_to).to(self.device)).cpu())
+        return torch.cat(rows)
+
+    def _pixels(self, picture: Picture) -> Tensor:
+        if isinstance(picture, Tensor):
+            if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
+                raise UserError(
+                    f"an image tensor must be (3, H, W) uint8, not {tuple(picture.shape)} {picture.dtype}"
+                )
+            return picture
+        if isinstance(picture, Image.Image):
+            return decode.pixels_of(picture)
+        return decode.decode(Path(picture).read_bytes())
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """No graph, evaluation behavior, and the model left in the mode it was in."""
+        training = self.model.training
+        self.model.eval()
+        enabled = self.dtype == torch.bfloat16
+        with torch.inference_mode(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            yield
+        self.model.train(training)
+
+
+def load(path: Path | str, *, device: torch.device | str = "cpu") -> Encoder:
+    """The model of a run folder (its newest valid checkpoint) or of a checkpoint. Raises UserError."""
+    model, model_json, _ = checkpoints.load_model(path)
+    return Encoder(model, model_json, device=device)

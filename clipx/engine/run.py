@@ -1,0 +1,95 @@
+"""The run folder: what a run writes down, and how a second start finds its place.
+
+    config.yaml        the resolved config of this run          version.json     code and library versions, per start
+    metrics.jsonl      one line per log step                    results.jsonl    one line per evaluation
+    quarantine.jsonl   one line per bad sample met              checkpoints/     see clipx/checkpoints.py
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from clipx.config import differences
+from clipx.trackers.jsonl import JsonLines, keep_until
+from clipx.types import UserError
+
+# Settings that may change between two starts of one run: they decide how it runs, not what it computes.
+MAY_CHANGE = (
+    "run_dir", "device", "tensorboard", "log_every", "checkpoint_every", "keep_checkpoints", "evaluators",
+    "data.workers", "data.max_bad_fraction", "duration",
+)  # fmt: skip
+
+
+class RunFolder:
+    """Opened by rank 0 alone. Raises UserError when the folder cannot be written or belongs to another config."""
+
+    def __init__(self, path: Path, config: dict[str, Any], config_yaml: str) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._check_same(config)
+            (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            with (path / "version.json").open("a") as file:
+                file.write(json.dumps(code_version()) + "\n")
+        except OSError as error:
+            raise UserError(f"run_dir {path} cannot be written: {error}; choose another with run_dir=") from error
+
+    def _check_same(self, config: dict[str, Any]) -> None:
+        stored = self.path / "config.yaml"
+        if not stored.exists():
+            return
+        old = yaml.safe_load(stored.read_text(encoding="utf-8"))
+        changed = [
+            key for key in differences(old, config) if not any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
+        ]
+        if changed:
+            raise UserError(
+                f"run_dir {self.path} belongs to another config: {', '.join(changed)} differ. "
+                "Choose another run_dir=, or delete the folder to start again"
+            )
+
+    def open_logs(self, step: int) -> tuple[JsonLines, JsonLines, JsonLines]:
+        """(metrics, results, quarantine), cut back to `step`, from where training goes on."""
+        for name in ("metrics.jsonl", "results.jsonl", "quarantine.jsonl"):
+            keep_until(self.path / name, step)
+        return (
+            JsonLines(self.path / "metrics.jsonl"),
+            JsonLines(self.path / "results.jsonl"),
+            JsonLines(self.path / "quarantine.jsonl"),
+        )
+
+
+def code_version() -> dict[str, Any]:
+    """What computed this run's numbers."""
+    return {
+        "clipx": version("clipx"),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "open_clip": version("open_clip_torch"),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with `+` where files differ from it; None outside of a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return (commit + ("+" if git("status", "--porcelain") else "")) or None
+    except OSError:
+        return None  # no git on this machine

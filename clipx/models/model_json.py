@@ -1,0 +1,53 @@
+"""open_clip's model JSONs: the one schema for architectures, so that every model has a name elsewhere too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clipx.types import UserError
+
+
+def read_model_json(name: str) -> dict[str, Any]:
+    """The content of a `.json` path, or of one of open_clip's model names such as `ViT-B-32`. Raises UserError."""
+    if name.endswith(".json"):
+        return _read(Path(name))
+    import open_clip
+
+    cfg = open_clip.get_model_config(name)
+    if cfg is None:
+        import difflib
+
+        close = difflib.get_close_matches(name, open_clip.list_models(), n=3)
+        raise UserError(
+            f"model.name {name!r} is neither a path to a .json nor a model of open_clip"
+            + (f"; did you mean {' or '.join(close)}?" if close else "")
+        )
+    return cfg
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        cfg = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"model.name {path} does not exist (looked from {Path.cwd()})") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.name {path} cannot be read: {error}") from error
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(cfg if isinstance(cfg, dict) else [])
+    if missing:
+        raise UserError(f"model.name {path} lacks {', '.join(sorted(missing))}: it is no open_clip model JSON")
+    return cfg
+
+
+def fixed_text_length(cfg: dict[str, Any]) -> int | None:
+    """Tokens to which this model's captions must be padded; None where they may be cut to the longest of the batch.
+
+    open_clip's own text tower adds its whole mask, and reads SigLIP's out at the last position.
+    """
+    from clipx.models.text.transformer import FIELDS
+
+    text_cfg = cfg["text_cfg"]
+    if set(text_cfg) <= FIELDS or text_cfg.get("hf_model_name"):
+        return None
+    return text_cfg.get("context_length", 77)

@@ -1,0 +1,54 @@
+"""The image tower of CLIP: a Vision Transformer (arXiv:2010.11929, arXiv:2103.00020) with open_clip's parameter names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipx.models.transformer import Transformer
+
+# The keys of open_clip's `vision_cfg` that this file implements; a config with others gets open_clip's own tower.
+FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "ls_init_value"}
+
+
+class VisionTransformer(nn.Module):
+    """(B, 3, H, W) normalized images -> (B, embed_dim), not yet of unit norm."""
+
+    def __init__(self, embed_dim: int, cfg: dict[str, Any], *, quick_gelu: bool) -> None:
+        super().__init__()
+        width = cfg.get("width", 768)
+        self.patch_size, self.image_size = cfg.get("patch_size", 16), cfg.get("image_size", 224)
+        num_patches = (self.image_size // self.patch_size) ** 2
+        scale = width**-0.5
+        self.conv1 = nn.Conv2d(3, width, self.patch_size, stride=self.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(num_patches + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(
+            width,
+            cfg.get("layers", 12),
+            width // cfg.get("head_width", 64),
+            mlp_ratio=cfg.get("mlp_ratio", 4.0),
+            quick_gelu=quick_gelu,
+            layer_scale=cfg.get("ls_init_value"),
+        )
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self._patches(image)
+        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
+        x = self.transformer(x)
+        return self.ln_post(x[:, 0]) @ self.proj
+
+    def _patches(self, image: Tensor) -> Tensor:
+        """(B, patches, width). A convolution whose stride is its kernel is one matmul over the patches."""
+        batch, _, height, width = image.shape
+        size = self.patch_size
+        x = image.view(batch, 3, height // size, size, width // size, size)
+        x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 3 * size * size)
+        return F.linear(x, self.conv1.weight.flatten(1))

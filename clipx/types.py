@@ -1,0 +1,101 @@
+"""What passes between the parts of clipx.
+
+Dimension letters used in every docstring:
+    B  rows on this rank (local batch)      R  ranks (processes)      G = R * B  global batch
+    D  embedding width                      T  tokens                 H, W  image height, width
+    N, M  queries, candidates               K  number of best candidates kept
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # `clipx --help` must not wait for torch
+    from torch import Tensor
+
+
+class UserError(Exception):
+    """The user's mistake: the message gives the value and the remedy. The command line exits with 2, no traceback."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One local batch.
+
+    image: (B, 3, H, W) uint8
+    text: (B, T) int64, T = tokens of the longest caption in this batch
+    positions: B global data positions, for the fingerprint and for error messages
+    state: the data state after this batch, what a checkpoint stores
+    """
+
+    image: Tensor
+    text: Tensor
+    keys: list[str]
+    positions: list[int]
+    state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """loss: scalar with graph; metrics: detached scalars by their log name without the `train/` prefix."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Pool(Protocol):
+    """Where a loss finds its candidates. See `clipx.distributed.pool`."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(B, D) rows of this rank -> (N, D) candidates, differentiable. This rank's rows start at `offset(B)`."""
+        ...
+
+    def offset(self, num_rows: int) -> int:
+        """Index among the candidates of this rank's first row."""
+        ...
+
+
+class Encoder(Protocol):
+    """What evaluators, search and export need of a model. Rows are float32 and of unit norm."""
+
+    @property
+    def image_size(self) -> int: ...
+    def encode_image(self, images: Any) -> Tensor: ...
+    def encode_text(self, texts: list[str]) -> Tensor: ...
+
+
+class Evaluator(Protocol):
+    def evaluate(self, encoder: Encoder) -> dict[str, float]:
+        """Metric name (without the name of the set) -> value, as a fraction where it is a rate."""
+        ...
+
+
+class Tracker(Protocol):
+    def log(self, record: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+_DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*([kMB]?)\s*(steps?|epochs?|samples?)\s*$")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training: `2000 steps`, `3 epochs`, `400M samples`."""
+
+    amount: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        match = _DURATION.match(text)
+        if match is None or float(match[1]) <= 0:
+            raise ValueError(f"{text!r} is not a duration; write for example '2000 steps', '3 epochs' or '400M samples'")
+        return cls(float(match[1]) * _UNITS[match[2]], match[3].rstrip("s"))
+
+    def steps(self, *, global_batch_size: int, epoch_samples: int) -> int:
+        """Optimizer steps, rounded to the nearest and at least 1."""
+        samples_per_unit = {"step": global_batch_size, "sample": 1, "epoch": epoch_samples}[self.unit]
+        return max(1, round(self.amount * samples_per_unit / global_batch_size))
