@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -48,16 +48,20 @@ class ZeroShot:
         """((N, C) cosine similarities, (N,) labels)"""
         weights = classifier(encoder, self.class_names, self.templates)
         features, labels = [], []
-        for part in batches(read_set(self.path, "cls"), 256):
+        for part in batches(self.samples(), 256):
             features.append(encoder.encode_image([image for image, _ in part]))
-            labels += [int(text) for _, text in part]
-        label = torch.tensor(labels)
-        if label.min() < 0 or label.max() >= len(self.class_names):
-            raise UserError(
-                f"test set {self.path} has labels {label.min()} to {label.max()}, "
-                f"but classnames.txt names {len(self.class_names)} classes"
-            )
-        return torch.cat(features) @ weights.T, label
+            labels += [label for _, label in part]
+        return torch.cat(features) @ weights.T, torch.tensor(labels)
+
+    def samples(self) -> Iterator[tuple[Tensor, int]]:
+        """((3, H, W) uint8, class index) of each image. Raises UserError at a label without a class name."""
+        for image, text in read_set(self.path, "cls"):
+            if not text.strip().isdigit() or int(text) >= len(self.class_names):
+                raise UserError(
+                    f"test set {self.path} has the label {text.strip()!r}, "
+                    f"but classnames.txt names {len(self.class_names)} classes, from 0 on"
+                )
+            yield image, int(text)
 
 
 def classifier(encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -29,29 +29,52 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, T, width)"""
-        batch, tokens, width = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        qkv = qkv.view(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if x.device.type == "cpu":
-            mixed = _attend_by_matmul(q, k, v, causal=self.causal)
+    def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:
+        """(B, T, width) -> (B, T, width); with `read`, (B,) token indices, the output of those tokens alone: (B, 1, width)."""
+        width = x.shape[-1]
+        if read is None:
+            q, k, v = self._heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), 3)
         else:
+            wanted = take(x, read)
+            (q,) = self._heads(F.linear(wanted, self.in_proj_weight[:width], self.in_proj_bias[:width]), 1)
+            k, v = self._heads(F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]), 2)
+        hidden = self._hidden(x, read) if self.causal else None
+        if x.device.type == "cpu":
+            mixed = _attend_by_matmul(q, k, v, hidden)
+        elif read is None:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if hidden is None else ~hidden)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, T, parts * width) -> `parts` tensors (B, heads, T, width / heads)."""
+        batch, tokens, total = x.shape
+        x = x.view(batch, tokens, parts, self.heads, total // parts // self.heads)
+        return x.permute(2, 0, 3, 1, 4).unbind(0)
+
+    @staticmethod
+    def _hidden(x: Tensor, read: Tensor | None) -> Tensor:
+        """True where a query must not see a key: the tokens after its own. Broadcasts to (B, heads, queries, T)."""
+        key = torch.arange(x.shape[1], device=x.device)
+        query = key[:, None] if read is None else read[:, None, None, None]
+        return key > query
 
 
-def _attend_by_matmul(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """Attention written out: q, k, v: (B, heads, T, width / heads).
+def take(x: Tensor, read: Tensor) -> Tensor:
+    """One token of each sequence: (B, T, width), (B,) -> (B, 1, width)."""
+    return x[torch.arange(len(x), device=x.device), read][:, None]
+
+
+def _attend_by_matmul(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
+    """Attention written out: q: (B, heads, Q, d); k, v: (B, heads, T, d).
 
     On CPUs and sequences of some tens of tokens, two batched matmuls beat the flash kernel, whose backward is not
     vectorized for bfloat16: twice the speed of a whole training step.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if causal:
-        future = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
-        scores = scores + future
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
     return scores.softmax(-1).to(v.dtype) @ v
 
 
@@ -83,8 +106,10 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(layers))
         self.ls_2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls_1(self.attn(self.ln_1(x)))
+    def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:
+        """(B, T, width) -> the same; with `read`, (B,), only those tokens: (B, 1, width)."""
+        mixed = self.ls_1(self.attn(self.ln_1(x), read))
+        x = mixed + (x if read is None else take(x, read))
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
@@ -102,12 +127,18 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         mlp_width = int(width * mlp_ratio)
+        assert layers > 0
         self.resblocks = nn.ModuleList(
             Block(width, heads, mlp_width, causal=causal, quick_gelu=quick_gelu, layer_scale=layer_scale)
             for _ in range(layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.resblocks:
+    def forward(self, x: Tensor, read: Tensor) -> Tensor:
+        """(B, T, width), (B,) token indices -> (B, width), the output of those tokens.
+
+        The towers of CLIP are read out at one token. So the last block computes its queries, output projection and
+        MLP for that token only: the same numbers for a seventh less work in a tower of six blocks.
+        """
+        for block in self.resblocks[:-1]:
             x = block(x)
-        return x
+        return self.resblocks[-1](x, read).squeeze(1)

@@ -42,8 +42,8 @@ class VisionTransformer(nn.Module):
         x = self._patches(image)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
-        x = self.transformer(x)
-        return self.ln_post(x[:, 0]) @ self.proj
+        class_token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return self.ln_post(self.transformer(x, class_token)) @ self.proj
 
     def _patches(self, image: Tensor) -> Tensor:
         """(B, patches, width). A convolution whose stride is its kernel is one matmul over the patches."""

@@ -1,0 +1,45 @@
+"""How far a long job is: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
+    """What to call after each of `total` things."""
+    if sys.stderr.isatty():
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda: bar.advance(task)
+    else:
+        yield _line_writer(title, total)
+
+
+def _line_writer(title: str, total: int) -> Callable[[], None]:
+    started = last = time.monotonic()
+    done = 0
+
+    def advance() -> None:
+        nonlocal done, last
+        done += 1
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_LINES or done == total:
+            last = now
+            rate = done / max(now - started, 1e-9)
+            note(f"{title}: {done:,} of {total:,}, {rate:,.0f}/s")
+
+    return advance
