@@ -1,11 +1,11 @@
 """clipx: exact, resumable CLIP pretraining that is small enough to read.
 
-    import clipx
+import clipx
 
-    model = clipx.load("runs/demo")
-    image = model.encode_image("cat.png")                        # (1, D) float32, unit norm
-    text = model.encode_text(["a red car", "a cat"])             # (2, D)
-    clipx.zero_shot(model, "cat.png", ["cat", "dog"])            # (1, 2) probabilities
+model = clipx.load("runs/demo")
+image = model.encode_image("cat.png")                        # (1, D) float32, unit norm
+text = model.encode_text(["a red car", "a cat"])             # (2, D)
+clipx.zero_shot(model, "cat.png", ["cat", "dog"])            # (1, 2) probabilities
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoder", "load", "zero_shot"]
 
-_HOMES = {"Encoder": "clipx.embed", "load": "clipx.embed", "zero_shot": "clipx.evaluators.zero_shot"}
+_HOMES = {
+    "Encoder": "clipx.embed",
+    "load": "clipx.embed",
+    "zero_shot": "clipx.evaluators.zero_shot",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,13 @@
-"""A checkpoint is a folder that is either whole or absent: written beside, synced, renamed into place, checked when read.
+"""A checkpoint is a folder that is either whole or absent: written beside, synced, renamed into
+place, checked when read.
 
-    checkpoints/step_00000500/
-        model.safetensors        weights, by open_clip's CustomTextCLIP names
-        open_clip_config.json    the architecture and the preprocessing, in open_clip's layout
-        training.pt              optimizer and random state (tensors and plain values, loaded with weights_only=True)
-        state.json               step, data position, corpus digest, fingerprint
-        manifest.json            size and SHA-256 of every other file; written last
+checkpoints/step_00000500/
+    model.safetensors        weights, by open_clip's CustomTextCLIP names
+    open_clip_config.json    the architecture and the preprocessing, in open_clip's layout
+    training.pt              optimizer and random state (tensors and plain values, loaded with
+    weights_only=True)
+    state.json               step, data position, corpus digest, fingerprint
+    manifest.json            size and SHA-256 of every other file; written last
 """
 
 from __future__ import annotations
@@ -62,16 +64,21 @@ def save(
     *,
     keep: int,
 ) -> Path:
-    """Write `folder/step_N` atomically, then delete all but the newest `keep`. Raises OSError; a partial write is removed."""
+    """Write `folder/step_N` atomically, then delete all but the newest `keep`. Raises OSError; a
+    partial write is removed."""
     target = folder / f"step_{state.step:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     try:
         temporary.mkdir()
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        weights = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+        }
         save_file(weights, temporary / "model.safetensors")
-        torch.save({"optimizer": optimizer.state_dict(), "random": random}, temporary / "training.pt")
+        torch.save(
+            {"optimizer": optimizer.state_dict(), "random": random}, temporary / "training.pt"
+        )
         config = {"model_cfg": model_json, "preprocess_cfg": {"mean": MEAN, "std": STD}}
         (temporary / "open_clip_config.json").write_text(json.dumps(config, indent=2))
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2))
@@ -80,7 +87,9 @@ def save(
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
         for file in [*files, temporary / "manifest.json", temporary]:
             _sync(file)
-        if target.exists():  # a broken one: a valid checkpoint of this step would have been resumed from
+        if (
+            target.exists()
+        ):  # a broken one: a valid checkpoint of this step would have been resumed from
             shutil.rmtree(target)
         temporary.rename(target)
         _sync(folder)
@@ -98,7 +107,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are all as its manifest says, and why newer ones were passed over."""
+    """The newest checkpoint whose files are all as its manifest says, and why newer ones were
+    passed over."""
     complaints = []
     for path in reversed(list_checkpoints(folder)):
         fault = verify(path)
@@ -136,7 +146,8 @@ def load(path: Path) -> Checkpoint:
 
 
 def load_model(path: Path | str) -> tuple[DualEncoder, dict[str, Any], TrainState]:
-    """(model in eval mode, its JSON, where its training was) of a run folder, its newest valid checkpoint, or of a checkpoint.
+    """(model in eval mode, its JSON, where its training was) of a run folder, its newest valid
+    checkpoint, or of a checkpoint.
 
     Raises UserError.
     """
@@ -147,7 +158,9 @@ def load_model(path: Path | str) -> tuple[DualEncoder, dict[str, Any], TrainStat
         model = DualEncoder(model_json)
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}"
+        ) from error
     return model.eval(), model_json, state
 
 
@@ -167,7 +180,8 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Half-written folders of killed processes. One run folder has one writer, so none of them is in use."""
+    """Half-written folders of killed processes. One run folder has one writer, so none of them is
+    in use."""
     for path in folder.glob(".step_*"):
         shutil.rmtree(path)
 

@@ -1,4 +1,5 @@
-"""The command line. Exit codes: 0 done, 2 the user's mistake (a message, no traceback), 1 a fault, 130 interrupted."""
+"""The command line. Exit codes: 0 done, 2 the user's mistake (a message, no traceback), 1 a fault,
+130 interrupted."""
 
 from __future__ import annotations
 
@@ -29,25 +30,55 @@ def parser() -> argparse.ArgumentParser:
 
     train = verbs.add_parser("train", help="train, or go on with a run that was stopped")
     train.add_argument("config", type=Path, help="YAML file, e.g. configs/run/demo_tiny.yaml")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run_dir=runs/a optim.lr=1e-3")
+    train.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. run_dir=runs/a optim.lr=1e-3"
+    )
     train.set_defaults(run=_train)
 
-    evaluate = verbs.add_parser("eval", help="zero-shot classification and retrieval of a run or checkpoint")
-    evaluate.add_argument("run_dir", type=Path, metavar="RUN", help="run folder or checkpoints/step_* folder")
-    evaluate.add_argument("--set", type=Path, action="append", metavar="DIR", dest="sets", help="test set; may be repeated (default: the run's evaluators)")
-    evaluate.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
-    evaluate.add_argument("--picture", type=Path, metavar="PNG", help="write test images with the model's guesses")
+    evaluate = verbs.add_parser(
+        "eval", help="zero-shot classification and retrieval of a run or checkpoint"
+    )
+    evaluate.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="run folder or checkpoints/step_* folder"
+    )
+    evaluate.add_argument(
+        "--set",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        dest="sets",
+        help="test set; may be repeated (default: the run's evaluators)",
+    )
+    evaluate.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout instead of a table"
+    )
+    evaluate.add_argument(
+        "--picture", type=Path, metavar="PNG", help="write test images with the model's guesses"
+    )
     evaluate.set_defaults(run=_eval)
 
     data = verbs.add_parser("data", help="corpora").add_subparsers(required=True, metavar="WHAT")
-    demo = data.add_parser("demo", help="build a real corpus and its test sets from npm packages of open drawings")
-    demo.add_argument("--preset", choices=("quick", "full"), default="quick", help="55 thousand or 190 thousand pairs")
+    demo = data.add_parser(
+        "demo", help="build a real corpus and its test sets from npm packages of open drawings"
+    )
+    demo.add_argument(
+        "--preset",
+        choices=("quick", "full"),
+        default="quick",
+        help="55 thousand or 190 thousand pairs",
+    )
     demo.add_argument("--out", type=Path, default=Path("data/demo"))
-    demo.add_argument("--workers", type=int, default=None, help="rendering processes (default: one per core)")
+    demo.add_argument(
+        "--workers", type=int, default=None, help="rendering processes (default: one per core)"
+    )
     demo.set_defaults(run=_data_demo)
 
-    config = verbs.add_parser("config", help="configs").add_subparsers(required=True, metavar="WHAT")
-    show = config.add_parser("show", help="print a config with all its layers and defaults resolved")
+    config = verbs.add_parser("config", help="configs").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    show = config.add_parser(
+        "show", help="print a config with all its layers and defaults resolved"
+    )
     show.add_argument("config", type=Path)
     show.add_argument("overrides", nargs="*", metavar="key=value")
     show.set_defaults(run=_config_show)
@@ -56,14 +87,15 @@ def parser() -> argparse.ArgumentParser:
 
 def _train(arguments: argparse.Namespace) -> None:
     from clipx.config import load
-    from clipx.engine.trainer import TrainConfig, train
+    from clipx.engine.config import TrainConfig
+    from clipx.engine.trainer import train
 
     train(load(TrainConfig, arguments.config, arguments.overrides))
 
 
 def _config_show(arguments: argparse.Namespace) -> None:
     from clipx.config import load, to_yaml
-    from clipx.engine.trainer import TrainConfig
+    from clipx.engine.config import TrainConfig
 
     print(to_yaml(load(TrainConfig, arguments.config, arguments.overrides)), end="")
 

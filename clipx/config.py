@@ -1,7 +1,10 @@
-"""Configuration as data: YAML layers, then `key=value` overrides, then frozen dataclasses that complain once, at the door.
+"""Configuration as data: YAML layers, then `key=value` overrides, then frozen dataclasses that
+complain once, at the door.
 
-A component is picked by `name`, which is a module: `loss: {name: infonce}` is `clipx/losses/infonce.py`, and any
-dotted path outside clipx works the same way. The module holds `Config`, a frozen dataclass with `build()`.
+A component is picked by `name`, which is a module: `loss: {name: infonce}` is
+`clipx/losses/infonce.py`, and any
+dotted path outside clipx works the same way. The module holds `Config`, a frozen dataclass with
+`build()`.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ def config(cls: type[T]) -> type[T]:
 
 
 def component(family: str) -> Any:
-    """The type of a field that holds a component of `family`, for example `component("clipx.losses")`."""
+    """The type of a field that holds a component of `family`, for example
+    `component("clipx.losses")`."""
     return Annotated[Any, BeforeValidator(partial(_resolve, family))]
 
 
@@ -58,7 +62,8 @@ def build(cls: type[T], data: Data, *, where: str) -> T:
 
 
 def read_layers(path: Path) -> Data:
-    """The data of a YAML file over that of the files it `extends`, whose paths are relative to it."""
+    """The data of a YAML file over that of the files it `extends`, whose paths are relative to
+    it."""
     try:
         data = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError as error:
@@ -66,7 +71,9 @@ def read_layers(path: Path) -> Data:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"config {path} cannot be read: {error}") from error
     if not isinstance(data, dict):
-        raise UserError(f"config {path} must be a mapping of keys to values, not a {type(data).__name__}")
+        raise UserError(
+            f"config {path} must be a mapping of keys to values, not a {type(data).__name__}"
+        )
     bases = data.pop("extends", [])
     merged: Data = {}
     for base in [bases] if isinstance(bases, str) else bases:
@@ -78,7 +85,9 @@ def parse_override(text: str) -> Data:
     """`optim.lr=1e-3` -> {"optim": {"lr": "1e-3"}}; values are YAML."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
-        raise UserError(f"override {text!r} is not of the form key=value, for example optim.lr=5e-4")
+        raise UserError(
+            f"override {text!r} is not of the form key=value, for example optim.lr=5e-4"
+        )
     try:
         data: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -89,11 +98,16 @@ def parse_override(text: str) -> Data:
 
 
 def merge(base: Data, top: Data) -> Data:
-    """`top` over `base`, mapping by mapping. A component of another `name` starts afresh: its old settings are not its."""
+    """`top` over `base`, mapping by mapping. A component of another `name` starts afresh: its old
+    settings are not its."""
     out = dict(base)
     for key, value in top.items():
         old = out.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
+        if (
+            isinstance(value, dict)
+            and isinstance(old, dict)
+            and value.get("name", old.get("name")) == old.get("name")
+        ):
             out[key] = merge(old, value)
         else:
             out[key] = value
@@ -129,8 +143,6 @@ def differences(a: Data, b: Data, prefix: str = "") -> list[str]:
     return out
 
 
-# --- components -------------------------------------------------------------------------------------------------------
-
 _FAMILIES: set[str] = set()
 
 
@@ -139,15 +151,20 @@ def _resolve(family: str, value: Any) -> Any:
     _FAMILIES.add(family)
     if dataclasses.is_dataclass(value):
         return value
-    settings = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, dict) else {}
+    settings = {"name": value} if isinstance(value, str) else value
+    settings = dict(settings) if isinstance(settings, dict) else {}
     name = settings.pop("name", None)
     if not isinstance(name, str):
-        raise PydanticCustomError("component", "needs a `name`; known: {known}", {"known": _known(family)})
+        raise PydanticCustomError(
+            "component", "needs a `name`; known: {known}", {"known": ", ".join(_modules(family))}
+        )
     cls = _config_class(family, name)
     try:
         return TypeAdapter(cls).validate_python(settings)
     except ValidationError as error:
-        raise PydanticCustomError("nested", "{lines}", {"lines": _complaints(error, cls)}) from error
+        raise PydanticCustomError(
+            "nested", "{lines}", {"lines": _complaints(error, cls)}
+        ) from error
 
 
 def _config_class(family: str, name: str) -> type:
@@ -157,9 +174,9 @@ def _config_class(family: str, name: str) -> type:
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
             raise  # the module is there, and misses a dependency of its own
-        message = "{name!r} is no module of {family}{hint}; known: {known}"
-        context = {"name": name, "family": family, "hint": _did_you_mean(name, _modules(family)), "known": _known(family)}
-        raise PydanticCustomError("component", message.replace("!r", ""), context) from error
+        hint = _did_you_mean(name, _modules(family))
+        context = {"text": f"{name!r} is no module of {family}{hint}"}
+        raise PydanticCustomError("component", "{text}", context) from error
     return module.Config
 
 
@@ -168,18 +185,11 @@ def _modules(family: str) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
 
 
-def _known(family: str) -> str:
-    return ", ".join(_modules(family))
-
-
 def _component_name(cls: type) -> str | None:
     if cls.__name__ != "Config":
         return None
     family, _, name = cls.__module__.rpartition(".")
     return name if family in _FAMILIES else cls.__module__
-
-
-# --- complaints -------------------------------------------------------------------------------------------------------
 
 
 def _complaints(error: ValidationError, cls: type) -> list[str]:
@@ -208,7 +218,7 @@ def _fields_at(cls: Any, loc: Sequence[int | str]) -> list[str]:
             return []
         hints = {f.name: f.type for f in dataclasses.fields(cls)}
         hint = hints.get(str(part))
-        if isinstance(hint, str):  # annotations are strings under `from __future__ import annotations`
+        if isinstance(hint, str):  # `from __future__ import annotations` makes them strings
             hint = vars(sys.modules[cls.__module__]).get(hint)
         cls = hint
     return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
@@ -216,4 +226,6 @@ def _fields_at(cls: Any, loc: Sequence[int | str]) -> list[str]:
 
 def _did_you_mean(word: str, names: list[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}" if names else ""
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""

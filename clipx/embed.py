@@ -48,15 +48,22 @@ class Encoder:
     def encode_image(self, images: Picture | Sequence[Picture], *, batch_size: int = 256) -> Tensor:
         """(N, D) float32 of unit norm, on the CPU.
 
-        images: a Pillow image, a path, a (3, H, W) uint8 tensor, a sequence of these, or a (N, 3, H, W) uint8 tensor
+        images: a Pillow image, a path, a (3, H, W) uint8 tensor, a sequence of these, or a (N, 3,
+        H, W) uint8 tensor
         """
-        if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, Tensor) and images.ndim == 3):
+        if isinstance(images, (str, Path, Image.Image)) or (
+            isinstance(images, Tensor) and images.ndim == 3
+        ):
             images = [images]
         rows = []
         for start in range(0, len(images), batch_size):
-            part = [center(self._pixels(p), self.image_size) for p in images[start : start + batch_size]]
+            part = [
+                center(self._pixels(p), self.image_size) for p in images[start : start + batch_size]
+            ]
             with self._inference():
-                rows.append(self.model.encode_image(normalize(torch.stack(part).to(self.device))).cpu())
+                rows.append(
+                    self.model.encode_image(normalize(torch.stack(part).to(self.device))).cpu()
+                )
         return torch.cat(rows)
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 1024) -> Tensor:
@@ -64,16 +71,24 @@ class Encoder:
         texts = [texts] if isinstance(texts, str) else texts
         rows = []
         for start in range(0, len(texts), batch_size):
-            ids = [self.tokenizer.encode(t, self.context_length) for t in texts[start : start + batch_size]]
+            ids = [
+                self.tokenizer.encode(t, self.context_length)
+                for t in texts[start : start + batch_size]
+            ]
             with self._inference():
-                rows.append(self.model.encode_text(pad(ids, self.tokenizer.pad_id, self.pad_to).to(self.device)).cpu())
+                rows.append(
+                    self.model.encode_text(
+                        pad(ids, self.tokenizer.pad_id, self.pad_to).to(self.device)
+                    ).cpu()
+                )
         return torch.cat(rows)
 
     def _pixels(self, picture: Picture) -> Tensor:
         if isinstance(picture, Tensor):
             if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
                 raise UserError(
-                    f"an image tensor must be (3, H, W) uint8, not {tuple(picture.shape)} {picture.dtype}"
+                    "an image tensor must be (3, H, W) uint8, "
+                    f"not {tuple(picture.shape)} {picture.dtype}"
                 )
             return picture
         if isinstance(picture, Image.Image):
@@ -86,12 +101,16 @@ class Encoder:
         training = self.model.training
         self.model.eval()
         enabled = self.dtype == torch.bfloat16
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled),
+        ):
             yield
         self.model.train(training)
 
 
 def load(path: Path | str, *, device: torch.device | str = "cpu") -> Encoder:
-    """The model of a run folder (its newest valid checkpoint) or of a checkpoint. Raises UserError."""
+    """The model of a run folder (its newest valid checkpoint) or of a checkpoint. Raises
+    UserError."""
     model, model_json, _ = checkpoints.load_model(path)
     return Encoder(model, model_json, device=device)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def top_k_accuracy(scores: Tensor, label: Tensor, k: int) -> float:
-    """Fraction of rows whose label is among the k highest scores; every class counts where there are fewer than k.
+    """Fraction of rows whose label is among the k highest scores; every class counts where there
+    are fewer than k.
 
     scores: (N, C) float; label: (N,) int64
     """

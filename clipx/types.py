@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # `clipx --help` must not wait for torch
 
 
 class UserError(Exception):
-    """The user's mistake: the message gives the value and the remedy. The command line exits with 2, no traceback."""
+    """The user's mistake: the message gives the value and the remedy. The command line exits with
+    2, no traceback."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """loss: scalar with graph; metrics: detached scalars by their log name without the `train/` prefix."""
+    """loss: scalar with graph; metrics: detached scalars by their log name without the `train/`
+    prefix."""
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
@@ -49,7 +51,8 @@ class Pool(Protocol):
     """Where a loss finds its candidates. See `clipx.distributed.pool`."""
 
     def gather(self, rows: Tensor) -> Tensor:
-        """(B, D) rows of this rank -> (N, D) candidates, differentiable. This rank's rows start at `offset(B)`."""
+        """(B, D) rows of this rank -> (N, D) candidates, differentiable. This rank's rows start at
+        `offset(B)`."""
         ...
 
     def offset(self, num_rows: int) -> int:
@@ -92,10 +95,15 @@ class Duration:
     def parse(cls, text: str) -> Duration:
         match = _DURATION.match(text)
         if match is None or float(match[1]) <= 0:
-            raise ValueError(f"{text!r} is not a duration; write for example '2000 steps', '3 epochs' or '400M samples'")
+            raise ValueError(
+                f"{text!r} is not a duration; "
+                "write for example '2000 steps', '3 epochs' or '400M samples'"
+            )
         return cls(float(match[1]) * _UNITS[match[2]], match[3].rstrip("s"))
 
     def steps(self, *, global_batch_size: int, epoch_samples: int) -> int:
         """Optimizer steps, rounded to the nearest and at least 1."""
-        samples_per_unit = {"step": global_batch_size, "sample": 1, "epoch": epoch_samples}[self.unit]
+        samples_per_unit = {"step": global_batch_size, "sample": 1, "epoch": epoch_samples}[
+            self.unit
+        ]
         return max(1, round(self.amount * samples_per_unit / global_batch_size))

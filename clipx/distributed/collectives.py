@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class _AllGather(torch.autograd.Function):
-    """(B, ...) on each of R ranks -> (R * B, ...) on all. Backward sums over ranks what each says of my rows."""
+    """(B, ...) on each of R ranks -> (R * B, ...) on all. Backward sums over ranks what each says
+    of my rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
-"""This process among its peers: device, rank, collectives on small values. The one user of Accelerator and of the environment.
+"""This process among its peers: device, rank, collectives on small values. The one user of
+Accelerator and of the environment.
 
-Plain `python -m clipx`, torchrun and accelerate launch all end here. Collectives cost nothing on one process.
+Plain `python -m clipx`, torchrun and accelerate launch all end here. Collectives cost nothing on
+one process.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class Runtime:
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with its gradients averaged over ranks in backward; itself where there is one rank."""
+        """The model with its gradients averaged over ranks in backward; itself where there is one
+        rank."""
         model = model.to(self.device)
         return self._accelerator.prepare_model(model) if self.world_size > 1 else model
 
@@ -60,7 +63,8 @@ class Runtime:
         return out
 
     def agree(self, fault: str | None) -> None:
-        """Raise UserError on all ranks if any rank brings a fault: none is left waiting for one that gave up."""
+        """Raise UserError on all ranks if any rank brings a fault: none is left waiting for one
+        that gave up."""
         faults = [text for text in self.gather(fault) if text is not None]
         if faults:
             raise UserError(faults[0])
@@ -77,27 +81,31 @@ class Runtime:
 def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
     """Join the process group that the launcher's environment describes.
 
-    Raises UserError when the group found is not of the size that was asked for: a launcher that fails to connect its
+    Raises UserError when the group found is not of the size that was asked for: a launcher that
+    fails to connect its
     processes would otherwise train that many separate models into one folder.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda: no CUDA device is visible; use device=cpu, or check the driver and torch's build")
+        raise UserError(
+            "device cuda: no CUDA device is visible; use device=cpu, or check the driver"
+        )
     use_cpu = device == "cpu" or not torch.cuda.is_available()
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*OMP_NUM_THREADS.*")
         accelerator = Accelerator(
             cpu=use_cpu,
-            mixed_precision="no",  # clipx/engine/precision.py casts; accelerate only connects processes
+            mixed_precision="no",  # engine/precision.py casts; accelerate connects processes
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
         )
     if accelerator.num_processes != asked:
         raise UserError(
             f"the launcher asked for {asked} processes, but {accelerator.num_processes} joined; "
-            "launch with torchrun, or with `accelerate launch --multi_gpu` (set ACCELERATE_USE_CPU=true without GPUs)"
+            "launch with torchrun, or with `accelerate launch --multi_gpu` "
+            "(and ACCELERATE_USE_CPU=true without GPUs)"
         )
     return Runtime(accelerator)
 

@@ -26,7 +26,8 @@ def evaluate(encoder: Encoder, evaluators: Mapping[str, Any]) -> dict[str, float
 def evaluate_in_training(
     encoder: Encoder, evaluators: Mapping[str, Any], say: Callable[[str], None]
 ) -> dict[str, float]:
-    """The same, but an evaluator that fails is reported and left out: training is worth more than one number."""
+    """The same, but an evaluator that fails is reported and left out: training is worth more than
+    one number."""
     results: dict[str, float] = {}
     for name, config in evaluators.items():
         try:
@@ -39,7 +40,8 @@ def evaluate_in_training(
 
 
 def evaluator_for(path: Path) -> zero_shot.Config | retrieval.Config:
-    """What a test set's files ask for: classes make it zero-shot classification, captions retrieval. Raises UserError."""
+    """What a test set's files ask for: classes make it zero-shot classification, captions
+    retrieval. Raises UserError."""
     if is_classification(path):
         return zero_shot.Config(path=str(path))
     return retrieval.Config(path=str(path))

@@ -1,4 +1,5 @@
-"""`clipx eval`: the numbers of a trained run, a table for people, and a picture of what the model sees."""
+"""`clipx eval`: the numbers of a trained run, a table for people, and a picture of what the model
+sees."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ from rich.table import Table
 from clipx import checkpoints
 from clipx.config import build
 from clipx.embed import Encoder
+from clipx.engine.config import TrainConfig
 from clipx.engine.evaluate import evaluate, evaluator_for
 from clipx.engine.precision import compute_dtype
-from clipx.engine.trainer import TrainConfig
 from clipx.evaluators import zero_shot
 from clipx.metrics import wilson_interval
 from clipx.types import UserError
@@ -23,7 +24,8 @@ from clipx.viz.contact_sheet import Guess, contact_sheet
 
 
 def evaluate_run(path: Path, sets: list[Path] | None) -> dict[str, Any]:
-    """{"step", "samples_seen", "<set>-<metric>": value, ...} of a run's newest checkpoint, or of a checkpoint. Raises UserError."""
+    """{"step", "samples_seen", "<set>-<metric>": value, ...} of a run's newest checkpoint, or of a
+    checkpoint. Raises UserError."""
     model, model_json, state = checkpoints.load_model(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = Encoder(model, model_json, device=device, dtype=compute_dtype("auto", device))
@@ -38,7 +40,11 @@ def chosen_evaluators(path: Path, sets: list[Path] | None) -> dict[str, Any]:
     folder = next((p for p in (path, path.parent.parent) if (p / "config.yaml").exists()), None)
     if folder is None:
         raise UserError(f"{path} has no config.yaml with evaluators; name a test set with --set")
-    config = build(TrainConfig, yaml.safe_load((folder / "config.yaml").read_text()), where=str(folder / "config.yaml"))
+    config = build(
+        TrainConfig,
+        yaml.safe_load((folder / "config.yaml").read_text()),
+        where=str(folder / "config.yaml"),
+    )
     if not config.evaluators:
         raise UserError(f"the run {folder} has no evaluators; name a test set with --set")
     return config.evaluators
@@ -47,12 +53,17 @@ def chosen_evaluators(path: Path, sets: list[Path] | None) -> dict[str, Any]:
 def print_table(results: dict[str, Any]) -> None:
     """One row for each test set; rates with 95 % intervals over its samples."""
     console = Console(highlight=False)
-    table = Table("set", "samples", "top-1", "top-5", "image to text R@1", "text to image R@1",
-                  title=f"step {results['step']}, {results['samples_seen']:,} samples seen")  # fmt: skip
-    for name in [key.removesuffix("-num_samples") for key in results if key.endswith("-num_samples")]:
+    title = f"step {results['step']}, {results['samples_seen']:,} samples seen"
+    columns = ("set", "samples", "top-1", "top-5", "image to text R@1", "text to image R@1")
+    table = Table(*columns, title=title)
+    for name in [
+        key.removesuffix("-num_samples") for key in results if key.endswith("-num_samples")
+    ]:
         count = int(results[f"{name}-num_samples"])
         metrics = ("zeroshot-top1", "zeroshot-top5", "image_to_text_R@1", "text_to_image_R@1")
-        table.add_row(name, f"{count:,}", *(_cell(results.get(f"{name}-{m}"), count) for m in metrics))
+        table.add_row(
+            name, f"{count:,}", *(_cell(results.get(f"{name}-{m}"), count) for m in metrics)
+        )
     console.print(table)
 
 
@@ -85,6 +96,9 @@ def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str, count: int
     for image, label in samples[:: max(1, len(samples) // count)][:count]:
         probability = (100 * encoder.encode_image(image) @ weights.T).softmax(-1)[0]
         best = probability.topk(3)
-        rows = [(evaluator.class_names[i], float(p)) for p, i in zip(best.values, best.indices, strict=True)]
+        rows = [
+            (evaluator.class_names[i], float(p))
+            for p, i in zip(best.values, best.indices, strict=True)
+        ]
         out.append(Guess(image, evaluator.class_names[label], rows, name))
     return out

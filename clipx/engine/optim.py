@@ -26,7 +26,8 @@ class OptimConfig:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices and kernels decay. Gains, biases, embeddings (token, position, class) and the temperature do not."""
+    """Matrices and kernels decay. Gains, biases, embeddings (token, position, class) and the
+    temperature do not."""
     return parameter.ndim >= 2 and "embedding" not in name and "pos_embed" not in name
 
 

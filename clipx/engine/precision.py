@@ -1,4 +1,5 @@
-"""Which dtype matmuls run in. Weights, optimizer state, features and the loss are float32 always."""
+"""Which dtype matmuls run in. Weights, optimizer state, features and the loss are float32
+always."""
 
 from __future__ import annotations
 

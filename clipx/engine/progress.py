@@ -1,4 +1,5 @@
-"""What a person sees: a progress bar with the time left on a terminal, one plain line per log step elsewhere."""
+"""What a person sees: a progress bar with the time left on a terminal, one plain line per log step
+elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +18,12 @@ class Reporter:
         self._total, self._first, self._begin = total_steps, first_step, time.perf_counter()
         self._bar: Progress | None = None
         if show and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task("training", total=total_steps, completed=first_step)
             self._bar.start()
@@ -32,7 +38,8 @@ class Reporter:
     def log(self, record: dict[str, Any]) -> None:
         text = (
             f"loss {record['train/loss']:.4f}  scale {record['train/scale']:.2f}  "
-            f"{record['train/samples_per_second']:.0f} samples/s  data wait {record['data_wait_fraction']:.0%}"
+            f"{record['train/samples_per_second']:.0f} samples/s  "
+            f"data wait {record['data_wait_fraction']:.0%}"
         )
         if self._bar is not None:
             self._bar.update(self._task, description=text)

@@ -1,8 +1,10 @@
 """The run folder: what a run writes down, and how a second start finds its place.
 
-    config.yaml        the resolved config of this run          version.json     code and library versions, per start
-    metrics.jsonl      one line per log step                    results.jsonl    one line per evaluation
-    quarantine.jsonl   one line per bad sample met              checkpoints/     see clipx/checkpoints.py
+config.yaml        the resolved config of this run          version.json     code and library
+versions, per start
+metrics.jsonl      one line per log step                    results.jsonl    one line per evaluation
+quarantine.jsonl   one line per bad sample met              checkpoints/     see
+clipx/checkpoints.py
 """
 
 from __future__ import annotations
@@ -18,18 +20,29 @@ import torch
 import yaml
 
 from clipx.config import differences
-from clipx.trackers.jsonl import JsonLines, keep_until
-from clipx.types import UserError
+from clipx.trackers.jsonl import JsonLines, keep_until, read_lines
+from clipx.trackers.tensorboard import TensorBoard
+from clipx.types import Tracker, UserError
 
-# Settings that may change between two starts of one run: they decide how it runs, not what it computes.
+# Settings that may change between two starts of one run: they decide how it runs, not what it
+# computes.
 MAY_CHANGE = (
-    "run_dir", "device", "tensorboard", "log_every", "checkpoint_every", "keep_checkpoints", "evaluators",
-    "data.workers", "data.max_bad_fraction", "duration",
-)  # fmt: skip
+    "run_dir",
+    "device",
+    "tensorboard",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "evaluators",
+    "data.workers",
+    "data.max_bad_fraction",
+    "duration",
+)
 
 
 class RunFolder:
-    """Opened by rank 0 alone. Raises UserError when the folder cannot be written or belongs to another config."""
+    """Opened by rank 0 alone. Raises UserError when the folder cannot be written or belongs to
+    another config."""
 
     def __init__(self, path: Path, config: dict[str, Any], config_yaml: str) -> None:
         self.path = path
@@ -41,7 +54,9 @@ class RunFolder:
             with (path / "version.json").open("a") as file:
                 file.write(json.dumps(code_version()) + "\n")
         except OSError as error:
-            raise UserError(f"run_dir {path} cannot be written: {error}; choose another with run_dir=") from error
+            raise UserError(
+                f"run_dir {path} cannot be written: {error}; choose another with run_dir="
+            ) from error
 
     def _check_same(self, config: dict[str, Any]) -> None:
         stored = self.path / "config.yaml"
@@ -49,23 +64,15 @@ class RunFolder:
             return
         old = yaml.safe_load(stored.read_text(encoding="utf-8"))
         changed = [
-            key for key in differences(old, config) if not any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
+            key
+            for key in differences(old, config)
+            if not any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
         ]
         if changed:
             raise UserError(
                 f"run_dir {self.path} belongs to another config: {', '.join(changed)} differ. "
                 "Choose another run_dir=, or delete the folder to start again"
             )
-
-    def open_logs(self, step: int) -> tuple[JsonLines, JsonLines, JsonLines]:
-        """(metrics, results, quarantine), cut back to `step`, from where training goes on."""
-        for name in ("metrics.jsonl", "results.jsonl", "quarantine.jsonl"):
-            keep_until(self.path / name, step)
-        return (
-            JsonLines(self.path / "metrics.jsonl"),
-            JsonLines(self.path / "results.jsonl"),
-            JsonLines(self.path / "quarantine.jsonl"),
-        )
 
 
 def code_version() -> dict[str, Any]:
@@ -81,11 +88,14 @@ def code_version() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with `+` where files differ from it; None outside of a checkout."""
+    """The commit of the source tree, with `+` where files differ from it; None outside of a
+    checkout."""
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
@@ -93,3 +103,34 @@ def _commit() -> str | None:
         return (commit + ("+" if git("status", "--porcelain") else "")) or None
     except OSError:
         return None  # no git on this machine
+
+
+class Logs:
+    """The files of rank 0."""
+
+    def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
+        """Cut back to `step`, from where training goes on."""
+        paths = [folder / f"{name}.jsonl" for name in ("metrics", "results", "quarantine")]
+        for path in paths:
+            keep_until(path, step)
+        self.evaluated = {record["step"] for record in read_lines(paths[1])}
+        metrics, self._results, self._quarantine = (JsonLines(path) for path in paths)
+        self._trackers: list[Tracker] = [metrics]
+        if tensorboard:
+            self._trackers.append(TensorBoard(folder / "tensorboard", purge_step=step))
+
+    def log(self, record: dict[str, Any], bad: list[dict[str, Any]]) -> None:
+        for tracker in self._trackers:
+            tracker.log(record)
+        for line in bad:
+            self._quarantine.log({"step": record["step"], **line})
+
+    def results(self, record: dict[str, Any]) -> None:
+        self._results.log(record)
+        self.evaluated.add(record["step"])
+        for tracker in self._trackers[1:]:
+            tracker.log(record)
+
+    def close(self) -> None:
+        for tracker in (*self._trackers, self._results, self._quarantine):
+            tracker.close()

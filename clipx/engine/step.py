@@ -24,7 +24,8 @@ def train_step(
     dtype: torch.dtype,
     clip_grad_norm: float | None,
 ) -> dict[str, Tensor]:
-    """Forward, backward, clip, update. Returns detached scalars by log name: loss, its metrics, scale, grad_norm."""
+    """Forward, backward, clip, update. Returns detached scalars by log name: loss, its metrics,
+    scale, grad_norm."""
     image = normalize(batch.image.to(device, non_blocking=True))
     text = batch.text.to(device, non_blocking=True)
     with autocast(device, dtype):

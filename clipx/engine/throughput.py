@@ -10,7 +10,8 @@ T = TypeVar("T")
 
 
 class Meter:
-    """Counts from the last `read` on. Time spent in checkpoints and evaluations is taken out by `pause`."""
+    """Counts from the last `read` on. Time spent in checkpoints and evaluations is taken out by
+    `pause`."""
 
     def __init__(self) -> None:
         self._reset()
@@ -39,7 +40,8 @@ class Meter:
         self._paused += seconds
 
     def read(self) -> dict[str, float]:
-        """samples_per_second over all ranks' samples added, data_wait_fraction in [0, 1]; starts afresh."""
+        """samples_per_second over all ranks' samples added, data_wait_fraction in [0, 1]; starts
+        afresh."""
         seconds = max(1e-9, time.perf_counter() - self._start - self._paused)
         record = {
             "train/samples_per_second": self._samples / seconds,

@@ -1,7 +1,7 @@
 """Test sets in CLIP_benchmark's webdataset layout.
 
-    <set>/classnames.txt, zeroshot_classification_templates.txt, test/nshards.txt, test/0.tar ...
-    members: key.png + key.cls (index of the class), or key.png + key.txt (captions, one a line)
+<set>/classnames.txt, zeroshot_classification_templates.txt, test/nshards.txt, test/0.tar ...
+members: key.png + key.cls (index of the class), or key.png + key.txt (captions, one a line)
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Item = TypeVar("Item")
 
 
 def is_classification(path: Path) -> bool:
-    """True for a folder of images with classes, False for one of images with captions. Raises UserError."""
+    """True for a folder of images with classes, False for one of images with captions. Raises
+    UserError."""
     if not path.is_dir():
         raise UserError(f"test set {path} does not exist; the demo's are made by `clipx data demo`")
     return (path / "classnames.txt").exists()
@@ -40,7 +41,8 @@ def lines(path: Path) -> list[str]:
 
 
 def read_set(path: Path, label: str, split: str = "test") -> Iterator[tuple[Tensor, str]]:
-    """((3, H, W) uint8, text of the `.<label>` member) of every sample. Raises UserError at the first that lacks either."""
+    """((3, H, W) uint8, text of the `.<label>` member) of every sample. Raises UserError at the
+    first that lacks either."""
     shards = sorted((path / split).glob("*.tar"), key=lambda p: (len(p.stem), p.stem))
     if not shards:
         raise UserError(f"test set {path} has no shards {split}/*.tar")
@@ -49,12 +51,16 @@ def read_set(path: Path, label: str, split: str = "test") -> Iterator[tuple[Tens
             members = {name: (offset, size) for name, offset, size in shard.members(sample)}
             image = next((members[name] for name in decode.EXTENSIONS if name in members), None)
             if image is None or label not in members:
-                raise UserError(f"test set sample {key} of {shard.path} has no image or no .{label} member")
+                raise UserError(
+                    f"test set sample {key} of {shard.path} has no image or no .{label} member"
+                )
             text = pread(str(shard.path), *members[label]).decode("utf-8")
             try:
                 yield decode.decode(pread(str(shard.path), *image)), text
             except decode.BadImage as error:
-                raise UserError(f"test set image {key} of {shard.path} does not decode: {error}") from error
+                raise UserError(
+                    f"test set image {key} of {shard.path} does not decode: {error}"
+                ) from error
 
 
 def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -1,4 +1,5 @@
-"""Cross-modal retrieval: find the caption of an image among all captions, and the image of a caption among all images."""
+"""Cross-modal retrieval: find the caption of an image among all captions, and the image of a
+caption among all images."""
 
 from __future__ import annotations
 

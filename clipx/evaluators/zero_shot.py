@@ -1,4 +1,5 @@
-"""Zero-shot classification: class names put into prompts are the classifier (arXiv:2103.00020, 3.1)."""
+"""Zero-shot classification: class names put into prompts are the classifier (arXiv:2103.00020,
+3.1)."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class ZeroShot:
         return torch.cat(features) @ weights.T, torch.tensor(labels)
 
     def samples(self) -> Iterator[tuple[Tensor, int]]:
-        """((3, H, W) uint8, class index) of each image. Raises UserError at a label without a class name."""
+        """((3, H, W) uint8, class index) of each image. Raises UserError at a label without a class
+        name."""
         for image, text in read_set(self.path, "cls"):
             if not text.strip().isdigit() or int(text) >= len(self.class_names):
                 raise UserError(
@@ -68,8 +70,13 @@ def classifier(encoder: Encoder, class_names: Sequence[str], templates: Sequence
     """(C, D) unit rows: for each class, the normalized mean of its normalized prompt embeddings."""
     wrong = [t for t in templates if "{c}" not in t and "{}" not in t]
     if wrong:
-        raise UserError(f"prompt template {wrong[0]!r} has no place for the class name; write {{c}} where it belongs")
-    prompts = [t.replace("{c}", name).replace("{}", name) for name in class_names for t in templates]
+        raise UserError(
+            f"prompt template {wrong[0]!r} has no place for the class name; "
+            "write {c} where it belongs"
+        )
+    prompts = [
+        t.replace("{c}", name).replace("{}", name) for name in class_names for t in templates
+    ]
     embeddings = encoder.encode_text(prompts).view(len(class_names), len(templates), -1)
     return F.normalize(embeddings.mean(1), dim=-1)
 
@@ -84,9 +91,9 @@ def zero_shot(
 ) -> Tensor:
     """(N, C) probabilities of the classes for each image.
 
-    images: whatever `model.encode_image` takes; templates: prompts with {c} where the class name goes;
+    images: whatever `model.encode_image` takes; templates: prompts with {c} where the class name
+    goes;
     logit_scale: inverse temperature of the softmax; the order of the classes does not depend on it
     """
     weights = classifier(model, class_names, templates)
     return (logit_scale * model.encode_image(images) @ weights.T).softmax(-1)
-

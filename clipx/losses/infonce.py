@@ -1,4 +1,5 @@
-"""Symmetric InfoNCE with a learnable temperature: the loss of CLIP (arXiv:2103.00020, figure 3; arXiv:1807.03748)."""
+"""Symmetric InfoNCE with a learnable temperature: the loss of CLIP (arXiv:2103.00020, figure 3;
+arXiv:1807.03748)."""
 
 from __future__ import annotations
 
@@ -20,14 +21,18 @@ class Config:
 class InfoNCE:
     """Each image against all captions of the global batch, each caption against all its images.
 
-    The mean is over this rank's rows and candidates carry gradient through the gather, so the average of the ranks'
+    The mean is over this rank's rows and candidates carry gradient through the gather, so the
+    average of the ranks'
     gradients is the gradient of the global mean, for the towers and for logit_scale alike.
     """
 
     def __call__(self, image: Tensor, text: Tensor, logit_scale: Tensor, pool: Pool) -> LossOutput:
-        """image, text: (B, D) float32 of unit norm; logit_scale: () log of the inverse temperature."""
+        """image, text: (B, D) float32 of unit norm; logit_scale: () log of the inverse
+        temperature."""
         device = image.device.type
-        with torch.autocast(device, enabled=False):  # bf16 steps by 0.5 between 64 and 128, where logits end up
+        with torch.autocast(
+            device, enabled=False
+        ):  # bf16 steps by 0.5 between 64 and 128, where logits end up
             scale = logit_scale.exp()
             positive = scale * (image * text).sum(-1)
             to_text = scale * image @ pool.gather(text).T  # (B, N)

@@ -1,4 +1,5 @@
-"""Two towers, one space. Parameters are named as in open_clip's CustomTextCLIP: visual.*, text.*, logit_scale, logit_bias."""
+"""Two towers, one space. Parameters are named as in open_clip's CustomTextCLIP: visual.*, text.*,
+logit_scale, logit_bias."""
 
 from __future__ import annotations
 
@@ -22,21 +23,25 @@ class ModelConfig:
     """Which model, by its JSON."""
 
     name: str
-    """A path to a JSON of open_clip's schema, or the name of one of its models, such as `ViT-B-32`."""
+    """A path to a JSON of open_clip's schema, or the name of one of its models, such as
+    `ViT-B-32`."""
 
     def read(self) -> dict[str, Any]:
         return read_model_json(self.name)
 
 
 class DualEncoder(nn.Module):
-    """visual: (B, 3, H, W) float -> (B, D); text: (B, T) int64 -> (B, D); logit_scale: log of the inverse temperature."""
+    """visual: (B, 3, H, W) float -> (B, D); text: (B, T) int64 -> (B, D); logit_scale: log of the
+    inverse temperature."""
 
     logit_bias: nn.Parameter | None
 
     def __init__(self, cfg: dict[str, Any]) -> None:
         super().__init__()
         self.visual, self.text = build_towers(cfg)
-        self.logit_scale = nn.Parameter(torch.tensor(cfg.get("init_logit_scale", math.log(1 / 0.07))))
+        self.logit_scale = nn.Parameter(
+            torch.tensor(cfg.get("init_logit_scale", math.log(1 / 0.07)))
+        )
         bias = cfg.get("init_logit_bias")
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
 
@@ -51,7 +56,8 @@ class DualEncoder(nn.Module):
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """image features, text features, logit_scale, logit_bias.
 
-        The two scalars pass through, so that a data-parallel wrapper sees them used and averages their gradients.
+        The two scalars pass through, so that a data-parallel wrapper sees them used and averages
+        their gradients.
         """
         return self.encode_image(image), self.encode_text(text), self.logit_scale, self.logit_bias
 
@@ -62,7 +68,8 @@ class DualEncoder(nn.Module):
 
 
 def build_towers(cfg: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
-    """clipx's own towers for what CLIP's paper describes, open_clip's for everything else in its JSONs."""
+    """clipx's own towers for what CLIP's paper describes, open_clip's for everything else in its
+    JSONs."""
     vision_cfg, text_cfg = cfg["vision_cfg"], cfg["text_cfg"]
     embed_dim, quick_gelu = cfg["embed_dim"], cfg.get("quick_gelu", False)
     visual: nn.Module | None = None

@@ -1,4 +1,5 @@
-"""open_clip's model JSONs: the one schema for architectures, so that every model has a name elsewhere too."""
+"""open_clip's model JSONs: the one schema for architectures, so that every model has a name
+elsewhere too."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from clipx.types import UserError
 
 
 def read_model_json(name: str) -> dict[str, Any]:
-    """The content of a `.json` path, or of one of open_clip's model names such as `ViT-B-32`. Raises UserError."""
+    """The content of a `.json` path, or of one of open_clip's model names such as `ViT-B-32`.
+    Raises UserError."""
     if name.endswith(".json"):
         return _read(Path(name))
     import open_clip
@@ -36,12 +38,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"model.name {path} cannot be read: {error}") from error
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(cfg if isinstance(cfg, dict) else [])
     if missing:
-        raise UserError(f"model.name {path} lacks {', '.join(sorted(missing))}: it is no open_clip model JSON")
+        raise UserError(
+            f"model.name {path} lacks {', '.join(sorted(missing))}: it is no open_clip model JSON"
+        )
     return cfg
 
 
 def fixed_text_length(cfg: dict[str, Any]) -> int | None:
-    """Tokens to which this model's captions must be padded; None where they may be cut to the longest of the batch.
+    """Tokens to which this model's captions must be padded; None where they may be cut to the
+    longest of the batch.
 
     open_clip's own text tower adds its whole mask, and reads SigLIP's out at the last position.
     """

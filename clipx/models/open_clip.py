@@ -1,4 +1,5 @@
-"""Towers that open_clip builds: ModifiedResNet, timm, Hugging Face, SigLIP and the rest of its model JSONs."""
+"""Towers that open_clip builds: ModifiedResNet, timm, Hugging Face, SigLIP and the rest of its
+model JSONs."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ from typing import Any
 import open_clip
 from torch import nn
 
-_KNOWN = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias")
+_KNOWN = (
+    "embed_dim",
+    "vision_cfg",
+    "text_cfg",
+    "quick_gelu",
+    "init_logit_scale",
+    "init_logit_bias",
+)
 _IGNORED = ("custom_text",)  # every clipx model has its text tower under `text`
 
 

@@ -1,4 +1,5 @@
-"""Pre-norm transformer (arXiv:1706.03762, arXiv:2002.04745) with the parameter names of open_clip, so weights load both ways."""
+"""Pre-norm transformer (arXiv:1706.03762, arXiv:2002.04745) with the parameter names of open_clip,
+so weights load both ways."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 
 
 class QuickGELU(nn.Module):
-    """Sigmoid approximation of GELU that OpenAI's CLIP weights were trained with (arXiv:2103.00020)."""
+    """Sigmoid approximation of GELU that OpenAI's CLIP weights were trained with
+    (arXiv:2103.00020)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -30,21 +32,28 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:
-        """(B, T, width) -> (B, T, width); with `read`, (B,) token indices, the output of those tokens alone: (B, 1, width)."""
+        """(B, T, width) -> (B, T, width); with `read`, (B,) token indices, the output of those
+        tokens alone: (B, 1, width)."""
         width = x.shape[-1]
         if read is None:
             q, k, v = self._heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), 3)
         else:
             wanted = take(x, read)
-            (q,) = self._heads(F.linear(wanted, self.in_proj_weight[:width], self.in_proj_bias[:width]), 1)
-            k, v = self._heads(F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]), 2)
+            (q,) = self._heads(
+                F.linear(wanted, self.in_proj_weight[:width], self.in_proj_bias[:width]), 1
+            )
+            k, v = self._heads(
+                F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]), 2
+            )
         hidden = self._hidden(x, read) if self.causal else None
         if x.device.type == "cpu":
             mixed = _attend_by_matmul(q, k, v, hidden)
         elif read is None:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if hidden is None else ~hidden)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=None if hidden is None else ~hidden
+            )
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -55,7 +64,8 @@ class Attention(nn.Module):
 
     @staticmethod
     def _hidden(x: Tensor, read: Tensor | None) -> Tensor:
-        """True where a query must not see a key: the tokens after its own. Broadcasts to (B, heads, queries, T)."""
+        """True where a query must not see a key: the tokens after its own. Broadcasts to (B, heads,
+        queries, T)."""
         key = torch.arange(x.shape[1], device=x.device)
         query = key[:, None] if read is None else read[:, None, None, None]
         return key > query
@@ -69,7 +79,8 @@ def take(x: Tensor, read: Tensor) -> Tensor:
 def _attend_by_matmul(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
     """Attention written out: q: (B, heads, Q, d); k, v: (B, heads, T, d).
 
-    On CPUs and sequences of some tens of tokens, two batched matmuls beat the flash kernel, whose backward is not
+    On CPUs and sequences of some tens of tokens, two batched matmuls beat the flash kernel, whose
+    backward is not
     vectorized for bfloat16: twice the speed of a whole training step.
     """
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
@@ -91,7 +102,14 @@ class LayerScale(nn.Module):
 
 class Block(nn.Module):
     def __init__(
-        self, width: int, heads: int, mlp_width: int, *, causal: bool, quick_gelu: bool, layer_scale: float | None
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        causal: bool,
+        quick_gelu: bool,
+        layer_scale: float | None,
     ) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
@@ -129,14 +147,22 @@ class Transformer(nn.Module):
         mlp_width = int(width * mlp_ratio)
         assert layers > 0
         self.resblocks = nn.ModuleList(
-            Block(width, heads, mlp_width, causal=causal, quick_gelu=quick_gelu, layer_scale=layer_scale)
+            Block(
+                width,
+                heads,
+                mlp_width,
+                causal=causal,
+                quick_gelu=quick_gelu,
+                layer_scale=layer_scale,
+            )
             for _ in range(layers)
         )
 
     def forward(self, x: Tensor, read: Tensor) -> Tensor:
         """(B, T, width), (B,) token indices -> (B, width), the output of those tokens.
 
-        The towers of CLIP are read out at one token. So the last block computes its queries, output projection and
+        The towers of CLIP are read out at one token. So the last block computes its queries, output
+        projection and
         MLP for that token only: the same numbers for a seventh less work in a tower of six blocks.
         """
         for block in self.resblocks[:-1]:

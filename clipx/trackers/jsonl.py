@@ -39,5 +39,7 @@ def keep_until(path: Path, step: int) -> None:
     records = [r for r in read_lines(path) if r.get("step", 0) <= step]
     if path.exists():
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        temporary.write_text(
+            "".join(json.dumps(record) + "\n" for record in records), encoding="utf-8"
+        )
         temporary.replace(path)

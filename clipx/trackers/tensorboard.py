@@ -14,7 +14,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError("tensorboard=true needs TensorBoard: pip install 'clipx[track]'") from error
+            raise UserError(
+                "tensorboard=true needs TensorBoard: pip install 'clipx[track]'"
+            ) from error
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def log(self, record: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ _CELL, _IMAGE, _LINE = (210, 190), 96, 15
 
 @dataclass(frozen=True)
 class Guess:
-    """image: (3, H, W) uint8; truth: its class; best: (class, probability), best first; group: the test set's name"""
+    """image: (3, H, W) uint8; truth: its class; best: (class, probability), best first; group: the
+    test set's name"""
 
     image: Tensor
     truth: str
@@ -31,7 +32,9 @@ def contact_sheet(guesses: list[Guess], *, columns: int) -> Image.Image:
         picture = Image.fromarray(guess.image.permute(1, 2, 0).numpy())
         sheet.paste(picture.resize((_IMAGE, _IMAGE), Image.Resampling.LANCZOS), (x, y))
         draw.rectangle((x - 1, y - 1, x + _IMAGE, y + _IMAGE), outline="#cccccc")
-        draw.text((x + _IMAGE + 8, y), guess.group.replace("-", "\n", 1), fill="#888888", font=small)
+        draw.text(
+            (x + _IMAGE + 8, y), guess.group.replace("-", "\n", 1), fill="#888888", font=small
+        )
         y += _IMAGE + 6
         draw.text((x, y), _cut(guess.truth, 27), fill="black", font=font)
         for name, probability in guess.best:

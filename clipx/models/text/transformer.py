@@ -1,6 +1,8 @@
-"""The text tower of CLIP: a causal transformer read out at the end token (arXiv:2103.00020), with open_clip's parameter names.
+"""The text tower of CLIP: a causal transformer read out at the end token (arXiv:2103.00020), with
+open_clip's parameter names.
 
-The mask is causal and padding comes last, so no token sees padding: captions may be cut to the longest of the
+The mask is causal and padding comes last, so no token sees padding: captions may be cut to the
+longest of the
 batch, or of a part of it, without any change of the embeddings.
 """
 
@@ -13,10 +15,13 @@ from torch import Tensor, nn
 
 from clipx.models.transformer import Transformer
 
-# The keys of open_clip's `text_cfg` that this file implements; a config with others gets open_clip's own tower.
+# The keys of open_clip's `text_cfg` that this file implements; a config with others gets
+# open_clip's own tower.
 FIELDS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value"}
 
-GROUP = 64  # captions of like length encoded together on the CPU: 64 x 7 tokens still fill its matmuls
+GROUP = (
+    128  # captions of like length encoded together on the CPU: 64 x 7 tokens still fill its matmuls
+)
 
 
 class TextTransformer(nn.Module):
@@ -56,22 +61,32 @@ class TextTransformer(nn.Module):
     def forward(self, text: Tensor) -> Tensor:
         if text.device.type == "cpu" and len(text) >= 2 * GROUP:
             return self._by_length(text)
-        return self._encode(text, end_of(text))
+        return self._encode(self.token_embedding(text), end_of(text))
 
-    def _encode(self, text: Tensor, end: Tensor) -> Tensor:
-        x = self.token_embedding(text)
-        x = x + self.positional_embedding[: text.shape[1]]
+    def _encode(self, x: Tensor, end: Tensor) -> Tensor:
+        """x: (B, T, width) token embeddings; end: (B,) index of the end token."""
+        x = x + self.positional_embedding[: x.shape[1]]
         return self.ln_final(self.transformer(x, end)) @ self.text_projection
 
     def _by_length(self, text: Tensor) -> Tensor:
-        """The same rows, encoded in groups of like length, each cut to its longest: most of a batch's padding is gone.
+        """The same rows, encoded in groups of like length, each cut to its longest: most of a
+        batch's padding is gone.
 
-        Captions average 7 tokens where the longest of 512 has 26. On a GPU the lengths would have to come back first.
+        Captions average 7 tokens where the longest of 512 has 26. On a GPU the lengths would have
+        to come back first.
         """
         end = end_of(text)
         order = end.argsort(stable=True)
-        groups = [self._encode(text[rows, : int(end[rows[-1]]) + 1], end[rows]) for rows in order.split(GROUP)]
-        return torch.cat(groups)[order.argsort()]
+        rows = order.split(GROUP)
+        groups = [text[r, : int(end[r[-1]]) + 1] for r in rows]
+        # One look-up for all groups, because each would get a gradient as large as the vocabulary.
+        flat = self.token_embedding(torch.cat([group.flatten() for group in groups]))
+        parts = flat.split([group.numel() for group in groups])
+        features = [
+            self._encode(x.view(*group.shape, -1), end[r])
+            for x, group, r in zip(parts, groups, rows, strict=True)
+        ]
+        return torch.cat(features)[order.argsort()]
 
 
 def end_of(text: Tensor) -> Tensor:

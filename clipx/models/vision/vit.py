@@ -1,4 +1,5 @@
-"""The image tower of CLIP: a Vision Transformer (arXiv:2010.11929, arXiv:2103.00020) with open_clip's parameter names."""
+"""The image tower of CLIP: a Vision Transformer (arXiv:2010.11929, arXiv:2103.00020) with
+open_clip's parameter names."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 
 from clipx.models.transformer import Transformer
 
-# The keys of open_clip's `vision_cfg` that this file implements; a config with others gets open_clip's own tower.
+# The keys of open_clip's `vision_cfg` that this file implements; a config with others gets
+# open_clip's own tower.
 FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "ls_init_value"}
 
 
@@ -46,7 +48,8 @@ class VisionTransformer(nn.Module):
         return self.ln_post(self.transformer(x, class_token)) @ self.proj
 
     def _patches(self, image: Tensor) -> Tensor:
-        """(B, patches, width). A convolution whose stride is its kernel is one matmul over the patches."""
+        """(B, patches, width). A convolution whose stride is its kernel is one matmul over the
+        patches."""
         batch, _, height, width = image.shape
         size = self.patch_size
         x = image.view(batch, 3, height // size, size, width // size, size)

@@ -1,0 +1,197 @@
+"""A run made ready: everything that the loop needs, built once, checked before the first step,
+resumed where it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from clipx import checkpoints
+from clipx.checkpoints import Checkpoint, TrainState
+from clipx.config import to_data, to_yaml
+from clipx.data.loader import Batches, Loaded
+from clipx.data.stream import Corpus
+from clipx.data.tokenizers import build_tokenizer
+from clipx.distributed.pool import build_pool
+from clipx.distributed.runtime import start
+from clipx.engine.config import Plan, TrainConfig
+from clipx.engine.optim import build_optimizer
+from clipx.engine.precision import compute_dtype
+from clipx.engine.run import RunFolder
+from clipx.engine.schedule import cosine
+from clipx.engine.step import train_step
+from clipx.models.dual_encoder import DualEncoder
+from clipx.models.model_json import fixed_text_length
+from clipx.types import UserError
+
+_FINGERPRINT_MODULUS = 1 << 63
+
+
+class Session:
+    """The parts of a run on this rank. `folder` is None on all ranks but the first."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.runtime = start(config.device)
+        self.corpus = self._open_together()
+        self.plan = Plan.of(config, self.corpus.num_samples)
+        self.dtype = compute_dtype(config.precision, self.runtime.device)
+        self.model_json = config.model.read()
+        torch.manual_seed(config.seed)
+        self.encoder = DualEncoder(self.model_json)
+        self.loss = config.loss.build()
+        self.pool = build_pool(self.runtime.world_size)
+        self.folder = self._folder()
+        self.state = TrainState(corpus_digest=self.corpus.digest)
+        self.model: nn.Module = self.runtime.wrap(self.encoder)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.messages = self._resume()
+
+    def _open_together(self) -> Corpus:
+        """The corpus, indexed by rank 0 first, so that the others find the sidecars. Faults stop
+        all ranks."""
+        size, ranks = self.config.global_batch_size, self.runtime.world_size
+        if size % ranks:
+            raise UserError(
+                f"global_batch_size {size} is not a multiple of {ranks} ranks; "
+                f"the nearest that fits is {max(1, round(size / ranks)) * ranks}"
+            )
+        corpus: Corpus | None = None
+        for turn in (True, False):
+            fault = None
+            if self.runtime.is_main == turn:
+                try:
+                    corpus = self.config.data.open(seed=self.config.seed)
+                except UserError as error:
+                    fault = str(error)
+            self.runtime.agree(fault)
+        assert corpus is not None
+        return corpus
+
+    def _folder(self) -> RunFolder | None:
+        folder, fault = None, None
+        if self.runtime.is_main:
+            try:
+                folder = RunFolder(
+                    Path(self.config.run_dir), to_data(self.config), to_yaml(self.config)
+                )
+            except UserError as error:
+                fault = str(error)
+        self.runtime.agree(fault)
+        return folder
+
+    def _resume(self) -> list[str]:
+        """Take up the newest valid checkpoint, if there is one. What rank 0 finds valid, all ranks
+        load."""
+        found: tuple[Path | None, list[str]] = (None, [])
+        if self.folder is not None:
+            found = checkpoints.newest_valid(self.folder.checkpoints)
+        path, messages = self.runtime.gather(found)[0]
+        if path is None:
+            return messages
+        saved = checkpoints.load(path)
+        if saved.state.corpus_digest != self.corpus.digest:
+            raise UserError(
+                f"the shards of {self.config.data.shards!r} are not those that {path} was "
+                "trained on: samples were added, "
+                "removed or rewritten. Give the old shards, or start a new run_dir= from these"
+            )
+        self._take_up(saved)
+        return [*messages, f"resumed from {path} at step {saved.state.step}"]
+
+    def _take_up(self, saved: Checkpoint) -> None:
+        self.encoder.load_state_dict(saved.weights)
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.state = saved.state
+        if self.runtime.rank < len(saved.random):
+            torch.set_rng_state(saved.random[self.runtime.rank]["torch"])
+            if (
+                self.runtime.device.type == "cuda"
+                and saved.random[self.runtime.rank]["cuda"] is not None
+            ):
+                torch.cuda.set_rng_state(saved.random[self.runtime.rank]["cuda"])
+
+    def batches(self) -> Batches:
+        vision, text = self.model_json["vision_cfg"], self.model_json["text_cfg"]
+        return Batches(
+            self.config.data,
+            self.corpus,
+            build_tokenizer(text),
+            image_size=vision.get("image_size", 224),
+            context_length=text.get("context_length", 77),
+            pad_to=fixed_text_length(self.model_json),
+            global_batch_size=self.config.global_batch_size,
+            rank=self.runtime.rank,
+            world_size=self.runtime.world_size,
+        )
+
+    def advance(self, batch: Loaded) -> dict[str, torch.Tensor]:
+        """One optimizer step; `state` counts it once it is done."""
+        rate = self.config.optim.lr * cosine(self.state.step, self.plan.total, self.plan.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        metrics = train_step(
+            self.model,
+            self.optimizer,
+            self.loss,
+            self.pool,
+            batch,
+            device=self.runtime.device,
+            dtype=self.dtype,
+            clip_grad_norm=self.config.optim.clip_grad_norm,
+        )
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            position=batch.state["position"],
+            fingerprint=(self.state.fingerprint + batch.fingerprint) % _FINGERPRINT_MODULUS,
+        )
+        return {**metrics, "lr": torch.tensor(rate, device=self.runtime.device)}
+
+    def save(self) -> str | None:
+        """Write a checkpoint; what went wrong, if anything did. A full disk must not end a run that
+        may go on."""
+        cuda = torch.cuda.get_rng_state() if self.runtime.device.type == "cuda" else None
+        random = self.runtime.gather({"torch": torch.get_rng_state(), "cuda": cuda})
+        state = replace(self.state, fingerprint=self.runtime.sum_int(self.state.fingerprint))
+        # Rank 0 goes on with the sum and the others from 0, as after a resume.
+        self.state = replace(
+            self.state, fingerprint=state.fingerprint if self.runtime.is_main else 0
+        )
+        if self.folder is None:
+            return None
+        try:
+            checkpoints.save(
+                self.folder.checkpoints,
+                state,
+                self.encoder,
+                self.model_json,
+                self.optimizer,
+                random,
+                keep=self.config.keep_checkpoints,
+            )
+        except OSError as error:
+            return (
+                f"checkpoint of step {state.step} not written: {error}; "
+                "the last good one stays, training goes on"
+            )
+        return None
+
+    def describe(self) -> str:
+        corpus, size = self.corpus, self.config.global_batch_size
+        text = (
+            f"{corpus.num_samples:,} pairs in {len(corpus.shards)} shards, "
+            f"{self.plan.total:,} steps of {size}, "
+            f"{sum(p.numel() for p in self.encoder.parameters()) / 1e6:.1f}M parameters, "
+            f"{self.runtime.world_size} x {self.runtime.device}, "
+            f"{str(self.dtype).removeprefix('torch.')}"
+        )
+        if corpus.num_samples < size:
+            text += (
+                f"\nthe corpus has {corpus.num_samples} pairs, a global batch {size}: "
+                "every batch repeats some"
+            )
+        return text
