@@ -73,7 +73,7 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
 
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height, max_pixels)
+        _check_size(int(width), int(height), max_pixels)
         if space == "CMYK":
             return None
         array = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)

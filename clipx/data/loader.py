@@ -101,10 +101,10 @@ class Batches(Dataset):
         self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
         self.augmentation = Augmentation(config.crop_scale, config.crop_ratio, config.flip)
 
-    def __getitem__(self, k: int) -> Loaded | UserError:
+    def __getitem__(self, index: int) -> Loaded | UserError:
         # A UserError is returned, not raised: torch would bury its message under the worker's traceback.
         try:
-            return self._batch(k)
+            return self._batch(index)
         except UserError as error:
             return error
 

@@ -40,8 +40,11 @@ def hash_of(*values: int | np.ndarray) -> np.ndarray:
     return state
 
 
-def uniforms(seed: int, position: int, count: int) -> np.ndarray:
-    """(count,) float64 in [0, 1): the draws of one sample, whoever loads it and whenever."""
+def uniforms(seed: int, position: int | np.ndarray, count: int) -> np.ndarray:
+    """(count,) float64 in [0, 1): the draws of one sample, whoever loads it and whenever.
+
+    position: an int, or (P, 1) of them for (P, count) draws
+    """
     return (hash_of(seed, position, np.arange(count)) >> np.uint64(11)) * 2.0**-53
 
 

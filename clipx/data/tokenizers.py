@@ -67,8 +67,9 @@ class HuggingFace:
             from transformers import AutoTokenizer
         except ImportError as error:
             raise UserError(f"tokenizer {name!r} needs transformers: pip install 'clipx[huggingface]'") from error
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
-        self.pad_id = int(self._tokenizer.pad_token_id or 0)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        self._tokenizer = tokenizer
+        self.pad_id = int(tokenizer.pad_token_id or 0)
 
     def encode(self, text: str, context_length: int) -> list[int]:
         return self._tokenizer(text, truncation=True, max_length=context_length)["input_ids"]

@@ -3,8 +3,6 @@ so weights load both ways."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -100,6 +98,17 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class MLP(nn.Module):
+    def __init__(self, width: int, hidden: int, *, quick_gelu: bool) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, hidden)
+        self.gelu = QuickGELU() if quick_gelu else nn.GELU()
+        self.c_proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
 class Block(nn.Module):
     def __init__(
         self,
@@ -116,12 +125,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, causal=causal)
         self.ls_1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.ln_2 = nn.LayerNorm(width)
-        layers = [
-            ("c_fc", nn.Linear(width, mlp_width)),
-            ("gelu", QuickGELU() if quick_gelu else nn.GELU()),
-            ("c_proj", nn.Linear(mlp_width, width)),
-        ]
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        self.mlp = MLP(width, mlp_width, quick_gelu=quick_gelu)
         self.ls_2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
     def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:

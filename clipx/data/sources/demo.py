@@ -112,9 +112,8 @@ def _num_cores() -> int:
 
 def _identity(recipe: Recipe, px: int, shard_size: int) -> dict[str, Any]:
     """All that the bytes of the training shards depend on."""
-    facts = asdict(recipe)
-    for irrelevant in ("openclipart", "fashion_mnist", "corpus_gib"):
-        del facts[irrelevant]
+    irrelevant = ("openclipart", "fashion_mnist", "corpus_gib")
+    facts = {key: value for key, value in asdict(recipe).items() if key not in irrelevant}
     facts |= {
         "clipart": recipe.trains_on_clipart,
         "px": px,

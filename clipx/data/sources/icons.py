@@ -52,7 +52,7 @@ def name_splitter(icon_set: dict[str, Any]) -> Callable[[str], Parts]:
     for part, form in (("suffixes", r"^(?P<core>.+?)-(?P<token>{})$"),
                        ("prefixes", r"^(?P<token>{})-(?P<core>.+)$")):  # fmt: skip
         if titles := icon_set.get(part):
-            tokens = sorted((re.escape(token) for token in titles if token), key=len, reverse=True)
+            tokens = sorted((re.escape(str(t)) for t in titles if t), key=len, reverse=True)
             tables.append((titles, re.compile(form.format("|".join(tokens)))))
 
     def split(name: str) -> Parts:

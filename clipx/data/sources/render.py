@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 from PIL import Image
 
 from clipx.data.sources.drawings import Drawing, stable_hash
@@ -80,8 +81,8 @@ def _render_file(drawing: Drawing, px: int) -> bytes | None:
 
 
 def _is_blank(image: Image.Image) -> bool:
-    spans = image.convert("RGB").getextrema()
-    return max(high - low for low, high in spans) < _LEAST_CONTRAST
+    bands = [np.asarray(band) for band in image.convert("RGB").split()]
+    return max(int(band.max()) - int(band.min()) for band in bands) < _LEAST_CONTRAST
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipx.models.transformer import Transformer
+from clipx.models.transformer import Block, Transformer
 
 # The keys of open_clip's `text_cfg` that this file implements; a config with others gets
 # open_clip's own tower.
@@ -53,6 +53,7 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.text_projection, std=width**-0.5)
         branch_std = (2 * width * len(self.transformer.resblocks)) ** -0.5
         for block in self.transformer.resblocks:
+            assert isinstance(block, Block)
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=branch_std)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)

@@ -1,0 +1,99 @@
+"""clipx's side of benchmarks/step.py: its own training step on fixed batches, in bursts asked for
+on stdin.
+
+Speaks the protocol of benchmarks/peer_step.py --serve: one ready line, then for each line
+`{"steps": n}` one line
+with `step_seconds` and `losses`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from clipx.distributed.pool import LocalPool
+from clipx.engine.optim import OptimConfig, build_optimizer
+from clipx.engine.step import train_step
+from clipx.losses.infonce import InfoNCE
+from clipx.models.dual_encoder import DualEncoder, ModelConfig
+from clipx.types import Batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model-json", required=True)
+    parser.add_argument("--batch", type=Path, required=True)
+    parser.add_argument("--init", type=Path, required=True)
+    parser.add_argument("--precision", choices=["bf16", "fp32"], required=True)
+    parser.add_argument("--warmup", type=int, default=3)
+    arguments = parser.parse_args()
+
+    model = DualEncoder(ModelConfig(arguments.model_json).read())
+    model.load_state_dict(load_file(arguments.init))
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
+    loss, device = InfoNCE(), torch.device("cpu")
+    dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    batches = read_batches(arguments.batch)
+    done = 0
+
+    def run(steps: int) -> dict[str, list[float]]:
+        nonlocal done
+        seconds, losses = [], []
+        for _ in range(steps):
+            batch = batches[done % len(batches)]
+            began = time.perf_counter()
+            out = train_step(
+                model,
+                optimizer,
+                loss,
+                LocalPool(),
+                batch,
+                device=device,
+                dtype=dtype,
+                clip_grad_norm=None,
+            )
+            losses.append(out["loss"].item())
+            seconds.append(time.perf_counter() - began)
+            done += 1
+        return {"step_seconds": seconds, "losses": losses}
+
+    print(json.dumps({"ready": True, **run(arguments.warmup)}), flush=True)
+    while line := input_line():
+        print(json.dumps(run(json.loads(line)["steps"])), flush=True)
+
+
+def input_line() -> str:
+    try:
+        return input()
+    except EOFError:
+        return ""
+
+
+def read_batches(path: Path) -> list[Batch]:
+    """Batches as clipx's loader gives them: uint8 images, captions cut to the longest of the
+    batch."""
+    data = np.load(path)
+    out = []
+    for image, text in zip(data["image"], data["text"], strict=True):
+        longest = int(text.argmax(1).max()) + 1
+        size = len(image)
+        out.append(
+            Batch(
+                torch.from_numpy(image),
+                torch.from_numpy(text[:, :longest]),
+                [""] * size,
+                [0] * size,
+                {},
+            )
+        )
+    return out
+
+
+if __name__ == "__main__":
+    main()
