@@ -2,8 +2,7 @@
 on stdin.
 
 Speaks the protocol of benchmarks/peer_step.py --serve: one ready line, then for each line
-`{"steps": n}` one line
-with `step_seconds` and `losses`.
+`{"steps": n}` one line with `step_seconds` and `losses`.
 """
 
 from __future__ import annotations

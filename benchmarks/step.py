@@ -6,12 +6,9 @@ second, and the losses.
     python benchmarks/step.py [--check] [--rounds 8] [--compile]
 
 Same initial weights, same batches, same threads, same optimizer. The contestants take turns in
-short bursts, so a
-machine whose speed drifts slows both; figures are medians. The peer runs with every setting that
-its flags offer
-(and with math attention, which they do not), at its JSON's 77 tokens and cut to 16 by hand; clipx
-reads the same
-captions whole. Run nothing beside it.
+short bursts, so a machine whose speed drifts slows both; figures are medians. The peer runs with
+every setting that its flags offer (and with math attention, which they do not), at its JSON's 77
+tokens and cut to 16 by hand; clipx reads the same captions whole. Run nothing beside it.
 """
 
 from __future__ import annotations
@@ -165,8 +162,9 @@ def report(all_contestants: list[Contestant], batch_size: int, threads: int) -> 
         t: max((c for c in all_contestants if c.tokens == t), key=rate.__getitem__)
         for t in (None, 77, 16)
     }
-    table = Table("contestant", "tokens", "samples/s", "clipx is faster by", "loss of step 1, last",
-                  title=f"training step, {MODEL}, batch {batch_size}, {threads} threads")  # fmt: skip
+    title = f"training step, {MODEL}, batch {batch_size}, {threads} threads"
+    columns = ("contestant", "tokens", "samples/s", "clipx is faster by", "first, last loss")
+    table = Table(*columns, title=title)
     for c in all_contestants:
         tokens = str(c.tokens or "as long as they are")
         losses = f"{c.losses[0]:.4f}, {c.losses[-1]:.4f}"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -93,6 +94,9 @@ def save(
             shutil.rmtree(target)
         temporary.rename(target)
         _sync(folder)
+    except (RuntimeError, SafetensorError) as error:  # what their writers make of a full disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{type(error).__name__}: {error}") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

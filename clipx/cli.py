@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipx.types import UserError
+from clipx.types import RankError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -17,11 +17,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         arguments.run(arguments)
     except UserError as error:
-        print(f"clipx: {error}", file=sys.stderr)
+        if _must_say(error):
+            print(f"clipx: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("clipx: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _must_say(error: UserError) -> bool:
+    """One copy of what all ranks have met, not one a rank."""
+    if isinstance(error, RankError) or "torch" not in sys.modules:
+        return True
+    from clipx.distributed.runtime import speaks
+
+    return speaks()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,9 +2,8 @@
 complain once, at the door.
 
 A component is picked by `name`, which is a module: `loss: {name: infonce}` is
-`clipx/losses/infonce.py`, and any
-dotted path outside clipx works the same way. The module holds `Config`, a frozen dataclass with
-`build()`.
+`clipx/losses/infonce.py`, and any dotted path outside clipx works the same way. The module holds
+`Config`, a frozen dataclass with `build()`.
 """
 
 from __future__ import annotations
@@ -61,9 +60,11 @@ def build(cls: type[T], data: Data, *, where: str) -> T:
         raise UserError(f"config {where} does not fit:\n{lines}") from error
 
 
-def read_layers(path: Path) -> Data:
+def read_layers(path: Path, above: tuple[Path, ...] = ()) -> Data:
     """The data of a YAML file over that of the files it `extends`, whose paths are relative to
     it."""
+    if path.resolve() in above:
+        raise UserError(f"config {path} extends itself, by way of {above[-1]}")
     try:
         data = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError as error:
@@ -75,9 +76,12 @@ def read_layers(path: Path) -> Data:
             f"config {path} must be a mapping of keys to values, not a {type(data).__name__}"
         )
     bases = data.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"config {path}: extends must be a path or a list of paths, not {bases!r}")
     merged: Data = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, read_layers(path.parent / base))
+    for base in bases:
+        merged = merge(merged, read_layers(path.parent / base, (*above, path.resolve())))
     return merge(merged, data)
 
 
@@ -168,7 +172,7 @@ def _resolve(family: str, value: Any) -> Any:
 
 
 def _config_class(family: str, name: str) -> type:
-    module_name = name if "." in name else f"{family}.{name}"
+    module_name = name if "." in name and name[0] != "." else f"{family}.{name}"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -177,6 +181,9 @@ def _config_class(family: str, name: str) -> type:
         hint = _did_you_mean(name, _modules(family))
         context = {"text": f"{name!r} is no module of {family}{hint}"}
         raise PydanticCustomError("component", "{text}", context) from error
+    if "Config" not in vars(module):
+        context = {"text": f"module {module_name} holds no class Config"}
+        raise PydanticCustomError("component", "{text}", context)
     return module.Config
 
 

@@ -21,6 +21,10 @@ class UserError(Exception):
     2, no traceback."""
 
 
+class RankError(UserError):
+    """A user's mistake that one rank alone has met, so that it is that rank that must say it."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One local batch.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch.utils.data import DataLoader, Dataset
 
 from clipx.config import config
@@ -20,9 +21,10 @@ from clipx.data.order import hash_of, uniforms
 from clipx.data.stream import BadSample, Corpus, Sample, key_hash, open_shards
 from clipx.data.tokenizers import Tokenizer, pad
 from clipx.data.transforms import NUM_DRAWS, Augmentation, augment
-from clipx.types import Batch, UserError
+from clipx.types import Batch, RankError, UserError
 
 _FINGERPRINT_MASK = (1 << 63) - 1
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @config
@@ -39,9 +41,9 @@ class DataConfig:
     """Samples that are shuffled together within a stream."""
     caption_field: str = "captions"
     """Field of the `.json` member with one caption or a list, of which each visit draws one; else `.txt` is read."""
-    crop_scale: tuple[float, float] = (0.9, 1.0)
+    crop_scale: tuple[Share, Share] = (0.9, 1.0)
     """Share of the image's area that a random crop keeps."""
-    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
     """Width over height of a random crop."""
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability of a horizontal flip."""
@@ -149,6 +151,7 @@ def load(batches: Batches, first: int, stop: int) -> Iterator[Loaded]:
         batches,
         batch_size=None,
         sampler=range(first, stop),
+        generator=torch.Generator(),  # or each start would take a number from the model's
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
@@ -156,11 +159,11 @@ def load(batches: Batches, first: int, stop: int) -> Iterator[Loaded]:
     seen = num_bad = 0
     for item in loader:
         if isinstance(item, UserError):
-            raise item
+            raise RankError(str(item))
         seen, num_bad = seen + len(item.keys), num_bad + len(item.bad)
         if seen >= 500 and num_bad > batches.config.max_bad_fraction * seen:
             last = item.bad[-1] if item.bad else None
-            raise UserError(
+            raise RankError(
                 f"{num_bad} of {seen} samples are bad, more than data.max_bad_fraction="
                 f"{batches.config.max_bad_fraction}; see quarantine.jsonl"
                 + (f"; the last: {last.key} of {last.shard}: {last.message}" if last else "")

@@ -22,7 +22,7 @@ import numpy as np
 
 from clipx.types import UserError
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 _BLOCK = 512
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -51,7 +51,7 @@ class ShardIndex:
     @cached_property
     def digest(self) -> str:
         """SHA-1 over keys and byte ranges: two shards with the same digest give the same samples."""
-        sha = hashlib.sha1("\n".join(self.keys).encode())
+        sha = hashlib.sha1("\n".join(self.keys).encode("utf-8", "surrogateescape"))
         for array in (self.start, self.offsets, self.sizes):
             sha.update(array.tobytes())
         return sha.hexdigest()
@@ -181,9 +181,11 @@ def _walk(path: Path) -> tuple[list[tuple[str, int, int]], bool]:
             if kind != b"5":
                 if position + _BLOCK + size > end:
                     return members, True
-                prefix = header[345:500].rstrip(b"\0").decode() if header[257:263] == b"ustar\0" else ""
-                name = header[:100].split(b"\0")[0].decode("utf-8", "surrogateescape")
-                members.append((f"{prefix}/{name}" if prefix else name, position + _BLOCK, size))
+                name = header[:100].split(b"\0")[0]
+                if header[257:263] == b"ustar\0" and header[345]:
+                    name = header[345:500].rstrip(b"\0") + b"/" + name
+                text = name.decode("utf-8", "surrogateescape")
+                members.append((text, position + _BLOCK, size))
             position += _BLOCK + -(-size // _BLOCK) * _BLOCK
     return members, True  # no end-of-archive block
 
@@ -257,9 +259,10 @@ def _write_sidecar(sidecar: Path, index: ShardIndex, identity: np.ndarray) -> bo
 
 
 def _join(texts: tuple[str, ...]) -> np.ndarray:
-    return np.frombuffer("\n".join(texts).encode("utf-8", "surrogateescape"), dtype=np.uint8)
+    blob = "".join(f"{text}\0" for text in texts)  # no name in a tar holds a zero byte
+    return np.frombuffer(blob.encode("utf-8", "surrogateescape"), dtype=np.uint8)
 
 
 def _split(blob: np.ndarray) -> tuple[str, ...]:
     text = blob.tobytes().decode("utf-8", "surrogateescape")
-    return tuple(text.split("\n")) if text else ()
+    return tuple(text.split("\0")[:-1])

@@ -82,8 +82,7 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
     """Join the process group that the launcher's environment describes.
 
     Raises UserError when the group found is not of the size that was asked for: a launcher that
-    fails to connect its
-    processes would otherwise train that many separate models into one folder.
+    fails to connect its processes would otherwise train that many separate models into one folder.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -115,6 +114,6 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def is_local_main() -> bool:
-    """True on the process of its node that may print before the group is formed."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+def speaks() -> bool:
+    """True on the process that reports what all processes have met alike, group or no group."""
+    return os.environ.get("RANK", "0") == "0"

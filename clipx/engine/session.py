@@ -105,7 +105,9 @@ class Session:
     def _take_up(self, saved: Checkpoint) -> None:
         self.encoder.load_state_dict(saved.weights)
         self.optimizer.load_state_dict(saved.optimizer)
-        self.state = saved.state
+        # Rank 0 carries the sum of all ranks' fingerprints.
+        mine = saved.state.fingerprint if self.runtime.is_main else 0
+        self.state = replace(saved.state, fingerprint=mine)
         if self.runtime.rank < len(saved.random):
             torch.set_rng_state(saved.random[self.runtime.rank]["torch"])
             if (
@@ -152,33 +154,29 @@ class Session:
         return {**metrics, "lr": torch.tensor(rate, device=self.runtime.device)}
 
     def save(self) -> str | None:
-        """Write a checkpoint; what went wrong, if anything did. A full disk must not end a run that
-        may go on."""
-        cuda = torch.cuda.get_rng_state() if self.runtime.device.type == "cuda" else None
-        random = self.runtime.gather({"torch": torch.get_rng_state(), "cuda": cuda})
-        state = replace(self.state, fingerprint=self.runtime.sum_int(self.state.fingerprint))
+        """Write a checkpoint. Returns, on all ranks, what went wrong: a full disk must not end a run
+        that may go on."""
+        runtime = self.runtime
+        cuda = torch.cuda.get_rng_state() if runtime.device.type == "cuda" else None
+        random = runtime.gather({"torch": torch.get_rng_state(), "cuda": cuda})
+        state = replace(self.state, fingerprint=runtime.sum_int(self.state.fingerprint))
         # Rank 0 goes on with the sum and the others from 0, as after a resume.
-        self.state = replace(
-            self.state, fingerprint=state.fingerprint if self.runtime.is_main else 0
-        )
-        if self.folder is None:
-            return None
-        try:
-            checkpoints.save(
-                self.folder.checkpoints,
-                state,
-                self.encoder,
-                self.model_json,
-                self.optimizer,
-                random,
-                keep=self.config.keep_checkpoints,
-            )
-        except OSError as error:
-            return (
-                f"checkpoint of step {state.step} not written: {error}; "
-                "the last good one stays, training goes on"
-            )
-        return None
+        self.state = replace(state, fingerprint=state.fingerprint if runtime.is_main else 0)
+        fault: str | None = None
+        if self.folder is not None:
+            try:
+                checkpoints.save(
+                    self.folder.checkpoints,
+                    state,
+                    self.encoder,
+                    self.model_json,
+                    self.optimizer,
+                    random,
+                    keep=self.config.keep_checkpoints,
+                )
+            except OSError as error:
+                fault = f"checkpoint of step {state.step} not written: {error}"
+        return runtime.gather(fault)[0]
 
     def describe(self) -> str:
         corpus, size = self.corpus, self.config.global_batch_size

@@ -16,6 +16,7 @@ from clipx.engine.progress import Reporter
 from clipx.engine.run import Logs
 from clipx.engine.session import Session
 from clipx.engine.throughput import Meter
+from clipx.types import UserError
 
 
 def train(config: TrainConfig) -> TrainState:
@@ -46,7 +47,9 @@ def train(config: TrainConfig) -> TrainState:
                 report.log(record)
             began = time.perf_counter()
             if due(step, plan.checkpoint_every, plan.total) and (fault := session.save()):
-                report.say(fault)
+                if step == plan.total:  # no later save will make up for it
+                    raise UserError(f"{fault}; make room and start the same command again")
+                report.say(f"{fault}; the last good one stays, training goes on")
             evaluate_if_due(session, logs, report)  # after the checkpoint: an evaluation may fail
             meter.pause(time.perf_counter() - began)
     finally:

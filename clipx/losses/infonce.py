@@ -22,8 +22,8 @@ class InfoNCE:
     """Each image against all captions of the global batch, each caption against all its images.
 
     The mean is over this rank's rows and candidates carry gradient through the gather, so the
-    average of the ranks'
-    gradients is the gradient of the global mean, for the towers and for logit_scale alike.
+    average of the ranks' gradients is the gradient of the global mean, for the towers and for
+    logit_scale alike.
     """
 
     def __call__(self, image: Tensor, text: Tensor, logit_scale: Tensor, pool: Pool) -> LossOutput:

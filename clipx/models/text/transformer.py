@@ -2,8 +2,7 @@
 open_clip's parameter names.
 
 The mask is causal and padding comes last, so no token sees padding: captions may be cut to the
-longest of the
-batch, or of a part of it, without any change of the embeddings.
+longest of the batch, or of a part of it, without any change of the embeddings.
 """
 
 from __future__ import annotations
