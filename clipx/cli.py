@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.run(arguments)
     except UserError as error:
         if _must_say(error):
-            print(f"clipx: {error}", file=sys.stderr)
+            print(f"clipx: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(5)  # a launcher ends all ranks when the first leaves: let the one speak
         sys.exit(2)
     except KeyboardInterrupt:
         print("clipx: interrupted", file=sys.stderr)

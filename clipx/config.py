@@ -102,16 +102,15 @@ def parse_override(text: str) -> Data:
 
 
 def merge(base: Data, top: Data) -> Data:
-    """`top` over `base`, mapping by mapping. A component of another `name` starts afresh: its old
-    settings are not its."""
+    """`top` over `base`, mapping by mapping.
+
+    An empty mapping clears what was there; a component of another `name` starts afresh.
+    """
     out = dict(base)
     for key, value in top.items():
         old = out.get(key)
-        if (
-            isinstance(value, dict)
-            and isinstance(old, dict)
-            and value.get("name", old.get("name")) == old.get("name")
-        ):
+        both = isinstance(value, dict) and isinstance(old, dict)
+        if both and value and value.get("name", old.get("name")) == old.get("name"):
             out[key] = merge(old, value)
         else:
             out[key] = value

@@ -1,7 +1,10 @@
-"""Image bytes -> (3, H, W) uint8 RGB. Pillow is the reference; simplejpeg, where installed, decodes JPEG to the same pixels faster.
+"""Image bytes -> (3, H, W) uint8 RGB. Pillow is the reference; simplejpeg, where installed, decodes
+JPEG to the same pixels faster.
 
-The size in the header is checked before a pixel is decoded, so that a small file cannot claim all the memory.
-EXIF orientation is ignored, as open_clip does: stored pixels are what its published models were trained on.
+The size in the header is checked before a pixel is decoded, so that a small file cannot claim all
+the memory.
+EXIF orientation is ignored, as open_clip does: stored pixels are what its published models were
+trained on.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it: transparency on white, 16-bit gray scaled to 8, animated images by their first frame."""
+    """RGB as a person sees it: transparency on white, 16-bit gray scaled to 8, animated images by
+    their first frame."""
     if image.mode.startswith("I;16") or image.mode == "I":
         scaled = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(scaled).convert("RGB")

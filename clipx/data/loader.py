@@ -1,7 +1,9 @@
-"""Order + samples + decoding + augmentation + tokens -> batches, by worker processes that hold no state.
+"""Order + samples + decoding + augmentation + tokens -> batches, by worker processes that hold no
+state.
 
-Batch k of rank r is a function of (seed, k, r, R) alone: a worker that is asked for it twice, or a run that starts
-there, builds the same bytes. So resuming is starting the list of batch numbers elsewhere.
+Batch k of rank r is a function of (seed, k, r, R) alone: a worker that is asked for it twice, or a
+run that starts there, builds the same bytes. So resuming is starting the list of batch numbers
+elsewhere.
 """
 
 from __future__ import annotations
@@ -34,13 +36,16 @@ class DataConfig:
     shards: str | list[str]
     """Folder, glob, `{000..127}` range, list, or several of them joined by `::`."""
     workers: int = Field(default=1, ge=0)
-    """Processes per rank that read and decode; 0 reads in the training process. Never changes the batches."""
+    """Processes per rank that read and decode; 0 reads in the training process. Never changes the
+    batches."""
     streams: int = Field(default=64, ge=1)
-    """Places of the corpus that every batch draws from. Part of the order: choose a multiple of the ranks."""
+    """Places of the corpus that every batch draws from. Part of the order: choose a multiple of the
+    ranks."""
     window: int = Field(default=20_000, ge=1)
     """Samples that are shuffled together within a stream."""
     caption_field: str = "captions"
-    """Field of the `.json` member with one caption or a list, of which each visit draws one; else `.txt` is read."""
+    """Field of the `.json` member with one caption or a list, of which each visit draws one; else
+    `.txt` is read."""
     crop_scale: tuple[Share, Share] = (0.9, 1.0)
     """Share of the image's area that a random crop keeps."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
@@ -71,7 +76,8 @@ class DataConfig:
 class Loaded(Batch):
     """A batch with what its samples tell of themselves.
 
-    fingerprint: sum over samples of a hash of (position, key), mod 2^63; sums over ranks and steps are order-free
+    fingerprint: sum over samples of a hash of (position, key), mod 2^63; sums over ranks and steps
+    are order-free
     """
 
     fingerprint: int = 0
@@ -104,7 +110,8 @@ class Batches(Dataset):
         self.augmentation = Augmentation(config.crop_scale, config.crop_ratio, config.flip)
 
     def __getitem__(self, index: int) -> Loaded | UserError:
-        # A UserError is returned, not raised: torch would bury its message under the worker's traceback.
+        # A UserError is returned, not raised: torch would bury its message under the worker's
+        # traceback.
         try:
             return self._batch(index)
         except UserError as error:
@@ -115,7 +122,9 @@ class Batches(Dataset):
         positions = np.arange(k * size + self.rank, (k + 1) * size, self.world_size)
         located = self.corpus.order.locate(positions)
         draws = uniforms(self.corpus.order.seed, positions[:, None], 1 + NUM_DRAWS)
-        image = torch.empty((len(positions), 3, self.image_size, self.image_size), dtype=torch.uint8)
+        image = torch.empty(
+            (len(positions), 3, self.image_size, self.image_size), dtype=torch.uint8
+        )
         texts, keys, bad = [], [], []
         rows = zip(positions.tolist(), located.shard.tolist(), located.sample.tolist(), strict=True)
         for row, (position, shard, sample) in enumerate(rows):

@@ -1,15 +1,21 @@
-"""The order of the data as a pure function: (seed, position) -> (shard, sample). No I/O, no state, no ranks.
+"""The order of the data as a pure function: (seed, position) -> (shard, sample). No I/O, no state,
+no ranks.
 
-Positions 0, 1, 2 ... name every sample that training will ever see. Epoch e is the positions [e*N, (e+1)*N) of a
-corpus of N samples, and position p belongs to stream p mod S. Each epoch permutes the shards, lays them end to end
-and cuts that line into S ranges, one for each stream; inside a range, samples are shuffled within windows. So
+Positions 0, 1, 2 ... name every sample that training will ever see. Epoch e is the positions [e*N,
+(e+1)*N) of a corpus of N samples, and position p belongs to stream p mod S. Each epoch permutes the
+shards, lays them end to end and cuts that line into S ranges, one for each stream; inside a range,
+samples are shuffled within windows. So
 
-- global batch k is the positions [k*G, (k+1)*G): the same *set* for any number of ranks and workers;
-- every sample comes once per epoch, and what an epoch leaves over fills the next batch together with the next epoch;
-- rank r of R takes the positions p with p mod R == r. Where R divides S, those are R-th parts of the streams, and
+- global batch k is the positions [k*G, (k+1)*G): the same *set* for any number of ranks and
+workers;
+- every sample comes once per epoch, and what an epoch leaves over fills the next batch together
+with the next epoch;
+- rank r of R takes the positions p with p mod R == r. Where R divides S, those are R-th parts of
+the streams, and
   the rank touches only the shards of its own ranges.
 
-Randomness comes from a counter-based mixer (SplitMix64), so any position costs the same: nothing is replayed.
+Randomness comes from a counter-based mixer (SplitMix64), so any position costs the same: nothing is
+replayed.
 """
 
 from __future__ import annotations
@@ -24,7 +30,8 @@ _FEISTEL_ROUNDS = 6
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64 finalizer (Steele et al., OOPSLA 2014): uint64 -> uint64, a bijection that looks random."""
+    """SplitMix64 finalizer (Steele et al., OOPSLA 2014): uint64 -> uint64, a bijection that looks
+    random."""
     z = np.asarray(values, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -32,7 +39,8 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def hash_of(*values: int | np.ndarray) -> np.ndarray:
-    """uint64 hash of integers or of equally long arrays of them. Wraps around silently, as it must."""
+    """uint64 hash of integers or of equally long arrays of them. Wraps around silently, as it
+    must."""
     with np.errstate(over="ignore"):
         state = np.zeros(1, dtype=np.uint64)
         for value in values:
@@ -49,14 +57,18 @@ def uniforms(seed: int, position: int | np.ndarray, count: int) -> np.ndarray:
 
 
 def shuffled(index: np.ndarray, length: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Image of `index` under a pseudo-random permutation of [0, length), elementwise; `key` picks the permutation.
+    """Image of `index` under a pseudo-random permutation of [0, length), elementwise; `key` picks
+    the permutation.
 
-    A Feistel network on the next even number of bits, walked until it lands inside (Black and Rogaway, 2002).
+    A Feistel network on the next even number of bits, walked until it lands inside (Black and
+    Rogaway, 2002).
     """
     out = np.asarray(index, dtype=np.uint64).copy()
     length = np.broadcast_to(np.asarray(length, dtype=np.uint64), out.shape)
     key = np.broadcast_to(np.asarray(key, dtype=np.uint64), out.shape)
-    bits = np.maximum(1, np.ceil(np.log2(np.maximum(length.astype(np.float64), 2)) / 2)).astype(np.uint64)
+    bits = np.maximum(1, np.ceil(np.log2(np.maximum(length.astype(np.float64), 2)) / 2)).astype(
+        np.uint64
+    )
     todo = np.arange(len(out))
     with np.errstate(over="ignore"):
         while len(todo):
@@ -85,10 +97,13 @@ class Located:
 class Order:
     """The order over shards of the given sizes.
 
-    sizes: samples in each shard; seed: the run's; streams: S; window: samples that are shuffled together in a stream
+    sizes: samples in each shard; seed: the run's; streams: S; window: samples that are shuffled
+    together in a stream
     """
 
-    def __init__(self, sizes: list[int], *, seed: int, streams: int = 64, window: int = 20_000) -> None:
+    def __init__(
+        self, sizes: list[int], *, seed: int, streams: int = 64, window: int = 20_000
+    ) -> None:
         assert sizes and min(sizes) >= 0 and sum(sizes) > 0, "the caller refuses an empty corpus"
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self.seed, self.streams, self.window = seed, streams, window
@@ -113,7 +128,8 @@ class Order:
         total, streams = self.epoch_samples, self.streams
         first = epoch * total
         stream = positions % streams
-        # Streams take turns (position mod S), so in an epoch their lengths differ by one at most; `lead` is the
+        # Streams take turns (position mod S), so in an epoch their lengths differ by one at most;
+        # `lead` is the
         # number of streams that come before this one counted from the epoch's first position.
         lead = (stream - first) % streams
         length = (total - lead + streams - 1) // streams
@@ -131,7 +147,8 @@ class Order:
         return order, np.cumsum(self.sizes[order])
 
     def replacement(self, position: int, attempt: int) -> tuple[int, int]:
-        """(shard, sample) that stands in for a bad sample: a function of the position, so all reruns agree."""
+        """(shard, sample) that stands in for a bad sample: a function of the position, so all
+        reruns agree."""
         pick = int(hash_of(self.seed, position, attempt, 0xBAD)[0] % np.uint64(self.epoch_samples))
         ends = np.cumsum(self.sizes)
         shard = int(np.searchsorted(ends, pick, side="right"))
@@ -139,5 +156,6 @@ class Order:
 
 
 def corpus_digest(shards: list[tuple[str, str]]) -> str:
-    """SHA-1 of (shard name, shard digest) in order: what a run must find again to resume exactly."""
+    """SHA-1 of (shard name, shard digest) in order: what a run must find again to resume
+    exactly."""
     return hashlib.sha1(repr(shards).encode()).hexdigest()

@@ -1,4 +1,5 @@
-"""Positions -> raw samples. A bad sample is named, quarantined and replaced; the order of all others stays."""
+"""Positions -> raw samples. A bad sample is named, quarantined and replaced; the order of all
+others stays."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class SampleError(ValueError):
 
 
 class Corpus:
-    """The samples of a list of shards, addressed by (shard, sample) or by position in the run's order."""
+    """The samples of a list of shards, addressed by (shard, sample) or by position in the run's
+    order."""
 
     def __init__(
         self, shards: list[ShardIndex], *, seed: int, streams: int, window: int, caption_field: str
@@ -82,21 +84,27 @@ class Corpus:
             elif extension == "txt":
                 caption_txt = (offset, size)
         if image is None:
-            raise SampleError("image", f"no image member; looked for {', '.join(decode.EXTENSIONS)}")
+            raise SampleError(
+                "image", f"no image member; looked for {', '.join(decode.EXTENSIONS)}"
+            )
         path = str(index.path)
-        captions = _json_captions(pread(path, *caption_json), self.caption_field) if caption_json else []
+        captions = (
+            _json_captions(pread(path, *caption_json), self.caption_field) if caption_json else []
+        )
         if not captions and caption_txt:
             captions = _clean([_utf8(pread(path, *caption_txt))])
         if not captions:
             raise SampleError(
-                "caption", f"no caption: neither a .txt nor a .json field {self.caption_field!r} with text"
+                "caption",
+                f"no caption: neither a .txt nor a .json field {self.caption_field!r} with text",
             )
         return Sample(index.keys[sample], pread(path, *image), captions)
 
     def usable(
         self, position: int, shard: int, sample: int, use: Callable[[Sample], Read]
     ) -> tuple[Read, str, list[BadSample]]:
-        """(use(sample), its key, what was bad on the way). Bad samples give way to the position's replacements."""
+        """(use(sample), its key, what was bad on the way). Bad samples give way to the position's
+        replacements."""
         bad: list[BadSample] = []
         for attempt in range(MAX_ATTEMPTS):
             if attempt:
@@ -110,17 +118,21 @@ class Corpus:
                 stage = "read" if isinstance(error, OSError) else stage
                 name = type(error).__name__
                 bad.append(
-                    BadSample(str(index.path), index.keys[sample], position, stage, name, str(error))
+                    BadSample(
+                        str(index.path), index.keys[sample], position, stage, name, str(error)
+                    )
                 )
         last = bad[-1]
         raise UserError(
-            f"{MAX_ATTEMPTS} samples in a row cannot be used; the last: {last.key} of {last.shard}: {last.message}. "
+            f"{MAX_ATTEMPTS} samples in a row cannot be used; "
+            f"the last: {last.key} of {last.shard}: {last.message}. "
             "Check data.shards and data.caption_field"
         )
 
 
 def open_shards(patterns: str | list[str]) -> Iterator[ShardIndex]:
-    """The indexes of all shards of a pattern. Raises UserError that names every shard that cannot be read."""
+    """The indexes of all shards of a pattern. Raises UserError that names every shard that cannot
+    be read."""
     broken = []
     for path in expand(patterns):
         try:
@@ -140,7 +152,8 @@ def _descriptor(path: str) -> int:
 
 
 def pread(path: str, offset: int, size: int) -> bytes:
-    """One positioned read. Raises OSError where the shard has become shorter than its index says."""
+    """One positioned read. Raises OSError where the shard has become shorter than its index
+    says."""
     data = os.pread(_descriptor(path), size, offset)
     if len(data) < size:
         raise OSError(f"{path} ends at byte {offset + len(data)}, {size - len(data)} bytes early")
@@ -149,7 +162,10 @@ def pread(path: str, offset: int, size: int) -> bytes:
 
 def key_hash(key: str) -> int:
     """63-bit hash of a sample key, the same in every process."""
-    return int.from_bytes(hashlib.sha1(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 1
+    return (
+        int.from_bytes(hashlib.sha1(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+        >> 1
+    )
 
 
 def corpus_name(shards: list[ShardIndex]) -> str:

@@ -1,4 +1,5 @@
-"""Text -> token ids, one list per caption. Padding is added when a batch is collated, up to its longest caption."""
+"""Text -> token ids, one list per caption. Padding is added when a batch is collated, up to its
+longest caption."""
 
 from __future__ import annotations
 
@@ -17,20 +18,25 @@ class Tokenizer(Protocol):
     pad_id: int
 
     def encode(self, text: str, context_length: int) -> list[int]:
-        """Token ids with the start and end tokens, at most `context_length`; a cut caption keeps its end token."""
+        """Token ids with the start and end tokens, at most `context_length`; a cut caption keeps
+        its end token."""
         ...
 
 
 class ClipBPE:
-    """OpenAI's byte-pair encoding, token for token as open_clip's SimpleTokenizer, with every word looked up once.
+    """OpenAI's byte-pair encoding, token for token as open_clip's SimpleTokenizer, with every word
+    looked up once.
 
-    SimpleTokenizer repairs Unicode and splits with a Unicode regular expression for each caption. On printable
-    ASCII without `&` (no HTML entity) the repair changes nothing and a plain regular expression splits alike.
+    SimpleTokenizer repairs Unicode and splits with a Unicode regular expression for each caption.
+    On printable ASCII without `&` (no HTML entity) the repair changes nothing and a plain regular
+    expression splits alike.
     """
 
     pad_id = 0
     _ascii = re.compile(r"[ -%'-~\t\n]*")
-    _words = re.compile(r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
+    _words = re.compile(
+        r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+"
+    )
 
     def __init__(self) -> None:
         self._ids: dict[str, list[int]] = {}
@@ -52,7 +58,9 @@ class ClipBPE:
     def _word(self, word: str) -> list[int]:
         ids = self._ids.get(word)
         if ids is None:
-            if len(self._ids) >= 1_000_000:  # noise words would fill the memory of a months-long run
+            if (
+                len(self._ids) >= 1_000_000
+            ):  # noise words would fill the memory of a months-long run
                 self._ids.clear()
             pieces = self._reference.bpe(word).split(" ")
             ids = self._ids[word] = [self._reference.encoder[piece] for piece in pieces]
@@ -66,7 +74,9 @@ class HuggingFace:
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
-            raise UserError(f"tokenizer {name!r} needs transformers: pip install 'clipx[huggingface]'") from error
+            raise UserError(
+                f"tokenizer {name!r} needs transformers: pip install 'clipx[huggingface]'"
+            ) from error
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
         self._tokenizer = tokenizer
         self.pad_id = int(tokenizer.pad_token_id or 0)
@@ -81,7 +91,9 @@ def build_tokenizer(text_cfg: dict[str, Any]) -> Tokenizer:
     if name is None:
         unsupported = {"tokenizer_mode", "tokenizer_kwargs"} & {k for k, v in text_cfg.items() if v}
         if unsupported:
-            raise UserError(f"the model's tokenizer settings {sorted(unsupported)} are not supported yet")
+            raise UserError(
+                f"the model's tokenizer settings {sorted(unsupported)} are not supported yet"
+            )
         return ClipBPE()
     return HuggingFace(str(Path(name)) if Path(name).is_dir() else name)
 
@@ -89,4 +101,6 @@ def build_tokenizer(text_cfg: dict[str, Any]) -> Tokenizer:
 def pad(captions: list[list[int]], pad_id: int, length: int | None = None) -> Tensor:
     """(B, T) int64 with T = `length`, by default that of the longest caption."""
     length = length or max(map(len, captions))
-    return torch.tensor([ids + [pad_id] * (length - len(ids)) for ids in captions], dtype=torch.int64)
+    return torch.tensor(
+        [ids + [pad_id] * (length - len(ids)) for ids in captions], dtype=torch.int64
+    )

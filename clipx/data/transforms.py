@@ -1,4 +1,5 @@
-"""uint8 image transforms. Random ones take their draws as numbers, made from (seed, position) by the loader."""
+"""uint8 image transforms. Random ones take their draws as numbers, made from (seed, position) by
+the loader."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def augment(image: Tensor, size: int, augmentation: Augmentation, draws: np.ndar
     area = height * width * (low + draws[0] * (high - low))
     log_low, log_high = (math.log(r) for r in augmentation.ratio)
     ratio = math.exp(log_low + draws[1] * (log_high - log_low))
-    # A crop wider or taller than the image is cut to it, instead of drawing again: one sample, one set of draws.
+    # A crop wider or taller than the image is cut to it, instead of drawing again: one sample, one
+    # set of draws.
     crop_width = max(1, min(width, round(math.sqrt(area * ratio))))
     crop_height = max(1, min(height, round(math.sqrt(area / ratio))))
     left = int(draws[2] * (width - crop_width + 1))
@@ -51,11 +53,17 @@ def augment(image: Tensor, size: int, augmentation: Augmentation, draws: np.ndar
 
 
 def center(image: Tensor, size: int) -> Tensor:
-    """(3, H, W) uint8 -> (3, size, size) uint8: shorter side to `size`, then the middle. What evaluation uses."""
+    """(3, H, W) uint8 -> (3, size, size) uint8: shorter side to `size`, then the middle. What
+    evaluation uses."""
     height, width = image.shape[-2:]
     factor = size / min(height, width)
-    # The shorter side is exact; the longer one is cut down to whole pixels, as torchvision's Resize does.
-    target = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+    # The shorter side is exact; the longer one is cut down to whole pixels, as torchvision's Resize
+    # does.
+    target = (
+        (size, int(size * width / height))
+        if height <= width
+        else (int(size * height / width), size)
+    )
     image = resize(image, target) if factor != 1 else image
     top, left = (round((side - size) / 2) for side in image.shape[-2:])
     return image[:, top : top + size, left : left + size]
@@ -68,8 +76,11 @@ def resize(image: Tensor, target: tuple[int, int]) -> Tensor:
     return F.resize(image, list(target), interpolation=InterpolationMode.BICUBIC, antialias=True)
 
 
-def normalize(image: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD) -> Tensor:
-    """(B, 3, H, W) uint8 on any device -> float32 with zero mean and unit variance over natural images."""
+def normalize(
+    image: Tensor, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
+) -> Tensor:
+    """(B, 3, H, W) uint8 on any device -> float32 with zero mean and unit variance over natural
+    images."""
     scale = torch.tensor([255.0 * s for s in std], device=image.device).view(1, 3, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=image.device)
     return image.float() / scale - shift.view(1, 3, 1, 1)

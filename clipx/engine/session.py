@@ -154,8 +154,10 @@ class Session:
         return {**metrics, "lr": torch.tensor(rate, device=self.runtime.device)}
 
     def save(self) -> str | None:
-        """Write a checkpoint. Returns, on all ranks, what went wrong: a full disk must not end a run
-        that may go on."""
+        """Write a checkpoint. Returns, on all ranks, what went wrong, or None.
+
+        A full disk is no reason to end a run that may go on.
+        """
         runtime = self.runtime
         cuda = torch.cuda.get_rng_state() if runtime.device.type == "cuda" else None
         random = runtime.gather({"torch": torch.get_rng_state(), "cuda": cuda})
