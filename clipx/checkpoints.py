@@ -4,6 +4,7 @@ place, checked when read.
 checkpoints/step_00000500/
     model.safetensors        weights, by open_clip's CustomTextCLIP names
     open_clip_config.json    the architecture and the preprocessing, in open_clip's layout
+    config.json, tokenizer.json ...    of a Hugging Face text tower that came from a local folder
     training.pt              optimizer and random state (tensors and plain values, loaded with
     weights_only=True)
     state.json               step, data position, corpus digest, fingerprint
@@ -25,8 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from clipx.data.transforms import MEAN, STD
+from clipx.data.transforms import Normalization
 from clipx.models.dual_encoder import DualEncoder
+from clipx.models.model_json import text_files, with_text_folder
 from clipx.types import UserError
 
 
@@ -80,8 +82,14 @@ def save(
         torch.save(
             {"optimizer": optimizer.state_dict(), "random": random}, temporary / "training.pt"
         )
-        config = {"model_cfg": model_json, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+        preprocess = asdict(Normalization.of(model_json))
+        config = {
+            "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"},
+            "preprocess_cfg": preprocess,
+        }
         (temporary / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+        for file in text_files(model_json):
+            shutil.copy(file, temporary)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2))
         files = sorted(temporary.iterdir())
         manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
@@ -157,11 +165,13 @@ def load_model(path: Path | str) -> tuple[DualEncoder, dict[str, Any], TrainStat
     """
     folder = find_checkpoint(Path(path))
     try:
-        model_json = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+        stored = json.loads((folder / "open_clip_config.json").read_text())
+        model_json = {**stored["model_cfg"], "preprocess_cfg": stored["preprocess_cfg"]}
+        model_json = with_text_folder(model_json, folder)
         state = TrainState(**json.loads((folder / "state.json").read_text()))
         model = DualEncoder(model_json)
         model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}"
         ) from error

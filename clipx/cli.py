@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 import time
@@ -22,6 +23,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"clipx: {error}", file=sys.stderr, flush=True)
         else:
             time.sleep(5)  # a launcher ends all ranks when the first leaves: let the one speak
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"clipx: {error}; make room and start the same command again", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("clipx: interrupted", file=sys.stderr)

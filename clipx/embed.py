@@ -14,7 +14,7 @@ from torch import Tensor
 from clipx import checkpoints
 from clipx.data import decode
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
-from clipx.data.transforms import center, normalize
+from clipx.data.transforms import Normalization, center
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import fixed_text_length
 from clipx.types import UserError
@@ -41,8 +41,10 @@ class Encoder:
         self.model = model.to(self.device)
         text_cfg = model_json["text_cfg"]
         self.tokenizer: Tokenizer = build_tokenizer(text_cfg)
+        self.embed_dim: int = model_json["embed_dim"]
         self.context_length: int = text_cfg.get("context_length", 77)
         self.pad_to = fixed_text_length(model_json)
+        self.normalize = Normalization.of(model_json)
         self.image_size: int = model_json["vision_cfg"].get("image_size", 224)
 
     def encode_image(self, images: Picture | Sequence[Picture], *, batch_size: int = 256) -> Tensor:
@@ -55,21 +57,21 @@ class Encoder:
             isinstance(images, Tensor) and images.ndim == 3
         ):
             images = [images]
-        rows = []
+        rows = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(images), batch_size):
             part = [
                 center(self._pixels(p), self.image_size) for p in images[start : start + batch_size]
             ]
             with self._inference():
                 rows.append(
-                    self.model.encode_image(normalize(torch.stack(part).to(self.device))).cpu()
+                    self.model.encode_image(self.normalize(torch.stack(part).to(self.device))).cpu()
                 )
         return torch.cat(rows)
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 1024) -> Tensor:
         """(N, D) float32 of unit norm, on the CPU."""
         texts = [texts] if isinstance(texts, str) else texts
-        rows = []
+        rows = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(texts), batch_size):
             ids = [
                 self.tokenizer.encode(t, self.context_length)
@@ -101,12 +103,14 @@ class Encoder:
         training = self.model.training
         self.model.eval()
         enabled = self.dtype == torch.bfloat16
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled),
-        ):
-            yield
-        self.model.train(training)
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled),
+            ):
+                yield
+        finally:  # training goes on after an evaluator that failed
+            self.model.train(training)
 
 
 def load(path: Path | str, *, device: torch.device | str = "cpu") -> Encoder:

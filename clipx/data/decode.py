@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 MAX_PIXELS = 25_000_000
@@ -47,6 +47,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(scaled).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema() == (255, 255):
+            return rgba.convert("RGB")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
@@ -54,8 +56,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def pixels_of(image: Image.Image) -> Tensor:
     """A Pillow image of any mode -> (3, H, W) uint8."""
-    array = np.array(to_rgb(image))  # a copy: torch wants to own writable memory
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    array = np.asarray(to_rgb(image)).transpose(2, 0, 1)
+    return torch.from_numpy(array.copy())  # torch wants memory that it may write to
 
 
 def _decode_pillow(data: bytes, max_pixels: int) -> Tensor:
@@ -67,6 +69,9 @@ def _decode_pillow(data: bytes, max_pixels: int) -> Tensor:
                 return pixels_of(image)
     except BadImage:
         raise
+    except UnidentifiedImageError as error:  # its text has a memory address: no two runs alike
+        kinds = ", ".join(FORMATS)
+        raise BadImage(f"not readable as {kinds}; starts with {data[:12]!r}") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadImage(f"{type(error).__name__}: {error}; starts with {data[:12]!r}") from error
 

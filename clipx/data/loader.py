@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
@@ -87,6 +87,12 @@ class Loaded(Batch):
         return replace(self, image=self.image.pin_memory(), text=self.text.pin_memory())
 
 
+def fingerprint(positions: np.ndarray, keys: list[str]) -> int:
+    """Of the samples read at these positions; fingerprints of disjoint parts add up."""
+    hashes = hash_of(positions, np.array([key_hash(key) for key in keys], dtype=np.uint64))
+    return int(hashes.sum(dtype=np.uint64)) & _FINGERPRINT_MASK
+
+
 class Batches(Dataset):
     """`batches[k]` is this rank's part of global batch k, or the UserError that reading it met."""
 
@@ -135,14 +141,13 @@ class Batches(Dataset):
             texts.append(ids)
             keys.append(key)
             bad += faults
-        hashes = hash_of(positions, np.array([key_hash(key) for key in keys], dtype=np.uint64))
         return Loaded(
             image=image,
             text=pad(texts, self.tokenizer.pad_id, self.pad_to),
             keys=keys,
             positions=positions.tolist(),
             state={"position": (k + 1) * size},
-            fingerprint=int(hashes.sum(dtype=np.uint64)) & _FINGERPRINT_MASK,
+            fingerprint=fingerprint(positions, keys),
             bad=bad,
         )
 
@@ -153,11 +158,19 @@ class Batches(Dataset):
         return pixels, self.tokenizer.encode(caption, self.context_length)
 
 
-def load(batches: Batches, first: int, stop: int) -> Iterator[Loaded]:
+class Source(Protocol):
+    """Batches by their number: of pixels, or of features that locked towers made of them."""
+
+    config: DataConfig
+
+    def __getitem__(self, index: int) -> Loaded | UserError: ...
+
+
+def load(batches: Source, first: int, stop: int) -> Iterator[Loaded]:
     """This rank's parts of the global batches first ... stop - 1, in order. Raises UserError."""
     workers = batches.config.workers
     loader = DataLoader(
-        batches,
+        batches,  # type: ignore[arg-type] torch asks for no more than __getitem__
         batch_size=None,
         sampler=range(first, stop),
         generator=torch.Generator(),  # or each start would take a number from the model's

@@ -35,7 +35,10 @@ def walk_plain(path: Path) -> tuple[list[Member], bool]:
             kind, size_field = header[156:157], header[124:136]
             if kind not in b"0\x005" or size_field[0] & 0x80 or header[257:262] != b"ustar":
                 raise NotPlain
-            size = int(size_field.rstrip(b"\0 ") or b"0", 8)
+            digits = size_field.rstrip(b"\0 ").lstrip() or b"0"
+            if digits.strip(b"01234567"):
+                raise NotPlain
+            size = int(digits, 8)
             if kind != b"5":
                 if position + _BLOCK + size > end:
                     return members, True

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from clipx.types import UserError
 
 # OpenAI's CLIP statistics (arXiv:2103.00020), which open_clip uses by default
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -29,12 +32,18 @@ class Augmentation:
     ratio: tuple[float, float] = (0.75, 4 / 3)
     flip: float = 0.0
 
+    @property
+    def is_random(self) -> bool:
+        return (self.scale, self.ratio, self.flip) != ((1, 1), (1, 1), 0)
+
 
 def augment(image: Tensor, size: int, augmentation: Augmentation, draws: np.ndarray) -> Tensor:
-    """(3, H, W) uint8 -> (3, size, size) uint8.
+    """(3, H, W) uint8 -> (3, size, size) uint8. Without randomness it is what evaluation sees.
 
     draws: (NUM_DRAWS,) in [0, 1): area, ratio, left, top, flip
     """
+    if not augmentation.is_random:
+        return center(image, size)
     height, width = image.shape[-2:]
     low, high = augmentation.scale
     area = height * width * (low + draws[0] * (high - low))
@@ -70,10 +79,37 @@ def center(image: Tensor, size: int) -> Tensor:
 
 
 def resize(image: Tensor, target: tuple[int, int]) -> Tensor:
-    """Antialiased bicubic on uint8: at most one level from Pillow's."""
+    """Antialiased bicubic on uint8, rows first: at most two levels from Pillow's in that order.
+
+    Pillow 13 begins with the columns where that is less work, and so clips overshoots elsewhere.
+    """
     if tuple(image.shape[-2:]) == target:
         return image
     return F.resize(image, list(target), interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """uint8 pixels -> what a model expects of them."""
+
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+    @classmethod
+    def of(cls, model_json: dict[str, Any]) -> Normalization:
+        """By the model JSON's `preprocess_cfg`, as open_clip's folders have it; CLIP's by default.
+        Raises UserError."""
+        told = model_json.get("preprocess_cfg", {})
+        mean, std = tuple(told.get("mean", MEAN)), tuple(told.get("std", STD))
+        if not (len(mean) == len(std) == 3 and min(std) > 0):
+            raise UserError(
+                "preprocess_cfg needs three means and three positive standard deviations, "
+                f"not {mean} and {std}"
+            )
+        return cls(mean, std)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return normalize(image, self.mean, self.std)
 
 
 def normalize(

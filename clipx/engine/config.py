@@ -29,6 +29,9 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     evaluators: dict[str, component("clipx.evaluators")] = Field(default_factory=dict)  # type: ignore[valid-type]
     """By the name of the set, which begins the name of its metrics."""
+    cache_features: str | None = None
+    """Folder for what locked trunks make of the corpus, computed once and then trained on instead
+    of the pictures; about 2 bytes x (image width x samples + text width x distinct captions)."""
     seed: int = Field(default=0, ge=0)
     precision: Precision = "auto"
     device: Device = "auto"

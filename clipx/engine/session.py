@@ -3,31 +3,37 @@ resumed where it stopped."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clipx import checkpoints
 from clipx.checkpoints import Checkpoint, TrainState
 from clipx.config import to_data, to_yaml
-from clipx.data.loader import Batches, Loaded
+from clipx.data.loader import Batches, Loaded, Source
 from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
+from clipx.data.transforms import Normalization
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import start
 from clipx.engine.config import Plan, TrainConfig
+from clipx.engine.features import feature_batches
 from clipx.engine.optim import build_optimizer
 from clipx.engine.precision import compute_dtype
 from clipx.engine.run import RunFolder
 from clipx.engine.schedule import cosine
 from clipx.engine.step import train_step
 from clipx.models.dual_encoder import DualEncoder
+from clipx.models.locked import split_locked
 from clipx.models.model_json import fixed_text_length
 from clipx.types import UserError
 
 _FINGERPRINT_MODULUS = 1 << 63
+T = TypeVar("T")
 
 
 class Session:
@@ -41,12 +47,13 @@ class Session:
         self.dtype = compute_dtype(config.precision, self.runtime.device)
         self.model_json = config.model.read()
         torch.manual_seed(config.seed)
-        self.encoder = DualEncoder(self.model_json)
+        self.encoder = self._new_encoder()
         self.loss = config.loss.build()
         self.pool = build_pool(self.runtime.world_size)
         self.folder = self._folder()
         self.state = TrainState(corpus_digest=self.corpus.digest)
-        self.model: nn.Module = self.runtime.wrap(self.encoder)
+        self.source, trained, self.normalize = self._source()
+        self.model: nn.Module = self.runtime.wrap(trained)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.messages = self._resume()
 
@@ -59,17 +66,43 @@ class Session:
                 f"global_batch_size {size} is not a multiple of {ranks} ranks; "
                 f"the nearest that fits is {max(1, round(size / ranks)) * ranks}"
             )
-        corpus: Corpus | None = None
+        return self._main_first(lambda: self.config.data.open(seed=self.config.seed))
+
+    def _main_first(self, act: Callable[[], T]) -> T:
+        """What `act` returns, done by rank 0 first, so that the others find the files that it
+        leaves. Faults stop all ranks."""
+        done: list[T] = []
         for turn in (True, False):
             fault = None
             if self.runtime.is_main == turn:
                 try:
-                    corpus = self.config.data.open(seed=self.config.seed)
+                    done.append(act())
                 except UserError as error:
                     fault = str(error)
             self.runtime.agree(fault)
-        assert corpus is not None
-        return corpus
+        return done[0]
+
+    def _new_encoder(self) -> DualEncoder:
+        """The model as it is before the first step."""
+        model = self.config.model
+        initial = model.initial.build() if model.initial else None
+        if initial is not None:
+            self._main_first(initial.prepare)
+        encoder = DualEncoder(self.model_json)
+        if initial is not None:
+            initial.load(encoder)
+        encoder.lock(model.locked)
+        return encoder
+
+    def _source(self) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:
+        """(batches, the model that takes them, what is done to their images on the device)"""
+        if self.config.cache_features is None:
+            return self._pixel_batches(), self.encoder, Normalization.of(self.model_json)
+        split = split_locked(self.encoder, self.model_json)
+        batches = feature_batches(
+            self.config, self.runtime, self.corpus, split, self.model_json, self.dtype
+        )
+        return batches, split.heads, lambda features: features
 
     def _folder(self) -> RunFolder | None:
         folder, fault = None, None
@@ -116,7 +149,7 @@ class Session:
             ):
                 torch.cuda.set_rng_state(saved.random[self.runtime.rank]["cuda"])
 
-    def batches(self) -> Batches:
+    def _pixel_batches(self) -> Batches:
         vision, text = self.model_json["vision_cfg"], self.model_json["text_cfg"]
         return Batches(
             self.config.data,
@@ -144,6 +177,7 @@ class Session:
             device=self.runtime.device,
             dtype=self.dtype,
             clip_grad_norm=self.config.optim.clip_grad_norm,
+            normalize=self.normalize,
         )
         self.state = replace(
             self.state,
@@ -189,6 +223,8 @@ class Session:
             f"{self.runtime.world_size} x {self.runtime.device}, "
             f"{str(self.dtype).removeprefix('torch.')}"
         )
+        for path in (shard.path for shard in corpus.shards if shard.truncated):
+            text += f"\nshard {path} ends early: the samples after the break are missing"
         if corpus.num_samples < size:
             text += (
                 f"\nthe corpus has {corpus.num_samples} pairs, a global batch {size}: "

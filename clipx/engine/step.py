@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from clipx.data.transforms import normalize
+from clipx.data import transforms
 from clipx.distributed.runtime import unwrap
 from clipx.engine.precision import autocast
 from clipx.losses.infonce import InfoNCE
@@ -23,9 +25,13 @@ def train_step(
     device: torch.device,
     dtype: torch.dtype,
     clip_grad_norm: float | None,
+    normalize: Callable[[Tensor], Tensor] = transforms.normalize,
 ) -> dict[str, Tensor]:
     """Forward, backward, clip, update. Returns detached scalars by log name: loss, its metrics,
-    scale, grad_norm."""
+    scale, grad_norm.
+
+    normalize: the batch's images on the device -> the model's first input
+    """
     image = normalize(batch.image.to(device, non_blocking=True))
     text = batch.text.to(device, non_blocking=True)
     with autocast(device, dtype):

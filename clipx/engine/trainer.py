@@ -32,7 +32,7 @@ def train(config: TrainConfig) -> TrainState:
     meter, bad = Meter(), []
     try:
         evaluate_if_due(session, logs, report)
-        for batch in meter.timed(load(session.batches(), session.state.step, plan.total)):
+        for batch in meter.timed(load(session.source, session.state.step, plan.total)):
             metrics = session.advance(batch)
             step = session.state.step
             bad += batch.bad

@@ -54,12 +54,12 @@ def read_set(path: Path, label: str, split: str = "test") -> Iterator[tuple[Tens
                 raise UserError(
                     f"test set sample {key} of {shard.path} has no image or no .{label} member"
                 )
-            text = pread(str(shard.path), *members[label]).decode("utf-8")
             try:
+                text = pread(str(shard.path), *members[label]).decode("utf-8")
                 yield decode.decode(pread(str(shard.path), *image)), text
-            except decode.BadImage as error:
+            except (decode.BadImage, UnicodeDecodeError) as error:
                 raise UserError(
-                    f"test set image {key} of {shard.path} does not decode: {error}"
+                    f"test set sample {key} of {shard.path} does not decode: {error}"
                 ) from error
 
 

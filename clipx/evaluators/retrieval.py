@@ -11,7 +11,7 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators._sets import batches, read_set
-from clipx.types import Encoder
+from clipx.types import Encoder, UserError
 
 
 @config
@@ -35,6 +35,8 @@ class Retrieval:
         for part in batches(read_set(self.path, "txt"), 256):
             image.append(encoder.encode_image([pixels for pixels, _ in part]))
             captions += [[line for line in text.splitlines() if line.strip()] for _, text in part]
+        if not captions or not all(captions):
+            raise UserError(f"test set {self.path} has an image without a caption, or no image")
         owner = torch.tensor([row for row, texts in enumerate(captions) for _ in texts])
         text = encoder.encode_text([t for texts in captions for t in texts])
         return retrieval_metrics(torch.cat(image), text, owner)

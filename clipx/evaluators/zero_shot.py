@@ -52,13 +52,15 @@ class ZeroShot:
         for part in batches(self.samples(), 256):
             features.append(encoder.encode_image([image for image, _ in part]))
             labels += [label for _, label in part]
+        if not labels:
+            raise UserError(f"test set {self.path} has no samples")
         return torch.cat(features) @ weights.T, torch.tensor(labels)
 
     def samples(self) -> Iterator[tuple[Tensor, int]]:
         """((3, H, W) uint8, class index) of each image. Raises UserError at a label without a class
         name."""
         for image, text in read_set(self.path, "cls"):
-            if not text.strip().isdigit() or int(text) >= len(self.class_names):
+            if not text.strip().isdecimal() or int(text) >= len(self.class_names):
                 raise UserError(
                     f"test set {self.path} has the label {text.strip()!r}, "
                     f"but classnames.txt names {len(self.class_names)} classes, from 0 on"

@@ -4,27 +4,35 @@ logit_scale, logit_bias."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipx.config import config
+from clipx.config import component, config
 from clipx.models.model_json import read_model_json
 from clipx.models.text import transformer as own_text
 from clipx.models.vision import vit as own_vision
+from clipx.types import UserError
 
 MAX_LOGIT_SCALE = math.log(100)  # arXiv:2103.00020, 2.5: keeps training stable
 
 
 @config
 class ModelConfig:
-    """Which model, by its JSON."""
+    """Which model, what its weights are at first, and which of them stay."""
 
     name: str
     """A path to a JSON of open_clip's schema, or the name of one of its models, such as
     `ViT-B-32`."""
+    initial: component("clipx.models.initial") | None = None  # type: ignore[valid-type]
+    """Where the first weights come from; null: drawn at random."""
+    locked: list[str] = Field(default_factory=list)
+    """Parts that are not trained, by the beginning of their parameters' names: `visual.trunk`
+    (arXiv:2111.07991)."""
 
     def read(self) -> dict[str, Any]:
         return read_model_json(self.name)
@@ -36,9 +44,13 @@ class DualEncoder(nn.Module):
 
     logit_bias: nn.Parameter | None
 
-    def __init__(self, cfg: dict[str, Any]) -> None:
+    def __init__(
+        self, cfg: dict[str, Any], towers: tuple[nn.Module, nn.Module] | None = None
+    ) -> None:
+        """towers: (visual, text) in place of those that `cfg` describes"""
         super().__init__()
-        self.visual, self.text = build_towers(cfg)
+        self.visual, self.text = towers or build_towers(cfg)
+        self._locked: list[str] = []
         self.logit_scale = nn.Parameter(
             torch.tensor(cfg.get("init_logit_scale", math.log(1 / 0.07)))
         )
@@ -61,10 +73,38 @@ class DualEncoder(nn.Module):
         """
         return self.encode_image(image), self.encode_text(text), self.logit_scale, self.logit_bias
 
+    def lock(self, prefixes: Sequence[str]) -> None:
+        """No gradient for the parameters of these parts, and evaluation behavior always. Raises
+        UserError."""
+        for prefix in prefixes:
+            found = [p for n, p in self.named_parameters() if below(prefix, n)]
+            if not found:
+                known = [n for n, m in self.named_modules() if 1 <= len(n.split(".")) <= 2 and n]
+                raise UserError(
+                    f"model.locked {prefix!r} is the beginning of no parameter's name; "
+                    f"the model has {', '.join([*known, 'logit_scale'])}"
+                )
+            for parameter in found:
+                parameter.requires_grad_(False)
+        self._locked = [*self._locked, *prefixes]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DualEncoder:
+        super().train(mode)
+        for name, module in self.named_modules():
+            if any(below(prefix, name) for prefix in self._locked):
+                module.training = False
+        return self
+
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         """To be called after each optimizer step."""
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+
+def below(prefix: str, name: str) -> bool:
+    """Whether a dotted name is `prefix` or lies under it."""
+    return f"{name}.".startswith(f"{prefix}.")
 
 
 def build_towers(cfg: dict[str, Any]) -> tuple[nn.Module, nn.Module]:

@@ -56,3 +56,36 @@ def fixed_text_length(cfg: dict[str, Any]) -> int | None:
     if set(text_cfg) <= FIELDS or text_cfg.get("hf_model_name"):
         return None
     return text_cfg.get("context_length", 77)
+
+
+_TEXT_FILES = (  # what transformers reads to build a text tower and its tokenizer, without weights
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+)
+
+
+def text_files(cfg: dict[str, Any]) -> list[Path]:
+    """The files without which a text tower from a local folder cannot be built again."""
+    text_cfg = cfg["text_cfg"]
+    folders = [text_cfg.get(key) for key in ("hf_model_name", "hf_tokenizer_name")]
+    paths = {n: Path(f) / n for f in folders if f and Path(f).is_dir() for n in _TEXT_FILES}
+    return [path for path in paths.values() if path.is_file()]
+
+
+def with_text_folder(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`cfg` with its Hugging Face text tower built from the files in `folder`, where it has any."""
+    text_cfg = dict(cfg["text_cfg"])
+    for key, file in (
+        ("hf_model_name", "config.json"),
+        ("hf_tokenizer_name", "tokenizer_config.json"),
+    ):
+        if text_cfg.get(key) and (folder / file).is_file():
+            text_cfg[key] = str(folder)
+    return {**cfg, "text_cfg": text_cfg}

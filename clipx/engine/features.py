@@ -1,0 +1,80 @@
+"""Training on cached features: the towers are cut at their heads, the trunks run once over the
+corpus, the heads are what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipx.data.feature_cache import FeatureCache, Trunks
+from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.stream import Corpus
+from clipx.data.tokenizers import build_tokenizer
+from clipx.data.transforms import Normalization
+from clipx.distributed.runtime import Runtime
+from clipx.engine.config import TrainConfig
+from clipx.engine.precision import autocast
+from clipx.models.locked import Split
+from clipx.models.model_json import fixed_text_length
+from clipx.types import UserError
+
+
+def feature_batches(
+    config: TrainConfig,
+    runtime: Runtime,
+    corpus: Corpus,
+    split: Split,
+    model_json: dict[str, Any],
+    dtype: torch.dtype,
+) -> FeatureBatches:
+    """Features of the whole corpus, computed by all ranks together where they are not there yet.
+    Raises UserError."""
+    assert config.cache_features is not None
+    if faults := augmentation_faults(config.data):
+        raise UserError("\n".join(faults))
+    trunks = _trunks(split, model_json, runtime.device, dtype)
+    cache = FeatureCache(Path(config.cache_features), corpus, trunks, config.data)
+    share = {"rank": runtime.rank, "world_size": runtime.world_size}
+    if not runtime.gather(cache.complete)[0]:
+        split.image_trunk.to(runtime.device)
+        split.text_trunk.to(runtime.device)
+        _together(runtime, cache.folder, lambda: cache.build_images(**share))
+        _together(runtime, cache.folder, lambda: cache.build_texts(**share))
+        _together(runtime, cache.folder, cache.finish)
+    return FeatureBatches(cache, global_batch_size=config.global_batch_size, **share)
+
+
+def _together(runtime: Runtime, folder: Path, act: Callable[[], None]) -> None:
+    """All ranks do their part, or all stop."""
+    fault = None
+    try:
+        act()
+    except OSError as error:
+        fault = f"cache_features {folder} cannot be written: {error}"
+    except UserError as error:
+        fault = str(error)
+    runtime.agree(fault)
+
+
+def _trunks(
+    split: Split, model_json: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> Trunks:
+    text_cfg, normalize = model_json["text_cfg"], Normalization.of(model_json)
+
+    def run(trunk: nn.Module, x: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(device, dtype):
+            return trunk(x)
+
+    return Trunks(
+        image=lambda pixels: run(split.image_trunk, normalize(pixels.to(device))),
+        text=lambda ids: run(split.text_trunk, ids.to(device)),
+        image_size=model_json["vision_cfg"].get("image_size", 224),
+        tokenizer=build_tokenizer(text_cfg),
+        context_length=text_cfg.get("context_length", 77),
+        pad_to=fixed_text_length(model_json),
+        digest=f"{split.digest} {normalize} {dtype}",
+    )

@@ -1,0 +1,166 @@
+"""Every kind of image file becomes the RGB that a person sees, or a BadImage that says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from samples import encoded, jpeg, picture, png, png_claiming
+
+from clipx.data import decode as module
+from clipx.data.decode import BadImage, decode, pixels_of
+
+
+def rgb_at(data: bytes, x: int = 0, y: int = 0) -> tuple[int, ...]:
+    return tuple(decode(data)[:, y, x].tolist())
+
+
+def without_bytes(value: Any) -> str | None:
+    """A test's name need not hold the file."""
+    return "" if isinstance(value, bytes) else None
+
+
+def filled(mode: str, color: Any, kind: str = "PNG", **options: Any) -> bytes:
+    return encoded(Image.new(mode, (3, 2), color), kind, **options)
+
+
+def palette(**options: Any) -> bytes:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    return encoded(image, "PNG", **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "x", "expected"),
+    [
+        (filled("RGB", (1, 2, 3)), 0, (1, 2, 3)),
+        (filled("1", 1), 0, (255, 255, 255)),
+        (filled("L", 77), 0, (77, 77, 77)),
+        (filled("LA", (0, 255)), 0, (0, 0, 0)),
+        (filled("LA", (0, 0)), 0, (255, 255, 255)),
+        (filled("RGBA", (255, 0, 0, 255)), 0, (255, 0, 0)),
+        (filled("RGBA", (255, 0, 0, 0)), 0, (255, 255, 255)),
+        (filled("RGBA", (255, 0, 0, 51)), 0, (255, 204, 204)),  # one fifth red, four fifths white
+        (filled("I;16", 0x8001), 0, (0x80, 0x80, 0x80)),
+        (filled("I;16", 0xFFFF), 0, (255, 255, 255)),
+        (palette(), 0, (10, 20, 30)),
+        (palette(), 1, (40, 50, 60)),
+        (palette(transparency=0), 0, (255, 255, 255)),
+        (palette(transparency=0), 1, (40, 50, 60)),
+        (filled("RGB", (9, 8, 7), transparency=(9, 8, 7)), 0, (255, 255, 255)),
+        (filled("RGB", (1, 2, 3), "WEBP", lossless=True), 0, (1, 2, 3)),
+        (filled("CMYK", (0, 0, 0, 0), "JPEG", quality=100), 0, (255, 255, 255)),
+        (filled("CMYK", (0, 0, 0, 255), "JPEG", quality=100), 0, (0, 0, 0)),
+    ],
+    ids=without_bytes,
+)
+def test_every_mode_becomes_the_color_a_person_sees(
+    data: bytes, x: int, expected: tuple[int, ...]
+) -> None:
+    assert rgb_at(data, x) == expected
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_animation_is_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (3, 2), color) for color in ((255, 0, 0), (0, 0, 255))]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert rgb_at(data) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_is_ignored(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    turned = decode(encoded(picture(0, (20, 10)), kind, exif=exif))
+    assert turned.shape == (3, 10, 20)
+    assert torch.equal(turned, decode(encoded(picture(0, (20, 10)), kind)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 13), (64, 48)])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"subsampling": 0}),
+        ("RGB", {"subsampling": 1}),
+        ("RGB", {"subsampling": 2}),
+        ("RGB", {"progressive": True, "quality": 30}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+def test_the_fast_decoder_gives_pillows_pixels(
+    size: tuple[int, int], mode: str, options: dict[str, Any]
+) -> None:
+    pytest.importorskip("simplejpeg")
+    data = encoded(picture(1, size, mode), "JPEG", **options)
+    assert torch.equal(decode(data), module._decode_pillow(data, module.MAX_PIXELS))
+
+
+def test_a_decoded_image_is_contiguous_uint8() -> None:
+    for data in (jpeg(0), png(0)):
+        pixels = decode(data)
+        assert pixels.shape == (3, 16, 20)
+        assert pixels.dtype == torch.uint8
+        assert pixels.is_contiguous()
+
+
+def test_pixels_of_a_pillow_image_are_its_array() -> None:
+    image = picture(3)
+    assert np.array_equal(pixels_of(image).permute(1, 2, 0).numpy(), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"", "0 bytes"),
+        (b"<!DOCTYPE html><html>404</html>", "PNG, WEBP; starts with b'<!DOCTYPE ht"),
+        (filled("P", 0, "GIF"), "not readable as JPEG, PNG, WEBP"),
+        (filled("RGB", 0, "TIFF"), "not readable as JPEG, PNG, WEBP"),
+        (png(0)[:-40], "truncated"),
+        (jpeg(0)[:-30], "truncated"),
+        (jpeg(0)[:20], "starts with"),
+        (png_claiming(6000, 5000), "6000 x 5000 pixels exceed max_pixels 25000000"),
+        (png_claiming(60_000, 60_000), "exceed max_pixels|DecompressionBombError"),
+        (png_claiming(0, 7), "empty image|starts with"),
+    ],
+    ids=without_bytes,
+)
+def test_what_cannot_be_used_says_why(data: bytes, complaint: str) -> None:
+    with pytest.raises(BadImage, match=complaint):
+        decode(data)
+
+
+@pytest.mark.parametrize("data", [png(0), jpeg(0)], ids=["png", "jpeg"])
+def test_the_limit_of_pixels_is_exact(data: bytes) -> None:
+    assert decode(data, max_pixels=320).shape == (3, 16, 20)
+    with pytest.raises(BadImage, match="20 x 16 pixels exceed max_pixels 319"):
+        decode(data, max_pixels=319)
+
+
+ORIGINALS = [png(0), jpeg(0), palette(transparency=0), encoded(picture(0), "WEBP")]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    original=st.sampled_from(ORIGINALS),
+    changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6),
+    length=st.integers(1, 2000),
+)
+def test_damaged_files_decode_or_are_bad_but_nothing_else(
+    original: bytes, changes: list[tuple[int, int]], length: int
+) -> None:
+    data = bytearray(original[:length])
+    for place, value in changes:
+        data[place % len(data)] = value
+    try:
+        pixels = decode(bytes(data), max_pixels=10_000)
+    except BadImage:
+        return
+    assert pixels.shape[0] == 3
+    assert pixels.dtype == torch.uint8

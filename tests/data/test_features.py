@@ -1,0 +1,160 @@
+"""Cached features are what the trunks make of the samples that `Batches` would load."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loading import TOKENIZER, TOKENS, batch, batches
+from samples import pair, write_shard
+from torch import Tensor
+
+from clipx.data import feature_cache
+from clipx.data.feature_cache import FeatureCache, Trunks
+from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.loader import DataConfig, Loaded
+from clipx.types import UserError
+
+PLAIN: dict[str, Any] = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "workers": 0}
+
+
+def image_trunk(pixels: Tensor) -> Tensor:
+    """Something that tells pictures apart."""
+    return pixels.float().mean(-1).flatten(1) / 255
+
+
+def text_trunk(ids: Tensor) -> Tensor:
+    """Something that tells captions apart, whatever their padding."""
+    return torch.stack([(ids % 97 + 1).float().log().mul(ids != 0).sum(1), (ids != 0).sum(1)], 1)
+
+
+def trunks(digest: str = "a") -> Trunks:
+    return Trunks(image_trunk, text_trunk, 12, TOKENIZER, TOKENS, None, digest)
+
+
+def cache(folder: Path, root: Path, *, ranks: int = 1, digest: str = "a") -> FeatureCache:
+    config = DataConfig(shards=str(folder), streams=4, window=3, **PLAIN)
+    made = FeatureCache(root, config.open(seed=0), trunks(digest), config)
+    for build in (made.build_images, made.build_texts):
+        for rank in range(ranks):
+            build(rank=rank, world_size=ranks)
+    made.finish()
+    return made
+
+
+def feature_batches(made: FeatureCache, rank: int = 0, world_size: int = 1) -> FeatureBatches:
+    return FeatureBatches(made, global_batch_size=8, rank=rank, world_size=world_size)
+
+
+def one(source: FeatureBatches, k: int) -> Loaded:
+    loaded = source[k]
+    assert isinstance(loaded, Loaded), loaded
+    return loaded
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path) -> Path:
+    """Three shards, of which the second has a sample without a caption and one that is no image."""
+    samples = {f"k{n:02d}": pair(n) for n in range(13)}
+    samples["k06"] = {"png": samples["k06"]["png"]}
+    samples["k07"] = {"jpg": b"\xff\xd8\xff no picture", "txt": "a picture"}
+    keys = list(samples)
+    for number, part in enumerate((keys[:5], keys[5:9], keys[9:])):
+        write_shard(tmp_path / f"corpus/{number}.tar", {key: samples[key] for key in part})
+    return tmp_path / "corpus"
+
+
+def test_features_are_those_of_the_batches_that_would_be_loaded(
+    spoiled: Path, tmp_path: Path
+) -> None:
+    """Order, captions, replacements of bad samples, fingerprints: through three epochs."""
+    pixels = batches(spoiled, **PLAIN)
+    features = feature_batches(cache(spoiled, tmp_path / "features"))
+    assert any(batch(pixels, k).bad for k in range(5))
+    for k in range(5):
+        loaded, expected = one(features, k), batch(pixels, k)
+        plain = ("keys", "positions", "state", "fingerprint", "bad")
+        assert all(getattr(loaded, name) == getattr(expected, name) for name in plain)
+        half = {"atol": 1e-6, "rtol": 2**-11}  # what float16 keeps
+        torch.testing.assert_close(loaded.image, image_trunk(expected.image), **half)
+        torch.testing.assert_close(loaded.text, text_trunk(expected.text), **half)
+
+
+def test_ranks_share_the_work_and_the_batch(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_cache, "TEXTS_PER_FILE", 4)
+    whole = one(feature_batches(cache(corpus, tmp_path / "one")), 2)
+    shared = cache(corpus, tmp_path / "three", ranks=2)
+    for rank in range(2):
+        part = one(feature_batches(shared, rank, 2), 2)
+        torch.testing.assert_close(part.image, whole.image[rank::2])
+        torch.testing.assert_close(part.text, whole.text[rank::2])
+        assert part.keys == whole.keys[rank::2]
+
+
+def test_equal_captions_are_encoded_once(tmp_path: Path) -> None:
+    samples = {f"k{n}": {**pair(2 * n), "txt": "the same"} for n in range(1, 3)}
+    samples["k3"] = {**pair(3), "json": {"captions": ["the same", "another"]}}
+    write_shard(tmp_path / "corpus/0.tar", samples)
+    texts = cache(tmp_path / "corpus", tmp_path / "features").texts()
+    assert texts.distinct == ["the same", "another"]
+    assert texts.ids.tolist() == [0, 0, 0, 1]
+
+
+def test_a_stopped_build_goes_on_with_what_is_missing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = cache(corpus, tmp_path)
+    before = one(feature_batches(made), 0)
+    for name in ("meta.json", "captions-00001.json", "images-00001.npy", "texts-00000.npy"):
+        (made.folder / name).unlink()
+    assert not made.complete
+    times = {path.name: path.stat().st_mtime_ns for path in made.folder.iterdir()}
+    again = cache(corpus, tmp_path)
+    assert again.complete
+    assert all((again.folder / name).stat().st_mtime_ns == t for name, t in times.items())
+    feature_cache._mapped.cache_clear()
+    torch.testing.assert_close(one(feature_batches(again), 0).image, before.image)
+
+
+def test_other_trunks_or_another_corpus_get_features_of_their_own(
+    corpus: Path, tmp_path: Path
+) -> None:
+    folders = {cache(corpus, tmp_path / "f").folder, cache(corpus, tmp_path / "f").folder}
+    assert len(folders) == 1
+    folders.add(cache(corpus, tmp_path / "f", digest="b").folder)
+    shutil.copy(corpus / "00000.tar", corpus / "00009.tar")
+    folders.add(cache(corpus, tmp_path / "f").folder)
+    assert len(folders) == 3
+
+
+def test_a_sample_that_was_bad_when_the_features_were_made_and_is_good_now_is_told(
+    spoiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = feature_batches(cache(spoiled, tmp_path / "features"))
+    usable = features.corpus.usable
+    monkeypatch.setattr(features.corpus, "usable", lambda *args: (*usable(*args)[:2], []))
+    faults = [found for k in range(3) if isinstance(found := features[k], UserError)]
+    assert faults
+    assert "delete that folder" in str(faults[0])
+
+
+def test_features_beyond_float16_are_refused(corpus: Path, tmp_path: Path) -> None:
+    config = DataConfig(shards=str(corpus), **PLAIN)
+    large = Trunks(lambda x: image_trunk(x) * 1e6, text_trunk, 12, TOKENIZER, TOKENS, None, "a")
+    with pytest.raises(UserError, match="exceed float16"):
+        FeatureCache(tmp_path, config.open(seed=0), large, config).build_images(
+            rank=0, world_size=1
+        )
+
+
+@pytest.mark.parametrize(
+    "change", [{"flip": 0.5}, {"crop_scale": (0.9, 1)}, {"crop_ratio": (1, 2)}]
+)
+def test_random_views_cannot_be_cached(change: dict[str, Any]) -> None:
+    assert augmentation_faults(DataConfig(shards="s", **PLAIN)) == []
+    assert augmentation_faults(DataConfig(shards="s", **(PLAIN | change)))

@@ -1,0 +1,107 @@
+"""Batches are a function of (seed, number, rank) alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loading import TOKENIZER, TOKENS, batch, batches, is_row_of, same
+from samples import png, write_shard
+
+from clipx.data.loader import load
+from clipx.data.tokenizers import pad
+
+WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on 1 core
+
+
+def test_a_batch_is_what_its_docstring_says(corpus: Path) -> None:
+    loaded = batch(batches(corpus), 3)
+    assert loaded.image.shape == (8, 3, 12, 12)
+    assert loaded.image.dtype == torch.uint8
+    assert loaded.text.dtype == torch.int64
+    assert loaded.positions == list(range(24, 32))
+    assert loaded.state == {"position": 32}
+    assert len(loaded.keys) == 8
+    assert loaded.bad == []
+
+
+@WORKERS
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("first", [0, 4])
+def test_batches_depend_on_neither_workers_nor_where_one_starts(
+    corpus: Path, workers: int, first: int
+) -> None:
+    expected = [batch(batches(corpus, flip=0.5), k) for k in range(7)]
+    found = list(load(batches(corpus, flip=0.5, workers=workers), first, 7))
+    assert len(found) == 7 - first
+    assert all(same(a, b) for a, b in zip(found, expected[first:], strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8])
+def test_ranks_together_hold_the_batch_of_one_process(corpus: Path, world_size: int) -> None:
+    """Batches of 24 from 13 samples: each spans epochs."""
+    settings: dict[str, Any] = {"global_batch_size": 24, "pad_to": TOKENS, "flip": 0.5}
+    for k in (0, 5):
+        whole = batch(batches(corpus, **settings), k)
+        parts = [
+            batch(batches(corpus, rank=rank, world_size=world_size, **settings), k)
+            for rank in range(world_size)
+        ]
+        for i in range(24):
+            assert is_row_of(parts[i % world_size], i // world_size, whole, i)
+        assert all(part.state == whole.state for part in parts)
+        assert sum(part.fingerprint for part in parts) % 2**63 == whole.fingerprint
+
+
+def test_an_epoch_holds_every_sample_once_and_the_next_follows(corpus: Path) -> None:
+    keys = [key for loaded in load(batches(corpus), 0, 13) for key in loaded.keys]
+    assert Counter(keys) == {f"k{n:02d}": 8 for n in range(13)}
+    assert set(keys[:13]) == set(keys[13:26]) == set(Counter(keys))
+    assert keys[:13] != keys[13:26]
+
+
+def test_another_seed_is_another_order_and_other_crops(corpus: Path) -> None:
+    a, b = (batch(batches(corpus, seed=seed, global_batch_size=13), 0) for seed in (0, 1))
+    assert a.keys != b.keys
+    assert sorted(a.keys) == sorted(b.keys)
+    row = {key: i for i, key in enumerate(b.keys)}
+    assert any(not torch.equal(a.image[i], b.image[row[key]]) for i, key in enumerate(a.keys))
+    assert a.fingerprint != b.fingerprint
+
+
+def test_text_is_padded_to_the_longest_only(tmp_path: Path) -> None:
+    captions = ["cat", "a cat on a mat", "word " * 100]
+    for n, caption in enumerate(captions):
+        write_shard(tmp_path / f"{n}/0.tar", {"a": {"png": png(0), "txt": caption}})
+    widths = [batch(batches(tmp_path / str(n)), 0).text.shape[1] for n in range(3)]
+    assert widths == [3, 7, TOKENS]
+    assert batch(batches(tmp_path / "0", pad_to=TOKENS), 0).text.shape[1] == TOKENS
+
+
+def test_every_caption_of_a_sample_is_drawn_as_often(tmp_path: Path) -> None:
+    captions = ["one", "two", "three", "four"]
+    given = ["", *captions[:2], "  ", None, *captions[2:]]
+    write_shard(tmp_path / "0.tar", {"a": {"png": png(0), "json": {"alt": given}, "txt": "never"}})
+    loaded = batch(batches(tmp_path, global_batch_size=400, caption_field="alt"), 0)
+    drawn = Counter(tuple(row.tolist()) for row in loaded.text)
+    assert set(drawn) == {tuple(TOKENIZER.encode(caption, TOKENS)) for caption in captions}
+    # 100 each, with a standard deviation of sqrt(400 * 1/4 * 3/4) = 8.7
+    assert max(abs(count - 100) for count in drawn.values()) < 4 * 8.7
+
+
+def test_one_caption_may_be_a_string_and_else_the_txt_is_read(tmp_path: Path) -> None:
+    write_shard(
+        tmp_path / "0.tar",
+        {
+            "a": {"png": png(0), "json": {"captions": " from json\n"}, "txt": "from text"},
+            "b": {"png": png(0), "json": {"other": 3}, "txt": " from text\n"},
+        },
+    )
+    loaded = batch(batches(tmp_path, global_batch_size=2, pad_to=TOKENS), 0)
+    expected = {"a": "from json", "b": "from text"}
+    assert torch.equal(
+        loaded.text, pad([TOKENIZER.encode(expected[k], TOKENS) for k in loaded.keys], 0, TOKENS)
+    )

@@ -1,0 +1,75 @@
+"""torchrun with two processes against one process with the same global batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from training import metrics, run_clipx, train
+
+LAST = 40
+
+
+@pytest.fixture(scope="module")
+def together(config: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("together") / "run"
+    done = train(config, f"run_dir={run}", "data.workers=1", processes=2)
+    assert "Warning" not in done.stderr, done.stderr
+    assert done.stderr.count("2 x cpu") == 1, "one rank speaks"
+    return run
+
+
+def test_two_processes_train_on_the_same_samples_in_every_step(
+    together: Path, undisturbed: Path
+) -> None:
+    for one, two in zip(metrics(undisturbed), metrics(together), strict=True):
+        for key in ("step", "samples_seen", "epoch", "fingerprint"):
+            assert one[key] == two[key]
+
+
+def test_two_processes_have_the_losses_and_gradient_norms_of_one(
+    together: Path, undisturbed: Path
+) -> None:
+    """Float32 sums in another order: 1e-7 at the first step, and Adam's division by small second
+    moments lets it grow; a wrong gradient is off by 1e-1 within a few steps."""
+    pairs = list(zip(metrics(undisturbed), metrics(together), strict=True))[:20]
+    for one, two in pairs:
+        for key in ("loss", "grad_norm", "scale", "lr", "image_to_text_accuracy"):
+            assert two[f"train/{key}"] == pytest.approx(one[f"train/{key}"], rel=1e-4, abs=1e-6), (
+                f"{key} at step {one['step']}"
+            )
+    assert pairs[0][0]["train/loss"] > 1.1 * pairs[-1][0]["train/loss"], "it did learn"
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_with_two(
+    config: Path, undisturbed: Path, together: Path, tmp_path: Path
+) -> None:
+    """The data goes on exactly, the numbers within rounding."""
+    run = tmp_path / "run"
+    for name in ("config.yaml", "metrics.jsonl", "checkpoints/step_00000020"):
+        source, target = undisturbed / name, run / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            target.mkdir()
+            for file in source.iterdir():
+                (target / file.name).write_bytes(file.read_bytes())
+        else:
+            target.write_bytes(source.read_bytes())
+    train(config, f"run_dir={run}", processes=2)
+    for one, two in zip(metrics(undisturbed), metrics(run), strict=True):
+        assert one["fingerprint"] == two["fingerprint"]
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-3)
+    state = run / "checkpoints" / f"step_{LAST:08d}" / "state.json"
+    reference = undisturbed / "checkpoints" / f"step_{LAST:08d}" / "state.json"
+    assert json.loads(state.read_text()) == json.loads(reference.read_text())
+
+
+def test_a_global_batch_that_no_split_fits_is_refused_once(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = run_clipx("train", config, f"run_dir={run}", "global_batch_size=25", processes=2)
+    assert done.returncode != 0
+    message = "global_batch_size 25 is not a multiple of 2 ranks; the nearest that fits is 24"
+    assert done.stderr.count(message) == 1, done.stderr
+    assert not run.exists(), "refused before anything is written"

@@ -1,0 +1,84 @@
+"""Training on cached features is training on the pictures, as far as float16 keeps it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from locked_towers import LOCKED, model_json, write_bert
+
+from clipx.config import build
+from clipx.engine.config import TrainConfig
+from clipx.engine.session import Session
+from clipx.engine.trainer import train
+from clipx.types import UserError
+
+
+@pytest.fixture
+def data(tmp_path: Path, corpus: Path) -> dict[str, Any]:
+    """A run of locked towers, as plain data."""
+    model = tmp_path / "model.json"
+    model.write_text(json.dumps(model_json(write_bert(tmp_path / "bert"))))
+    plain = {"crop_scale": [1, 1], "crop_ratio": [1, 1], "workers": 0}
+    return {
+        "run_dir": str(tmp_path / "run"),
+        "model": {"name": str(model), "locked": LOCKED},
+        "data": {"shards": str(corpus), "streams": 4, **plain},
+        "duration": "4 steps",
+        "global_batch_size": 8,
+        "optim": {"lr": 1e-2, "warmup": "1 steps"},
+        "log_every": "1 steps",
+        "checkpoint_every": "2 steps",
+        "device": "cpu",
+        "precision": "fp32",
+    }
+
+
+def config(data: dict[str, Any], **changes: Any) -> TrainConfig:
+    return build(TrainConfig, data | changes, where="the test")
+
+
+def losses(run: Path) -> list[float]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["train/loss"] for line in lines]
+
+
+def test_losses_equal_those_on_pictures(data: dict[str, Any], tmp_path: Path) -> None:
+    pictures = train(config(data))
+    cached = train(
+        config(data, run_dir=str(tmp_path / "cached"), cache_features=str(tmp_path / "features"))
+    )
+    assert cached == pictures  # step, position, corpus digest, fingerprint
+    found = torch.tensor(losses(tmp_path / "cached"))
+    # float16 rounds features by 2^-12; four steps of 1e-2 do not amplify it beyond this
+    torch.testing.assert_close(found, torch.tensor(losses(tmp_path / "run")), atol=2e-3, rtol=0)
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(data: dict[str, Any], tmp_path: Path) -> None:
+    cache = str(tmp_path / "features")
+    train(config(data, cache_features=cache))
+    whole = losses(tmp_path / "run")
+    halves = {**data, "run_dir": str(tmp_path / "halves"), "cache_features": cache}
+    (tmp_path / "run/checkpoints/step_00000002").rename(tmp_path / "step_00000002")
+    (tmp_path / "halves/checkpoints").mkdir(parents=True)
+    (tmp_path / "step_00000002").rename(tmp_path / "halves/checkpoints/step_00000002")
+    train(config(halves))
+    assert losses(tmp_path / "halves") == whole[2:]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data": {"flip": 0.5}}, "data.flip: 0"),
+        ({"model": {"locked": ["visual.trunk"]}}, "model.locked"),
+    ],
+)
+def test_what_cannot_be_cached_is_told_at_the_door(
+    data: dict[str, Any], tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    merged = {**data, **{key: data[key] | value for key, value in change.items()}}
+    with pytest.raises(UserError, match=told):
+        Session(config(merged, cache_features=str(tmp_path / "features")))

@@ -1,0 +1,62 @@
+"""Batches of a folder of shards, and when two of them are the same: for the tests of loading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipx.data.loader import Batches, DataConfig, Loaded
+from clipx.data.tokenizers import ClipBPE
+
+TOKENIZER = ClipBPE()
+TOKENS = 20
+
+
+def batches(
+    folder: Path,
+    *,
+    global_batch_size: int = 8,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    pad_to: int | None = None,
+    **settings: Any,
+) -> Batches:
+    config = DataConfig(shards=str(folder), **{"workers": 0, "streams": 4, "window": 3, **settings})
+    return Batches(
+        config,
+        config.open(seed=seed),
+        TOKENIZER,
+        image_size=12,
+        context_length=TOKENS,
+        pad_to=pad_to,
+        global_batch_size=global_batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def batch(source: Batches, k: int) -> Loaded:
+    loaded = source[k]
+    assert isinstance(loaded, Loaded), loaded
+    return loaded
+
+
+def same(a: Loaded, b: Loaded) -> bool:
+    plain = ("keys", "positions", "state", "fingerprint", "bad")
+    return (
+        torch.equal(a.image, b.image)
+        and torch.equal(a.text, b.text)
+        and all(getattr(a, name) == getattr(b, name) for name in plain)
+    )
+
+
+def is_row_of(a: Loaded, row: int, b: Loaded, other: int) -> bool:
+    """The same sample; both padded to TOKENS."""
+    return (
+        torch.equal(a.image[row], b.image[other])
+        and torch.equal(a.text[row], b.text[other])
+        and (a.keys[row], a.positions[row]) == (b.keys[other], b.positions[other])
+    )

@@ -1,0 +1,266 @@
+"""A checkpoint is whole or absent, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from clipx import checkpoints
+from clipx.checkpoints import TrainState
+from clipx.models.dual_encoder import DualEncoder
+from clipx.types import UserError
+
+MODEL: dict[str, Any] = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 100, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def trained(model: nn.Module) -> torch.optim.Optimizer:
+    """An optimizer with moments."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    sum(p.sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    return optimizer
+
+
+def save(folder: Path, step: int, *, keep: int = 3, **other: Any) -> Path:
+    model = other.get("model", nn.Linear(3, 2))
+    state = TrainState(step=step, position=8 * step, fingerprint=2**63 - step, corpus_digest="ab")
+    random = [{"torch": torch.get_rng_state(), "cuda": None}]
+    json_ = other.get("model_json", MODEL)
+    return checkpoints.save(folder, state, model, json_, trained(model), random, keep=keep)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    path = save(tmp_path / "c", 500, model=model)
+    assert path == tmp_path / "c/step_00000500"
+    assert names(path) == sorted(
+        ["model.safetensors", "open_clip_config.json", "training.pt", "state.json", "manifest.json"]
+    )
+    saved = checkpoints.load(path)
+    assert saved.state == TrainState(500, 4000, 2**63 - 500, "ab")
+    assert all(torch.equal(saved.weights[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(saved.random[0]["torch"], torch.get_rng_state())
+    again = torch.optim.AdamW(model.parameters())
+    again.load_state_dict(saved.optimizer)
+    assert again.state[model.weight]["step"] == 1
+    assert again.state[model.weight]["exp_avg"].abs().sum() > 0
+    assert checkpoints.verify(path) is None
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (9, 10, 200, 1000, 100_000_000):
+        save(tmp_path, step, keep=2)
+    assert names(tmp_path) == ["step_00001000", "step_100000000"]
+    save(tmp_path, 100_000_001, keep=1)
+    assert names(tmp_path) == ["step_100000001"]
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file can grow past `limit` bytes; Python ignores the signal, so writing fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("limit", "width", "note"),
+    [(1000, 30, ""), (1000, 3, ""), (50_000, 3, "x" * 100_000)],
+    ids=["model.safetensors", "training.pt", "open_clip_config.json"],  # what the limit cuts
+)
+def test_a_full_disk_is_an_oserror_and_leaves_the_old_checkpoint(
+    tmp_path: Path, limit: int, width: int, note: str
+) -> None:
+    """safetensors and torch have errors of their own for it."""
+    other: dict[str, Any] = {"model": nn.Linear(width, 20), "model_json": MODEL | {"note": note}}
+    old = save(tmp_path, 1, **other)
+    with full_disk(limit), pytest.raises(OSError, match=r"Error|File too large"):
+        save(tmp_path, 2, **other)
+    assert names(tmp_path) == ["step_00000001"]
+    assert checkpoints.newest_valid(tmp_path) == (old, [])
+    save(tmp_path, 2, **other)
+    assert names(tmp_path) == ["step_00000001", "step_00000002"]
+
+
+def test_a_fault_of_ours_midway_leaves_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save(tmp_path, 2, model_json=MODEL | {"embed_dim": object()})
+    assert names(tmp_path) == ["step_00000001"]
+
+
+def save_and_die(folder: Path) -> None:
+    """The manifest is the last thing written; its first hash is the process's end."""
+    checkpoints._sha256 = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+    save(folder, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 on fork
+def test_a_kill_midway_leaves_the_old_one_and_the_next_save_cleans_up(tmp_path: Path) -> None:
+    old = save(tmp_path, 1)
+    process = multiprocessing.get_context("fork").Process(target=save_and_die, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 2  # the half-written one, under a name that is no checkpoint's
+    assert checkpoints.list_checkpoints(tmp_path) == [old]
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["step_00000001", "step_00000003"]
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "reason"),
+    [
+        ("model.safetensors", cut, r"model.safetensors has \d+ bytes instead of \d+"),
+        ("model.safetensors", flip, "model.safetensors has another SHA-256"),
+        ("training.pt", flip, "training.pt has another SHA-256"),
+        ("state.json", Path.unlink, "FileNotFoundError: .*state.json"),
+        ("manifest.json", Path.unlink, "FileNotFoundError: .*manifest.json"),
+        ("manifest.json", cut, "JSONDecodeError"),
+        ("manifest.json", lambda path: path.write_text("[1]"), "AttributeError"),
+        (".", shutil.rmtree, "FileNotFoundError"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_with_a_reason(
+    tmp_path: Path, file: str, damage: Any, reason: str
+) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    damage(bad / file)
+    bad.mkdir(exist_ok=True)
+    found, complaints = checkpoints.newest_valid(tmp_path)
+    assert found == good
+    assert len(complaints) == 1
+    assert re.search(f"step_00000002 is skipped: .*{reason}", complaints[0])
+    assert save(tmp_path, 2) == bad  # training comes here again, and writes it anew
+    assert checkpoints.newest_valid(tmp_path) == (bad, [])
+
+
+def test_where_no_checkpoint_is_valid_none_is_found(tmp_path: Path) -> None:
+    assert checkpoints.newest_valid(tmp_path / "absent") == (None, [])
+    for step in (1, 2):
+        cut(save(tmp_path, step) / "training.pt")
+    found, complaints = checkpoints.newest_valid(tmp_path)
+    assert found is None
+    assert ["step_00000002" in complaints[0], "step_00000001" in complaints[1]] == [True, True]
+
+
+class Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
+    path, target = save(tmp_path, 1), tmp_path / "executed"
+    torch.save({"optimizer": Payload(target), "random": []}, path / "training.pt")
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        checkpoints.load(path)
+    assert not target.exists()
+    torch.load(path / "training.pt", weights_only=False)  # the payload works
+    assert target.exists()
+
+
+# --- load_model ---
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with two checkpoints of a model."""
+    torch.manual_seed(0)
+    for step in (1, 2):
+        save(tmp_path / "run/checkpoints", step, model=DualEncoder(MODEL), model_json=MODEL)
+    return tmp_path / "run"
+
+
+def test_a_model_is_loaded_from_a_run_or_a_checkpoint(run: Path) -> None:
+    newest = run / "checkpoints/step_00000002"
+    for path in (run, newest, str(run)):
+        model, model_json, state = checkpoints.load_model(path)
+        assert state.step == 2
+        assert model_json | MODEL == model_json
+        assert not model.training
+        weights = checkpoints.load(newest).weights
+        assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
+    assert checkpoints.load_model(run / "checkpoints/step_00000001")[2].step == 1
+    cut(newest / "training.pt")
+    assert checkpoints.load_model(run)[2].step == 1
+
+
+def test_what_cannot_be_loaded_is_named(run: Path, tmp_path: Path) -> None:
+    newest = run / "checkpoints/step_00000002"
+    with pytest.raises(UserError, match=r"nowhere is no folder; give a run folder, or one of its"):
+        checkpoints.load_model(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no usable checkpoint"):
+        checkpoints.load_model(tmp_path)
+    flip(newest / "training.pt")
+    with pytest.raises(UserError, match=r"step_00000002 is damaged: training\.pt has another SHA"):
+        checkpoints.load_model(newest)
+    cut(run / "checkpoints/step_00000001/model.safetensors")
+    with pytest.raises(UserError, match=r"(?s)no usable checkpoint.*0002 is skipped.*0001 is skip"):
+        checkpoints.load_model(run)
+
+
+PIXELS = {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        (
+            "open_clip_config.json",
+            {"model_cfg": MODEL | {"embed_dim": 16}, **PIXELS},
+        ),  # other shapes
+        ("open_clip_config.json", {}),
+        ("state.json", {"step": 2, "written by": "a newer clipx"}),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_this_code_is_named(
+    run: Path, file: str, content: dict[str, Any]
+) -> None:
+    path = run / "checkpoints/step_00000002"
+    (path / file).write_text(json.dumps(content))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest[file] = {
+        "bytes": (path / file).stat().st_size,
+        "sha256": checkpoints._sha256(path / file),
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="step_00000002 cannot be read: "):
+        checkpoints.load_model(path)

@@ -1,0 +1,219 @@
+"""Config is data: layers and overrides in, a frozen checked object out, all complaints at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from clipx.config import build, differences, load, merge, parse_override, to_data, to_yaml
+from clipx.engine.config import Plan, TrainConfig
+from clipx.losses import infonce
+from clipx.types import UserError
+
+BASE: dict[str, Any] = {
+    "run_dir": "runs/a",
+    "data": {"shards": "data/train"},
+    "model": {"name": "ViT-B-32"},
+    "duration": "2 epochs",
+    "global_batch_size": 8,
+}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    return path
+
+
+def test_numbers_are_numbers_and_defaults_are_filled(base: Path) -> None:
+    # PyYAML reads 5e-4 as text
+    config = load(TrainConfig, base, ["optim.lr=5e-4", "data.workers=0", "tensorboard=true"])
+    assert config.optim.lr == 5e-4
+    assert config.data.workers == 0
+    assert config.tensorboard is True
+    assert config.data.crop_scale == (0.9, 1.0)
+    assert isinstance(config.loss, infonce.Config)
+
+
+def test_a_config_is_frozen(base: Path) -> None:
+    config = load(TrainConfig, base)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["loss=infonce", "data.shards=[a.tar, b.tar]", "seed=7"],
+        ["evaluators.x={name: zero_shot, path: p}", "evaluators.y={name: retrieval, path: q}"],
+    ],
+)
+def test_a_written_config_reads_back_equal(
+    base: Path, tmp_path: Path, overrides: list[str]
+) -> None:
+    config = load(TrainConfig, base, overrides)
+    assert build(TrainConfig, to_data(config), where="itself") == config
+    copy = tmp_path / "resolved.yaml"
+    copy.write_text(to_yaml(config))
+    assert load(TrainConfig, copy) == config
+    assert differences(to_data(load(TrainConfig, copy)), to_data(config)) == []
+
+
+def test_layers_lie_over_one_another(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers/slow.yaml").write_text("optim: {lr: 1e-5, weight_decay: 0.1}\nseed: 1\n")
+    (tmp_path / "layers/mid.yaml").write_text("extends: [../base.yaml, slow.yaml]\nseed: 2\n")
+    top = tmp_path / "top.yaml"
+    top.write_text("extends: layers/mid.yaml\noptim: {lr: 1e-3}\n")
+    config = load(TrainConfig, top, ["optim.warmup=5 steps"])
+    assert config.optim.lr == 1e-3  # top over slow
+    assert config.optim.weight_decay == 0.1  # slow's is kept
+    assert config.optim.warmup == "5 steps"
+    assert config.seed == 2  # mid over slow
+    assert config.run_dir == "runs/a"
+
+
+def test_a_component_of_another_name_starts_afresh() -> None:
+    old = {"loss": {"name": "infonce", "label_smoothing": 0.1}, "seed": 1}
+    assert merge(old, {"loss": {"label_smoothing": 0.2}})["loss"] == {
+        "name": "infonce",
+        "label_smoothing": 0.2,
+    }
+    assert merge(old, {"loss": {"name": "sigmoid"}}) == {"loss": {"name": "sigmoid"}, "seed": 1}
+    assert merge(old, {"loss": "sigmoid"})["loss"] == "sigmoid"
+    assert old["loss"] == {"name": "infonce", "label_smoothing": 0.1}  # untouched
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=1", {"a": 1}),
+        ("a.b.c=x y", {"a": {"b": {"c": "x y"}}}),
+        ("a=b=c", {"a": "b=c"}),
+        ("a=[1, 2]", {"a": [1, 2]}),
+        ("a=", {"a": None}),
+        ("a={b: 1}", {"a": {"b": 1}}),
+    ],
+)
+def test_an_override_is_a_path_and_a_yaml_value(text: str, expected: dict[str, Any]) -> None:
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "lr", "=3", "a..b=3", ".a=3", "a.=3"])
+def test_what_is_no_override_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"is not of the form key=value, for example optim\.lr"):
+        parse_override(text)
+
+
+COMPLAINTS = {
+    "optim.lrr=1": "optim.lrr: unknown key; did you mean 'lr'",
+    "los=infonce": "los: unknown key; did you mean 'loss'",
+    "data.qqq=1": "data.qqq: unknown key; known: shards, workers",
+    "optim.lr=fast": "optim.lr: .*valid number.*'fast'",
+    "global_batch_size=0": "global_batch_size: .*greater than or equal to 1.*given: 0",
+    "data.crop_scale=[0.5, 1.5]": "data.crop_scale.1: .*less than or equal to 1",
+    "data.crop_ratio=[0, 1]": "data.crop_ratio.0: .*greater than 0",
+    "precision=fp8": "precision: .*'fp8'",
+    "data=3": "data: .*given: 3",
+    "loss=infonc": "loss: 'infonc' is no module of clipx.losses; did you mean 'infonce'",
+    "loss.temperature=1": "loss: needs a `name`; known: .*infonce",
+    "loss={name: infonce, x: 1}": "loss.x: unknown key",
+    "loss=.infonce": "loss: '.infonce' is no module",
+    "loss=no.such.module": "loss: 'no.such.module' is no module",
+    "loss=os.path": "loss: module os.path holds no class Config",
+    "evaluators.x.name=zero_shot": "evaluators.x.path: missing",
+    "evaluators.x=3": "evaluators.x: needs a `name`; known: .*zero_shot",
+}
+
+
+@pytest.mark.parametrize("override", list(COMPLAINTS))
+def test_each_mistake_is_named_by_its_path(base: Path, override: str) -> None:
+    with pytest.raises(UserError, match=f"(?m)^  {COMPLAINTS[override]}"):
+        load(TrainConfig, base, [override])
+
+
+def test_all_mistakes_are_told_at_once(base: Path) -> None:
+    wrong = ["optim.lrr=1", "loss=infonc", "seed=-1", "data.workers=x"]
+    with pytest.raises(UserError) as caught:
+        load(TrainConfig, base, wrong)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"config {base} does not fit:"
+    assert {line.split(":")[0].strip() for line in lines[1:]} == {
+        *("optim.lrr", "loss", "seed", "data.workers")
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"- 1\n", "must be a mapping of keys to values, not a list"),
+        (b"a: [", "cannot be read: "),
+        (b"a: \xff", "cannot be read: "),
+        (b"1: 2", "1: Keys should be strings"),
+        (b"", "run_dir: missing"),
+        (b"extends: top.yaml", "top.yaml extends itself"),
+        (b"extends: loop.yaml", "top.yaml extends itself, by way of .*loop.yaml"),
+        (b"extends: nowhere.yaml", "nowhere.yaml does not exist"),
+        (b"extends: 5", "extends must be a path or a list of paths, not 5"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    (tmp_path / "top.yaml").write_bytes(content)
+    (tmp_path / "loop.yaml").write_text("extends: [top.yaml]")
+    with pytest.raises(UserError, match=complaint):
+        load(TrainConfig, tmp_path / "top.yaml")
+
+
+def test_a_folder_or_nothing_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist \(looked from /"):
+        load(TrainConfig, tmp_path / "nowhere.yaml")
+    with pytest.raises(UserError, match=r"cannot be read: .*directory"):
+        load(TrainConfig, tmp_path)
+
+
+MY_LOSS = """
+from clipx.config import config
+
+@config
+class Config:
+    margin: float = 0.5
+    def build(self): return self.margin
+"""
+
+
+def test_a_component_may_live_outside_of_clipx(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab/triplet.py").write_text(MY_LOSS)
+    (tmp_path / "my_lab/broken.py").write_text("import no_such_package\n" + MY_LOSS)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load(TrainConfig, base, ["loss={name: my_lab.triplet, margin: 0.25}"])
+    assert config.loss.build() == 0.25
+    assert to_data(config)["loss"] == {"name": "my_lab.triplet", "margin": 0.25}
+    assert build(TrainConfig, to_data(config), where="itself") == config
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):  # theirs, not a wrong name
+        load(TrainConfig, base, ["loss=my_lab.broken"])
+
+
+def test_differences_are_dotted_paths() -> None:
+    a = {"x": 1, "y": {"p": 1, "q": [1]}, "gone": 0}
+    b = {"x": 1, "y": {"p": 2, "q": [2]}, "new": 0}
+    assert differences(a, b) == ["y.p", "y.q", "gone", "new"]
+
+
+def test_a_plan_counts_in_steps_and_names_every_bad_duration(base: Path) -> None:
+    settings = ["optim.warmup=16 samples", "evaluators.x={name: zero_shot, path: p}"]
+    plan = Plan.of(load(TrainConfig, base, settings), epoch_samples=80)
+    assert (plan.total, plan.warmup, plan.evaluate_every) == (20, 2, {"x": 20})
+    wrong = load(TrainConfig, base, ["duration=soon", "log_every='5'", *settings[1:]])
+    with pytest.raises(UserError, match=r"(?s)^duration: 'soon' is not.*\nlog_every: '5' is not"):
+        Plan.of(wrong, epoch_samples=80)

@@ -1,0 +1,111 @@
+"""Logs survive a kill, and go back with a run that resumes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clipx.engine.run import Logs, RunFolder
+from clipx.trackers.jsonl import JsonLines, keep_until, read_lines
+from clipx.types import UserError
+
+
+def test_lines_are_readable_while_the_file_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tracker = JsonLines(path)
+    records = [
+        {"step": 1, "loss": 0.1 + 0.2, "text": "\u00e9\n\u732b"},
+        {"step": 2, "loss": 1e-300},
+    ]
+    for record in records:
+        tracker.log(record)
+    assert read_lines(path) == records
+    tracker.close()
+    assert read_lines(tmp_path / "absent.jsonl") == []
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + '{"step": 2}\n'[:-cut])
+    whole = [{"step": 1}, {"step": 2}] if cut == 1 else [{"step": 1}]
+    assert read_lines(path) == whole
+    keep_until(path, 5)  # a resumed run appends
+    tracker = JsonLines(path)
+    tracker.log({"step": 3})
+    tracker.close()
+    assert read_lines(path) == [*whole, {"step": 3}]
+
+
+def test_a_resumed_run_forgets_what_it_does_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {n}}}\n' for n in range(1, 6)))
+    keep_until(path, 3)
+    assert [record["step"] for record in read_lines(path)] == [1, 2, 3]
+    keep_until(tmp_path / "absent.jsonl", 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_logs_know_what_was_evaluated_up_to_their_step(tmp_path: Path) -> None:
+    first = Logs(tmp_path, 0, tensorboard=False)
+    for step in (1, 2, 3):
+        first.log({"step": step, "loss": 1.0 / step}, [{"key": f"k{step}"}])
+        first.results({"step": step, "top1": 0.5})
+    first.close()
+    again = Logs(tmp_path, 2, tensorboard=False)
+    again.close()
+    assert again.evaluated == {1, 2}
+    assert [r["step"] for r in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert read_lines(tmp_path / "quarantine.jsonl") == [
+        {"step": 1, "key": "k1"},
+        {"step": 2, "key": "k2"},
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own imports
+def test_tensorboard_holds_the_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = Logs(tmp_path, 0, tensorboard=True)
+    for step in (1, 2):
+        logs.log({"step": step, "train/loss": 1 / step, "fingerprint": "ab"}, [])
+    logs.results({"step": 2, "top1": 0.25})
+    logs.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
+    assert [(e.step, e.value) for e in events.Scalars("top1")] == [(2, 0.25)]
+    assert set(events.Tags()["scalars"]) == {"train/loss", "top1"}
+
+
+BASE = {"run_dir": "a", "seed": 0, "data": {"shards": "s", "workers": 1}, "optim": {"lr": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({"run_dir": "b"}, None),
+        ({"duration": "5 steps", "log_every": "1 step", "evaluators": {"x": {"path": "p"}}}, None),
+        ({"data": {"shards": "s", "workers": 4}}, None),
+        ({"data": {"shards": "t", "workers": 1}}, "data.shards differ"),
+        ({"seed": 1, "optim": {"lr": 2.0}}, "optim.lr, seed differ"),
+        ({"optim": {"lr": math.nan}}, "optim.lr differ"),
+    ],
+)
+def test_a_run_folder_goes_on_with_its_own_config_only(
+    tmp_path: Path, change: dict[str, object], refused: str | None
+) -> None:
+    RunFolder(tmp_path, BASE, yaml.safe_dump(BASE))
+    other = BASE | change
+    if refused is None:
+        RunFolder(tmp_path, other, yaml.safe_dump(other))
+        assert len((tmp_path / "version.json").read_text().splitlines()) == 2
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == other
+    else:
+        with pytest.raises(UserError, match=f"belongs to another config: {refused}"):
+            RunFolder(tmp_path, other, yaml.safe_dump(other))
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == BASE
