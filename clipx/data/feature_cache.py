@@ -18,7 +18,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +37,7 @@ from clipx.data.tokenizers import Tokenizer, pad
 from clipx.data.transforms import center
 from clipx.types import UserError
 
-IMAGES_AT_ONCE = 64  # the activations of as many 128 px pictures stay in a CPU's cache
+IMAGES_AT_ONCE = 32  # more are no faster on a CPU: their activations leave its cache
 TEXTS_AT_ONCE = 256
 TEXTS_PER_FILE = 8192
 
@@ -76,30 +78,39 @@ class FeatureCache:
         shards = range(rank, len(self.corpus.shards), world_size)
         missing = [s for s in shards if not self._captions(s).exists()]
         total = sum(len(self.corpus.shards[s]) for s in missing)
-        with progress("image features", total) as advance:
+        with progress("image features", total) as advance, one_core_each() as pool:
             for shard in missing:
-                self._build_shard(shard, advance)
+                self._build_shard(shard, pool, advance)
 
-    def _build_shard(self, shard: int, advance: Callable[[], None]) -> None:
+    def _build_shard(self, shard: int, pool: Executor, advance: Callable[[], None]) -> None:
+        count = len(self.corpus.shards[shard])
+        parts = [
+            range(first, min(first + IMAGES_AT_ONCE, count))
+            for first in range(0, count, IMAGES_AT_ONCE)
+        ]
         rows: list[np.ndarray] = []
         captions: list[list[str]] = []
-        count = len(self.corpus.shards[shard])
-        for first in range(0, count, IMAGES_AT_ONCE):
-            samples = range(first, min(first + IMAGES_AT_ONCE, count))
-            pixels = torch.zeros(
-                (len(samples), 3, *[self.trunks.image_size] * 2), dtype=torch.uint8
-            )
-            for row, number in enumerate(samples):
-                try:
-                    sample = self.corpus.read(shard, number)
-                    pixels[row] = self.pixels(sample)
-                    captions.append(sample.captions)
-                except (SampleError, decode.BadImage, OSError):
-                    captions.append([])  # training will ask for it, and get its replacement
+        for features, texts in pool.map(lambda samples: self._images_of(shard, samples), parts):
+            rows.append(features)
+            captions += texts
+            for _ in texts:
                 advance()
-            rows.append(_float16(self.trunks.image(pixels)))
         _save(self._images(shard), np.concatenate(rows))
         _write(self._captions(shard), json.dumps(captions).encode())
+
+    def _images_of(self, shard: int, samples: range) -> tuple[np.ndarray, list[list[str]]]:
+        """Features and captions of some samples. One that cannot be used has no captions: training
+        will ask for it, and get its replacement."""
+        pixels = torch.zeros((len(samples), 3, *[self.trunks.image_size] * 2), dtype=torch.uint8)
+        captions: list[list[str]] = []
+        for row, number in enumerate(samples):
+            try:
+                sample = self.corpus.read(shard, number)
+                pixels[row] = self.pixels(sample)
+                captions.append(sample.captions)
+            except (SampleError, decode.BadImage, OSError):
+                captions.append([])
+        return _float16(self.trunks.image(pixels)), captions
 
     def pixels(self, sample: Sample) -> Tensor:
         """(3, image_size, image_size) uint8. Raises BadImage."""
@@ -117,21 +128,29 @@ class FeatureCache:
             if not self._texts(file).exists()
         }
         with progress("text features", sum(map(len, parts.values()))) as advance:
-            for file, part in parts.items():
-                _save(self._texts(file), self._encode(part, advance))
+            with one_core_each() as pool:
+                for file, part in parts.items():
+                    _save(self._texts(file), self._encode(part, pool, advance))
 
-    def _encode(self, texts: list[str], advance: Callable[[], None]) -> np.ndarray:
+    def _encode(self, texts: list[str], pool: Executor, advance: Callable[[], None]) -> np.ndarray:
         """Captions of like length together, so that little of the work is padding."""
         ids = [self.trunks.tokenizer.encode(t, self.trunks.context_length) for t in texts]
         order = np.argsort([len(i) for i in ids], kind="stable")
+        parts = [
+            [ids[i] for i in order[first : first + TEXTS_AT_ONCE]]
+            for first in range(0, len(ids), TEXTS_AT_ONCE)
+        ]
         rows = []
-        for first in range(0, len(ids), TEXTS_AT_ONCE):
-            part = [ids[i] for i in order[first : first + TEXTS_AT_ONCE]]
-            text = pad(part, self.trunks.tokenizer.pad_id, self.trunks.pad_to)
-            rows.append(_float16(self.trunks.text(text)))
+        for part, features in zip(parts, pool.map(self._texts_of, parts), strict=True):
+            rows.append(features)
             for _ in part:
                 advance()
         return np.concatenate(rows)[np.argsort(order)]
+
+    def _texts_of(self, ids: list[list[int]]) -> np.ndarray:
+        return _float16(
+            self.trunks.text(pad(ids, self.trunks.tokenizer.pad_id, self.trunks.pad_to))
+        )
 
     def finish(self) -> None:
         """Once all ranks have built their texts. Raises OSError."""
@@ -190,6 +209,22 @@ class Texts:
         """
         count = self.first[sample + 1] - self.first[sample]
         return self.ids[self.first[sample] + (draws * count).astype(np.int64)]
+
+
+@contextmanager
+def one_core_each() -> Iterator[Executor]:
+    """Threads, as many as torch uses, in each of which it uses one.
+
+    Sharing every layer of a small trunk, cores wait for one another hundreds of times a batch: on
+    two busy cores that took ten times as long as each working through its own samples.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _gather(path: Callable[[int], Path], file: np.ndarray, row: np.ndarray) -> Tensor:

@@ -61,7 +61,8 @@ class PooledText(nn.Module):
     def __init__(self, tower: HFTextEncoder) -> None:
         super().__init__()
         self.transformer, self.pooler = tower.transformer, tower.pooler
-        self.pad_id: int = tower.config.pad_token_id
+        config: Any = tower.config
+        self.pad_id: int = config.pad_token_id
 
     def forward(self, text: Tensor) -> Tensor:
         mask = (text != self.pad_id).long()
