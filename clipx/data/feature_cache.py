@@ -1,5 +1,5 @@
-"""What locked towers make of a corpus, computed once: training then reads features instead of
-pictures and words (LiT, arXiv:2111.07991).
+"""What locked towers make of a corpus: training reads features instead of pictures and words (LiT,
+arXiv:2111.07991).
 
 folder/
     images-00003.npy     features of the pictures of shard 3, (samples, ...) float16
@@ -7,9 +7,9 @@ folder/
     texts-00000.npy      features of the corpus's first distinct captions, (texts, ...) float16
     meta.json            what the files were made from; written last
 
-Every file is written beside and renamed, and is there or not: a build that was stopped goes on with
-what is missing, and several ranks build different files. Names of files depend on nothing but the
-corpus, so the folder must: it belongs to one digest of corpus, trunks and preprocessing.
+A file is there whole or not at all: a build that was stopped goes on with what is missing, and
+ranks build different files. The folder's name is a digest of the corpus, the trunks and what they
+are given, so features of anything else are never read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,14 +29,10 @@ from torch import Tensor
 
 from clipx.data import decode
 from clipx.data.loader import DataConfig
-from clipx.data.sources.progress import progress
-from clipx.data.stream import Corpus, Sample, SampleError
-from clipx.data.tokenizers import Tokenizer, pad
+from clipx.data.stream import Corpus, Sample
+from clipx.data.tokenizers import Tokenizer
 from clipx.data.transforms import center
-from clipx.types import UserError
 
-IMAGES_AT_ONCE = 32  # more are no faster on a CPU: their activations leave its cache
-TEXTS_AT_ONCE = 256
 TEXTS_PER_FILE = 8192
 
 
@@ -72,111 +66,45 @@ class FeatureCache:
     def complete(self) -> bool:
         return (self.folder / "meta.json").exists()
 
-    def build_images(self, *, rank: int, world_size: int) -> None:
-        """This rank's shards: features of their pictures, and their captions. Raises OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        shards = range(rank, len(self.corpus.shards), world_size)
-        missing = [s for s in shards if not self._captions(s).exists()]
-        total = sum(len(self.corpus.shards[s]) for s in missing)
-        with progress("image features", total) as advance, one_core_each() as pool:
-            for shard in missing:
-                self._build_shard(shard, pool, advance)
-
-    def _build_shard(self, shard: int, pool: Executor, advance: Callable[[], None]) -> None:
-        count = len(self.corpus.shards[shard])
-        parts = [
-            range(first, min(first + IMAGES_AT_ONCE, count))
-            for first in range(0, count, IMAGES_AT_ONCE)
-        ]
-        rows: list[np.ndarray] = []
-        captions: list[list[str]] = []
-        for features, texts in pool.map(lambda samples: self._images_of(shard, samples), parts):
-            rows.append(features)
-            captions += texts
-            for _ in texts:
-                advance()
-        _save(self._images(shard), np.concatenate(rows))
-        _write(self._captions(shard), json.dumps(captions).encode())
-
-    def _images_of(self, shard: int, samples: range) -> tuple[np.ndarray, list[list[str]]]:
-        """Features and captions of some samples. One that cannot be used has no captions: training
-        will ask for it, and get its replacement."""
-        pixels = torch.zeros((len(samples), 3, *[self.trunks.image_size] * 2), dtype=torch.uint8)
-        captions: list[list[str]] = []
-        for row, number in enumerate(samples):
-            try:
-                sample = self.corpus.read(shard, number)
-                pixels[row] = self.pixels(sample)
-                captions.append(sample.captions)
-            except (SampleError, decode.BadImage, OSError):
-                captions.append([])
-        return _float16(self.trunks.image(pixels)), captions
+    def finish(self) -> None:
+        """Once all ranks have built all files. Raises OSError."""
+        meta = {"digest": self.digest, "samples": self.corpus.num_samples}
+        _write(self.folder / "meta.json", json.dumps(meta, indent=2).encode())
 
     def pixels(self, sample: Sample) -> Tensor:
         """(3, image_size, image_size) uint8. Raises BadImage."""
         pixels = decode.decode(sample.image, max_pixels=self.config.max_image_pixels)
         return center(pixels, self.trunks.image_size)
 
-    def build_texts(self, *, rank: int, world_size: int) -> None:
-        """This rank's part of the distinct captions, once all ranks have built their images. Raises
-        OSError."""
-        texts = self.texts().distinct
-        files = range(rank, -(-len(texts) // TEXTS_PER_FILE), world_size)
-        parts = {
-            file: texts[file * TEXTS_PER_FILE : (file + 1) * TEXTS_PER_FILE]
-            for file in files
-            if not self._texts(file).exists()
-        }
-        with progress("text features", sum(map(len, parts.values()))) as advance:
-            with one_core_each() as pool:
-                for file, part in parts.items():
-                    _save(self._texts(file), self._encode(part, pool, advance))
+    def save_images(self, shard: int, features: np.ndarray, captions: list[list[str]]) -> None:
+        """All samples of a shard. Raises OSError."""
+        _save(self.image_file(shard), features)
+        _write(self.caption_file(shard), json.dumps(captions).encode())
 
-    def _encode(self, texts: list[str], pool: Executor, advance: Callable[[], None]) -> np.ndarray:
-        """Captions of like length together, so that little of the work is padding."""
-        ids = [self.trunks.tokenizer.encode(t, self.trunks.context_length) for t in texts]
-        order = np.argsort([len(i) for i in ids], kind="stable")
-        parts = [
-            [ids[i] for i in order[first : first + TEXTS_AT_ONCE]]
-            for first in range(0, len(ids), TEXTS_AT_ONCE)
-        ]
-        rows = []
-        for part, features in zip(parts, pool.map(self._texts_of, parts), strict=True):
-            rows.append(features)
-            for _ in part:
-                advance()
-        return np.concatenate(rows)[np.argsort(order)]
-
-    def _texts_of(self, ids: list[list[int]]) -> np.ndarray:
-        return _float16(
-            self.trunks.text(pad(ids, self.trunks.tokenizer.pad_id, self.trunks.pad_to))
-        )
-
-    def finish(self) -> None:
-        """Once all ranks have built their texts. Raises OSError."""
-        meta = {"digest": self.digest, "samples": self.corpus.num_samples}
-        _write(self.folder / "meta.json", json.dumps(meta, indent=2).encode())
+    def save_texts(self, file: int, features: np.ndarray) -> None:
+        """TEXTS_PER_FILE distinct captions, or the last of them. Raises OSError."""
+        _save(self.text_file(file), features)
 
     def texts(self) -> Texts:
-        """The captions of the whole corpus."""
+        """The captions of the whole corpus, once all images are built."""
         shards = range(len(self.corpus.shards))
-        return Texts.of(c for s in shards for c in json.loads(self._captions(s).read_bytes()))
+        return Texts.of(c for s in shards for c in json.loads(self.caption_file(s).read_bytes()))
 
     def read_images(self, shard: np.ndarray, sample: np.ndarray) -> Tensor:
         """(B, ...) float32 features of these samples."""
-        return _gather(self._images, shard, sample)
+        return _gather(self.image_file, shard, sample)
 
     def read_texts(self, text: np.ndarray) -> Tensor:
         """(B, ...) float32 features of these distinct captions."""
-        return _gather(self._texts, text // TEXTS_PER_FILE, text % TEXTS_PER_FILE)
+        return _gather(self.text_file, text // TEXTS_PER_FILE, text % TEXTS_PER_FILE)
 
-    def _images(self, shard: int) -> Path:
+    def image_file(self, shard: int) -> Path:
         return self.folder / f"images-{shard:05d}.npy"
 
-    def _captions(self, shard: int) -> Path:
+    def caption_file(self, shard: int) -> Path:
         return self.folder / f"captions-{shard:05d}.json"
 
-    def _texts(self, file: int) -> Path:
+    def text_file(self, file: int) -> Path:
         return self.folder / f"texts-{file:05d}.npy"
 
 
@@ -211,22 +139,6 @@ class Texts:
         return self.ids[self.first[sample] + (draws * count).astype(np.int64)]
 
 
-@contextmanager
-def one_core_each() -> Iterator[Executor]:
-    """Threads, as many as torch uses, in each of which it uses one.
-
-    Sharing every layer of a small trunk, cores wait for one another hundreds of times a batch: on
-    two busy cores that took ten times as long as each working through its own samples.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _gather(path: Callable[[int], Path], file: np.ndarray, row: np.ndarray) -> Tensor:
     """(B, ...) float32: row `row[i]` of the array in `path(file[i])`."""
     parts = [
@@ -241,14 +153,6 @@ def _gather(path: Callable[[int], Path], file: np.ndarray, row: np.ndarray) -> T
 @lru_cache(maxsize=512)
 def _mapped(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
-
-
-def _float16(features: Tensor) -> np.ndarray:
-    with np.errstate(over="ignore"):  # told below
-        out = features.float().cpu().numpy().astype(np.float16)
-    if not np.isfinite(out).all():
-        raise UserError("a trunk's features exceed float16; train without cache_features")
-    return out
 
 
 def _save(path: Path, array: np.ndarray) -> None:

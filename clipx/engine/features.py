@@ -4,14 +4,17 @@ corpus, the heads are what is trained."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clipx.data.feature_build import Progress, build_images, build_texts
 from clipx.data.feature_cache import FeatureCache, Trunks
 from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.sources.progress import progress
 from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
 from clipx.data.transforms import Normalization
@@ -39,13 +42,19 @@ def feature_batches(
     trunks = _trunks(split, model_json, runtime.device, dtype)
     cache = FeatureCache(Path(config.cache_features), corpus, trunks, config.data)
     share = {"rank": runtime.rank, "world_size": runtime.world_size}
+    watch: Progress = progress if runtime.is_main else silent
     if not runtime.gather(cache.complete)[0]:
         split.image_trunk.to(runtime.device)
         split.text_trunk.to(runtime.device)
-        _together(runtime, cache.folder, lambda: cache.build_images(**share))
-        _together(runtime, cache.folder, lambda: cache.build_texts(**share))
+        _together(runtime, cache.folder, lambda: build_images(cache, watch, **share))
+        _together(runtime, cache.folder, lambda: build_texts(cache, watch, **share))
         _together(runtime, cache.folder, cache.finish)
     return FeatureBatches(cache, global_batch_size=config.global_batch_size, **share)
+
+
+def silent(title: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+    """The progress of all ranks but the first."""
+    return nullcontext(lambda: None)
 
 
 def _together(runtime: Runtime, folder: Path, act: Callable[[], None]) -> None:

@@ -12,10 +12,12 @@ from loading import TOKENIZER, TOKENS, batch, batches
 from samples import pair, write_shard
 from torch import Tensor
 
-from clipx.data import feature_cache
+from clipx.data import feature_build, feature_cache
+from clipx.data.feature_build import build_images, build_texts
 from clipx.data.feature_cache import FeatureCache, Trunks
 from clipx.data.features import FeatureBatches, augmentation_faults
 from clipx.data.loader import DataConfig, Loaded
+from clipx.engine.features import silent
 from clipx.types import UserError
 
 PLAIN: dict[str, Any] = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "workers": 0}
@@ -38,9 +40,9 @@ def trunks(digest: str = "a") -> Trunks:
 def cache(folder: Path, root: Path, *, ranks: int = 1, digest: str = "a") -> FeatureCache:
     config = DataConfig(shards=str(folder), streams=4, window=3, **PLAIN)
     made = FeatureCache(root, config.open(seed=0), trunks(digest), config)
-    for build in (made.build_images, made.build_texts):
+    for build in (build_images, build_texts):
         for rank in range(ranks):
-            build(rank=rank, world_size=ranks)
+            build(made, silent, rank=rank, world_size=ranks)
     made.finish()
     return made
 
@@ -86,7 +88,8 @@ def test_features_are_those_of_the_batches_that_would_be_loaded(
 def test_ranks_share_the_work_and_the_batch(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feature_cache, "TEXTS_PER_FILE", 4)
+    for module in (feature_build, feature_cache):
+        monkeypatch.setattr(module, "TEXTS_PER_FILE", 4)
     whole = one(feature_batches(cache(corpus, tmp_path / "one")), 2)
     shared = cache(corpus, tmp_path / "three", ranks=2)
     for rank in range(2):
@@ -146,10 +149,9 @@ def test_a_sample_that_was_bad_when_the_features_were_made_and_is_good_now_is_to
 def test_features_beyond_float16_are_refused(corpus: Path, tmp_path: Path) -> None:
     config = DataConfig(shards=str(corpus), **PLAIN)
     large = Trunks(lambda x: image_trunk(x) * 1e6, text_trunk, 12, TOKENIZER, TOKENS, None, "a")
+    made = FeatureCache(tmp_path, config.open(seed=0), large, config)
     with pytest.raises(UserError, match="exceed float16"):
-        FeatureCache(tmp_path, config.open(seed=0), large, config).build_images(
-            rank=0, world_size=1
-        )
+        build_images(made, silent, rank=0, world_size=1)
 
 
 @pytest.mark.parametrize(

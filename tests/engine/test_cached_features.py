@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from locked_towers import LOCKED, model_json, write_bert
+from training import metrics
+from training import train as run_train
 
 from clipx.config import build
 from clipx.engine.config import TrainConfig
@@ -67,6 +70,20 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(data: dict[str, Any], tmp_p
     (tmp_path / "step_00000002").rename(tmp_path / "halves/checkpoints/step_00000002")
     train(config(halves))
     assert losses(tmp_path / "halves") == whole[2:]
+
+
+def test_two_processes_have_the_losses_of_one(data: dict[str, Any], tmp_path: Path) -> None:
+    """Parameters without a gradient, and features that each rank computed a part of."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(data | {"cache_features": str(tmp_path / "one")}))
+    run_one_and_two = (("one", 1), ("two", 2))
+    for name, processes in run_one_and_two:
+        told = (f"run_dir={tmp_path / name / 'run'}", f"cache_features={tmp_path / name}")
+        done = run_train(path, *told, processes=processes)
+        assert done.stderr.count("text features: ") == 1, "one rank speaks"
+    for one, two in zip(*(metrics(tmp_path / n / "run") for n, _ in run_one_and_two), strict=True):
+        assert one["fingerprint"] == two["fingerprint"]
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
