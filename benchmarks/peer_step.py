@@ -194,7 +194,7 @@ def main() -> None:
     warmup = peer.run(args.warmup)
     about = describe(args, peer)
     if args.serve:
-        say({"ready": True, "warmup": warmup, **about})
+        say({"ready": True, **warmup, **about})
         serve(peer, sys.stdin)
         return
     result = peer.run(args.steps)

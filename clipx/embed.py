@@ -47,6 +47,11 @@ class Encoder:
         self.normalize = Normalization.of(model_json)
         self.image_size: int = model_json["vision_cfg"].get("image_size", 224)
 
+    @property
+    def logit_scale(self) -> float:
+        """The learned inverse temperature: what turns cosines into logits."""
+        return self.model.logit_scale.exp().item()
+
     def encode_image(self, images: Picture | Sequence[Picture], *, batch_size: int = 256) -> Tensor:
         """(N, D) float32 of unit norm, on the CPU.
 

@@ -53,6 +53,8 @@ def chosen_evaluators(path: Path, sets: list[Path] | None) -> dict[str, Any]:
 def print_table(results: dict[str, Any]) -> None:
     """One row for each test set; rates with 95 % intervals over its samples."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)  # a log file does not wrap
     title = f"step {results['step']}, {results['samples_seen']:,} samples seen"
     columns = ("set", "samples", "top-1", "top-5", "image to text R@1", "text to image R@1")
     table = Table(*columns, title=title)
@@ -94,7 +96,7 @@ def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str, count: int
     samples = list(evaluator.samples())
     out = []
     for image, label in samples[:: max(1, len(samples) // count)][:count]:
-        probability = (100 * encoder.encode_image(image) @ weights.T).softmax(-1)[0]
+        probability = (encoder.logit_scale * encoder.encode_image(image) @ weights.T).softmax(-1)[0]
         best = probability.topk(3)
         rows = [
             (evaluator.class_names[i], float(p))

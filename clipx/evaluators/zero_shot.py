@@ -88,14 +88,11 @@ def zero_shot(
     images: object,
     class_names: Sequence[str],
     templates: Sequence[str] = ("{c}",),
-    *,
-    logit_scale: float = 100.0,
 ) -> Tensor:
-    """(N, C) probabilities of the classes for each image.
+    """(N, C) probabilities of the classes for each image, at the temperature the model learned.
 
-    images: whatever `model.encode_image` takes; templates: prompts with {c} where the class name
-    goes;
-    logit_scale: inverse temperature of the softmax; the order of the classes does not depend on it
+    images: whatever `model.encode_image` takes
+    templates: prompts with {c} where the class name goes
     """
     weights = classifier(model, class_names, templates)
-    return (logit_scale * model.encode_image(images) @ weights.T).softmax(-1)
+    return (model.logit_scale * model.encode_image(images) @ weights.T).softmax(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -45,4 +46,6 @@ def contact_sheet(guesses: list[Guess], *, columns: int) -> Image.Image:
 
 
 def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    # Pillow's own font has no accented letters.
+    text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return text if len(text) <= length else text[: length - 1] + "~"
