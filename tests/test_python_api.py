@@ -83,7 +83,8 @@ def test_zero_shot_gives_probabilities_in_the_order_of_the_similarities(
     torch.testing.assert_close(rows.sum(1), torch.ones(2), rtol=0, atol=1e-6)
     scores = encoder.encode_image(images) @ encoder.encode_text(WORDS).T
     assert torch.equal(rows.argsort(1), scores.argsort(1))
-    torch.testing.assert_close(rows, (encoder.logit_scale * scores).softmax(1), rtol=1e-4, atol=1e-6)
+    expected = (encoder.logit_scale * scores).softmax(1)
+    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_template_is_filled_with_the_class_name(encoder: clipx.Encoder) -> None:
