@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCE = {path: path.read_text(encoding="utf-8") for path in FILES}
 TREES = {path: ast.parse(text) for path, text in SOURCE.items()}
 MAX_FILE, MAX_FUNCTION, MAX_TRAIN = 250, 60, 80
-FAMILIES = ("losses", "evaluators")
+FAMILIES = ("losses", "evaluators", "models.initial")
 CONFIG_NAMES = {"cfg", "config", "args", "arguments", "self"}
 
 
