@@ -5,8 +5,7 @@ checkpoints/step_00000500/
     model.safetensors        weights, by open_clip's CustomTextCLIP names
     open_clip_config.json    the architecture and the preprocessing, in open_clip's layout
     config.json, tokenizer.json ...    of a Hugging Face text tower that came from a local folder
-    training.pt              optimizer and random state (tensors and plain values, loaded with
-    weights_only=True)
+    training.pt              optimizer and random state, loaded with weights_only=True
     state.json               step, data position, corpus digest, fingerprint
     manifest.json            size and SHA-256 of every other file; written last
 """

@@ -126,15 +126,19 @@ def _data_demo(arguments: argparse.Namespace) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from clipx.engine.evaluate_run import evaluate_run, print_table, write_picture
+    from clipx.engine import evaluate_run
+    from clipx.engine.evaluate import evaluate
 
-    results = evaluate_run(arguments.run_dir, arguments.sets)
+    encoder, state = evaluate_run.load_run(arguments.run_dir)
+    evaluators = evaluate_run.chosen_evaluators(arguments.run_dir, arguments.sets)
+    results = {"step": state.step, "samples_seen": state.position}
+    results |= evaluate(encoder, evaluators)
     if arguments.json:
         print(json.dumps(results))
     else:
-        print_table(results)
+        evaluate_run.print_table(results)
     if arguments.picture:
-        write_picture(arguments.run_dir, arguments.sets, arguments.picture)
+        evaluate_run.write_picture(encoder, evaluators, arguments.picture)
 
 
 if __name__ == "__main__":

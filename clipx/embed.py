@@ -16,7 +16,7 @@ from clipx.data import decode
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
 from clipx.data.transforms import Normalization, center
 from clipx.models.dual_encoder import DualEncoder
-from clipx.models.model_json import fixed_text_length
+from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.types import UserError
 
 Picture = Image.Image | Tensor | str | Path
@@ -39,13 +39,12 @@ class Encoder:
         self.device = torch.device(device)
         self.dtype = dtype
         self.model = model.to(self.device)
-        text_cfg = model_json["text_cfg"]
-        self.tokenizer: Tokenizer = build_tokenizer(text_cfg)
+        self.tokenizer: Tokenizer = build_tokenizer(model_json["text_cfg"])
         self.embed_dim: int = model_json["embed_dim"]
-        self.context_length: int = text_cfg.get("context_length", 77)
+        self.context_length = context_length(model_json)
         self.pad_to = fixed_text_length(model_json)
         self.normalize = Normalization.of(model_json)
-        self.image_size: int = model_json["vision_cfg"].get("image_size", 224)
+        self.image_size = image_size(model_json)
 
     @property
     def logit_scale(self) -> float:

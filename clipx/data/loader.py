@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipx.config import config
 from clipx.data import decode
-from clipx.data.order import hash_of, uniforms
+from clipx.data.order import batch_positions, hash_of, uniforms
 from clipx.data.stream import BadSample, Corpus, Sample, key_hash, open_shards
 from clipx.data.tokenizers import Tokenizer, pad
 from clipx.data.transforms import NUM_DRAWS, Augmentation, augment
@@ -109,7 +109,6 @@ class Batches(Dataset):
         rank: int,
         world_size: int,
     ) -> None:
-        assert global_batch_size % world_size == 0, "checked at the door"
         self.config, self.corpus, self.tokenizer = config, corpus, tokenizer
         self.image_size, self.context_length, self.pad_to = image_size, context_length, pad_to
         self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
@@ -125,7 +124,7 @@ class Batches(Dataset):
 
     def _batch(self, k: int) -> Loaded:
         size = self.global_batch_size
-        positions = np.arange(k * size + self.rank, (k + 1) * size, self.world_size)
+        positions = batch_positions(k, size, rank=self.rank, world_size=self.world_size)
         located = self.corpus.order.locate(positions)
         draws = uniforms(self.corpus.order.seed, positions[:, None], 1 + NUM_DRAWS)
         image = torch.empty(

@@ -85,6 +85,12 @@ def _feistel(value: np.ndarray, bits: np.ndarray, key: np.ndarray) -> np.ndarray
     return (left << bits) | right
 
 
+def batch_positions(k: int, global_batch_size: int, *, rank: int, world_size: int) -> np.ndarray:
+    """(B,) int64 positions of this rank's part of global batch k."""
+    assert global_batch_size % world_size == 0, "checked at the door"
+    return np.arange(k * global_batch_size + rank, (k + 1) * global_batch_size, world_size)
+
+
 @dataclass(frozen=True)
 class Located:
     """Where positions lie. All arrays have the length of the positions asked for."""

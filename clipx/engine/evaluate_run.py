@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from clipx import checkpoints
+from clipx.checkpoints import TrainState
 from clipx.config import build
 from clipx.embed import Encoder
 from clipx.engine.config import TrainConfig
-from clipx.engine.evaluate import evaluate, evaluator_for
+from clipx.engine.evaluate import evaluator_for
 from clipx.engine.precision import compute_dtype
 from clipx.evaluators import zero_shot
 from clipx.metrics import wilson_interval
@@ -23,14 +24,12 @@ from clipx.types import UserError
 from clipx.viz.contact_sheet import Guess, contact_sheet
 
 
-def evaluate_run(path: Path, sets: list[Path] | None) -> dict[str, Any]:
-    """{"step", "samples_seen", "<set>-<metric>": value, ...} of a run's newest checkpoint, or of a
-    checkpoint. Raises UserError."""
+def load_run(path: Path) -> tuple[Encoder, TrainState]:
+    """The model of a run's newest checkpoint, or of a checkpoint, and where its training was."""
     model, model_json, state = checkpoints.load_model(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = Encoder(model, model_json, device=device, dtype=compute_dtype("auto", device))
-    results = evaluate(encoder, chosen_evaluators(path, sets))
-    return {"step": state.step, "samples_seen": state.position, **results}
+    return encoder, state
 
 
 def chosen_evaluators(path: Path, sets: list[Path] | None) -> dict[str, Any]:
@@ -76,12 +75,12 @@ def _cell(rate: float | None, count: int) -> str:
     return f"{rate:.1%} ({low:.1%} to {high:.1%})"
 
 
-def write_picture(path: Path, sets: list[Path] | None, out: Path, *, per_set: int = 12) -> None:
+def write_picture(
+    encoder: Encoder, evaluators: dict[str, Any], out: Path, *, per_set: int = 12
+) -> None:
     """Some images of each classification set with the model's three best guesses, as one PNG."""
-    model, model_json, _ = checkpoints.load_model(path)
-    encoder = Encoder(model, model_json)
     guesses: list[Guess] = []
-    for name, config in chosen_evaluators(path, sets).items():
+    for name, config in evaluators.items():
         if isinstance(config, zero_shot.Config):
             guesses += guess(config.build(), encoder, name, per_set)
     if not guesses:

@@ -22,7 +22,7 @@ from clipx.distributed.runtime import Runtime
 from clipx.engine.config import TrainConfig
 from clipx.engine.precision import autocast
 from clipx.models.locked import Split
-from clipx.models.model_json import fixed_text_length
+from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.types import UserError
 
 
@@ -72,7 +72,7 @@ def _together(runtime: Runtime, folder: Path, act: Callable[[], None]) -> None:
 def _trunks(
     split: Split, model_json: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> Trunks:
-    text_cfg, normalize = model_json["text_cfg"], Normalization.of(model_json)
+    normalize = Normalization.of(model_json)
 
     def run(trunk: nn.Module, x: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(device, dtype):
@@ -81,9 +81,9 @@ def _trunks(
     return Trunks(
         image=lambda pixels: run(split.image_trunk, normalize(pixels.to(device))),
         text=lambda ids: run(split.text_trunk, ids.to(device)),
-        image_size=model_json["vision_cfg"].get("image_size", 224),
-        tokenizer=build_tokenizer(text_cfg),
-        context_length=text_cfg.get("context_length", 77),
+        image_size=image_size(model_json),
+        tokenizer=build_tokenizer(model_json["text_cfg"]),
+        context_length=context_length(model_json),
         pad_to=fixed_text_length(model_json),
         digest=f"{split.digest} {normalize} {dtype}",
     )

@@ -29,7 +29,7 @@ from clipx.engine.schedule import cosine
 from clipx.engine.step import train_step
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.locked import split_locked
-from clipx.models.model_json import fixed_text_length
+from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.types import UserError
 
 _FINGERPRINT_MODULUS = 1 << 63
@@ -150,13 +150,12 @@ class Session:
                 torch.cuda.set_rng_state(saved.random[self.runtime.rank]["cuda"])
 
     def _pixel_batches(self) -> Batches:
-        vision, text = self.model_json["vision_cfg"], self.model_json["text_cfg"]
         return Batches(
             self.config.data,
             self.corpus,
-            build_tokenizer(text),
-            image_size=vision.get("image_size", 224),
-            context_length=text.get("context_length", 77),
+            build_tokenizer(self.model_json["text_cfg"]),
+            image_size=image_size(self.model_json),
+            context_length=context_length(self.model_json),
             pad_to=fixed_text_length(self.model_json),
             global_batch_size=self.config.global_batch_size,
             rank=self.runtime.rank,

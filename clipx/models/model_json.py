@@ -44,6 +44,16 @@ def _read(path: Path) -> dict[str, Any]:
     return cfg
 
 
+def image_size(cfg: dict[str, Any]) -> int:
+    """Pixels along a side."""
+    return cfg["vision_cfg"].get("image_size", 224)
+
+
+def context_length(cfg: dict[str, Any]) -> int:
+    """Most tokens of a caption, its start and end included."""
+    return cfg["text_cfg"].get("context_length", 77)
+
+
 def fixed_text_length(cfg: dict[str, Any]) -> int | None:
     """Tokens to which this model's captions must be padded; None where they may be cut to the
     longest of the batch.
@@ -55,7 +65,7 @@ def fixed_text_length(cfg: dict[str, Any]) -> int | None:
     text_cfg = cfg["text_cfg"]
     if set(text_cfg) <= FIELDS or text_cfg.get("hf_model_name"):
         return None
-    return text_cfg.get("context_length", 77)
+    return context_length(cfg)
 
 
 _TEXT_FILES = (  # what transformers reads to build a text tower and its tokenizer, without weights
