@@ -120,7 +120,7 @@ def _config_show(arguments: argparse.Namespace) -> None:
 
 
 def _data_demo(arguments: argparse.Namespace) -> None:
-    from clipx.data.sources.demo import build
+    from clipx.data.demo.demo import build
 
     build(arguments.preset, arguments.out, workers=arguments.workers)
 

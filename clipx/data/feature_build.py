@@ -19,7 +19,7 @@ from clipx.types import UserError
 IMAGES_AT_ONCE = 32  # more are no faster on a CPU: their activations leave its cache
 TEXTS_AT_ONCE = 256
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-"""title, total -> what to call after each; see clipx.data.sources.progress"""
+"""title, total -> what to call after each; see clipx.data.progress"""
 
 
 def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_size: int) -> None:

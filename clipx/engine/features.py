@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clipx.data.feature_build import Progress, build_images, build_texts
 from clipx.data.feature_cache import FeatureCache, Trunks
 from clipx.data.features import FeatureBatches, augmentation_faults
-from clipx.data.sources.progress import progress
+from clipx.data.progress import progress
 from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
 from clipx.data.transforms import Normalization

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from clipx.data.sources import packages
-from clipx.data.sources.recipes import Recipe
+from clipx.data.demo import packages
+from clipx.data.demo.recipes import Recipe
 
 CONCEPTS = ["apple", "bicycle", "camera", "door", "engine", "flower", "guitar", "house"]
 EMOJI = {"1F600": "grinning face", "1F436": "dog face", "1F34E": "red apple"}
@@ -103,7 +103,7 @@ def demo_recipe(tmp_path: Path) -> Recipe:
 def build_demo(demo_npm: Path, demo_recipe: Recipe) -> Callable[..., dict[str, Any]]:
     """Builds the tiny corpus, in shards of six samples, and returns its report."""
     pytest.importorskip("resvg_py")
-    from clipx.data.sources import demo
+    from clipx.data.demo import demo
 
     def build(
         out: Path,

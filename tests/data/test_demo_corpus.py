@@ -16,11 +16,11 @@ from PIL import Image
 
 pytest.importorskip("resvg_py")
 
+from clipx.data.demo import demo, packages
+from clipx.data.demo.drawings import Drawing
+from clipx.data.demo.recipes import Recipe
+from clipx.data.demo.render import render
 from clipx.data.shards import load_index
-from clipx.data.sources import demo, packages
-from clipx.data.sources.drawings import Drawing
-from clipx.data.sources.recipes import Recipe
-from clipx.data.sources.render import render
 from clipx.types import UserError
 
 BuildDemo = Callable[..., dict[str, Any]]
@@ -67,7 +67,7 @@ def test_interrupted_build_goes_on_to_the_same_bytes(
         return render(drawing, px)
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipx.data.sources.render.render", render_until_interrupted)
+        patch.setattr("clipx.data.demo.render.render", render_until_interrupted)
         with pytest.raises(KeyboardInterrupt):
             build_demo(tmp_path / "cut")
     first = tmp_path / "cut/train/00000.tar"

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("resvg_py")
 
-from clipx.data.sources.clipart import clipart_drawings
-from clipx.data.sources.drawings import Drawing, geometry, tidy
-from clipx.data.sources.icons import concept, icon_drawings, name_splitter
-from clipx.data.sources.recipes import Recipe
-from clipx.data.sources.render import render
-from clipx.data.sources.tars import member_key
+from clipx.data.demo.clipart import clipart_drawings
+from clipx.data.demo.drawings import Drawing, geometry, tidy
+from clipx.data.demo.icons import concept, icon_drawings, name_splitter
+from clipx.data.demo.recipes import Recipe
+from clipx.data.demo.render import render
+from clipx.data.demo.tars import member_key
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipx.data.sources.recipes import Recipe
+from clipx.data.demo.recipes import Recipe
 
 BuildDemo = Callable[..., dict[str, Any]]
 

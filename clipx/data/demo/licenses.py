@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clipx.data.sources.drawings import license_of, load_set
-from clipx.data.sources.tars import write_text
+from clipx.data.demo.drawings import license_of, load_set
+from clipx.data.demo.tars import write_text
 
 
 @dataclass(frozen=True)

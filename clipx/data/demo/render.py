@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from clipx.data.sources.drawings import Drawing, stable_hash
+from clipx.data.demo.drawings import Drawing, stable_hash
 from clipx.types import UserError
 
 try:

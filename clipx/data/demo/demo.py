@@ -23,10 +23,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipx.data.sources.demo_eval import COUNTS, eval_sets, missing_package
-from clipx.data.sources.demo_train import build_shards, plan_training
-from clipx.data.sources.licenses import credits, write_licenses
-from clipx.data.sources.packages import (
+from clipx.data.demo.demo_eval import COUNTS, eval_sets, missing_package
+from clipx.data.demo.demo_train import build_shards, plan_training
+from clipx.data.demo.licenses import credits, write_licenses
+from clipx.data.demo.packages import (
     INSTALLED_GIB,
     VERSIONS,
     check_disk,
@@ -34,10 +34,10 @@ from clipx.data.sources.packages import (
     missing,
     modules_of,
 )
-from clipx.data.sources.progress import note
-from clipx.data.sources.recipes import RECIPES, Recipe
-from clipx.data.sources.render import Renderer, renderer
-from clipx.data.sources.tars import write_text
+from clipx.data.demo.recipes import RECIPES, Recipe
+from clipx.data.demo.render import Renderer, renderer
+from clipx.data.demo.tars import write_text
+from clipx.data.progress import note
 from clipx.types import UserError
 
 RECIPE_VERSION = 1

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipx.data.sources.clipart import clipart_drawings, is_held_out
-from clipx.data.sources.drawings import (
+from clipx.data.demo.clipart import clipart_drawings, is_held_out
+from clipx.data.demo.drawings import (
     Drawing,
     emoji_drawings,
     flag_drawings,
@@ -19,11 +19,11 @@ from clipx.data.sources.drawings import (
     load_set,
     stable_hash,
 )
-from clipx.data.sources.icons import icon_drawings
-from clipx.data.sources.progress import progress
-from clipx.data.sources.recipes import Recipe
-from clipx.data.sources.render import Renderer
-from clipx.data.sources.tars import member_key, write_tar, write_text
+from clipx.data.demo.icons import icon_drawings
+from clipx.data.demo.recipes import Recipe
+from clipx.data.demo.render import Renderer
+from clipx.data.demo.tars import member_key, write_tar, write_text
+from clipx.data.progress import progress
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipx.data.sources.packages import EMOJIBASE, ICONIFY
+from clipx.data.demo.packages import EMOJIBASE, ICONIFY
 from clipx.types import UserError
 
 
