@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from clipx.data.loader import Batches, DataConfig
+from clipx.data.config import DataConfig
+from clipx.data.loader import Batches
 from clipx.data.tokenizers import build_tokenizer
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.types import UserError

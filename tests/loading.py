@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from clipx.data.loader import Batches, DataConfig, Loaded
+from clipx.data.config import DataConfig
+from clipx.data.loader import Batches, Loaded
 from clipx.data.tokenizers import ClipBPE
 
 TOKENIZER = ClipBPE()

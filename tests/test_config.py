@@ -114,7 +114,7 @@ def test_what_is_no_override_is_refused(text: str) -> None:
 COMPLAINTS = {
     "optim.lrr=1": "optim.lrr: unknown key; did you mean 'lr'",
     "los=infonce": "los: unknown key; did you mean 'loss'",
-    "data.qqq=1": "data.qqq: unknown key; known: shards, workers",
+    "data.qqq=1": "data.qqq: unknown key; known: shards, sources",
     "optim.lr=fast": "optim.lr: .*valid number.*'fast'",
     "global_batch_size=0": "global_batch_size: .*greater than or equal to 1.*given: 0",
     "data.crop_scale=[0.5, 1.5]": "data.crop_scale.1: .*less than or equal to 1",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipx.data import decode
 from clipx.data.feature_cache import TEXTS_PER_FILE, FeatureCache
-from clipx.data.stream import SampleError
+from clipx.data.sample import SampleError
 from clipx.data.tokenizers import pad
 from clipx.types import UserError
 
@@ -26,9 +26,9 @@ def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_si
     """This rank's shards: features of their pictures, and their captions. Raises OSError,
     UserError."""
     cache.folder.mkdir(parents=True, exist_ok=True)
-    shards = range(rank, len(cache.corpus.shards), world_size)
+    shards = range(rank, cache.corpus.num_shards, world_size)
     missing = [s for s in shards if not cache.caption_file(s).exists()]
-    total = sum(len(cache.corpus.shards[s]) for s in missing)
+    total = int(cache.corpus.sizes[missing].sum())
     with progress("image features", total) as advance, one_core_each() as pool:
         for shard in missing:
             _build_shard(cache, shard, pool, advance)
@@ -37,7 +37,7 @@ def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_si
 def _build_shard(
     cache: FeatureCache, shard: int, pool: Executor, advance: Callable[[], None]
 ) -> None:
-    parts = _parts(len(cache.corpus.shards[shard]), IMAGES_AT_ONCE)
+    parts = _parts(int(cache.corpus.sizes[shard]), IMAGES_AT_ONCE)
     rows: list[np.ndarray] = []
     captions: list[list[str]] = []
     for features, texts in pool.map(lambda part: _images(cache, shard, part), parts):
@@ -57,7 +57,7 @@ def _images(cache: FeatureCache, shard: int, samples: range) -> tuple[np.ndarray
         try:
             sample = cache.corpus.read(shard, number)
             pixels[row] = cache.pixels(sample)
-            captions.append(sample.captions)
+            captions.append(sample.caption.texts)
         except (SampleError, decode.BadImage, OSError):
             captions.append([])
     return _float16(cache.trunks.image(pixels)), captions

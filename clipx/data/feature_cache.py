@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from clipx.data import decode
-from clipx.data.loader import DataConfig
+from clipx.data.config import DataConfig
 from clipx.data.stream import Corpus, Sample
 from clipx.data.tokenizers import Tokenizer
 from clipx.data.transforms import center
@@ -57,7 +57,7 @@ class FeatureCache:
     """The features of one corpus by one pair of trunks, below `root`."""
 
     def __init__(self, root: Path, corpus: Corpus, trunks: Trunks, config: DataConfig) -> None:
-        told = [corpus.digest, trunks.digest, corpus.caption_field, config.max_image_pixels]
+        told = [corpus.digest, trunks.digest, config.caption_field, config.max_image_pixels]
         self.digest = hashlib.sha1(repr(told).encode()).hexdigest()
         self.folder = root / self.digest[:16]
         self.corpus, self.trunks, self.config = corpus, trunks, config
@@ -87,7 +87,7 @@ class FeatureCache:
 
     def texts(self) -> Texts:
         """The captions of the whole corpus, once all images are built."""
-        shards = range(len(self.corpus.shards))
+        shards = range(self.corpus.num_shards)
         return Texts.of(c for s in shards for c in json.loads(self.caption_file(s).read_bytes()))
 
     def read_images(self, shard: np.ndarray, sample: np.ndarray) -> Tensor:

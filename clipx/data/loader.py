@@ -8,68 +8,27 @@ elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat
 from torch.utils.data import DataLoader, Dataset
 
-from clipx.config import config
 from clipx.data import decode
+from clipx.data.config import DataConfig
 from clipx.data.order import batch_positions, hash_of, uniforms
-from clipx.data.stream import BadSample, Corpus, Sample, key_hash, open_shards
+from clipx.data.sample import BadSample
+from clipx.data.stream import Corpus, Sample
 from clipx.data.tokenizers import Tokenizer, pad
-from clipx.data.transforms import NUM_DRAWS, Augmentation, augment
+from clipx.data.transforms import NUM_DRAWS, augment
 from clipx.types import Batch, RankError, UserError
 
 _FINGERPRINT_MASK = (1 << 63) - 1
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-@config
-class DataConfig:
-    """Where pairs come from and how they are read."""
-
-    shards: str | list[str]
-    """Folder, glob, `{000..127}` range, list, or several of them joined by `::`."""
-    workers: int = Field(default=1, ge=0)
-    """Processes per rank that read and decode; 0 reads in the training process. Never changes the
-    batches."""
-    streams: int = Field(default=64, ge=1)
-    """Places of the corpus that every batch draws from. Part of the order: choose a multiple of the
-    ranks."""
-    window: int = Field(default=20_000, ge=1)
-    """Samples that are shuffled together within a stream."""
-    caption_field: str = "captions"
-    """Field of the `.json` member with one caption or a list, of which each visit draws one; else
-    `.txt` is read."""
-    crop_scale: tuple[Share, Share] = (0.9, 1.0)
-    """Share of the image's area that a random crop keeps."""
-    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
-    """Width over height of a random crop."""
-    flip: float = Field(default=0.0, ge=0, le=1)
-    """Probability of a horizontal flip."""
-    max_image_pixels: int = decode.MAX_PIXELS
-    """Larger images are quarantined unread."""
-    max_bad_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Training stops when a larger share of samples is bad (looked at from 500 samples on)."""
-
-    def open(self, *, seed: int) -> Corpus:
-        """Raises UserError when no shard, or none with samples, is found."""
-        shards = list(open_shards(self.shards))
-        filled = [shard for shard in shards if len(shard)]
-        if not filled:
-            raise UserError(f"all {len(shards)} shards of {self.shards!r} are empty")
-        return Corpus(
-            filled,
-            seed=seed,
-            streams=self.streams,
-            window=self.window,
-            caption_field=self.caption_field,
-        )
+MIN_SEEN = 500
+"""Samples before the share of bad ones is looked at: a small start proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +52,14 @@ def fingerprint(positions: np.ndarray, keys: list[str]) -> int:
     return int(hashes.sum(dtype=np.uint64)) & _FINGERPRINT_MASK
 
 
-class Batches(Dataset):
-    """`batches[k]` is this rank's part of global batch k, or the UserError that reading it met."""
+def key_hash(key: str) -> int:
+    """63-bit hash of a sample key, the same in every process."""
+    digest = hashlib.sha1(key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class Batches:
+    """`batches[k]` is this rank's part of global batch k. Raises UserError."""
 
     def __init__(
         self,
@@ -112,20 +77,13 @@ class Batches(Dataset):
         self.config, self.corpus, self.tokenizer = config, corpus, tokenizer
         self.image_size, self.context_length, self.pad_to = image_size, context_length, pad_to
         self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
-        self.augmentation = Augmentation(config.crop_scale, config.crop_ratio, config.flip)
+        self._augmentation = config.augmentation
+        self._prefetched = -1
 
-    def __getitem__(self, index: int) -> Loaded | UserError:
-        # A UserError is returned, not raised: torch would bury its message under the worker's
-        # traceback.
-        try:
-            return self._batch(index)
-        except UserError as error:
-            return error
-
-    def _batch(self, k: int) -> Loaded:
-        size = self.global_batch_size
-        positions = batch_positions(k, size, rank=self.rank, world_size=self.world_size)
-        located = self.corpus.order.locate(positions)
+    def __getitem__(self, index: int) -> Loaded:
+        self._prefetch(index)
+        positions = self._positions(index)
+        located = self.corpus.locate(positions)
         draws = uniforms(self.corpus.order.seed, positions[:, None], 1 + NUM_DRAWS)
         image = torch.empty(
             (len(positions), 3, self.image_size, self.image_size), dtype=torch.uint8
@@ -133,28 +91,43 @@ class Batches(Dataset):
         texts, keys, bad = [], [], []
         rows = zip(positions.tolist(), located.shard.tolist(), located.sample.tolist(), strict=True)
         for row, (position, shard, sample) in enumerate(rows):
-            (pixels, ids), key, faults = self.corpus.usable(
+            used = self.corpus.usable(
                 position, shard, sample, lambda s, row=row: self._prepare(s, draws[row])
             )
-            image[row] = pixels
+            image[row], ids = used.value
             texts.append(ids)
-            keys.append(key)
-            bad += faults
+            keys.append(used.key)
+            bad += used.bad
         return Loaded(
             image=image,
             text=pad(texts, self.tokenizer.pad_id, self.pad_to),
             keys=keys,
             positions=positions.tolist(),
-            state={"position": (k + 1) * size},
+            state={"position": (index + 1) * self.global_batch_size},
             fingerprint=fingerprint(positions, keys),
             bad=bad,
         )
 
+    def _positions(self, k: int) -> np.ndarray:
+        size = self.global_batch_size
+        return batch_positions(k, size, rank=self.rank, world_size=self.world_size)
+
+    def _prefetch(self, k: int) -> None:
+        """Asks for remote shards of the batches up to a quarter of a window from here."""
+        if not self.corpus.is_remote:
+            return
+        ahead = self.config.streams * self.config.window // (4 * self.global_batch_size)
+        last = k + max(8, ahead)
+        first = max(k, self._prefetched + 1)
+        self._prefetched = max(last, self._prefetched)
+        if first <= last:
+            positions = [self._positions(batch) for batch in range(first, last + 1)]
+            self.corpus.prefetch(np.concatenate(positions))
+
     def _prepare(self, sample: Sample, draws: np.ndarray) -> tuple[torch.Tensor, list[int]]:
-        caption = sample.captions[int(draws[0] * len(sample.captions))]
         pixels = decode.decode(sample.image, max_pixels=self.config.max_image_pixels)
-        pixels = augment(pixels, self.image_size, self.augmentation, draws[1:])
-        return pixels, self.tokenizer.encode(caption, self.context_length)
+        pixels = augment(pixels, self.image_size, self._augmentation, draws[1:])
+        return pixels, self.tokenizer.encode(sample.caption.draw(draws[0]), self.context_length)
 
 
 class Source(Protocol):
@@ -162,14 +135,45 @@ class Source(Protocol):
 
     config: DataConfig
 
-    def __getitem__(self, index: int) -> Loaded | UserError: ...
+    def __getitem__(self, index: int) -> Loaded: ...
+
+
+class _Guarded(Dataset):
+    """A UserError is returned, not raised: torch would bury its message under the worker's
+    traceback."""
+
+    def __init__(self, batches: Source) -> None:
+        self.batches = batches
+
+    def __getitem__(self, index: int) -> Loaded | UserError:
+        try:
+            return self.batches[index]
+        except UserError as error:
+            return error
 
 
 def load(batches: Source, first: int, stop: int) -> Iterator[Loaded]:
     """This rank's parts of the global batches first ... stop - 1, in order. Raises UserError."""
+    limit = batches.config.max_bad_fraction
+    seen = num_bad = 0
+    for item in _from_workers(batches, first, stop):
+        if isinstance(item, UserError):
+            raise RankError(str(item))
+        yield item  # first, so that what is bad in it is written down
+        seen, num_bad = seen + len(item.keys), num_bad + len(item.bad)
+        if seen >= MIN_SEEN and num_bad > limit * seen:
+            last = item.bad[-1] if item.bad else None
+            raise RankError(
+                f"{num_bad} of {seen} samples are bad, more than data.max_bad_fraction={limit}; "
+                "see quarantine.jsonl"
+                + (f"; the last: {last.key} of {last.shard}: {last.message}" if last else "")
+            )
+
+
+def _from_workers(batches: Source, first: int, stop: int) -> Iterator[Loaded | UserError]:
     workers = batches.config.workers
     loader = DataLoader(
-        batches,  # type: ignore[arg-type] torch asks for no more than __getitem__
+        _Guarded(batches),
         batch_size=None,
         sampler=range(first, stop),
         generator=torch.Generator(),  # or each start would take a number from the model's
@@ -177,16 +181,12 @@ def load(batches: Source, first: int, stop: int) -> Iterator[Loaded]:
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
-    seen = num_bad = 0
-    for item in loader:
-        if isinstance(item, UserError):
-            raise RankError(str(item))
-        seen, num_bad = seen + len(item.keys), num_bad + len(item.bad)
-        if seen >= 500 and num_bad > batches.config.max_bad_fraction * seen:
-            last = item.bad[-1] if item.bad else None
-            raise RankError(
-                f"{num_bad} of {seen} samples are bad, more than data.max_bad_fraction="
-                f"{batches.config.max_bad_fraction}; see quarantine.jsonl"
-                + (f"; the last: {last.key} of {last.shard}: {last.message}" if last else "")
-            )
-        yield item
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise RankError(
+            f"a data worker was ended from outside, most often for want of memory: {error}; "
+            f"lower data.workers={workers}, or give the job more memory"
+        ) from error

@@ -13,8 +13,9 @@ import numpy as np
 class Raw:
     """One sample as a source stores it.
 
-    image: an encoded picture; text: what may hold captions, by its name. `txt` is the caption of a
-    source without names; values that are neither text nor lists of text are no captions
+    image: an encoded picture
+    text: what may hold captions, by its name: texts, lists of them, or bytes that are to be UTF-8.
+    `txt` is the caption of a source without names, `json` an object with more fields, as bytes
     """
 
     key: str
@@ -23,7 +24,7 @@ class Raw:
 
 
 class SampleError(ValueError):
-    """A sample that cannot be used. `stage` is read, image or caption."""
+    """A sample that cannot be used. `stage` is read, key, image or caption."""
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(message)
@@ -56,6 +57,11 @@ class Source(Protocol):
     sizes: np.ndarray
     """(number of shards,) int64 samples in each. Shards are units of locality: samples of one are
     read near one another."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Reading goes over a network, so that `prefetch` is worth a call."""
+        ...
 
     @property
     def digests(self) -> Sequence[str]:

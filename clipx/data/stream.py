@@ -3,192 +3,185 @@ others stays."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from clipx.data import decode
-from clipx.data.order import Order, corpus_digest
-from clipx.data.shards import ShardIndex, expand, load_index
+import numpy as np
+
+from clipx.data.captions import Caption, CaptionFields
+from clipx.data.decode import BadImage
+from clipx.data.order import Located, Mixture, Order, corpus_digest
+from clipx.data.sample import BadSample, SampleError, Source
 from clipx.types import UserError
 
 MAX_ATTEMPTS = 64  # with half of a corpus bad, a run that needs more has a chance of 2^-64
-Read = TypeVar("Read")
+T = TypeVar("T")
+Skip = Mapping[int, frozenset[str]]
+"""shard -> keys that are known to be bad"""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as stored. `captions` has at least one non-empty caption."""
+    """One sample as stored."""
 
     key: str
     image: bytes
-    captions: list[str]
+    caption: Caption
 
 
 @dataclass(frozen=True)
-class BadSample:
-    """A line of quarantine.jsonl."""
+class Used(Generic[T]):
+    """What was made of the sample that a position came to, and what was bad on the way."""
 
-    shard: str
+    value: T
     key: str
-    position: int
-    stage: str
-    error: str
-    message: str
-
-    def record(self) -> dict[str, str | int]:
-        return asdict(self)
-
-
-class SampleError(ValueError):
-    """A sample that cannot be used. `stage` is read, image or caption."""
-
-    def __init__(self, stage: str, message: str) -> None:
-        super().__init__(message)
-        self.stage = stage
+    shard: int
+    sample: int
+    bad: list[BadSample] = field(default_factory=list)
 
 
 class Corpus:
-    """The samples of a list of shards, addressed by (shard, sample) or by position in the run's
-    order."""
+    """The samples of several sources, addressed by (shard, sample) or by position in the run's
+    order. Shards are numbered through all sources.
+
+    order_shards: the shard that each of the order's stands for: a source that is repeated is in the
+    order several times
+    """
 
     def __init__(
-        self, shards: list[ShardIndex], *, seed: int, streams: int, window: int, caption_field: str
+        self,
+        sources: Mapping[str, Source],
+        order: Order | Mixture,
+        order_shards: np.ndarray,
+        fields: CaptionFields,
     ) -> None:
-        self.shards = shards
-        self.caption_field = caption_field
-        self.order = Order([len(s) for s in shards], seed=seed, streams=streams, window=window)
+        self.sources, self.order, self.fields = dict(sources), order, fields
+        self._order_shards = order_shards
+        self._of = list(self.sources.values())
+        counts = [len(source.sizes) for source in self._of]
+        self.sizes = np.concatenate([source.sizes for source in self._of])
+        self._source_of = np.repeat(np.arange(len(counts)), counts)
+        self._first = np.cumsum([0, *counts])
+        self.skip: Skip = {}
+        self.skip_unknown = 0
 
     @property
     def num_samples(self) -> int:
+        """Of an epoch: all samples, as often as they are repeated."""
         return self.order.epoch_samples
 
     @property
+    def num_shards(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def faults(self) -> list[BadSample]:
+        """Whole shards that were found to be bad at the start."""
+        return [fault for source in self._of for fault in source.faults]
+
+    def table(self) -> Iterator[tuple[str, int, str]]:
+        """(source and name without its folder, samples, digest) of each shard."""
+        for name, source in self.sources.items():
+            for shard, digest in enumerate(source.digests):
+                base = source.name(shard).rpartition("/")[2]
+                yield f"{name}/{base}", int(source.sizes[shard]), digest
+
+    @property
     def digest(self) -> str:
-        return corpus_digest([(shard.path.name, shard.digest) for shard in self.shards])
+        return corpus_digest((name, digest) for name, _, digest in self.table())
+
+    def locate(self, positions: np.ndarray) -> Located:
+        """positions: (P,) int64"""
+        found = self.order.locate(positions)
+        return Located(self._order_shards[found.shard], found.sample)
+
+    def name(self, shard: int) -> str:
+        source, own = self._source(shard)
+        return source.name(own)
+
+    def key(self, shard: int, sample: int) -> str:
+        """Raises OSError where the shard is gone."""
+        source, own = self._source(shard)
+        return source.key(own, sample)
 
     def read(self, shard: int, sample: int) -> Sample:
-        """Raises SampleError."""
-        index = self.shards[shard]
-        image, caption_json, caption_txt = None, None, None
-        for extension, offset, size in index.members(sample):
-            if extension in decode.EXTENSIONS:
-                image = (offset, size)
-            elif extension == "json":
-                caption_json = (offset, size)
-            elif extension == "txt":
-                caption_txt = (offset, size)
-        if image is None:
-            raise SampleError(
-                "image", f"no image member; looked for {', '.join(decode.EXTENSIONS)}"
-            )
-        path = str(index.path)
-        captions = (
-            _json_captions(pread(path, *caption_json), self.caption_field) if caption_json else []
-        )
-        if not captions and caption_txt:
-            captions = _clean([_utf8(pread(path, *caption_txt))])
-        if not captions:
-            raise SampleError(
-                "caption",
-                f"no caption: neither a .txt nor a .json field {self.caption_field!r} with text",
-            )
-        return Sample(index.keys[sample], pread(path, *image), captions)
+        """Raises SampleError, OSError."""
+        source, own = self._source(shard)
+        raw = source.read(own, sample)
+        return Sample(raw.key, raw.image, self.fields.of(raw))
 
-    def usable(
-        self, position: int, shard: int, sample: int, use: Callable[[Sample], Read]
-    ) -> tuple[Read, str, list[BadSample]]:
-        """(use(sample), its key, what was bad on the way). Bad samples give way to the position's
-        replacements."""
+    @property
+    def is_remote(self) -> bool:
+        return any(source.is_remote for source in self._of)
+
+    def prefetch(self, positions: np.ndarray) -> None:
+        """Told what will soon be read. Returns at once."""
+        shards = self.locate(positions).shard
+        _, first = np.unique(shards, return_index=True)
+        for shard in shards[np.sort(first)].tolist():
+            source, own = self._source(shard)
+            source.prefetch([own])
+
+    def usable(self, position: int, shard: int, sample: int, use: Callable[[Sample], T]) -> Used[T]:
+        """`use` of the sample, or of the position's first replacement that is good."""
         bad: list[BadSample] = []
         for attempt in range(MAX_ATTEMPTS):
             if attempt:
-                shard, sample = self.order.replacement(position, attempt)
-            index = self.shards[shard]
+                shard, sample = self._replacement(position, attempt, shard)
+            if shard in self.skip and self.key(shard, sample) in self.skip[shard]:
+                continue
             try:
                 found = self.read(shard, sample)
-                return use(found), found.key, bad
-            except (SampleError, decode.BadImage, OSError) as error:
-                stage = error.stage if isinstance(error, SampleError) else "image"
-                stage = "read" if isinstance(error, OSError) else stage
-                name = type(error).__name__
-                bad.append(
-                    BadSample(
-                        str(index.path), index.keys[sample], position, stage, name, str(error)
-                    )
-                )
-        last = bad[-1]
-        raise UserError(
-            f"{MAX_ATTEMPTS} samples in a row cannot be used; "
-            f"the last: {last.key} of {last.shard}: {last.message}. "
-            "Check data.shards and data.caption_field"
-        )
+                return Used(use(found), found.key, shard, sample, bad)
+            except (SampleError, BadImage, OSError) as error:
+                bad.append(self.bad_sample(position, shard, sample, error))
+            except Exception as error:
+                error.add_note(f"while reading sample {sample} of {self.name(shard)}")
+                raise
+        text = f"{MAX_ATTEMPTS} samples in a row cannot be used"
+        if bad:
+            text += f"; the last: {bad[-1].key} of {bad[-1].shard}: {bad[-1].message}"
+        raise UserError(f"{text}. Check data.shards and data.caption_field")
 
-
-def open_shards(patterns: str | list[str]) -> Iterator[ShardIndex]:
-    """The indexes of all shards of a pattern. Raises UserError that names every shard that cannot
-    be read."""
-    broken = []
-    for path in expand(patterns):
+    def bad_sample(
+        self, position: int, shard: int, sample: int, error: SampleError | BadImage | OSError
+    ) -> BadSample:
+        """The line of the quarantine."""
+        stage = error.stage if isinstance(error, SampleError) else "image"
+        stage = "read" if isinstance(error, OSError) else stage
         try:
-            yield load_index(path)
-        except UserError as error:
-            broken.append(str(error))
-        except OSError as error:
-            broken.append(f"shard {path} cannot be read: {error}")
-    if broken:
-        raise UserError("\n".join(broken))
+            key, message = self.key(shard, sample), str(error)
+        except OSError:  # the whole shard is gone, and with it the keys
+            key, message = "", f"sample {sample}: {error}"
+        return BadSample(self.name(shard), key, position, stage, type(error).__name__, message)
+
+    def _replacement(self, position: int, attempt: int, shard: int) -> tuple[int, int]:
+        place = int(np.flatnonzero(self._order_shards == shard)[0])
+        found, sample = self.order.replacement(position, attempt, place)
+        return int(self._order_shards[found]), sample
+
+    def _source(self, shard: int) -> tuple[Source, int]:
+        number = self._source_of[shard]
+        return self._of[number], int(shard - self._first[number])
 
 
-@lru_cache(maxsize=512)
-def _descriptor(path: str) -> int:
-    """An open file for each shard of this process. 512 is half of the usual limit of open files."""
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def pread(path: str, offset: int, size: int) -> bytes:
-    """One positioned read. Raises OSError where the shard has become shorter than its index
-    says."""
-    data = os.pread(_descriptor(path), size, offset)
-    if len(data) < size:
-        raise OSError(f"{path} ends at byte {offset + len(data)}, {size - len(data)} bytes early")
-    return data
-
-
-def key_hash(key: str) -> int:
-    """63-bit hash of a sample key, the same in every process."""
-    return (
-        int.from_bytes(hashlib.sha1(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
-        >> 1
-    )
-
-
-def corpus_name(shards: list[ShardIndex]) -> str:
-    """For messages: how many shards, and the folder of the first."""
-    return f"{len(shards)} shards of {Path(shards[0].path).parent}"
-
-
-def _utf8(data: bytes) -> str:
+def read_skip_list(path: Path, corpus: Corpus) -> tuple[Skip, int]:
+    """(what of a quarantine file is in this corpus, lines that are not). Raises UserError."""
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SampleError("caption", f"not UTF-8: {error}") from error
-
-
-def _json_captions(data: bytes, field: str) -> list[str]:
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise SampleError("caption", f"the .json member does not parse: {error}") from error
-    found = value.get(field) if isinstance(value, dict) else None
-    texts = found if isinstance(found, list) else [found]
-    return _clean([text for text in texts if isinstance(text, str)])
-
-
-def _clean(texts: list[str]) -> list[str]:
-    return [text.strip() for text in texts if text.strip()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        pairs = [(line["shard"], line["key"]) for line in lines if line["key"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"data.skip {path} cannot be read as JSON lines with `shard` and `key`, such as "
+            f"`clipx data verify --out` writes: {type(error).__name__}: {error}"
+        ) from error
+    numbers = {corpus.name(shard): shard for shard in range(corpus.num_shards)}
+    skip: dict[int, set[str]] = {}
+    for shard, key in pairs:
+        if shard in numbers:
+            skip.setdefault(numbers[shard], set()).add(key)
+    unknown = sum(shard not in numbers for shard, _ in pairs)
+    return {shard: frozenset(keys) for shard, keys in skip.items()}, unknown

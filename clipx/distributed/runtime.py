@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import warnings
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from clipx.types import UserError
+
+T = TypeVar("T")
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -61,6 +63,14 @@ class Runtime:
         out: list[Any] = [None] * self.world_size
         dist.all_gather_object(out, value)
         return out
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's picklable value, on all ranks."""
+        if self.world_size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
 
     def agree(self, fault: str | None) -> None:
         """Raise UserError on all ranks if any rank brings a fault: none is left waiting for one

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from clipx.config import component, config
-from clipx.data.loader import DataConfig
+from clipx.data.config import DataConfig
 from clipx.distributed.runtime import Device
 from clipx.engine.optim import OptimConfig
 from clipx.engine.precision import Precision

@@ -3,8 +3,9 @@
 config.yaml        the resolved config of this run          version.json     code and library
 versions, per start
 metrics.jsonl      one line per log step                    results.jsonl    one line per evaluation
-quarantine.jsonl   one line per bad sample met              checkpoints/     see
-clipx/checkpoints.py
+quarantine.jsonl   one line per bad sample met              corpus.tsv       name, samples and
+digest of each shard
+checkpoints/       see clipx/checkpoints.py
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 import yaml
 
 from clipx.config import differences
+from clipx.data.sample import BadSample
 from clipx.trackers.jsonl import JsonLines, keep_until, read_lines
 from clipx.trackers.tensorboard import TensorBoard
 from clipx.types import Tracker, UserError
@@ -36,20 +39,32 @@ MAY_CHANGE = (
     "evaluators",
     "data.workers",
     "data.max_bad_fraction",
+    "data.skip",
+    "data.accept_changed_corpus",
     "duration",
 )
+CORPUS = ("data.shards", "data.sources", "data.weights", "data.repeat")
+"""Settings that may change where the user accepts another corpus."""
 
 
 class RunFolder:
     """Opened by rank 0 alone. Raises UserError when the folder cannot be written or belongs to
     another config."""
 
-    def __init__(self, path: Path, config: dict[str, Any], config_yaml: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        config_yaml: str,
+        *,
+        may_change: Sequence[str] = (),
+    ) -> None:
+        """may_change: settings beside MAY_CHANGE that the user allows to differ"""
         self.path = path
         self.checkpoints = path / "checkpoints"
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._check_same(config)
+            self._check_same(config, (*MAY_CHANGE, *may_change))
             (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
             with (path / "version.json").open("a") as file:
                 file.write(json.dumps(code_version()) + "\n")
@@ -58,7 +73,7 @@ class RunFolder:
                 f"run_dir {path} cannot be written: {error}; choose another with run_dir="
             ) from error
 
-    def _check_same(self, config: dict[str, Any]) -> None:
+    def _check_same(self, config: dict[str, Any], may_change: Sequence[str]) -> None:
         stored = self.path / "config.yaml"
         if not stored.exists():
             return
@@ -66,7 +81,7 @@ class RunFolder:
         changed = [
             key
             for key in differences(old, config)
-            if not any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
+            if not any(f"{key}.".startswith(f"{may}.") for may in may_change)
         ]
         if changed:
             raise UserError(
@@ -105,6 +120,14 @@ def _commit() -> str | None:
         return None  # no git on this machine
 
 
+def append_bad(folder: Path, step: int, bad: list[BadSample]) -> None:
+    """What a rank that must stop has met since the last log step, which it reaches no more."""
+    file = JsonLines(folder / "quarantine.jsonl")
+    for one in bad:
+        file.log({"step": step, **one.record()})
+    file.close()
+
+
 class Logs:
     """The files of rank 0."""
 
@@ -119,11 +142,11 @@ class Logs:
         if tensorboard:
             self._trackers.append(TensorBoard(folder / "tensorboard", purge_step=step))
 
-    def log(self, record: dict[str, Any], bad: list[dict[str, Any]]) -> None:
+    def log(self, record: dict[str, Any], bad: list[BadSample]) -> None:
         for tracker in self._trackers:
             tracker.log(record)
-        for line in bad:
-            self._quarantine.log({"step": record["step"], **line})
+        for one in bad:
+            self._quarantine.log({"step": record["step"], **one.record()})
 
     def results(self, record: dict[str, Any]) -> None:
         self._results.log(record)

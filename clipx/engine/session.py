@@ -15,16 +15,16 @@ from clipx import checkpoints
 from clipx.checkpoints import Checkpoint, TrainState
 from clipx.config import to_data, to_yaml
 from clipx.data.loader import Batches, Loaded, Source
-from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
 from clipx.data.transforms import Normalization
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import start
 from clipx.engine.config import Plan, TrainConfig
+from clipx.engine.corpus import changes, describe, open_together, write_table
 from clipx.engine.features import feature_batches
 from clipx.engine.optim import build_optimizer
 from clipx.engine.precision import compute_dtype
-from clipx.engine.run import RunFolder
+from clipx.engine.run import CORPUS, RunFolder
 from clipx.engine.schedule import cosine
 from clipx.engine.step import train_step
 from clipx.models.dual_encoder import DualEncoder
@@ -42,7 +42,7 @@ class Session:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.runtime = start(config.device)
-        self.corpus = self._open_together()
+        self.corpus = open_together(config, self.runtime)
         self.plan = Plan.of(config, self.corpus.num_samples)
         self.dtype = compute_dtype(config.precision, self.runtime.device)
         self.model_json = config.model.read()
@@ -56,17 +56,8 @@ class Session:
         self.model: nn.Module = self.runtime.wrap(trained)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.messages = self._resume()
-
-    def _open_together(self) -> Corpus:
-        """The corpus, indexed by rank 0 first, so that the others find the sidecars. Faults stop
-        all ranks."""
-        size, ranks = self.config.global_batch_size, self.runtime.world_size
-        if size % ranks:
-            raise UserError(
-                f"global_batch_size {size} is not a multiple of {ranks} ranks; "
-                f"the nearest that fits is {max(1, round(size / ranks)) * ranks}"
-            )
-        return self._main_first(lambda: self.config.data.open(seed=self.config.seed))
+        if self.folder is not None:
+            write_table(self.folder.path, self.corpus.table())
 
     def _main_first(self, act: Callable[[], T]) -> T:
         """What `act` returns, done by rank 0 first, so that the others find the files that it
@@ -109,7 +100,10 @@ class Session:
         if self.runtime.is_main:
             try:
                 folder = RunFolder(
-                    Path(self.config.run_dir), to_data(self.config), to_yaml(self.config)
+                    Path(self.config.run_dir),
+                    to_data(self.config),
+                    to_yaml(self.config),
+                    may_change=CORPUS if self.config.data.accept_changed_corpus else (),
                 )
             except UserError as error:
                 fault = str(error)
@@ -127,20 +121,29 @@ class Session:
             return messages
         saved = checkpoints.load(path)
         if saved.state.corpus_digest != self.corpus.digest:
-            raise UserError(
-                f"the shards of {self.config.data.shards!r} are not those that {path} was "
-                "trained on: samples were added, "
-                "removed or rewritten. Give the old shards, or start a new run_dir= from these"
-            )
+            messages.append(self._changed_corpus(path))
         self._take_up(saved)
         return [*messages, f"resumed from {path} at step {saved.state.step}"]
+
+    def _changed_corpus(self, path: Path) -> str:
+        """What differs from the corpus that the checkpoint was trained on. Raises UserError unless
+        the user accepts it."""
+        mine = changes(self.folder.path, self.corpus.table()) if self.folder is not None else ""
+        told = self.runtime.from_main(mine)
+        text = f"the corpus is not the one that {path} was trained on: {told}"
+        if not self.config.data.accept_changed_corpus:
+            raise UserError(
+                f"{text}. Give the old shards, start a new run_dir=, or go on with these by "
+                "data.accept_changed_corpus=true"
+            )
+        return f"{text}. Going on: in this epoch some samples come twice or not at all"
 
     def _take_up(self, saved: Checkpoint) -> None:
         self.encoder.load_state_dict(saved.weights)
         self.optimizer.load_state_dict(saved.optimizer)
         # Rank 0 carries the sum of all ranks' fingerprints.
         mine = saved.state.fingerprint if self.runtime.is_main else 0
-        self.state = replace(saved.state, fingerprint=mine)
+        self.state = replace(saved.state, fingerprint=mine, corpus_digest=self.corpus.digest)
         if self.runtime.rank < len(saved.random):
             torch.set_rng_state(saved.random[self.runtime.rank]["torch"])
             if (
@@ -216,17 +219,10 @@ class Session:
     def describe(self) -> str:
         corpus, size = self.corpus, self.config.global_batch_size
         text = (
-            f"{corpus.num_samples:,} pairs in {len(corpus.shards)} shards, "
+            f"{corpus.num_samples:,} pairs in {corpus.num_shards} shards, "
             f"{self.plan.total:,} steps of {size}, "
             f"{sum(p.numel() for p in self.encoder.parameters()) / 1e6:.1f}M parameters, "
             f"{self.runtime.world_size} x {self.runtime.device}, "
             f"{str(self.dtype).removeprefix('torch.')}"
         )
-        for path in (shard.path for shard in corpus.shards if shard.truncated):
-            text += f"\nshard {path} ends early: the samples after the break are missing"
-        if corpus.num_samples < size:
-            text += (
-                f"\nthe corpus has {corpus.num_samples} pairs, a global batch {size}: "
-                "every batch repeats some"
-            )
-        return text
+        return "\n".join([text, *describe(corpus, size)])

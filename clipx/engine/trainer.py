@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from clipx.embed import Encoder
 from clipx.engine.config import TrainConfig, due
 from clipx.engine.evaluate import evaluate_in_training
 from clipx.engine.progress import Reporter
-from clipx.engine.run import Logs
+from clipx.engine.run import Logs, append_bad
 from clipx.engine.session import Session
 from clipx.engine.throughput import Meter
 from clipx.types import UserError
@@ -29,7 +30,8 @@ def train(config: TrainConfig) -> TrainState:
         report.say(message)
     folder = session.folder
     logs = Logs(folder.path, session.state.step, tensorboard=config.tensorboard) if folder else None
-    meter, bad = Meter(), []
+    meter = Meter()
+    bad = session.corpus.faults if runtime.is_main and session.state.step == 0 else []
     try:
         evaluate_if_due(session, logs, report)
         for batch in meter.timed(load(session.source, session.state.step, plan.total)):
@@ -40,7 +42,7 @@ def train(config: TrainConfig) -> TrainState:
             report.step(step)
             if due(step, plan.log_every, plan.total):
                 record = log_record(session, metrics, meter)
-                everyones_bad = [b.record() for rank in runtime.gather(bad) for b in rank]
+                everyones_bad = [b for rank in runtime.gather(bad) for b in rank]
                 bad = []
                 if logs is not None:
                     logs.log(record, everyones_bad)
@@ -52,6 +54,9 @@ def train(config: TrainConfig) -> TrainState:
                 report.say(f"{fault}; the last good one stays, training goes on")
             evaluate_if_due(session, logs, report)  # after the checkpoint: an evaluation may fail
             meter.pause(time.perf_counter() - began)
+    except UserError:
+        append_bad(Path(config.run_dir), session.state.step, bad)  # there is no later log line
+        raise
     finally:
         report.close()
         if logs is not None:

@@ -14,8 +14,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from clipx.data import decode
-from clipx.data.shards import load_index
-from clipx.data.stream import pread
+from clipx.data.sources.webdataset import open_shard
 from clipx.types import UserError
 
 Item = TypeVar("Item")
@@ -46,20 +45,21 @@ def read_set(path: Path, label: str, split: str = "test") -> Iterator[tuple[Tens
     shards = sorted((path / split).glob("*.tar"), key=lambda p: (len(p.stem), p.stem))
     if not shards:
         raise UserError(f"test set {path} has no shards {split}/*.tar")
-    for shard in map(load_index, shards):
-        for sample, key in enumerate(shard.keys):
-            members = {name: (offset, size) for name, offset, size in shard.members(sample)}
+    for path in shards:
+        shard = open_shard(path)
+        for sample, key in enumerate(shard.index.keys):
+            members = {name: (offset, size) for name, offset, size in shard.index.members(sample)}
             image = next((members[name] for name in decode.EXTENSIONS if name in members), None)
             if image is None or label not in members:
                 raise UserError(
-                    f"test set sample {key} of {shard.path} has no image or no .{label} member"
+                    f"test set sample {key} of {path} has no image or no .{label} member"
                 )
             try:
-                text = pread(str(shard.path), *members[label]).decode("utf-8")
-                yield decode.decode(pread(str(shard.path), *image)), text
+                text = shard.pread(*members[label]).decode("utf-8")
+                yield decode.decode(shard.pread(*image)), text
             except (decode.BadImage, UnicodeDecodeError) as error:
                 raise UserError(
-                    f"test set sample {key} of {shard.path} does not decode: {error}"
+                    f"test set sample {key} of {path} does not decode: {error}"
                 ) from error
 
 

@@ -20,7 +20,7 @@ from clipx.data.demo import demo, packages
 from clipx.data.demo.drawings import Drawing
 from clipx.data.demo.recipes import Recipe
 from clipx.data.demo.render import render
-from clipx.data.shards import load_index
+from clipx.data.index import load_index
 from clipx.types import UserError
 
 BuildDemo = Callable[..., dict[str, Any]]
@@ -32,7 +32,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in files
-        if path.name != "report.json" and not path.name.endswith(".idx.npz")
+        if path.name != "report.json" and not path.name.endswith(".idx")
     }
 
 
@@ -110,7 +110,7 @@ def test_training_samples_are_complete_and_counted(build_demo: BuildDemo, tmp_pa
     assert sum(sizes.values()) == len(found) == report["pairs"]
     for name, size in sizes.items():
         shard = tmp_path / "out/train" / name
-        assert shard.with_name(f"{name}.idx.npz").exists()
+        assert shard.with_name(f"{name}.idx").exists()
         assert len(load_index(shard)) == size
     for fields in found.values():
         facts = json.loads(fields["json"])

@@ -13,10 +13,12 @@ from samples import pair, write_shard
 from torch import Tensor
 
 from clipx.data import feature_build, feature_cache
+from clipx.data.config import DataConfig
 from clipx.data.feature_build import build_images, build_texts
 from clipx.data.feature_cache import FeatureCache, Trunks
 from clipx.data.features import FeatureBatches, augmentation_faults
-from clipx.data.loader import DataConfig, Loaded
+from clipx.data.loader import Loaded
+from clipx.data.stream import Used
 from clipx.engine.features import silent
 from clipx.types import UserError
 
@@ -139,11 +141,10 @@ def test_a_sample_that_was_bad_when_the_features_were_made_and_is_good_now_is_to
     spoiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = feature_batches(cache(spoiled, tmp_path / "features"))
-    usable = features.corpus.usable
-    monkeypatch.setattr(features.corpus, "usable", lambda *args: (*usable(*args)[:2], []))
-    faults = [found for k in range(3) if isinstance(found := features[k], UserError)]
-    assert faults
-    assert "delete that folder" in str(faults[0])
+    good_now = lambda position, shard, sample, use: Used(None, "k", shard, sample)  # noqa: E731
+    monkeypatch.setattr(features.corpus, "usable", good_now)
+    with pytest.raises(UserError, match=r"sample k of .* delete that folder"):
+        [features[k] for k in range(3)]
 
 
 def test_features_beyond_float16_are_refused(corpus: Path, tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipx.data.order import Order, corpus_digest, hash_of, shuffled, uniforms
+from clipx.data.order import (
+    Mixture,
+    Order,
+    corpus_digest,
+    hash_of,
+    quotas,
+    shuffled,
+    uniforms,
+)
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=9).filter(any)
 ORDERS = st.builds(
@@ -22,7 +30,7 @@ ORDERS = st.builds(
 )
 
 
-def samples(order: Order, positions: np.ndarray) -> list[tuple[int, int]]:
+def samples(order: Order | Mixture, positions: np.ndarray) -> list[tuple[int, int]]:
     located = order.locate(positions)
     return list(zip(located.shard.tolist(), located.sample.tolist(), strict=True))
 
@@ -34,7 +42,6 @@ def test_every_sample_comes_once_per_epoch(order: Order, epoch: int) -> None:
     positions = np.arange(epoch * total, (epoch + 1) * total)
     expected = [(shard, i) for shard, size in enumerate(order.sizes) for i in range(size)]
     assert sorted(samples(order, positions)) == expected
-    assert set(order.locate(positions).epoch) == {epoch}
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,14 +76,14 @@ def test_a_position_means_the_same_whatever_is_asked_with_it(
 
 def test_a_rank_touches_only_the_shards_of_its_streams() -> None:
     # 32 shards of 10 for 8 streams of 40: a stream is 4 whole shards, a rank of 4 has 2 streams.
-    order = Order([10] * 32, seed=1, streams=8)
+    order = Order([10] * 32, seed=1, streams=8, window=20_000)
     touched = [{shard for shard, _ in samples(order, np.arange(rank, 320, 4))} for rank in range(4)]
     assert [len(shards) for shards in touched] == [8] * 4
     assert set.union(*touched) == set(range(32))
 
 
 def test_a_batch_draws_alike_from_all_streams() -> None:
-    order = Order([10] * 32, seed=1, streams=8)
+    order = Order([10] * 32, seed=1, streams=8, window=20_000)
     stream_of_shard = {shard: p % 8 for p, (shard, _) in enumerate(samples(order, np.arange(320)))}
     batch = [stream_of_shard[shard] for shard, _ in samples(order, np.arange(64, 96))]
     assert np.bincount(batch).tolist() == [4] * 8
@@ -85,7 +92,7 @@ def test_a_batch_draws_alike_from_all_streams() -> None:
 @pytest.mark.parametrize("sizes", [[4000], [1] * 4000, [7, 3000, 0, 993]])
 @pytest.mark.parametrize("streams", [1, 64])
 def test_the_order_is_shuffled(sizes: list[int], streams: int) -> None:
-    order = Order(sizes, seed=0, streams=streams)
+    order = Order(sizes, seed=0, streams=streams, window=20_000)
     start = np.concatenate([[0], np.cumsum(sizes)])
     place = np.array([start[shard] + i for shard, i in samples(order, np.arange(4000))])
     if streams == 1:  # else a stream is a range of the line, and taking turns repeats its place
@@ -106,17 +113,26 @@ def test_seeds_and_epochs_differ() -> None:
     assert sequence(2, 3) == sequence(2, 3)
 
 
-def test_windows_keep_samples_near_their_place_in_the_stream() -> None:
-    order = Order([1000], seed=0, streams=2, window=10)
-    place = np.array([i for _, i in samples(order, np.arange(0, 1000, 2))])
-    first = place.min()
-    assert (((place - first) // 10) == np.arange(500) // 10).all()
+def test_windows_keep_samples_near_their_place_and_begin_elsewhere_in_each_stream() -> None:
+    order = Order([1000], seed=0, streams=4, window=10)
+    cuts = []
+    for stream in range(4):
+        place = np.array([i for _, i in samples(order, np.arange(stream, 1000, 4))])
+        place -= place.min()
+        fits = [
+            cut
+            for cut in range(10)
+            if np.array_equal((place + cut) // 10, (np.arange(250) + cut) // 10)
+        ]
+        assert len(fits) == 1
+        cuts += fits
+    assert len(set(cuts)) > 1
 
 
 def test_many_ranks_and_shards_stay_exact() -> None:
     """1,024 ranks, 200,000 unequal shards, a position after months of training."""
     sizes = (hash_of(np.arange(200_000)) % np.uint64(5000)).astype(np.int64) + 1
-    order = Order(sizes.tolist(), seed=3, streams=1024)
+    order = Order(sizes.tolist(), seed=3, streams=1024, window=20_000)
     size = 1024 * 32
     k = 7 * order.epoch_samples // size + 11
     located = order.locate(np.arange(k * size, (k + 1) * size))
@@ -151,12 +167,93 @@ def test_draws_are_uniform_and_apart() -> None:
 
 
 def test_replacements_cover_the_corpus_and_repeat_themselves() -> None:
-    order = Order([2, 0, 3], seed=0, streams=4)
+    order = Order([2, 0, 3], seed=0, streams=4, window=5)
     found = [
-        order.replacement(position, attempt) for position in range(20) for attempt in (1, 2, 3)
+        order.replacement(position, attempt, 0) for position in range(20) for attempt in (1, 2, 3)
     ]
     assert set(found) == {(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)}
-    assert found[0] == Order([2, 0, 3], seed=0, streams=9).replacement(0, 1)
+    assert found[0] == Order([2, 0, 3], seed=0, streams=9, window=2).replacement(0, 1, 0)
+
+
+# --- mixtures ---
+
+MIXTURES = st.builds(
+    lambda sizes, weights, seed, streams: Mixture(
+        [Order(s, seed=seed, streams=streams, window=7) for s in sizes],
+        weights[: len(sizes)],
+        seed=seed,
+    ),
+    sizes=st.lists(SIZES, min_size=1, max_size=4),
+    weights=st.lists(st.floats(0.01, 100), min_size=4, max_size=4),
+    seed=st.integers(0, 2**40),
+    streams=st.integers(1, 9),
+)
+
+
+def samples_of_part(mixture: Mixture, count: int, part: int) -> list[tuple[int, int]]:
+    """What the first `count` positions of each stream have of one order."""
+    located = mixture.locate(np.arange(count * mixture.streams))
+    first, last = mixture.first_shard[part], mixture.first_shard[part + 1]
+    return [
+        (shard - first, sample)
+        for shard, sample in zip(located.shard.tolist(), located.sample.tolist(), strict=True)
+        if first <= shard < last
+    ]
+
+
+@settings(max_examples=15, deadline=None)
+@given(mixture=MIXTURES)
+def test_a_mixture_goes_through_each_order_without_loss_or_repetition(mixture: Mixture) -> None:
+    """After whole blocks, what was taken of an order is the beginning of that order itself."""
+    for part, order in enumerate(mixture.orders):
+        found = samples_of_part(mixture, mixture.BLOCK, part)
+        count = int(mixture.quota[part]) * mixture.streams
+        assert sorted(found) == sorted(samples(order, np.arange(count)))
+
+
+def test_a_mixture_has_its_proportions_all_along() -> None:
+    orders = [Order([n], seed=0, streams=8, window=10) for n in (50, 5000, 700)]
+    mixture = Mixture(orders, [1, 2, 7], seed=3)
+    shard = mixture.locate(np.arange(40_000)).shard
+    # Draws without replacement from 10,000, at most binomial: 1,000 of which 100, 200 and 700
+    # have standard deviations of 9.5, 13 and 14.
+    counts = np.array([np.bincount(part, minlength=3) for part in shard.reshape(40, 1000)])
+    assert (np.abs(counts - [100, 200, 700]) < 5 * np.array([9.5, 12.7, 14.5])).all()
+    assert mixture.quota.tolist() == [1000, 2000, 7000]
+
+
+def test_ranks_of_a_mixture_touch_only_the_shards_of_their_streams() -> None:
+    orders = [Order([10_000] * 16, seed=1, streams=8, window=100) for _ in range(2)]
+    mixture = Mixture(orders, [1, 1], seed=0)
+    positions = np.arange(2 * 160_000 // 50 * 8)
+    touched = [set(mixture.locate(positions[rank::4]).shard.tolist()) for rank in range(4)]
+    assert max(len(shards) for shards in touched) <= 8  # 2 streams of 2 shards each, of 2 orders
+
+
+@settings(max_examples=30, deadline=None)
+@given(mixture=MIXTURES, positions=st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+def test_a_position_of_a_mixture_means_the_same_whatever_is_asked_with_it(
+    mixture: Mixture, positions: list[int]
+) -> None:
+    together = samples(mixture, np.array(positions))
+    assert together == [samples(mixture, np.array([p]))[0] for p in positions]
+
+
+def test_a_replacement_is_of_the_same_order() -> None:
+    orders = [Order(sizes, seed=0, streams=2, window=5) for sizes in ([3, 4], [5])]
+    mixture = Mixture(orders, [1, 1], seed=0)
+    found = [mixture.replacement(position, 1, shard) for position in range(30) for shard in (0, 2)]
+    assert {shard for shard, _ in found[::2]} == {0, 1}
+    assert {shard for shard, _ in found[1::2]} == {2}
+    assert {sample for _, sample in found[1::2]} == set(range(5))
+
+
+@settings(max_examples=100, deadline=None)
+@given(weights=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9), total=st.integers(0, 9999))
+def test_quotas_are_whole_parts_of_the_total(weights: list[float], total: int) -> None:
+    found = quotas(weights, total)
+    assert found.sum() == total
+    assert (np.abs(found - np.array(weights) / sum(weights) * total) < 1 + 1e-6).all()
 
 
 # --- golden values: a change here cuts off every old run, and needs a line in the changelog ---
@@ -165,19 +262,27 @@ def test_replacements_cover_the_corpus_and_repeat_themselves() -> None:
 def test_the_order_of_a_small_corpus_is_this_one() -> None:
     order = Order([5, 1, 7], seed=0, streams=4, window=3)
     assert samples(order, np.arange(26)) == [
-        *[(2, 2), (2, 5), (1, 0), (0, 2), (2, 1), (2, 6), (0, 1), (0, 4), (2, 0), (2, 4)],
-        *[(0, 0), (0, 3), (2, 3)],  # the second epoch follows
-        *[(0, 0), (0, 3), (2, 2), (2, 6), (0, 1), (0, 4), (2, 3), (2, 4), (1, 0), (2, 0)],
-        *[(2, 1), (2, 5), (0, 2)],
+        *[(2, 2), (2, 4), (0, 0), (0, 2), (2, 0), (2, 6), (1, 0), (0, 3), (2, 1), (2, 5)],
+        *[(0, 1), (0, 4), (2, 3)],  # the second epoch follows
+        *[(1, 0), (0, 3), (2, 1), (2, 5), (0, 0), (0, 4), (2, 2), (2, 4), (0, 1), (2, 0)],
+        *[(2, 3), (2, 6), (0, 2)],
     ]
-    assert [order.replacement(7, attempt) for attempt in (1, 2, 3)] == [(2, 1), (2, 3), (2, 4)]
+    assert [order.replacement(7, attempt, 0) for attempt in (1, 2, 3)] == [(2, 1), (2, 3), (2, 4)]
+
+
+def test_the_order_of_a_small_mixture_is_this_one() -> None:
+    orders = [Order(sizes, seed=0, streams=2, window=2) for sizes in ([3], [4, 2])]
+    assert samples(Mixture(orders, [1, 2], seed=0), np.arange(12)) == [
+        *[(1, 0), (0, 1), (1, 1), (1, 2), (1, 2), (1, 1), (1, 1), (1, 2), (0, 2), (1, 3)],
+        *[(2, 0), (2, 0)],
+    ]
 
 
 def test_the_order_of_a_larger_corpus_has_this_digest() -> None:
     order = Order([100 * n + 7 for n in range(40)], seed=42, streams=64, window=500)
     located = order.locate(np.arange(0, 3 * order.epoch_samples, 5))
     table = np.stack([located.shard, located.sample]).astype("<i8")
-    assert hashlib.sha1(table.tobytes()).hexdigest() == "1b3250160f2d90a6ece416fe8df16f1d985c329a"
+    assert hashlib.sha1(table.tobytes()).hexdigest() == "e1e17dcd459bc3687fe1465e83569fc639b83491"
 
 
 def test_the_draws_of_a_position_are_these() -> None:

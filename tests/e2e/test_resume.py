@@ -242,7 +242,12 @@ def test_a_changed_corpus_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     cli.main(["train", str(config)])
     write_corpus(tmp_path / "corpus", samples=97)
     main_fails("train", config)
-    assert "are not those that" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "is not the one that" in told
+    assert "shards changed: shards/00.tar (24 to 25 samples), shards/01.tar (24 to" in told
+    cli.main(["train", str(config), "duration=3 steps", "data.accept_changed_corpus=true"])
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2, 3]
+    cli.main(["train", str(config), "duration=4 steps"])  # from now on this is the corpus
 
 
 def test_a_longer_duration_goes_on_where_the_run_ended(

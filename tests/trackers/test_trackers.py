@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clipx.data.sample import BadSample
 from clipx.engine.run import Logs, RunFolder
 from clipx.trackers.jsonl import JsonLines, keep_until, read_lines
 from clipx.types import UserError
@@ -52,17 +53,19 @@ def test_a_resumed_run_forgets_what_it_does_again(tmp_path: Path) -> None:
 def test_logs_know_what_was_evaluated_up_to_their_step(tmp_path: Path) -> None:
     first = Logs(tmp_path, 0, tensorboard=False)
     for step in (1, 2, 3):
-        first.log({"step": step, "loss": 1.0 / step}, [{"key": f"k{step}"}])
+        first.log(
+            {"step": step, "loss": 1.0 / step},
+            [BadSample("0.tar", f"k{step}", step, "read", "OSError", "gone")],
+        )
         first.results({"step": step, "top1": 0.5})
     first.close()
     again = Logs(tmp_path, 2, tensorboard=False)
     again.close()
     assert again.evaluated == {1, 2}
     assert [r["step"] for r in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
-    assert read_lines(tmp_path / "quarantine.jsonl") == [
-        {"step": 1, "key": "k1"},
-        {"step": 2, "key": "k2"},
-    ]
+    quarantine = read_lines(tmp_path / "quarantine.jsonl")
+    assert [(line["step"], line["key"]) for line in quarantine] == [(1, "k1"), (2, "k2")]
+    assert quarantine[0].keys() == {"step", *BadSample.__dataclass_fields__}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own imports

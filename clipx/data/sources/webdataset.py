@@ -1,0 +1,137 @@
+"""WebDataset tars, local or remote: what img2dataset writes and open_clip reads.
+
+Remote shards (any fsspec URL: s3, gs, https, hf) come through a bounded cache on the local disk,
+which all processes of a machine share. Pickled members are never opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from clipx.config import config
+from clipx.data import decode
+from clipx.data.catalog import TOLD, Catalog, open_catalog
+from clipx.data.index import ShardIndex, load_index
+from clipx.data.remote import ShardCache, ShardFile, is_remote
+from clipx.data.sample import BadSample, Raw, SampleError
+from clipx.data.shards import expand
+from clipx.types import UserError
+
+TEXT = ("txt", "json", "cls")
+
+
+@config
+class Config:
+    shards: str | list[str]
+    """Folder, glob, `{000..127}` range or list, URL of these, or several joined by `::`."""
+    cache_dir: str = "~/.cache/clipx/shards"
+    """Where remote shards are kept; a fast local disk."""
+    cache_gib: float = Field(default=50, gt=0)
+    """Room for remote shards. At least streams x window samples of them are read at a time."""
+    allow_pipe: bool = False
+    """`pipe:command` runs a shell command that writes a shard to its output."""
+
+    def build(self) -> Webdataset:
+        cache = ShardCache(Path(self.cache_dir).expanduser(), int(self.cache_gib * 2**30))
+        return Webdataset(
+            open_catalog(expand(self.shards, allow_pipe=self.allow_pipe), cache), cache
+        )
+
+
+class Webdataset:
+    """See `clipx.data.sample.Source`."""
+
+    def __init__(self, catalog: Catalog, cache: ShardCache) -> None:
+        self.catalog, self.cache = catalog, cache
+        self.sizes = np.array([head.samples for head in catalog.heads], dtype=np.int64)
+
+    @property
+    def digests(self) -> Sequence[str]:
+        return [head.digest for head in self.catalog.heads]
+
+    @property
+    def faults(self) -> Sequence[BadSample]:
+        return self.catalog.faults
+
+    @cached_property
+    def is_remote(self) -> bool:
+        return any(is_remote(file.url) for file in self.catalog.files)
+
+    def name(self, shard: int) -> str:
+        return self.catalog.files[shard].url
+
+    def key(self, shard: int, sample: int) -> str:
+        return self._open(shard).index.key(sample)
+
+    def read(self, shard: int, sample: int) -> Raw:
+        opened = self._open(shard)
+        index = opened.index
+        if sample >= len(index):
+            told, there = self.catalog.heads[shard].samples, len(index)
+            raise SampleError("read", f"sizes.json tells of {told} samples, the tar has {there}")
+        if index.duplicate[sample]:
+            raise SampleError("key", "the shard has an earlier sample of this key")
+        image, text = None, {}
+        for extension, offset, size in index.members(sample):
+            if extension in decode.EXTENSIONS:
+                image = (offset, size)
+            elif extension in TEXT:
+                text[extension] = opened.pread(offset, size)
+        if image is None:
+            looked = ", ".join(decode.EXTENSIONS)
+            raise SampleError("image", f"no image member; looked for {looked}")
+        return Raw(index.key(sample), opened.pread(*image), text)
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        if self.is_remote:
+            files = [self.catalog.files[shard] for shard in shards]
+            self.cache.prefetch([file for file in files if is_remote(file.url)])
+
+    def _open(self, shard: int) -> OpenShard:
+        return _opened(self.catalog.files[shard], self.catalog.heads[shard].digest, self.cache)
+
+
+class OpenShard:
+    """An open file and its index, closed when nobody holds it: a thread may still be reading what
+    another has pushed out of the cache."""
+
+    def __init__(self, descriptor: int, index: ShardIndex, url: str) -> None:
+        self._descriptor, self.index, self._url = descriptor, index, url
+
+    def pread(self, offset: int, size: int) -> bytes:
+        """One positioned read. Raises OSError where the shard has become shorter than its index
+        says."""
+        data = os.pread(self._descriptor, size, offset)
+        if len(data) < size:
+            end = offset + len(data)
+            raise OSError(f"{self._url} ends at byte {end}, {size - len(data)} bytes early")
+        return data
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+def open_shard(path: Path) -> OpenShard:
+    """A local shard. Raises UserError where it is no tar, OSError where it cannot be read."""
+    return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC), load_index(path), str(path))
+
+
+@lru_cache(maxsize=512)  # half of the usual limit of open files
+def _opened(file: ShardFile, digest: str, cache: ShardCache) -> OpenShard:
+    """Raises OSError, also where the shard is no longer what the run began with."""
+    path = cache.path(file) if is_remote(file.url) else Path(file.url)
+    try:
+        index = load_index(path)
+    except UserError as error:
+        raise OSError(str(error)) from error
+    if index.head.digest != digest and not digest.startswith(TOLD):
+        raise OSError(f"{file.url} has changed since it was indexed")
+    if is_remote(file.url):
+        return OpenShard(cache.open(file), index, file.url)
+    return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC), index, file.url)

@@ -1,0 +1,87 @@
+"""The corpus of a run: opened once for all ranks, described, and known again after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from clipx.data.stream import Corpus
+from clipx.distributed.runtime import Runtime
+from clipx.engine.config import TrainConfig
+from clipx.types import UserError
+
+_FILE = "corpus.tsv"
+Table = Iterable[tuple[str, int, str]]
+"""name, samples and digest of each shard"""
+
+
+def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
+    """The corpus, looked at by rank 0 and sent to the others: one of a thousand processes asks the
+    file system for every shard, and all hold the same. Faults stop all ranks."""
+    size, ranks = config.global_batch_size, runtime.world_size
+    if size % ranks:
+        raise UserError(
+            f"global_batch_size {size} is not a multiple of {ranks} ranks; "
+            f"the nearest that fits is {max(1, round(size / ranks)) * ranks}"
+        )
+    fault, sources = None, {}
+    if runtime.is_main:
+        try:
+            sources = config.data.open_sources()
+        except UserError as error:
+            fault = str(error)
+    runtime.agree(fault)
+    return config.data.corpus(runtime.from_main(sources), seed=config.seed)
+
+
+def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
+    """What a person should know of it before the first step."""
+    lines = [f"{fault.shard}: {fault.message}" for fault in corpus.faults]
+    if corpus.skip:
+        lines.append(f"{sum(map(len, corpus.skip.values()))} samples are skipped by data.skip")
+    if corpus.skip_unknown:
+        lines.append(f"{corpus.skip_unknown} lines of data.skip name shards that are not here")
+    if corpus.num_samples < global_batch_size:
+        lines.append(
+            f"the corpus has {corpus.num_samples} pairs, a global batch {global_batch_size}: "
+            "every batch repeats some"
+        )
+    return lines
+
+
+def write_table(folder: Path, table: Table) -> None:
+    """What `changes` will compare with, as corpus.tsv. Raises UserError."""
+    lines = "".join(f"{name}\t{samples}\t{digest}\n" for name, samples, digest in table)
+    temporary = folder / f".{_FILE}"
+    try:
+        temporary.write_text(lines, encoding="utf-8", errors="surrogateescape")
+        temporary.replace(folder / _FILE)
+    except OSError as error:
+        raise UserError(f"{folder / _FILE} cannot be written: {error}; make room") from error
+
+
+def changes(folder: Path, table: Table) -> str:
+    """How a corpus differs from the one that was written, in a few words."""
+    path = folder / _FILE
+    if not path.exists():
+        return f"how it differs is unknown, for {path} is missing"
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    rows = [line.split("\t") for line in text.splitlines()]
+    old = {name: (int(samples), digest) for name, samples, digest in rows}
+    new = {name: (samples, digest) for name, samples, digest in table}
+    changed = [
+        f"{name} ({old[name][0]:,} to {new[name][0]:,} samples)"
+        for name in old
+        if name in new and old[name] != new[name]
+    ]
+    parts = {
+        "added": [name for name in new if name not in old],
+        "missing": [name for name in old if name not in new],
+        "changed": changed,
+    }
+    told = [f"shards {what}: {_some(names)}" for what, names in parts.items() if names]
+    return "; ".join(told) or "the same shards in another order"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
