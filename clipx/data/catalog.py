@@ -7,11 +7,14 @@ run that starts again asks no sidecar for what it knew already.
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from clipx.data.index import Head, load_head
 from clipx.data.remote import ShardCache, ShardFile, is_remote
@@ -19,7 +22,7 @@ from clipx.data.sample import BadSample
 from clipx.data.shards import in_threads, told_sizes
 from clipx.types import UserError
 
-CATALOG_VERSION = 1
+_VERSION = 1
 TOLD = "sizes.json "
 """Begins the digest of a shard whose samples were not looked at, but told."""
 Advance = Callable[[], None]
@@ -27,21 +30,29 @@ Advance = Callable[[], None]
 
 @dataclass(frozen=True)
 class Catalog:
-    """heads: of each file, in order; a file that is no tar has no samples, and is one of
-    `faults`."""
+    """What is known of each file, in order. A file that is no tar has no samples, and is one of
+    `faults`.
+
+    samples: (shards,) int64; digests: (shards,) bytes; truncated: (shards,) bool
+    """
 
     files: tuple[ShardFile, ...]
-    heads: tuple[Head, ...]
-    faults: tuple[BadSample, ...]
+    samples: np.ndarray
+    digests: np.ndarray
+    truncated: np.ndarray
+    faults: tuple[BadSample, ...] = ()
+
+    def digest(self, shard: int) -> str:
+        return self.digests[shard].decode()
 
 
 def open_catalog(
     files: Sequence[ShardFile], cache: ShardCache, advance: Advance = lambda: None
 ) -> Catalog:
     """What is known of these shards; what is not is read, many shards at a time."""
-    store = _store_path(files)
-    known = _load(store)
-    new = [file for file in files if _identity(file) not in known]
+    store = store_path(files)
+    known, samples, digests, truncated = _recall(store, files)
+    new = [files[i] for i in np.flatnonzero(~known)]
     told = told_sizes([file for file in new if is_remote(file.url)])
     faults: dict[str, BadSample] = {}
 
@@ -54,25 +65,26 @@ def open_catalog(
         finally:
             advance()
 
-    for file, head in zip(new, in_threads(look, new), strict=True):
-        if file.url not in faults:  # what could not be read may be there the next time
-            known[_identity(file)] = head
+    for place, head in zip(np.flatnonzero(~known), in_threads(look, new), strict=True):
+        samples[place], truncated[place] = head.samples, head.truncated
+        digests[place] = head.digest.encode()
+        known[place] = files[place].url not in faults  # what was not there may be the next time
     if new:
-        _save(store, known)
-    heads = tuple(known.get(_identity(file), Head(0, "unreadable", False)) for file in files)
-    for file, head in zip(files, heads, strict=True):
-        if head.truncated:
-            text = f"the tar ends early: the samples after its first {head.samples} are missing"
-            faults[file.url] = _fault(file.url, "TruncatedTar", text)
-    return Catalog(tuple(files), heads, tuple(faults[f.url] for f in files if f.url in faults))
+        keep = [file for file, is_known in zip(files, known, strict=True) if is_known]
+        save(store, Catalog(tuple(keep), samples[known], digests[known], truncated[known]))
+    for i in np.flatnonzero(truncated):
+        text = f"the tar ends early: the samples after its first {samples[i]} are missing"
+        faults[files[i].url] = _fault(files[i].url, "TruncatedTar", text)
+    bad = [faults[file.url] for file in files if file.url in faults] if faults else []
+    return Catalog(tuple(files), samples, digests, truncated, tuple(bad))
 
 
 def _head(file: ShardFile, told: int | None, cache: ShardCache) -> Head:
     if not is_remote(file.url):
         return load_head(Path(file.url))
     if told is not None:
-        identity = f"{file.size} {file.stamp} {told}"
-        return Head(told, TOLD + hashlib.sha1(identity.encode()).hexdigest(), truncated=False)
+        state = f"{file.size} {file.stamp} {told}"
+        return Head(told, TOLD + hashlib.sha1(state.encode()).hexdigest(), truncated=False)
     return load_head(cache.path(file))
 
 
@@ -80,36 +92,63 @@ def _fault(shard: str, error: str, message: str) -> BadSample:
     return BadSample(shard, key="", position=-1, stage="shard", error=error, message=message)
 
 
-_Identity = tuple[str, int, str]
-
-
-def _identity(file: ShardFile) -> _Identity:
-    return file.url, file.size, file.stamp
-
-
-def _store_path(files: Sequence[ShardFile]) -> Path:
+def store_path(files: Sequence[ShardFile]) -> Path:
+    """Where the catalog of these files is kept: one for the folder of the first."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    base = str(Path.cwd()) if any(not Path(f.url).is_absolute() for f in files) else ""
-    names = hashlib.sha1("\n".join([base, *(file.url for file in files)]).encode()).hexdigest()
-    return root / "clipx" / "catalogs" / f"{names}.json"
+    folder = files[0].url.rpartition("/")[0]
+    folder = folder if is_remote(files[0].url) else str(Path(folder).resolve())
+    name = hashlib.sha1(folder.encode("utf-8", "surrogateescape")).hexdigest()
+    return root / "clipx" / "catalogs" / f"{name}.npz"
 
 
-def _load(path: Path) -> dict[_Identity, Head]:
+def _identities(files: Sequence[ShardFile]) -> np.ndarray:
+    """(shards,) bytes: what a shard is known again by."""
+    texts = [f"{file.url}\n{file.size}\n{file.stamp}" for file in files]
+    return np.array([text.encode("utf-8", "surrogateescape") for text in texts], dtype=np.bytes_)
+
+
+def _recall(
+    store: Path, files: Sequence[ShardFile]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(known, samples, digests, truncated) of each file, as a run before has left them."""
+    count, mine = len(files), _identities(files)
+    samples, truncated = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.bool_)
+    digests = np.zeros(count, dtype=np.dtype(f"S{len(TOLD) + 40}"))
     try:
-        data = json.loads(path.read_bytes())
-        if data["version"] != CATALOG_VERSION:
-            return {}
-        return {(url, size, stamp): Head(*head) for url, size, stamp, *head in data["shards"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # only a cache: an unreadable one is made anew
+        with np.load(store, allow_pickle=False) as data:
+            if data["version"] != _VERSION:
+                raise ValueError("of another version")
+            old = data["identities"]
+            if np.array_equal(old, mine):  # nearly always: ten times as fast as the look-up
+                columns = (data["samples"], data["digests"], data["truncated"])
+                return np.ones(count, dtype=np.bool_), *(column.copy() for column in columns)
+            place = dict(zip(old.tolist(), range(len(old)), strict=True))
+            at = np.array([place.get(identity, -1) for identity in mine.tolist()])
+            known = at >= 0
+            samples[known] = data["samples"][at[known]]
+            digests[known] = data["digests"][at[known]]
+            truncated[known] = data["truncated"][at[known]]
+            return known, samples, digests, truncated
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        # Only a cache: a missing or unreadable one is made anew.
+        return np.zeros(count, dtype=np.bool_), samples, digests, truncated
 
 
-def _save(path: Path, known: dict[_Identity, Head]) -> None:
-    shards = [[*identity, h.samples, h.digest, h.truncated] for identity, h in known.items()]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def save(store: Path, catalog: Catalog) -> None:
+    """For `open_catalog` to find. A disk that is full or read-only only costs the next start."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        version=np.array(_VERSION),
+        identities=_identities(catalog.files),
+        samples=catalog.samples,
+        digests=catalog.digests,
+        truncated=catalog.truncated,
+    )
+    temporary = store.with_name(f".{store.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"version": CATALOG_VERSION, "shards": shards}))
-        temporary.replace(path)
+        store.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(store)
     except OSError:
-        temporary.unlink(missing_ok=True)  # a full or read-only disk: the next start looks again
+        temporary.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-import numpy as np
 from pydantic import Field
 
 from clipx.config import config
@@ -49,11 +48,11 @@ class Webdataset:
 
     def __init__(self, catalog: Catalog, cache: ShardCache) -> None:
         self.catalog, self.cache = catalog, cache
-        self.sizes = np.array([head.samples for head in catalog.heads], dtype=np.int64)
+        self.sizes = catalog.samples
 
     @property
     def digests(self) -> Sequence[str]:
-        return [head.digest for head in self.catalog.heads]
+        return [digest.decode() for digest in self.catalog.digests.tolist()]
 
     @property
     def faults(self) -> Sequence[BadSample]:
@@ -73,7 +72,7 @@ class Webdataset:
         opened = self._open(shard)
         index = opened.index
         if sample >= len(index):
-            told, there = self.catalog.heads[shard].samples, len(index)
+            told, there = self.sizes[shard], len(index)
             raise SampleError("read", f"sizes.json tells of {told} samples, the tar has {there}")
         if index.duplicate[sample]:
             raise SampleError("key", "the shard has an earlier sample of this key")
@@ -94,7 +93,7 @@ class Webdataset:
             self.cache.prefetch([file for file in files if is_remote(file.url)])
 
     def _open(self, shard: int) -> OpenShard:
-        return _opened(self.catalog.files[shard], self.catalog.heads[shard].digest, self.cache)
+        return _opened(self.catalog.files[shard], self.catalog.digest(shard), self.cache)
 
 
 class OpenShard:
