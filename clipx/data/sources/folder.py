@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -52,22 +53,23 @@ class Folder:
         if not path.is_dir():
             raise UserError(f"image folder {path} is not a folder (looked from {Path.cwd()})")
         self.path, self.shard_samples = path, shard_samples
-        faults: list[BadSample] = []
-        found = sorted(s for prefix, files in walk(path, faults) for s in _samples(prefix, files))
+        self.faults: list[BadSample] = []
+        files = sorted(file for listed in walk(path, self.faults) for file in _files(*listed))
+        found = [s for _, same in groupby(files, itemgetter(0)) for s in _samples(list(same))]
         if not found:
-            raise UserError(_no_images(path, faults))
-        self.faults = faults
-        starts = np.arange(0, len(found), shard_samples)
-        self.sizes = np.minimum(shard_samples, len(found) - starts).astype(np.int64)
-        self.suffixes = tuple(sorted({file.suffix for s in found for file in s.files}))
-        codes = {suffix: code for code, suffix in enumerate(self.suffixes)}
-        self._keys = Strings([s.key for s in found])
-        self._files = np.full((len(found), 3), _NONE, dtype=np.int16)  # suffixes: image, txt, json
-        self._is_duplicate = np.array([s.is_duplicate for s in found])
-        for row, sample in enumerate(found):
-            for file in sample.files:
-                self._files[row, file.kind] = codes[file.suffix]
+            raise UserError(_no_images(path, self.faults))
+        starts = range(0, len(found), shard_samples)
+        self.sizes = np.array([min(shard_samples, len(found) - n) for n in starts], dtype=np.int64)
         self._digests = [_digest(found[start : start + shard_samples]) for start in starts]
+        suffixes: dict[bytes, int] = {}
+        codes = [
+            [suffixes.setdefault(file[2], len(suffixes)) if file else _NONE for file in sample]
+            for sample in found
+        ]
+        self._suffixes = tuple(map(os.fsdecode, suffixes))
+        self._codes = np.array(codes, dtype=np.int16)  # (N, 3): of image, txt and json
+        self._keys = Strings([image[0] for image, _, _ in found])
+        self._is_duplicate = _repeats([image[0] for image, _, _ in found])
 
     @property
     def digests(self) -> Sequence[str]:
@@ -106,20 +108,8 @@ class Folder:
 
     def _suffix(self, row: int, kind: int) -> str:
         """`.jpg`, or nothing where the sample has no such file. kind: 0 image, 1 txt, 2 json"""
-        code = self._files[row, kind]
-        return "" if code == _NONE else self.suffixes[code]
-
-
-class _File(NamedTuple):
-    kind: int  # 0 image, 1 txt, 2 json
-    suffix: str
-    size: int
-
-
-class _Sample(NamedTuple):
-    key: bytes
-    is_duplicate: bool
-    files: tuple[_File, ...]
+        code = self._codes[row, kind]
+        return "" if code == _NONE else self._suffixes[code]
 
 
 def walk(root: Path, faults: list[BadSample]) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
@@ -148,26 +138,32 @@ def walk(root: Path, faults: list[BadSample]) -> Iterator[tuple[bytes, list[os.D
         yield prefix, files
 
 
-def _samples(prefix: bytes, entries: list[os.DirEntry[bytes]]) -> Iterator[_Sample]:
-    """The samples of one folder. A second image of the same key has no text and is a duplicate."""
-    by_stem: dict[bytes, list[tuple[int, bytes, int]]] = defaultdict(list)
+# Plain tuples, which the garbage collector does not go through: there may be millions.
+_File = tuple[bytes, int, bytes, int]  # key, rank of the extension, extension with its dot, bytes
+_Sample = tuple[_File, _File | None, _File | None]  # image, txt, json
+
+
+def _files(prefix: bytes, entries: list[os.DirEntry[bytes]]) -> Iterator[_File]:
+    """The files of one folder that are images or text."""
     for entry in entries:
         stem, dot, extension = entry.name.rpartition(b".")
         rank = _RANK.get(extension.lower())
         if dot and rank is not None:
-            by_stem[stem].append((rank, b"." + extension, _size(entry)))
-    for stem, found in by_stem.items():
-        found.sort()
-        kinds = [max(0, rank - len(EXTENSIONS) + 1) for rank, _, _ in found]
-        files = [
-            _File(kind, os.fsdecode(suffix), size)
-            for kind, (_, suffix, size) in zip(kinds, found, strict=True)
-        ]
-        firsts = tuple(files[kinds.index(kind)] for kind in dict.fromkeys(kinds))
-        if kinds[0] == 0:
-            yield _Sample(prefix + stem, False, firsts)
-            for other in files[1 : kinds.count(0)]:
-                yield _Sample(prefix + stem, True, (other,))
+            yield prefix + stem, rank, dot + extension, _size(entry)
+
+
+def _samples(files: list[_File]) -> Iterator[_Sample]:
+    """The sample of the files of one key, and each further image as a sample without text."""
+    by_rank = {file[1]: file for file in reversed(files)}  # the first of each
+    images = [file for file in files if file[1] < len(EXTENSIONS)]
+    if images:
+        yield images[0], by_rank.get(_RANK[b"txt"]), by_rank.get(_RANK[b"json"])
+        yield from ((image, None, None) for image in images[1:])
+
+
+def _repeats(keys: list[bytes]) -> np.ndarray:
+    """(N,) bool: where a key equals the one before it."""
+    return np.array([False, *(a == b for a, b in pairwise(keys))])
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -187,9 +183,10 @@ def _size(entry: os.DirEntry[bytes]) -> int:
 
 def _digest(samples: list[_Sample]) -> str:
     sha = hashlib.sha1()
-    for key, _, files in samples:
-        described = ",".join(f"{suffix} {size}" for _, suffix, size in files)
-        sha.update(b"%b\0%b\0" % (key, os.fsencode(described)))
+    for files in samples:
+        for file in files:
+            if file:
+                sha.update(b"%b\0%b %d\0" % (file[0], file[2], file[3]))
     return sha.hexdigest()
 
 
