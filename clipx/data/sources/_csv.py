@@ -56,7 +56,7 @@ class CsvRows:
         texts = {}
         for name, strings in self.columns.items():
             if name != self.image_column:
-                texts[name] = _utf8(strings[row], name)
+                texts[name] = _text(strings[row])
         return texts
 
 
@@ -158,8 +158,9 @@ def _separator_hint(header: Sequence[str], separator: str) -> str:
     return ""
 
 
-def _utf8(data: bytes, name: str) -> str:
+def _text(data: bytes) -> str | bytes:
+    """The bytes where they are not UTF-8: whoever wants this column will say so."""
     try:
         return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SampleError("caption", f"column {name!r} is not UTF-8: {error}") from error
+    except UnicodeDecodeError:
+        return data

@@ -29,7 +29,7 @@ class Rows(Protocol):
         ...
 
     def text(self, row: int) -> dict[str, Any]:
-        """The text fields. Raises SampleError and OSError."""
+        """The text fields; bytes where one is not UTF-8. Raises SampleError and OSError."""
         ...
 
 

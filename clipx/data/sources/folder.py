@@ -7,15 +7,14 @@ or both. Keys are paths below the folder without the extension: `a/b`.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -45,8 +44,11 @@ class Config:
 class Folder:
     """See `clipx.data.sample.Source`. A shard is a run of the sorted keys.
 
+    Text is passed on as bytes, by the names `txt` and `json`.
     A digest covers names and sizes, not contents: an edit that keeps the size is not noticed.
     """
+
+    is_remote = False
 
     def __init__(self, path: Path, *, shard_samples: int = SHARD_SAMPLES) -> None:
         """Raises UserError where there is no image."""
@@ -88,11 +90,10 @@ class Folder:
         stem = os.path.join(self._root, os.fsdecode(self._keys[row]))  # noqa: PTH118 5x faster
         if self._is_duplicate[row]:
             raise SampleError("key", "another image has the same name but for the extension")
-        text: dict[str, Any] = {}
-        if suffix := self._suffix(row, 2):
-            text |= json_fields(_content(stem + suffix), stem + suffix)
-        if suffix := self._suffix(row, 1):
-            text["txt"] = utf8(_content(stem + suffix), stem + suffix)
+        text: dict[str, bytes] = {}
+        for kind, name in enumerate(TEXTS, start=1):
+            if suffix := self._suffix(row, kind):
+                text[name] = _content(stem + suffix).removeprefix(codecs.BOM_UTF8)
         return Raw(self.key(shard, sample), _content(stem + self._suffix(row, 0)), text)
 
     def prefetch(self, shards: Sequence[int]) -> None:
@@ -203,20 +204,3 @@ def _no_images(path: Path, faults: Sequence[BadSample]) -> str:
 def _content(path: str) -> bytes:
     with open(path, "rb") as file:  # noqa: PTH123 a Path per file costs as much as opening it
         return file.read()
-
-
-def utf8(data: bytes, name: str) -> str:
-    """Raises SampleError."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SampleError("caption", f"{name} is not UTF-8: {error}") from error
-
-
-def json_fields(data: bytes, name: str) -> dict[str, Any]:
-    """Empty where the JSON holds no mapping. Raises SampleError."""
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise SampleError("caption", f"{name} does not parse: {error}") from error
-    return value if isinstance(value, dict) else {}

@@ -83,6 +83,7 @@ class Synthetic:
     Pixels are the same on every machine; the PNG's bytes may differ with the version of zlib.
     """
 
+    is_remote = False
     faults: Sequence[BadSample] = ()
 
     def __init__(self, samples: int, *, size: int, seed: int, shards: int) -> None:

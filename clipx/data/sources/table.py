@@ -54,6 +54,7 @@ class Table:
     inside, they cover the sizes and extreme values of the columns.
     """
 
+    is_remote = False
     faults: Sequence[BadSample] = ()
 
     def __init__(
