@@ -117,6 +117,7 @@ def _in_child(address: tuple[int, int]) -> Raw:
     return _INHERITED[0].read(*address)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # from Python 3.12 on
 def test_threads_and_forked_processes_read_the_same(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
