@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 SOURCE = {path: path.read_text(encoding="utf-8") for path in FILES}
 TREES = {path: ast.parse(text) for path, text in SOURCE.items()}
 MAX_FILE, MAX_FUNCTION, MAX_TRAIN = 250, 60, 80
-FAMILIES = ("losses", "evaluators", "models.initial")
+FAMILIES = ("losses", "evaluators", "models.initial", "data.sources")
 CONFIG_NAMES = {"cfg", "config", "args", "arguments", "self"}
 
 
@@ -61,7 +61,8 @@ def test_functions_fit_a_screen() -> None:
 
 
 def modules(family: str) -> list[str]:
-    return sorted(p.stem for p in (PACKAGE / family).glob("*.py") if not p.stem.startswith("_"))
+    folder = PACKAGE / family.replace(".", "/")
+    return sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
 
 
 MODULES = [f"{family}.{name}" for family in FAMILIES for name in modules(family)]
@@ -69,6 +70,7 @@ MODULES = [f"{family}.{name}" for family in FAMILIES for name in modules(family)
 
 def test_the_open_families_have_members() -> None:
     assert {"losses.infonce", "evaluators.zero_shot", "evaluators.retrieval"} <= set(MODULES)
+    assert all(modules(family) for family in FAMILIES)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -82,7 +84,7 @@ def test_every_module_of_an_open_family_has_a_frozen_config_that_builds_its_clas
     signature = inspect.signature(found.Config.build)
     assert list(signature.parameters) == ["self"]
     built = signature.return_annotation
-    assert built.lower() == module.partition(".")[2].replace("_", "")
+    assert built.lower() == module.rpartition(".")[2].replace("_", "")
     assert inspect.isclass(vars(found)[built])
 
 

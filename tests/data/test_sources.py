@@ -1,0 +1,152 @@
+"""What `clipx.data.sample.Source` promises, kept by every source that is not of tars."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from samples import jpeg
+
+from clipx.data.decode import decode
+from clipx.data.sample import Raw, Source
+from clipx.data.sources._strings import Strings
+from clipx.data.sources.folder import Folder
+from clipx.data.sources.synthetic import Synthetic
+from clipx.data.sources.table import Table
+
+NUM = 23
+IMAGES = [jpeg(n, (20 + n, 30)) for n in range(NUM)]
+CAPTIONS = [f"caption of {n}" for n in range(NUM)]
+
+
+def write(root: Path) -> None:
+    """The same samples in every kind of store."""
+    paths = [f"{'abc'[n * 3 // NUM]}/{n:02d}.jpg" for n in range(NUM)]
+    for path, image, caption in zip(paths, IMAGES, CAPTIONS, strict=True):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(image)
+        (root / path).with_suffix(".txt").write_text(caption)
+    lines = [f"{path},{caption}" for path, caption in zip(paths, CAPTIONS, strict=True)]
+    (root / "t.csv").write_text("\n".join(["path,txt", *lines]))
+    table = pa.table({"path": paths, "txt": CAPTIONS})
+    parquet.write_table(table, root / "paths.parquet", row_group_size=7)
+    table = pa.table({"image": IMAGES, "txt": CAPTIONS})
+    parquet.write_table(table, root / "images.parquet", row_group_size=5)
+
+
+OPEN: dict[str, Callable[[Path], Source]] = {
+    "folder": lambda root: Folder(root, shard_samples=5),
+    "csv": lambda root: Table([root / "t.csv"], shard_samples=5),
+    "parquet of paths": lambda root: Table([root / "paths.parquet"], shard_samples=5),
+    "parquet of images": lambda root: Table([root / "images.parquet"]),
+    "synthetic": lambda root: Synthetic(NUM, size=32, seed=0, shards=5),
+}
+
+
+@pytest.fixture(params=OPEN)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def source(kind: str, tmp_path: Path) -> Source:
+    write(tmp_path / "corpus")
+    return OPEN[kind](tmp_path / "corpus")
+
+
+def addresses(source: Source) -> list[tuple[int, int]]:
+    return [(s, n) for s, size in enumerate(source.sizes.tolist()) for n in range(size)]
+
+
+def rows(source: Source) -> list[Raw]:
+    return [source.read(*address) for address in addresses(source)]
+
+
+def answers(source: Source) -> tuple[object, ...]:
+    """All that a source says of itself, names of shards apart."""
+    keys = [source.key(*address) for address in addresses(source)]
+    return source.sizes.tolist(), list(source.digests), list(source.faults), keys, rows(source)
+
+
+def test_a_source_holds_the_samples_that_were_written(source: Source, kind: str) -> None:
+    found = rows(source)
+    assert len(found) == NUM
+    if kind != "synthetic":
+        assert [raw.image for raw in found] == IMAGES
+        texts = [raw.text["txt"] for raw in found]
+        captions = [caption.encode() for caption in CAPTIONS] if kind == "folder" else CAPTIONS
+        assert texts == captions
+        assert not source.is_remote
+    assert all(decode(raw.image).shape[0] == 3 for raw in found)
+
+
+def test_shards_have_sizes_digests_names_and_keys(source: Source) -> None:
+    assert source.sizes.dtype == np.int64
+    assert len(source.sizes) == len(source.digests) == 5
+    assert len(set(source.digests)) == len(source.digests)
+    assert len({source.name(shard) for shard in range(len(source.sizes))}) == len(source.sizes)
+    assert list(source.faults) == []
+    for shard, size in enumerate(source.sizes.tolist()):
+        keys = [source.key(shard, n) for n in range(size)]
+        assert [source.read(shard, n).key for n in range(size)] == keys
+        assert len(set(keys)) == size
+
+
+def test_a_pickled_source_is_small_and_the_same(source: Source) -> None:
+    """Also after it has read: what is open stays at home."""
+    before = answers(source)
+    data = pickle.dumps(source)
+    assert len(data) < 5000 < sum(map(len, IMAGES)) / 2
+    assert answers(pickle.loads(data)) == before  # noqa: S301 our own bytes
+    assert answers(source) == before
+
+
+_INHERITED: list[Source] = []
+
+
+def _in_child(address: tuple[int, int]) -> Raw:
+    return _INHERITED[0].read(*address)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")  # from Python 3.12 on
+def test_threads_and_forked_processes_read_the_same(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = rows(source)
+    several = addresses(source) * 4
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda a: source.read(*a), several)) == expected * 4
+    monkeypatch.setattr(sys.modules[__name__], "_INHERITED", [source])
+    with multiprocessing.get_context("fork").Pool(2) as processes:
+        assert processes.map(_in_child, several, chunksize=7) == expected * 4
+
+
+def test_a_source_that_was_moved_is_the_same(source: Source, kind: str, tmp_path: Path) -> None:
+    before = answers(source)
+    copied = tmp_path / "elsewhere" / "copy"
+    shutil.copytree(tmp_path / "corpus", copied, copy_function=shutil.copyfile)  # with new times
+    shutil.rmtree(tmp_path / "corpus")
+    assert answers(OPEN[kind](copied)) == before
+
+
+def test_prefetch_changes_nothing(source: Source) -> None:
+    before = answers(source)
+    source.prefetch(range(len(source.sizes)))
+    assert answers(source) == before
+
+
+def test_strings_are_a_list_of_bytes() -> None:
+    items = [b"one", b"", b"\0", b"caf\xe9", b""]
+    strings = Strings(items)
+    assert [strings[n] for n in range(len(strings))] == items
+    assert len(Strings([])) == 0
+    assert len(pickle.dumps(Strings([b"12345678"] * 10_000))) < 17 * 10_000
