@@ -65,7 +65,7 @@ def _json_fields(raw: Raw) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(raw.text["json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError("caption", f"the .json member does not parse: {error}") from error
     return value if isinstance(value, dict) else {}
 
