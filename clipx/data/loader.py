@@ -133,10 +133,9 @@ class Batches(Dataset):
         texts, keys, bad = [], [], []
         rows = zip(positions.tolist(), located.shard.tolist(), located.sample.tolist(), strict=True)
         for row, (position, shard, sample) in enumerate(rows):
-            (pixels, ids), key, faults = self.corpus.usable(
-                position, shard, sample, lambda s, row=row: self._prepare(s, draws[row])
+            ids, key, faults = self.corpus.usable(
+                position, shard, sample, lambda s, row=row: self._prepare(s, draws[row], image[row])
             )
-            image[row] = pixels
             texts.append(ids)
             keys.append(key)
             bad += faults
@@ -150,11 +149,12 @@ class Batches(Dataset):
             bad=bad,
         )
 
-    def _prepare(self, sample: Sample, draws: np.ndarray) -> tuple[torch.Tensor, list[int]]:
+    def _prepare(self, sample: Sample, draws: np.ndarray, out: torch.Tensor) -> list[int]:
+        """Token ids; the image is written to `out`. Raises BadImage."""
         caption = sample.captions[int(draws[0] * len(sample.captions))]
         pixels = decode.decode(sample.image, max_pixels=self.config.max_image_pixels)
-        pixels = augment(pixels, self.image_size, self.augmentation, draws[1:])
-        return pixels, self.tokenizer.encode(caption, self.context_length)
+        augment(pixels, self.image_size, self.augmentation, draws[1:], out=out)
+        return self.tokenizer.encode(caption, self.context_length)
 
 
 class Source(Protocol):
