@@ -9,6 +9,7 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from clipx.config import component, config
 from clipx.data import decode
@@ -22,6 +23,8 @@ from clipx.types import UserError
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+Hue = Annotated[float, Field(ge=0, le=0.5)]
 
 
 @config
@@ -56,8 +59,15 @@ class DataConfig:
     """Width over height of a random crop."""
     flip: Probability = 0.0
     """Probability of a horizontal flip."""
+    color_jitter: tuple[Strength, Strength, Strength, Hue] = (0.0, 0.0, 0.0, 0.0)
+    """How strongly brightness, contrast, saturation and hue change, where they do."""
+    color_jitter_prob: Probability = 0.0
+    gray_scale_prob: Probability = 0.0
+    """Probability that a picture loses its colors."""
     max_image_pixels: int = decode.MAX_PIXELS
-    """Larger images are quarantined unread."""
+    """Larger images are quarantined without being decoded."""
+    max_image_bytes: int = decode.MAX_BYTES
+    """Of the encoded picture; larger ones are quarantined too."""
     max_bad_fraction: Probability = 0.1
     """Training stops when a larger share of samples is bad (looked at from 500 samples on), or of
     shards."""
@@ -69,7 +79,20 @@ class DataConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        return Augmentation(self.crop_scale, self.crop_ratio, self.flip)
+        return Augmentation(
+            scale=self.crop_scale,
+            ratio=self.crop_ratio,
+            flip=self.flip,
+            color_jitter=self.color_jitter,
+            color_jitter_prob=self.color_jitter_prob,
+            gray_scale_prob=self.gray_scale_prob,
+        )
+
+    def decode(self, image: bytes) -> Tensor:
+        """(3, H, W) uint8. Raises BadImage."""
+        return decode.decode(
+            image, max_pixels=self.max_image_pixels, max_bytes=self.max_image_bytes
+        )
 
     def open(self, *, seed: int) -> Corpus:
         """Raises UserError when no shard, or none with samples, is found."""

@@ -1,15 +1,16 @@
 """Image bytes -> (3, H, W) uint8 RGB. Pillow is the reference; simplejpeg, where installed, decodes
 JPEG to the same pixels faster.
 
-The size in the header is checked before a pixel is decoded, so that a small file cannot claim all
-the memory.
-EXIF orientation is ignored, as open_clip does: stored pixels are what its published models were
-trained on.
+The bytes of the file and the size in its header are checked before a pixel is decoded, so that a
+small file cannot claim all the memory. What simplejpeg finds fault with is decided by Pillow, so
+both installations use the same files. EXIF orientation is ignored, as open_clip does: stored pixels
+are what its published models were trained on.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from functools import cache
 from importlib.util import find_spec
@@ -20,18 +21,31 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 MAX_PIXELS = 25_000_000
+MAX_BYTES = 100_000_000  # a PNG of MAX_PIXELS that does not compress at all has 75 million
 FORMATS = ("JPEG", "PNG", "WEBP")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+# What Pillow raises for damaged files, beside its own UnidentifiedImageError, an OSError
+_PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 class BadImage(ValueError):
     """The bytes are no image that can be used; the message says why."""
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """(3, H, W) uint8. Raises BadImage."""
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Tensor:
+    """(3, H, W) uint8 whose memory is (H, W, 3), as decoders write it. Raises BadImage."""
     if not data:
         raise BadImage("0 bytes")
+    if len(data) > max_bytes:
+        raise BadImage(f"{len(data)} bytes exceed max_bytes {max_bytes}")
     if data[:3] == b"\xff\xd8\xff" and _has_simplejpeg():
         pixels = _decode_jpeg(data, max_pixels)
         if pixels is not None:
@@ -55,9 +69,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def pixels_of(image: Image.Image) -> Tensor:
-    """A Pillow image of any mode -> (3, H, W) uint8."""
-    array = np.asarray(to_rgb(image)).transpose(2, 0, 1)
-    return torch.from_numpy(array.copy())  # torch wants memory that it may write to
+    """A Pillow image of any mode -> (3, H, W) uint8 whose memory is (H, W, 3)."""
+    array = np.array(to_rgb(image))  # a copy: torch wants memory that it may write to
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def _decode_pillow(data: bytes, max_pixels: int) -> Tensor:
@@ -72,7 +86,7 @@ def _decode_pillow(data: bytes, max_pixels: int) -> Tensor:
     except UnidentifiedImageError as error:  # its text has a memory address: no two runs alike
         kinds = ", ".join(FORMATS)
         raise BadImage(f"not readable as {kinds}; starts with {data[:12]!r}") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except _PILLOW_ERRORS as error:
         raise BadImage(f"{type(error).__name__}: {error}; starts with {data[:12]!r}") from error
 
 
@@ -83,14 +97,14 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(int(width), int(height), max_pixels)
-        if space == "CMYK":
+        if space not in ("YCbCr", "Gray", "RGB"):  # CMYK and YCCK, which it cannot turn into RGB
             return None
         array = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     except BadImage:
         raise
     except (ValueError, RuntimeError):
         return None
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipx.data import decode
 from clipx.data.config import DataConfig
 from clipx.data.stream import Corpus, Sample
 from clipx.data.tokenizers import Tokenizer
@@ -73,7 +72,7 @@ class FeatureCache:
 
     def pixels(self, sample: Sample) -> Tensor:
         """(3, image_size, image_size) uint8. Raises BadImage."""
-        pixels = decode.decode(sample.image, max_pixels=self.config.max_image_pixels)
+        pixels = self.config.decode(sample.image)
         return center(pixels, self.trunks.image_size)
 
     def save_images(self, shard: int, features: np.ndarray, captions: list[list[str]]) -> None:

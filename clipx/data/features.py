@@ -17,7 +17,7 @@ def augmentation_faults(config: DataConfig) -> list[str]:
     if config.augmentation.is_random:
         faults.append(
             "cache_features needs pictures without random augmentation: "
-            "set data.crop_scale: [1, 1], data.crop_ratio: [1, 1] and data.flip: 0"
+            "set data.crop_scale: [1, 1], data.crop_ratio: [1, 1] and no flip, jitter or gray scale"
         )
     if not isinstance(config.caption_field, str):
         faults.append("cache_features draws all captions alike: give one data.caption_field")

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clipx.data import decode
 from clipx.data.config import DataConfig
 from clipx.data.order import batch_positions, hash_of, uniforms
 from clipx.data.sample import BadSample
@@ -92,10 +91,9 @@ class Batches:
         rows = zip(positions.tolist(), located.shard.tolist(), located.sample.tolist(), strict=True)
         for row, (position, shard, sample) in enumerate(rows):
             used = self.corpus.usable(
-                position, shard, sample, lambda s, row=row: self._prepare(s, draws[row])
+                position, shard, sample, lambda s, row=row: self._prepare(s, draws[row], image[row])
             )
-            image[row], ids = used.value
-            texts.append(ids)
+            texts.append(used.value)
             keys.append(used.key)
             bad += used.bad
         return Loaded(
@@ -124,10 +122,11 @@ class Batches:
             positions = [self._positions(batch) for batch in range(first, last + 1)]
             self.corpus.prefetch(np.concatenate(positions))
 
-    def _prepare(self, sample: Sample, draws: np.ndarray) -> tuple[torch.Tensor, list[int]]:
-        pixels = decode.decode(sample.image, max_pixels=self.config.max_image_pixels)
-        pixels = augment(pixels, self.image_size, self._augmentation, draws[1:])
-        return pixels, self.tokenizer.encode(sample.caption.draw(draws[0]), self.context_length)
+    def _prepare(self, sample: Sample, draws: np.ndarray, out: torch.Tensor) -> list[int]:
+        """Token ids; the image is written to `out`. Raises BadImage."""
+        pixels = self.config.decode(sample.image)
+        augment(pixels, self.image_size, self._augmentation, draws[1:], out=out)
+        return self.tokenizer.encode(sample.caption.draw(draws[0]), self.context_length)
 
 
 class Source(Protocol):
