@@ -1,0 +1,61 @@
+"""open_clip's repair of captions, at a small part of its cost where there is little to mend.
+
+open_clip mends every caption by ftfy (mojibake, curly quotes, full-width letters, control
+characters) and then decodes HTML entities twice. Most of the time goes into finding out that
+nothing is wrong.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from functools import cache
+from unicodedata import normalize
+
+# In ASCII, ftfy changes nothing but these (among them the beginning of terminal colors).
+_CONTROL = re.compile(r"[\x00-\x08\x0b\r\x0e-\x1f\x7f]")
+# What it does not treat one character at a time: line breaks (it mends each line on its own),
+# terminal colors, surrogates.
+_BEYOND_CHARACTERS = re.compile("[\n\r\x1b\u2028\u2029\ud800-\udfff]")
+_MOST_CHARACTERS = 1_000_000  # it cuts longer text, and mends each part on its own
+
+
+def repaired(text: str) -> str:
+    """What open_clip's `basic_clean` returns, but for whitespace at the ends."""
+    if not text.isascii() or "&" in text or not text.isprintable():
+        text = _mended(text)
+        if "&" in text:
+            text = html.unescape(html.unescape(text))
+    return text
+
+
+def _mended(text: str) -> str:
+    """`ftfy.fix_text(text)`: its loop in short, or itself where the text is broken."""
+    from ftfy import fix_text, is_bad
+
+    mended = text
+    while not ("&" in mended and ";" in mended):  # ftfy decodes entities that end in ";"
+        if mended.isascii() and not _CONTROL.search(mended):
+            return mended
+        if _BEYOND_CHARACTERS.search(mended) or len(mended) > _MOST_CHARACTERS or is_bad(mended):
+            break
+        before, mended = mended, normalize("NFC", mended.translate(_replacements()))
+        if mended == before:
+            return mended
+    return fix_text(text)
+
+
+@cache
+def _replacements() -> dict[int, str]:
+    """By code point, what ftfy writes for single characters: full-width letters, ligatures, curly
+    quotes, control characters."""
+    from ftfy import fixes
+
+    out = {}
+    for code in range(0x10000):  # above these it changes nothing
+        was = chr(code)
+        now = fixes.fix_character_width(fixes.fix_latin_ligatures(was))
+        now = fixes.remove_control_chars(fixes.uncurl_quotes(now))
+        if now != was:
+            out[code] = now
+    return out
