@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import html
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from unicodedata import normalize
 
 # In ASCII, ftfy changes nothing but these (among them the beginning of terminal colors).
@@ -17,6 +18,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\r\x0e-\x1f\x7f]")
 # What it does not treat one character at a time: line breaks (it mends each line on its own),
 # terminal colors, surrogates.
 _BEYOND_CHARACTERS = re.compile("[\n\r\x1b\u2028\u2029\ud800-\udfff]")
+# Mojibake has two characters side by side that are not ASCII, or else one of these.
+_SUSPECT = re.compile("[^\x00-\x7f]{2}|[\x80-\x9f\xc2\xc3\u0152\u0153]")
 _MOST_CHARACTERS = 1_000_000  # it cuts longer text, and mends each part on its own
 
 
@@ -37,25 +40,28 @@ def _mended(text: str) -> str:
     while not ("&" in mended and ";" in mended):  # ftfy decodes entities that end in ";"
         if mended.isascii() and not _CONTROL.search(mended):
             return mended
-        if _BEYOND_CHARACTERS.search(mended) or len(mended) > _MOST_CHARACTERS or is_bad(mended):
+        if _BEYOND_CHARACTERS.search(mended) or len(mended) > _MOST_CHARACTERS:
             break
-        before, mended = mended, normalize("NFC", mended.translate(_replacements()))
+        if _SUSPECT.search(mended) and is_bad(mended):
+            break
+        before, mended = mended, normalize("NFC", _replace()(mended))
         if mended == before:
             return mended
     return fix_text(text)
 
 
 @cache
-def _replacements() -> dict[int, str]:
-    """By code point, what ftfy writes for single characters: full-width letters, ligatures, curly
-    quotes, control characters."""
+def _replace() -> Callable[[str], str]:
+    """What ftfy does to single characters: full-width letters, ligatures, curly quotes, control
+    characters."""
     from ftfy import fixes
 
-    out = {}
-    for code in range(0x10000):  # above these it changes nothing
-        was = chr(code)
-        now = fixes.fix_character_width(fixes.fix_latin_ligatures(was))
-        now = fixes.remove_control_chars(fixes.uncurl_quotes(now))
-        if now != was:
-            out[code] = now
-    return out
+    now = {}
+    for was in map(chr, range(0x10000)):  # above these it changes nothing
+        text = fixes.fix_character_width(fixes.fix_latin_ligatures(was))
+        text = fixes.remove_control_chars(fixes.uncurl_quotes(text))
+        if text != was:
+            now[was] = text
+    # Few characters are met: a search is faster than str.translate, which looks each one up.
+    changed = re.compile(f"[{re.escape(''.join(now))}]")
+    return partial(changed.sub, lambda found: now[found[0]])

@@ -3,10 +3,11 @@ when a batch is collated, up to its longest caption."""
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Callable
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,19 +70,35 @@ class _IdsOfWords(dict[str, list[int]]):
         return SimpleTokenizer()
 
     def __missing__(self, word: str) -> list[int]:
-        reference = self._reference
-        if max(len(self), len(reference.cache)) >= self.most_words:
+        if len(self) >= self.most_words:
             self.clear()
-            reference.cache = {token: token for token in ("<start_of_text>", "<end_of_text>")}
-        ids: list[int] = []
-        for token in reference.pat.findall(word):
-            symbols = "".join(map(reference.byte_encoder.__getitem__, token.encode()))
-            ids += map(reference.encoder.__getitem__, reference.bpe(symbols).split(" "))
-            if len(symbols) > self.longest_word:
-                reference.cache.pop(symbols)
+        tokens = self._reference.pat.findall(word)
+        ids = self._merged(word) if tokens == [word] else [i for t in tokens for i in self[t]]
         if len(word) <= self.longest_word:
             self[word] = ids
         return ids
+
+    def _merged(self, token: str) -> list[int]:
+        """Byte-pair encoding: the pair that was learned first becomes one symbol, wherever it
+        stands, until no pair is known."""
+        reference = self._reference
+        if token in ("<start_of_text>", "<end_of_text>"):
+            return [reference.encoder[token]]
+        symbols = [reference.byte_encoder[b] for b in token.encode()]
+        symbols[-1] += "</w>"
+        while len(symbols) > 1:
+            ranks = [reference.bpe_ranks.get(pair, math.inf) for pair in pairwise(symbols)]
+            best = min(ranks)
+            if best == math.inf:
+                break
+            joined, i = [], 0
+            ranks.append(math.inf)  # the last symbol begins no pair
+            while i < len(symbols):
+                found = ranks[i] == best
+                joined.append(symbols[i] + symbols[i + 1] if found else symbols[i])
+                i += 1 + found
+            symbols = joined
+        return [reference.encoder[symbol] for symbol in symbols]
 
 
 class HuggingFace:
