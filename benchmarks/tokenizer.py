@@ -5,9 +5,9 @@ tokens are the same.
 
 open_clip is called as its trainer does, once per caption, which gives a padded row; clipx encodes
 each caption and pads them in batches of 512. The contestants take turns on the same texts, on one
-thread, and no text comes twice: both remember words, neither remembers captions. Figures are
-medians of rounds after half or more of the texts, which fill the memories. Tokens are compared on 100,000
-strings: captions of the shards, generated ones, and texts of the tests that meet every branch.
+thread, and no caption comes twice: both remember words, neither remembers captions. Figures are
+medians of rounds after half or more of the texts, which fill the memories. Tokens are compared on
+100,000 strings: captions of the shards, generated ones, and texts that meet every branch.
 """
 
 from __future__ import annotations
