@@ -23,7 +23,7 @@ PIECES = [
     *["\ud83d", "\udca9", "\ud83d\udca9", "\U0001f468\u200d\U0001f469\u200d\U0001f467"],
     *["\u2764\ufe0f", "\U0001f1eb\U0001f1f7", "\U0001f44d\U0001f3fd", "\u0645\u0631\u062d\u0628"],
     *["\u0e44\u0e17\u0e22", "\xc3 la carte", "\xc2 ", "\u0153 ", "\xe0\xb2", "\xc3\xa9t\xc3\xa9"],
-    *["\xe2\x80\x99", "\u0432\u0402\u2122"],
+    *["\xe2\x80\x99", "\u0432\u0402\u2122", "1\n\xc3 la carte"],
 ]  # fmt: skip
 WORDS = "a photo of the red cat on Black & white roof, by night: 50% off! T-shirt (2019) | John's"
 SENTENCES = [
