@@ -1,16 +1,20 @@
-"""Text -> token ids, one list per caption. Padding is added when a batch is collated, up to its
-longest caption."""
+"""Text -> token ids, one list per caption, as open_clip's tokenizers make them. Padding is added
+when a batch is collated, up to its longest caption."""
 
 from __future__ import annotations
 
-import re
+import math
+import string
+from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
+from itertools import chain, pairwise
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from clipx.data.repair import repaired
 from clipx.types import UserError
 
 
@@ -23,23 +27,41 @@ class Tokenizer(Protocol):
         ...
 
 
-class ClipBPE:
-    """OpenAI's byte-pair encoding, token for token as open_clip's SimpleTokenizer, with every word
-    looked up once.
+_NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+# What a repaired caption is turned into before it is split, by open_clip's setting `clean`; runs of
+# whitespace become one space besides.
+CLEAN: dict[str, Callable[[str], str]] = {
+    "lower": str.lower,
+    "whitespace": str,
+    "canonicalize": lambda text: text.translate(_NO_PUNCTUATION).lower(),
+}
 
-    SimpleTokenizer repairs Unicode and splits with a Unicode regular expression for each caption.
-    On printable ASCII without `&` (no HTML entity) the repair changes nothing and a plain regular
-    expression splits alike.
-    """
+
+class ClipBPE:
+    """OpenAI's byte-pair encoding, token for token as open_clip's SimpleTokenizer, with everything
+    between two spaces looked up once: no token of it spans a space."""
 
     pad_id = 0
-    _ascii = re.compile(r"[ -%'-~\t\n]*")
-    _words = re.compile(
-        r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+"
-    )
+    start, end, largest_id = 49406, 49407, 49407
 
-    def __init__(self) -> None:
-        self._ids: dict[str, list[int]] = {}
+    def __init__(self, clean: str = "lower") -> None:
+        self._clean = CLEAN[clean]
+        self._ids = _IdsOfWords()
+
+    def encode(self, text: str, context_length: int) -> list[int]:
+        ids, ids_of = [self.start], self._ids
+        for word in self._clean(repaired(text)).split():
+            ids += ids_of[word]
+        del ids[context_length - 1 :]
+        ids.append(self.end)
+        return ids
+
+
+class _IdsOfWords(dict[str, list[int]]):
+    """Of any text without whitespace. What is looked up is remembered, within bounds."""
+
+    most_words = 2**18  # 80 MB; noise words would fill the memory of a months-long run
+    longest_word = 64  # characters; longer ones are addresses and the like, seldom met twice
 
     @cached_property
     def _reference(self) -> Any:
@@ -47,60 +69,168 @@ class ClipBPE:
 
         return SimpleTokenizer()
 
-    def encode(self, text: str, context_length: int) -> list[int]:
-        if self._ascii.fullmatch(text):
-            ids = [i for word in self._words.findall(text.lower()) for i in self._word(word)]
-        else:
-            ids = self._reference.encode(text)
-        start, end = self._reference.sot_token_id, self._reference.eot_token_id
-        return [start, *ids[: context_length - 2], end]
-
-    def _word(self, word: str) -> list[int]:
-        ids = self._ids.get(word)
-        if ids is None:
-            if (
-                len(self._ids) >= 1_000_000
-            ):  # noise words would fill the memory of a months-long run
-                self._ids.clear()
-            pieces = self._reference.bpe(word).split(" ")
-            ids = self._ids[word] = [self._reference.encoder[piece] for piece in pieces]
+    def __missing__(self, word: str) -> list[int]:
+        if len(self) >= self.most_words:
+            self.clear()
+        tokens = self._reference.pat.findall(word)
+        ids = self._merged(word) if tokens == [word] else [i for t in tokens for i in self[t]]
+        if len(word) <= self.longest_word:
+            self[word] = ids
         return ids
+
+    def _merged(self, token: str) -> list[int]:
+        """Byte-pair encoding: the pair that was learned first becomes one symbol, wherever it
+        stands, until no pair is known."""
+        reference = self._reference
+        if token in ("<start_of_text>", "<end_of_text>"):
+            return [reference.encoder[token]]
+        symbols = [reference.byte_encoder[b] for b in token.encode()]
+        symbols[-1] += "</w>"
+        while len(symbols) > 1:
+            ranks = [reference.bpe_ranks.get(pair, math.inf) for pair in pairwise(symbols)]
+            best = min(ranks)
+            if best == math.inf:
+                break
+            joined, i = [], 0
+            ranks.append(math.inf)  # the last symbol begins no pair
+            while i < len(symbols):
+                found = ranks[i] == best
+                joined.append(symbols[i] + symbols[i + 1] if found else symbols[i])
+                i += 1 + found
+            symbols = joined
+        return [reference.encoder[symbol] for symbol in symbols]
 
 
 class HuggingFace:
-    """A tokenizer of the transformers library, from a folder or a hub name."""
+    """A tokenizer of the transformers library, from a folder or a hub name; row for row as
+    open_clip's HFTokenizer."""
 
-    def __init__(self, name: str) -> None:
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            raise UserError(
-                f"tokenizer {name!r} needs transformers: pip install 'clipx[huggingface]'"
-            ) from error
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
-        self._tokenizer = tokenizer
-        self.pad_id = int(tokenizer.pad_token_id or 0)
+    def __init__(
+        self,
+        name: str,
+        *,
+        mode: str = "",
+        clean: str = "whitespace",
+        strip_sep_token: bool = False,
+        language: str | None = None,
+    ) -> None:
+        """mode: "", or "clips" for a class token in the last place of the whole context"""
+        self._name, self._clips, self._clean = name, mode == "clips", CLEAN[clean]
+        self._tokenizer = _read_transformers(name, language)
+        self.pad_id = self._special("pad")
+        self._stripped: int | None = self._special("sep") if strip_sep_token else None
+        if self._stripped == self.pad_id:
+            self.pad_id = 0
+        if self._clips:
+            self._begin, self._end, self._class = map(self._special, ("bos", "eos", "cls"))
+
+    @cached_property
+    def largest_id(self) -> int:
+        # mT5 has a hundred more for its own training; SigLIP's models have no room for them.
+        ids = self._tokenizer.get_vocab().items()
+        return max(i for token, i in ids if "<extra_id_" not in token)
 
     def encode(self, text: str, context_length: int) -> list[int]:
-        return self._tokenizer(text, truncation=True, max_length=context_length)["input_ids"]
+        text = " ".join(self._clean(repaired(text)).split())
+        if self._clips:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = [self._begin, *ids[: context_length - 3], self._end]
+            return [*ids, *[self.pad_id] * (context_length - 1 - len(ids)), self._class]
+        ids = self._tokenizer(text, truncation=True, max_length=context_length)["input_ids"]
+        return ids if self._stripped is None else [0 if i == self._stripped else i for i in ids]
+
+    def _special(self, kind: str) -> int:
+        """The id of the pad, sep, bos, eos or cls token. Raises UserError."""
+        token = self._tokenizer.special_tokens_map.get(f"{kind}_token")
+        if token is None:
+            raise UserError(
+                f"text_cfg.hf_tokenizer_name {self._name!r} has no {kind}_token, which these "
+                "settings need; give it one in its tokenizer_config.json"
+            )
+        return int(self._tokenizer.convert_tokens_to_ids(token))
+
+
+def _read_transformers(name: str, language: str | None) -> Any:
+    """A tokenizer of the transformers library. Raises UserError."""
+    from open_clip.tokenizer import HFTokenizer
+
+    try:
+        reference: Any = HFTokenizer(name)
+    except ImportError as error:
+        raise UserError(
+            f"tokenizer {name!r} needs transformers: pip install 'clipx[huggingface]'"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"text_cfg.hf_tokenizer_name {name!r} cannot be read: {error}\nIt must be a folder "
+            "with a transformers tokenizer or a name of the Hugging Face hub"
+        ) from error
+    if language is not None:
+        try:
+            set_language = reference.set_lang_fn
+        except AttributeError as error:
+            raise UserError(
+                f"text_cfg.tokenizer_kwargs.language {language!r}: the tokenizer {name!r} is not "
+                "one that is told the language; leave it out"
+            ) from error
+        set_language(language)
+    if reference.tokenizer.padding_side != "right":
+        raise UserError(
+            f"text_cfg.hf_tokenizer_name {name!r} pads on the left; set padding_side to right in "
+            "its tokenizer_config.json"
+        )
+    return reference.tokenizer
 
 
 def build_tokenizer(text_cfg: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that an open_clip model JSON's `text_cfg` asks for."""
-    name = text_cfg.get("hf_tokenizer_name")
-    if name is None:
-        unsupported = {"tokenizer_mode", "tokenizer_kwargs"} & {k for k, v in text_cfg.items() if v}
-        if unsupported:
-            raise UserError(
-                f"the model's tokenizer settings {sorted(unsupported)} are not supported yet"
-            )
-        return ClipBPE()
-    return HuggingFace(str(Path(name)) if Path(name).is_dir() else name)
+    """The tokenizer that an open_clip model JSON's `text_cfg` asks for. Raises UserError."""
+    name, mode = text_cfg.get("hf_tokenizer_name"), text_cfg.get("tokenizer_mode") or ""
+    settings = {k: v for k, v in (text_cfg.get("tokenizer_kwargs") or {}).items() if v}
+    known = {"clean", "strip_sep_token", "language"} if name else {"clean"}
+    kind = "a Hugging Face tokenizer" if name else "CLIP's own tokenizer"
+    for key in set(settings) - known:
+        raise UserError(
+            f"text_cfg.tokenizer_kwargs.{key} {settings[key]!r} is not supported for {kind}, "
+            f"which has {', '.join(sorted(known))}; a caption that is too long is cut at its end"
+        )
+    if settings.get("clean", "lower") not in CLEAN:
+        raise UserError(
+            f"text_cfg.tokenizer_kwargs.clean {settings['clean']!r} is none of {', '.join(CLEAN)}"
+        )
+    if mode not in ("", "clips") or (mode and not name):
+        raise UserError(
+            f"text_cfg.tokenizer_mode {mode!r} is not supported for {kind}"
+            + ("; there is clips" if name else "")
+        )
+    if name:
+        tokenizer = HuggingFace(name, mode=mode, **settings)
+    else:
+        tokenizer = ClipBPE(**settings)
+    vocab_size = text_cfg.get("vocab_size", 49408)
+    if not text_cfg.get("hf_model_name") and tokenizer.largest_id >= vocab_size:
+        raise UserError(
+            f"the tokenizer has ids up to {tokenizer.largest_id}, and text_cfg.vocab_size is "
+            f"{vocab_size}: raise it to {tokenizer.largest_id + 1}, or set "
+            "text_cfg.hf_tokenizer_name to the tokenizer that belongs to this model"
+        )
+    return tokenizer
 
 
-def pad(captions: list[list[int]], pad_id: int, length: int | None = None) -> Tensor:
-    """(B, T) int64 with T = `length`, by default that of the longest caption."""
-    length = length or max(map(len, captions))
-    return torch.tensor(
-        [ids + [pad_id] * (length - len(ids)) for ids in captions], dtype=torch.int64
-    )
+def pad(
+    captions: list[list[int]],
+    pad_id: int,
+    length: int | None = None,
+    *,
+    multiple: int = 1,
+    context_length: int | None = None,
+) -> Tensor:
+    """(B, T) int64. T is `length`; by default that of the longest caption, rounded up to a
+    multiple (compiled graphs are made for few lengths) but to `context_length` at most."""
+    lengths = np.fromiter(map(len, captions), np.int64, len(captions))
+    if length is None:
+        length = -(-int(lengths.max()) // multiple) * multiple
+        length = min(length, context_length or length)
+    out = np.full((len(captions), length), pad_id, np.int64)
+    ids = np.fromiter(chain.from_iterable(captions), np.int64, int(lengths.sum()))
+    out[np.arange(length) < lengths[:, None]] = ids
+    return torch.from_numpy(out)

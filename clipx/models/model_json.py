@@ -59,11 +59,13 @@ def fixed_text_length(cfg: dict[str, Any]) -> int | None:
     longest of the batch.
 
     open_clip's own text tower adds its whole mask, and reads SigLIP's out at the last position.
+    A tower of transformers hides the padding of its own tokenizer, and attends to that of another.
     """
     from clipx.models.text.transformer import FIELDS
 
     text_cfg = cfg["text_cfg"]
-    if set(text_cfg) <= FIELDS or text_cfg.get("hf_model_name"):
+    tower = text_cfg.get("hf_model_name")
+    if set(text_cfg) <= FIELDS or (tower and tower == text_cfg.get("hf_tokenizer_name")):
         return None
     return context_length(cfg)
 

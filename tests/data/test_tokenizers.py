@@ -1,38 +1,35 @@
-"""Tokens are open_clip's and transformers' own, for any text."""
+"""Tokens are open_clip's own, for any text."""
 
 from __future__ import annotations
 
-import json
+import itertools
+import pickle
+import random
 import string
-from pathlib import Path
+from typing import Any
 
+import numpy as np
+import open_clip
 import pytest
 import torch
+from ftfy import is_bad
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import SimpleTokenizer, basic_clean
+from texts import PIECES, SENTENCES, fuzzed
 
+from clipx.data.repair import _SUSPECT, repaired
 from clipx.data.tokenizers import ClipBPE, build_tokenizer, pad
 from clipx.types import UserError
 
 OURS, THEIRS = ClipBPE(), SimpleTokenizer()
 START, END = THEIRS.sot_token_id, THEIRS.eot_token_id
-
-# Pieces that meet every branch: the ASCII fast path, its exceptions, repair, entities, specials.
-PIECES = [
-    *["a photo of a cat", "DON'T", "I'll've", "it's", "'s", "''", "rock'n'roll", "x'd", "12 345"],
-    *["<start_of_text>", "<end_of_text>", "<END_OF_TEXT>", "<|endoftext|>", "http://a.b/c?d=e#f"],
-    *["&amp;", "&amp;amp;", "&lt;b&gt;", "&", "AT&T", "&#39;s", "&nbsp;", "3.14", "!?..."],
-    *["caf\xe9", "na\xefve", "\u732b", "\U0001f600", "\xbd", "\u0663", "\ufb01sh", "sch\xc3\xb6n"],
-    *["\u2019s", "\u201cquoted\u201d", "\u0130", "\u200b", "\xa0", "\u3000"],
-    *["\t", "\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x00", "\x1b[31m", "\x7f", "  ", "_a_", ""],
-    *["\\", "~`^", "#$%"],
-]  # fmt: skip
 TEXTS = st.one_of(
     st.text(string.printable, max_size=60),
     st.text(max_size=40),
     st.lists(st.sampled_from(PIECES), max_size=12).map("".join),
     st.lists(st.sampled_from(PIECES), max_size=12).map(" ".join),
+    st.randoms(use_true_random=False).map(fuzzed),
 )
 
 
@@ -40,22 +37,58 @@ def theirs(text: str, context_length: int) -> list[int]:
     return THEIRS(text, context_length)[0].tolist()
 
 
-@settings(max_examples=500, deadline=None)
-@given(text=TEXTS, context_length=st.integers(2, 77))
-def test_tokens_are_open_clips(text: str, context_length: int) -> None:
+def row(text: str, context_length: int) -> list[int]:
     ids = OURS.encode(text, context_length)
-    assert pad([ids], OURS.pad_id, context_length)[0].tolist() == theirs(text, context_length)
+    return pad([ids], OURS.pad_id, context_length)[0].tolist()
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=TEXTS, context_length=st.integers(1, 77))
+def test_tokens_are_open_clips(text: str, context_length: int) -> None:
+    assert row(text, context_length) == theirs(text, context_length)
+
+
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+def test_every_token_of_fuzzed_texts_is_open_clips(clean: str) -> None:
+    ours, reference, draw = ClipBPE(clean), SimpleTokenizer(clean=clean), random.Random(0)
+    for text in [*SENTENCES, *(fuzzed(draw) for _ in range(2000))]:
+        assert ours.encode(text, 10**6)[1:-1] == reference.encode(text), ascii(text)
 
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_each_kind_of_text_has_open_clips_tokens(piece: str) -> None:
     for text in (piece, f"a{piece}b", f"{piece} {piece}", piece.upper()):
-        assert pad([OURS.encode(text, 77)], OURS.pad_id, 77)[0].tolist() == theirs(text, 77)
+        assert row(text, 77) == theirs(text, 77)
 
 
-def test_every_early_character_has_open_clips_tokens() -> None:
-    texts = [f"x{chr(i)}y {chr(i)}1" for i in range(0x180)]
-    assert pad([OURS.encode(text, 77) for text in texts], OURS.pad_id, 77).equal(THEIRS(texts))
+def test_every_character_that_is_ever_mended_is_mended_as_open_clip_does() -> None:
+    """All below U+3100 and the forms at the end of the plane; the others are of one kind."""
+    for code in (*range(0x3100), *range(0xF900, 0x10000)):
+        text = f"x{chr(code)}y {chr(code)}1"
+        assert repaired(text).split() == basic_clean(text).split(), hex(code)
+
+
+def test_only_suspect_characters_or_pairs_are_mojibake() -> None:
+    """One that is alone, whatever the ASCII around it, is not, so ftfy need not look."""
+    ascii_around = ["", " ", "a", "A", "1", "?", "-", "'"]
+    for code in (*range(0x80, 0x3100), *range(0xF800, 0x10000)):
+        around = itertools.product(ascii_around, ascii_around)
+        text = "a".join(f"{before}{chr(code)}{after}" for before, after in around)
+        assert _SUSPECT.search(text) or not (is_bad(text) or is_bad(chr(code) + " ")), hex(code)
+
+
+@pytest.mark.parametrize(
+    "text", ["\u2019" * 1_000_000 + "e\u0301", "x" * 999_999 + "e\u0301", "y" * 1_000_001]
+)
+def test_text_beyond_the_length_that_is_mended_at_once_is_mended_alike(text: str) -> None:
+    assert repaired(text) == basic_clean(text)
+
+
+def test_lower_case_moves_no_space() -> None:
+    """So captions may be split before or after."""
+    for code in range(0x110000):
+        space = chr(code).isspace()
+        assert all(c.isspace() == space for c in chr(code).lower()), hex(code)
 
 
 @pytest.mark.parametrize("text", ["word " * 100, "\xe9t\xe9 " * 100])
@@ -66,45 +99,77 @@ def test_a_long_caption_is_cut_and_keeps_its_end_token(text: str) -> None:
     assert ids[:-1] == OURS.encode(text, 77)[:19]
 
 
+def test_what_is_remembered_stays_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = ClipBPE()
+    words = tokenizer._ids
+    monkeypatch.setattr(type(words), "most_words", 50)
+    for text in [*(f"w{i} x-{i}y{i} \u732b{i}" for i in range(100)), "z" * 1000, "a cat"]:
+        assert tokenizer.encode(text, 10**6)[1:-1] == THEIRS.encode(text)
+        assert len(words) <= 50
+        assert max(map(len, words)) <= words.longest_word
+
+
+def test_a_tokenizer_travels_to_a_worker_process() -> None:
+    tokenizer = ClipBPE()
+    before = tokenizer.encode("a cat", 77)
+    arrived = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301 - our own bytes
+    assert arrived.encode("a cat", 77) == before
+
+
 def test_pad_fills_to_the_longest_or_to_a_length() -> None:
     assert torch.equal(pad([[1, 2], [3, 4, 5]], 0), torch.tensor([[1, 2, 0], [3, 4, 5]]))
     assert torch.equal(pad([[1, 2]], 9, 4), torch.tensor([[1, 2, 9, 9]]))
+    assert torch.equal(pad([[], [1]], 7), torch.tensor([[7], [1]]))
 
 
-@pytest.fixture
-def word_level(tmp_path: Path) -> Path:
-    """The folder of a transformers tokenizer with five words."""
-    pytest.importorskip("transformers")
-    words = ["<pad>", "<s>", "</s>", "<unk>", "cat"]
-    vocabulary = {word: i + 3 for i, word in enumerate(words)}  # a pad_id that is not 0
-    special = [{"id": i + 3, "content": w, "single_word": False, "lstrip": False, "rstrip": False,
-                "normalized": False, "special": True} for i, w in enumerate(words[:4])]  # fmt: skip
-    template = [{"SpecialToken": {"id": "<s>", "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": "</s>", "type_id": 0}}]  # fmt: skip
-    tokens = {w: {"id": w, "ids": [vocabulary[w]], "tokens": [w]} for w in ("<s>", "</s>")}
-    content = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
-        "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "decoder": None,
-        "post_processor": {"type": "TemplateProcessing", "single": template, "pair": template,
-                           "special_tokens": tokens},
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
-    }  # fmt: skip
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>",
-                "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}  # fmt: skip
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    return tmp_path
+@pytest.mark.parametrize(
+    ("longest", "multiple", "context_length", "tokens"),
+    [(5, 1, None, 5), (5, 8, None, 8), (8, 8, None, 8), (9, 8, 77, 16), (73, 8, 77, 77)],
+)
+def test_pad_rounds_the_longest_up_to_a_multiple_within_the_context(
+    longest: int, multiple: int, context_length: int | None, tokens: int
+) -> None:
+    captions = [list(range(1, longest + 1)), [1]]
+    padded = pad(captions, 0, multiple=multiple, context_length=context_length)
+    assert padded.dtype == torch.int64
+    expected = np.zeros((2, tokens), np.int64)
+    expected[0, :longest], expected[1, 0] = captions[0], 1
+    assert padded.tolist() == expected.tolist()
+    assert pad(captions, 0, 99, multiple=multiple).shape == (2, 99)
 
 
-def test_a_transformers_tokenizer_is_used_from_its_folder(word_level: Path) -> None:
-    tokenizer = build_tokenizer({"hf_tokenizer_name": str(word_level)})
-    assert tokenizer.pad_id == 3
-    assert tokenizer.encode("cat dog", 77) == [4, 7, 6, 5]
-    assert tokenizer.encode("cat " * 20, 4) == [4, 7, 7, 5]
+NAMES = [
+    name
+    for name in open_clip.list_models()
+    if not open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
+]
 
 
-def test_tokenizer_settings_that_are_not_known_are_refused() -> None:
-    assert isinstance(build_tokenizer({"context_length": 77}), ClipBPE)
-    with pytest.raises(UserError, match=r"\['tokenizer_kwargs'\] are not supported"):
-        build_tokenizer({"tokenizer_kwargs": {"clean": "canonicalize"}})
+def test_every_model_of_open_clip_with_clips_vocabulary_gets_it() -> None:
+    assert len(NAMES) > 80
+    for name in NAMES:
+        assert isinstance(build_tokenizer(open_clip.get_model_config(name)["text_cfg"]), ClipBPE)
+
+
+def test_the_setting_clean_is_followed() -> None:
+    text = "A_cat's \u201cHAT\u201d, <start_of_text>"
+    for clean in ("lower", "whitespace", "canonicalize"):
+        tokenizer = build_tokenizer({"tokenizer_kwargs": {"clean": clean, "reduction_mask": ""}})
+        assert tokenizer.encode(text, 77)[1:-1] == SimpleTokenizer(clean=clean).encode(text)
+
+
+@pytest.mark.parametrize(
+    ("text_cfg", "complaint"),
+    [
+        ({"tokenizer_kwargs": {"reduction_mask": "syntax"}}, "reduction_mask 'syntax' is not supp"),
+        ({"tokenizer_kwargs": {"strip_sep_token": True}}, "strip_sep_token True is not supported"),
+        ({"tokenizer_kwargs": {"clean": "loud"}}, "clean 'loud' is none of lower, whitespace, can"),
+        ({"tokenizer_mode": "clips"}, "tokenizer_mode 'clips' is not supported for CLIP's own"),
+        ({"vocab_size": 32000}, "ids up to 49407, and text_cfg.vocab_size is 32000.* to 49408"),
+    ],
+)
+def test_settings_that_cannot_be_followed_are_refused(
+    text_cfg: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        build_tokenizer(text_cfg)
