@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -13,7 +13,6 @@ from clipx.data.decode import BadImage
 from clipx.data.loader import Batches, load
 from clipx.data.order import uniforms
 from clipx.data.sample import SampleError
-from clipx.data.tokenizers import pad
 from clipx.data.transforms import NUM_DRAWS, augment
 
 STAGES = ("read", "decode", "augment", "tokenize", "collate")
@@ -62,29 +61,51 @@ def _stages(batches: Batches, limit: float) -> tuple[int, dict[str, float]]:
 
 def _batch(batches: Batches, k: int, clock: dict[str, float]) -> int:
     """Does what `batches[k]` does, stage by stage. Returns the number of good samples."""
-    corpus, config = batches.corpus, batches.config
-
-    def timed[T](stage: str, act: Callable[[], T]) -> T:
-        began = time.perf_counter()
-        try:
-            return act()
-        finally:
-            clock[stage] += time.perf_counter() - began
-
+    corpus, config, size = batches.corpus, batches.config, batches.image_size
     positions = batches.positions(k)
-    located = timed("read", lambda: corpus.locate(positions))
+    with _timed(clock, "read"):
+        located = corpus.locate(positions)
     draws = uniforms(corpus.order.seed, positions[:, None], 1 + NUM_DRAWS)
-    size = batches.image_size
-    image = timed("collate", lambda: torch.empty((len(positions), 3, size, size), dtype=torch.uint8))
+    with _timed(clock, "collate"):
+        image = torch.empty((len(positions), 3, size, size), dtype=torch.uint8)
     texts = []
-    for row, (shard, sample) in enumerate(zip(located.shard.tolist(), located.sample.tolist(), strict=True)):
+    rows = zip(draws, image, located.shard.tolist(), located.sample.tolist(), strict=True)
+    for numbers, out, shard, sample in rows:
         try:
-            found = timed("read", lambda: corpus.read(shard, sample))
-            pixels = timed("decode", lambda: config.decode(found.image))
+            with _timed(clock, "read"):
+                found = corpus.read(shard, sample)
+            with _timed(clock, "decode"):
+                pixels = config.decode(found.image)
         except (SampleError, BadImage, OSError):
-            continue  # told by `clipx data verify`; here only the time of the good ones counts
-        timed("augment", lambda: augment(pixels, size, config.augmentation, draws[row][1:], out=image[row]))
-        caption = found.caption.draw(draws[row][0])
-        texts.append(timed("tokenize", lambda: batches.tokenizer.encode(caption, batches.context_length)))
-    timed("collate", lambda: pad(texts, batches.tokenizer.pad_id, batches.pad_to))
+            continue  # `clipx data verify` tells of it; here the time of good ones counts
+        with _timed(clock, "augment"):
+            augment(pixels, size, config.augmentation, numbers[1:], out=out)
+        with _timed(clock, "tokenize"):
+            text = found.caption.draw(numbers[0])
+            texts.append(batches.tokenizer.encode(text, batches.context_length))
+    with _timed(clock, "collate"):
+        batches.pad(texts)
     return len(texts)
+
+
+@contextmanager
+def _timed(clock: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        clock[stage] += time.perf_counter() - began
+
+
+def _whole(batches: Batches, limit: float) -> float:
+    """Samples per second of the loader, once its workers run."""
+    began, samples = None, 0
+    for batch in load(batches, 0, 1_000_000_000):
+        if began is None:  # after the first batch: starting processes is not loading
+            began = time.perf_counter()
+            continue
+        samples += len(batch.keys)
+        if time.perf_counter() - began >= limit:
+            break
+    assert began is not None
+    return samples / (time.perf_counter() - began)

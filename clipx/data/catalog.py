@@ -25,7 +25,6 @@ from clipx.types import UserError
 _VERSION = 1
 TOLD = "sizes.json "
 """Begins the digest of a shard whose samples were not looked at, but told."""
-Advance = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,13 @@ class Catalog:
 
 
 def open_catalog(
-    files: Sequence[ShardFile], cache: ShardCache, advance: Advance = lambda: None
+    files: Sequence[ShardFile], cache: ShardCache, advance: Callable[[], None] = lambda: None
 ) -> Catalog:
     """What is known of these shards; what is not is read, many shards at a time."""
     store = store_path(files)
     known, samples, digests, truncated = _recall(store, files)
-    new = [files[i] for i in np.flatnonzero(~known).tolist()]
+    places = np.flatnonzero(~known).tolist()
+    new = [files[place] for place in places]
     told = told_sizes([file for file in new if is_remote(file.url)])
     faults: dict[str, BadSample] = {}
 
@@ -65,7 +65,7 @@ def open_catalog(
         finally:
             advance()
 
-    for place, head in zip(np.flatnonzero(~known), in_threads(look, new), strict=True):
+    for place, head in zip(places, in_threads(look, new), strict=True):
         samples[place], truncated[place] = head.samples, head.truncated
         digests[place] = head.digest.encode()
         known[place] = files[place].url not in faults  # what was not there may be the next time

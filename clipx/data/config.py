@@ -53,6 +53,9 @@ class DataConfig:
     """Field of the `.json` member (or column of a table) with one caption or a list, of which
     each visit draws one; or several fields and how often each is drawn. `txt` is the `.txt` member,
     which is also read where a sample has no such field."""
+    text_multiple: int = Field(default=1, ge=1)
+    """Captions are padded to the longest of their batch, rounded up to a multiple of this: more
+    than 1 where compiled graphs are made for each length."""
     crop_scale: tuple[Share, Share] = (0.9, 1.0)
     """Share of the image's area that a random crop keeps."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)

@@ -81,7 +81,7 @@ class Batches:
 
     def __getitem__(self, index: int) -> Loaded:
         self._prefetch(index)
-        positions = self._positions(index)
+        positions = self.positions(index)
         located = self.corpus.locate(positions)
         draws = uniforms(self.corpus.order.seed, positions[:, None], 1 + NUM_DRAWS)
         image = torch.empty(
@@ -98,7 +98,7 @@ class Batches:
             bad += used.bad
         return Loaded(
             image=image,
-            text=pad(texts, self.tokenizer.pad_id, self.pad_to),
+            text=self.pad(texts),
             keys=keys,
             positions=positions.tolist(),
             state={"position": (index + 1) * self.global_batch_size},
@@ -106,9 +106,20 @@ class Batches:
             bad=bad,
         )
 
-    def _positions(self, k: int) -> np.ndarray:
+    def positions(self, k: int) -> np.ndarray:
+        """(B,) of this rank's part of global batch k."""
         size = self.global_batch_size
         return batch_positions(k, size, rank=self.rank, world_size=self.world_size)
+
+    def pad(self, texts: list[list[int]]) -> torch.Tensor:
+        """(B, T) int64"""
+        return pad(
+            texts,
+            self.tokenizer.pad_id,
+            self.pad_to,
+            multiple=self.config.text_multiple,
+            context_length=self.context_length,
+        )
 
     def _prefetch(self, k: int) -> None:
         """Asks for remote shards of the batches up to a quarter of a window from here."""
@@ -119,7 +130,7 @@ class Batches:
         first = max(k, self._prefetched + 1)
         self._prefetched = max(last, self._prefetched)
         if first <= last:
-            positions = [self._positions(batch) for batch in range(first, last + 1)]
+            positions = [self.positions(batch) for batch in range(first, last + 1)]
             self.corpus.prefetch(np.concatenate(positions))
 
     def _prepare(self, sample: Sample, draws: np.ndarray, out: torch.Tensor) -> list[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,25 +18,31 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+class Advance(Protocol):
+    def __call__(self, count: int = 1) -> None:
+        """So many more are done."""
+        ...
+
+
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """What to call after each of `total` things."""
+def progress(title: str, total: int) -> Iterator[Advance]:
+    """What to call as `total` things get done."""
     if sys.stderr.isatty():
         columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(title, total=total)
-            yield lambda: bar.advance(task)
+            yield lambda count=1: bar.advance(task, count)
     else:
         yield _line_writer(title, total)
 
 
-def _line_writer(title: str, total: int) -> Callable[[], None]:
+def _line_writer(title: str, total: int) -> Advance:
     started = last = time.monotonic()
     done = 0
 
-    def advance() -> None:
+    def advance(count: int = 1) -> None:
         nonlocal done, last
-        done += 1
+        done += count
         now = time.monotonic()
         if now - last >= _SECONDS_BETWEEN_LINES or done == total:
             last = now

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from clipx.data.loader import Batches
 from clipx.data.stream import Corpus
+from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.engine.config import TrainConfig
+from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.types import UserError
 
 _FILE = "corpus.tsv"
@@ -32,6 +36,23 @@ def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
             fault = str(error)
     runtime.agree(fault)
     return config.data.corpus(runtime.from_main(sources), seed=config.seed)
+
+
+def pixel_batches(
+    config: TrainConfig, corpus: Corpus, model_json: dict[str, Any], *, rank: int, world_size: int
+) -> Batches:
+    """Batches for a model. Raises UserError."""
+    return Batches(
+        config.data,
+        corpus,
+        build_tokenizer(model_json["text_cfg"]),
+        image_size=image_size(model_json),
+        context_length=context_length(model_json),
+        pad_to=fixed_text_length(model_json),
+        global_batch_size=config.global_batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 def describe(corpus: Corpus, global_batch_size: int) -> list[str]:

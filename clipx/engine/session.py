@@ -14,13 +14,18 @@ from torch import Tensor, nn
 from clipx import checkpoints
 from clipx.checkpoints import Checkpoint, TrainState
 from clipx.config import to_data, to_yaml
-from clipx.data.loader import Batches, Loaded, Source
-from clipx.data.tokenizers import build_tokenizer
+from clipx.data.loader import Loaded, Source
 from clipx.data.transforms import Normalization
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import start
 from clipx.engine.config import Plan, TrainConfig
-from clipx.engine.corpus import changes, describe, open_together, write_table
+from clipx.engine.corpus import (
+    changes,
+    describe,
+    open_together,
+    pixel_batches,
+    write_table,
+)
 from clipx.engine.features import feature_batches
 from clipx.engine.optim import build_optimizer
 from clipx.engine.precision import compute_dtype
@@ -29,7 +34,6 @@ from clipx.engine.schedule import cosine
 from clipx.engine.step import train_step
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.locked import split_locked
-from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.types import UserError
 
 _FINGERPRINT_MODULUS = 1 << 63
@@ -88,7 +92,9 @@ class Session:
     def _source(self) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:
         """(batches, the model that takes them, what is done to their images on the device)"""
         if self.config.cache_features is None:
-            return self._pixel_batches(), self.encoder, Normalization.of(self.model_json)
+            share = {"rank": self.runtime.rank, "world_size": self.runtime.world_size}
+            batches = pixel_batches(self.config, self.corpus, self.model_json, **share)
+            return batches, self.encoder, Normalization.of(self.model_json)
         split = split_locked(self.encoder, self.model_json)
         batches = feature_batches(
             self.config, self.runtime, self.corpus, split, self.model_json, self.dtype
@@ -151,19 +157,6 @@ class Session:
                 and saved.random[self.runtime.rank]["cuda"] is not None
             ):
                 torch.cuda.set_rng_state(saved.random[self.runtime.rank]["cuda"])
-
-    def _pixel_batches(self) -> Batches:
-        return Batches(
-            self.config.data,
-            self.corpus,
-            build_tokenizer(self.model_json["text_cfg"]),
-            image_size=image_size(self.model_json),
-            context_length=context_length(self.model_json),
-            pad_to=fixed_text_length(self.model_json),
-            global_batch_size=self.config.global_batch_size,
-            rank=self.runtime.rank,
-            world_size=self.runtime.world_size,
-        )
 
     def advance(self, batch: Loaded) -> dict[str, torch.Tensor]:
         """One optimizer step; `state` counts it once it is done."""

@@ -37,10 +37,15 @@ class Config:
     """`pipe:command` runs a shell command that writes a shard to its output."""
 
     def build(self) -> Webdataset:
-        cache = ShardCache(Path(self.cache_dir).expanduser(), int(self.cache_gib * 2**30))
-        return Webdataset(
-            open_catalog(expand(self.shards, allow_pipe=self.allow_pipe), cache), cache
-        )
+        cache = self.cache()
+        return Webdataset(open_catalog(self.files(), cache), cache)
+
+    def files(self) -> list[ShardFile]:
+        """Raises UserError."""
+        return expand(self.shards, allow_pipe=self.allow_pipe)
+
+    def cache(self) -> ShardCache:
+        return ShardCache(Path(self.cache_dir).expanduser(), int(self.cache_gib * 2**30))
 
 
 class Webdataset:
