@@ -172,7 +172,9 @@ def read_skip_list(path: Path, corpus: Corpus) -> tuple[Skip, int]:
     """(what of a quarantine file is in this corpus, lines that are not). Raises UserError."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        pairs = [(line["shard"], line["key"]) for line in lines if line["key"]]
+        # A key that comes again names its first sample too, which is good.
+        told = [line for line in lines if line["key"] and line.get("stage") != "key"]
+        pairs = [(line["shard"], line["key"]) for line in told]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"data.skip {path} cannot be read as JSON lines with `shard` and `key`, such as "
