@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         if test.lengths:
             self.send_header("Content-Length", str(len(body)))
         if test.md5:
-            sent = base64.b64encode(hashlib.md5(content).digest())
+            sent = base64.b64encode(hashlib.md5(body).digest())
             self.send_header("Content-MD5", sent.decode())
         self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
         self.end_headers()

@@ -11,7 +11,9 @@ from pathlib import Path
 from clipx.data.file_locks import locked, remove_unclaimed
 
 _OURS = re.compile(r"(part-)?[0-9a-f]{20}-")
-_AHEAD_NS = 3600 * 10**9  # what was brought ahead longer ago is no longer waited for
+_SECOND = 10**9
+_MAX_PID = 2**22  # of Linux
+_AHEAD_NS = 3600 * _SECOND  # what was brought ahead longer ago is no longer waited for
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def _entries(own: Path) -> tuple[int, list[_Entry]]:
         try:
             stat = path.stat()
             if not path.name.startswith("part-"):
-                ahead = stat.st_atime_ns == 0 and now - stat.st_mtime_ns < _AHEAD_NS
+                ahead = now - stat.st_mtime_ns < _AHEAD_NS and _is_alive(waiting_for(stat))
                 whole.append(_Entry(path, stat.st_size, stat.st_mtime_ns, ahead))
             elif not remove_unclaimed(path):
                 parts += stat.st_size
@@ -71,7 +73,25 @@ def _entries(own: Path) -> tuple[int, list[_Entry]]:
 
 
 def touch(file: int | Path, *, used: bool = True) -> None:
-    """Marks a whole file as used now, or as brought ahead now. Not by the file system's own
-    clock, which stands still for milliseconds."""
+    """Marks a whole file as used now, or as brought now and not used yet. Not by the file system's
+    own clock, which stands still for milliseconds."""
     now = time.time_ns()
-    os.utime(file, ns=(now if used else 0, now))
+    os.utime(file, ns=(now if used else os.getpid() * _SECOND, now))
+
+
+def waiting_for(stat: os.stat_result) -> int | None:
+    """The process that has brought a file which nobody has used since: its atime, in seconds, which
+    are days of 1970. None where the file was used."""
+    return pid if (pid := stat.st_atime_ns // _SECOND) <= _MAX_PID else None
+
+
+def _is_alive(pid: int | None) -> bool:
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # of another user
+    return True

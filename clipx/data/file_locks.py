@@ -8,11 +8,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_held: set[int] = set()  # descriptors of this process that hold or await a lock
+
+
+def _close_inherited() -> None:
+    """A forked child that kept them would keep the locks of a parent that is killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock of a file that stays."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _open(path, os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -24,11 +36,11 @@ def claim(path: Path, *, wait: bool) -> int:
     """A descriptor of an empty file that this caller alone writes. Where another has it, waits or
     raises BlockingIOError."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _open(path, os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            os.close(descriptor)
+            _close(descriptor)
             raise
         if _is_at(path, descriptor):  # else it was renamed or removed while we waited
             os.ftruncate(descriptor, 0)
@@ -45,11 +57,11 @@ def release(path: Path, descriptor: int) -> None:
 
 def remove_unclaimed(path: Path) -> bool:
     """False where somebody has the file."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(descriptor)
+        _close(descriptor)
         return False
     release(path, descriptor)
     return True
@@ -62,7 +74,17 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
+def _open(path: Path, flags: int = 0) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o644)
+    _held.add(descriptor)
+    return descriptor
+
+
 def _unlock(descriptor: int) -> None:
-    """Closing alone would not do where a child process has inherited the descriptor."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
+    _close(descriptor)
+
+
+def _close(descriptor: int) -> None:
+    _held.discard(descriptor)  # first: the number is free for others from the next line on
     os.close(descriptor)

@@ -2,7 +2,8 @@
 
 folder/
     <hash>-00001.tar        a whole file: it was renamed into place after all checks. Its mtime is
-                            its last use; atime 0: brought ahead of need, not used yet
+                            its last use. An atime of 1970 tells that it was brought ahead of
+                            need and not used yet (see eviction.py)
     part-<hash>-00001.tar   a download, as long as it is being written: who downloads holds its
                             lock, which the kernel releases when the process is killed. Already as
                             long as the file will be, so that the room is taken
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from clipx.data.eviction import make_room, touch
+from clipx.data.eviction import make_room, touch, waiting_for
 from clipx.data.file_locks import claim, release
 from clipx.data.prefetch import Prefetcher
 from clipx.data.transfer import stream
@@ -69,7 +70,7 @@ class ShardCache:
         if descriptor is None:
             descriptor = self._download(file)
             assert descriptor is not None
-        first_use = os.fstat(descriptor).st_atime_ns == 0
+        first_use = waiting_for(os.fstat(descriptor)) is not None
         touch(descriptor)
         if first_use and prefetcher is not None:
             prefetcher.room_was_made()
@@ -84,7 +85,7 @@ class ShardCache:
     def _bring_ahead(self, file: RemoteFile, begun: Callable[[], None]) -> bool:
         target = self._target(file)
         with suppress(FileNotFoundError):
-            if target.stat().st_atime_ns != 0:  # was used before: now it is needed again
+            if waiting_for(target.stat()) is None:  # was used before: it is needed again
                 touch(target)
             return True
         descriptor = self._download(file, begun)

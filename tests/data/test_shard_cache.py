@@ -56,6 +56,10 @@ def names(cache: ShardCache) -> list[str]:
     return sorted(p.name.rpartition("-")[2] for p in cache.folder.glob("[!.]*"))
 
 
+def partial(cache: ShardCache) -> bool:
+    return any(cache.folder.glob("part-*"))
+
+
 def contents(descriptor: int) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         return file.read()
@@ -348,7 +352,7 @@ def test_what_was_prefetched_is_not_asked_for_again(tmp_path: Path, server: Faul
     cache.prefetch(files)
     cache.prefetch(files)
     wait_until(lambda: names(cache) == ["a.tar", "b.tar", "c.tar"])
-    wait_until(lambda: not any(p.name.startswith("part-") for p in cache.folder.iterdir()))
+    wait_until(lambda: not partial(cache))
     before = len(server.log)
     for file, letter in zip(files, "abc", strict=True):
         assert contents(cache.open(file)) == server.files[f"{letter}.tar"]
@@ -374,7 +378,8 @@ def test_prefetching_evicts_neither_what_was_used_last_nor_what_is_waited_for(
     for file in (a, b, c):
         cache.path(file)
     cache.prefetch([d, e, f])
-    wait_until(lambda: {"d.tar", "e.tar"} <= set(names(cache)))
+    wait_until(lambda: {"d.tar", "e.tar"} <= set(names(cache)) and not partial(cache))
+    cache.prefetch([])  # asks for room again
     time.sleep(0.2)
     assert names(cache) == ["b.tar", "c.tar", "d.tar", "e.tar"]
     assert server.gets("f.tar") == []
@@ -424,6 +429,50 @@ def test_a_forked_process_reads_after_its_parent_has(
     child.join()
     assert child.exitcode == 0
     assert len(names(cache)) == 8
+
+
+def download_with_child(cache: ShardCache, file: RemoteFile, server: FaultyServer) -> None:
+    """A loader that has begun to download when its worker, which needs the same file, is forked."""
+    cache.prefetch([file])
+    wait_until(lambda: names(cache) == ["a.tar"])
+    FORK.Process(target=download, args=(cache, file, 0.0)).start()
+    time.sleep(60)
+
+
+def test_a_worker_gets_its_file_when_the_downloading_parent_is_killed(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    cache, file = cache_in(tmp_path), found(server)
+    server.script("a.tar", "stall midway")
+    parent = FORK.Process(target=download_with_child, args=(cache, file, server))
+    parent.start()
+    wait_until(lambda: len(server.gets("a.tar")) == 1)
+    time.sleep(0.3)
+    assert parent.pid is not None
+    os.kill(parent.pid, signal.SIGKILL)
+    wait_until(lambda: len(server.gets("a.tar")) == 2)
+    parent.join()
+    wait_until(lambda: not partial(cache))
+    assert cache.path(file).read_bytes() == server.files["a.tar"]
+    assert len(server.gets("a.tar")) == 2
+
+
+def prefetch_and_end(cache: ShardCache, files: list[RemoteFile]) -> None:
+    cache.prefetch(files)
+    wait_until(lambda: names(cache) == ["a.tar", "b.tar"] and not partial(cache))
+
+
+def test_nobody_waits_for_what_an_ended_process_has_prefetched(
+    tmp_path: Path, server: FaultyServer
+) -> None:
+    a, b, c, d = (found(server, letter) for letter in "abcd")
+    cache = cache_in(tmp_path, limit=4 * MIB)
+    ended = FORK.Process(target=prefetch_and_end, args=(cache, [a, b]))
+    ended.start()
+    ended.join()
+    assert ended.exitcode == 0
+    cache.prefetch([c, d])  # there is no room ahead as long as a and b are waited for
+    wait_until(lambda: names(cache) == ["a.tar", "b.tar", "c.tar", "d.tar"])
 
 
 def piped(command: str) -> RemoteFile:

@@ -68,14 +68,14 @@ def http_open(
 def described(url: str, answer: http.client.HTTPResponse) -> RemoteFile:
     """What the headers tell of the whole file, of which the answer may be a range."""
     headers = answer.headers
-    size = headers.get("Content-Length", "")
-    if answer.status == http.HTTPStatus.PARTIAL_CONTENT:
-        size = headers.get("Content-Range", "").rpartition("/")[2]
+    size, md5 = headers.get("Content-Length", ""), headers.get("Content-MD5")
+    if answer.status == http.HTTPStatus.PARTIAL_CONTENT:  # both are of the range
+        size, md5 = headers.get("Content-Range", "").rpartition("/")[2], None
     return RemoteFile(
         url,
         size=int(size) if size.isdecimal() else -1,
         stamp=headers.get("ETag") or headers.get("Last-Modified") or "",
-        md5=hex_md5(headers.get("Content-MD5")),
+        md5=hex_md5(md5),
     )
 
 
