@@ -22,7 +22,7 @@ from clipx.data.transfer.common import Patience, RemoteFile
 from clipx.types import UserError
 
 QUICK = Patience(attempts=2, stall_seconds=10.0, backoff_seconds=0.01)
-SHORT = Patience(attempts=2, stall_seconds=0.7, backoff_seconds=0.01)  # where a stall is waited for
+SHORT = Patience(attempts=2, stall_seconds=0.5, backoff_seconds=0.01)  # where a stall is waited for
 MIB = 1 << 20
 BODY = bytes(range(256)) * 4000  # a bit less than a MiB
 FORK = multiprocessing.get_context("fork")
@@ -271,6 +271,9 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, server: FaultyS
 
 
 def download(cache: ShardCache, file: RemoteFile, start: float) -> None:
+    """In a process of its own, which ends also where it would wait forever."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(30)
     time.sleep(max(0.0, start - time.time()))
     data = cache.path(file).read_bytes()
     assert len(data) == file.size
@@ -494,7 +497,7 @@ def test_what_a_pipe_writes_is_kept(tmp_path: Path) -> None:
     [
         ("echo no such bucket >&2; echo half; exit 3", "ended with 3: no such bucket"),
         ("false | cat", "ended with 1: nothing on stderr"),
-        ("sleep 30 | cat", "written nothing for 0.7 s"),
+        ("sleep 30 | cat", "written nothing for 0.5 s"),
         ("echo x; exec >&-; sleep 30", "runs on"),
     ],
 )
