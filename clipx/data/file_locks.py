@@ -51,7 +51,7 @@ def claim(path: Path, *, wait: bool) -> int:
 def release(path: Path, descriptor: int) -> None:
     """Ends a claim. Removes the file, unless it has been renamed."""
     if _is_at(path, descriptor):
-        path.unlink()
+        path.unlink(missing_ok=True)
     _unlock(descriptor)
 
 

@@ -133,7 +133,7 @@ def _address(url: str) -> Callable[[str], str]:
 
 def _from_parents(patterns: list[str], patience: Patience) -> dict[str, list[RemoteFile]]:
     """Those of many files in one folder that its listing has. The others are looked up alone, as
-    all are where a folder may not be listed."""
+    all are where a folder cannot be listed."""
     folders: dict[str, list[str]] = {}
     for pattern in patterns:
         if not is_http(pattern):
@@ -143,12 +143,11 @@ def _from_parents(patterns: list[str], patience: Patience) -> dict[str, list[Rem
         if len(members) < _LIST_FROM:
             continue
         seconds = _LISTING * patience.stall_seconds
-        with _explained(folder):
-            ls, path = _store(folder).ls, store.path_in_store(folder)
-            try:
-                infos = retry(partial(within, seconds, ls, path, detail=True), patience, folder)
-            except (FileNotFoundError, PermissionError):
-                continue
+        ls, path = _store(folder).ls, store.path_in_store(folder)
+        try:
+            infos = retry(partial(within, seconds, ls, path, detail=True), patience, folder)
+        except OSError:
+            continue  # why, the single files will tell
         files = {info["name"]: info for info in infos if info["type"] != "directory"}
         for member in members:
             if (info := files.get(store.path_in_store(member))) is not None:

@@ -71,7 +71,8 @@ class ShardCache:
             descriptor = self._download(file)
             assert descriptor is not None
         first_use = waiting_for(os.fstat(descriptor)) is not None
-        touch(descriptor)
+        with self._local():
+            touch(descriptor)
         if first_use and prefetcher is not None:
             prefetcher.room_was_made()
         return descriptor

@@ -95,6 +95,17 @@ def test_many_shards_of_one_folder_are_listed_and_not_asked_for_one_by_one(s3: S
     assert len(s3.requests) == 1
 
 
+def test_shards_are_found_where_their_folder_may_not_be_listed(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(self: object, path: str, **more: object) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr("s3fs.S3FileSystem.ls", refusing)
+    wanted = [f"s3://corpus/many/{number:05d}.tar" for number in range(40)]
+    assert urls(wanted) == wanted
+
+
 def test_a_missing_shard_among_many_is_named(s3: S3) -> None:
     wanted = [f"s3://corpus/many/{number:05d}.tar" for number in range(41)]
     with pytest.raises(UserError, match=r"s3://corpus/many/00040\.tar.*not found"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -268,6 +269,20 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, server: FaultyS
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"cannot be written.*choose another folder"):
         cache_in(tmp_path).path(found(server))
+
+
+def test_a_full_disk_is_named_at_once(
+    tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("clipx.data.shard_cache.os.write", full)
+    cache = cache_in(tmp_path)
+    with pytest.raises(UserError, match=r"No space left.*lower `cache_gib`"):
+        cache.path(found(server))
+    assert len(server.gets("a.tar")) == 1
+    assert names(cache) == []
 
 
 def download(cache: ShardCache, file: RemoteFile, start: float) -> None:

@@ -46,15 +46,19 @@ class Refused(OSError):
     """An answer that stays the same however often one asks."""
 
 
+_FINAL = (FileNotFoundError, PermissionError, Refused)
+
+
 def retry(attempt: Callable[[], T], patience: Patience, url: str) -> T:
     """What the first attempt that succeeds returns. Raises OSError with the url and the cause:
     FileNotFoundError, PermissionError and Refused at once."""
     for number in range(1, patience.attempts + 1):
         try:
             return attempt()
-        except (FileNotFoundError, PermissionError, Refused) as error:
-            raise type(error)(f"{url}: {_text(error)}") from error
         except OSError as error:
+            final = next((kind for kind in _FINAL if isinstance(error, kind)), None)
+            if final is not None:
+                raise final(f"{url}: {_text(error)}") from error
             if number == patience.attempts:
                 raise OSError(f"{url}: {_text(error)} (attempt {number})") from error
         wait = patience.backoff_seconds * 2 ** (number - 1)
