@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from clipx.data.index import Head, load_head
-from clipx.data.remote import ShardCache, ShardFile, is_remote
+from clipx.data.remote import is_remote
 from clipx.data.sample import BadSample
+from clipx.data.shard_cache import ShardCache
 from clipx.data.shards import in_threads, told_sizes
+from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
 
 _VERSION = 1
@@ -85,7 +87,12 @@ def _head(file: ShardFile, told: int | None, cache: ShardCache) -> Head:
     if told is not None:
         state = f"{file.size} {file.stamp} {told}"
         return Head(told, TOLD + hashlib.sha1(state.encode()).hexdigest(), truncated=False)
-    return load_head(cache.path(file))
+    return load_head(cache.path(file), stamp=remote_stamp(file))
+
+
+def remote_stamp(file: ShardFile) -> str:
+    """For the index of a remote file: the time of its copy changes with each use."""
+    return f"{file.size}-{file.stamp}"
 
 
 def _fault(shard: str, error: str, message: str) -> BadSample:

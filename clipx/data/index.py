@@ -85,14 +85,16 @@ class ShardIndex:
         return [(self.names[e], offset, size) for e, offset, size in ranges]
 
 
-def load_index(path: Path | str) -> ShardIndex:
+def load_index(path: Path | str, *, stamp: str | None = None) -> ShardIndex:
     """The index of a shard, from its sidecar, which is made or renewed where it is missing or
     stale. Raises UserError where the file is no tar, OSError where it cannot be read.
 
     A folder that cannot be written keeps its sidecars under the user's cache directory instead.
+
+    stamp: what changes when the shard does, by default its size and time
     """
     path = Path(path)
-    stamp = stamp_of(path.stat())
+    stamp = stamp_of(path.stat()) if stamp is None else stamp
     sidecars = sidecars_of(path)
     for sidecar in sidecars:
         index = _read(sidecar, stamp)
@@ -105,9 +107,9 @@ def load_index(path: Path | str) -> ShardIndex:
     return index
 
 
-def load_head(path: Path) -> Head:
+def load_head(path: Path, *, stamp: str | None = None) -> Head:
     """The same, but of an index that is there only its first line is read."""
-    stamp = stamp_of(path.stat())
+    stamp = stamp_of(path.stat()) if stamp is None else stamp
     for sidecar in sidecars_of(path):
         try:
             with sidecar.open("rb") as file:
@@ -116,7 +118,7 @@ def load_head(path: Path) -> Head:
             continue  # a sidecar is only a cache: an unreadable one is made anew
         if _fits(line, stamp):
             return Head(**line["head"])
-    return load_index(path).head
+    return load_index(path, stamp=stamp).head
 
 
 def stamp_of(stat: os.stat_result) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from clipx.data.index import stamp_of
-from clipx.data.remote import ShardFile, fetch_small, find, is_remote
+from clipx.data.remote import fetch_small, find, is_remote
+from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
 
 THREADS = 32

@@ -7,6 +7,7 @@ which all processes of a machine share. Pickled members are never opened.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,14 +16,19 @@ from pydantic import Field
 
 from clipx.config import config
 from clipx.data import decode
-from clipx.data.catalog import TOLD, Catalog, open_catalog
+from clipx.data.catalog import TOLD, Catalog, open_catalog, remote_stamp
 from clipx.data.index import ShardIndex, load_index
-from clipx.data.remote import ShardCache, ShardFile, is_remote
+from clipx.data.remote import is_remote
 from clipx.data.sample import BadSample, Raw, SampleError
+from clipx.data.shard_cache import ShardCache
 from clipx.data.shards import expand
+from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
 
 TEXT = ("txt", "json", "cls")
+_REST_SECONDS = 60
+"""Before a remote shard is tried again that all attempts have failed to bring: a store that is down
+for minutes must not cost minutes for each sample."""
 
 
 @config
@@ -54,6 +60,7 @@ class Webdataset:
     def __init__(self, catalog: Catalog, cache: ShardCache) -> None:
         self.catalog, self.cache = catalog, cache
         self.sizes = catalog.samples
+        self._failed: dict[int, tuple[float, str]] = {}
 
     @property
     def digests(self) -> Sequence[str]:
@@ -98,7 +105,16 @@ class Webdataset:
             self.cache.prefetch([file for file in files if is_remote(file.url)])
 
     def _open(self, shard: int) -> OpenShard:
-        return _opened(self.catalog.files[shard], self.catalog.digest(shard), self.cache)
+        file = self.catalog.files[shard]
+        until, message = self._failed.get(shard, (0.0, ""))
+        if time.monotonic() < until:
+            raise OSError(message)
+        try:
+            return _opened(file, self.catalog.digest(shard), self.cache)
+        except OSError as error:
+            if is_remote(file.url):
+                self._failed[shard] = (time.monotonic() + _REST_SECONDS, str(error))
+            raise
 
 
 class OpenShard:
@@ -123,19 +139,32 @@ class OpenShard:
 
 def open_shard(path: Path) -> OpenShard:
     """A local shard. Raises UserError where it is no tar, OSError where it cannot be read."""
-    return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC), load_index(path), str(path))
+    return OpenShard(_descriptor(path), load_index(path), str(path))
+
+
+def _descriptor(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 @lru_cache(maxsize=512)  # half of the usual limit of open files
 def _opened(file: ShardFile, digest: str, cache: ShardCache) -> OpenShard:
     """Raises OSError, also where the shard is no longer what the run began with."""
-    path = cache.path(file) if is_remote(file.url) else Path(file.url)
     try:
-        index = load_index(path)
+        opened = _open_remote(file, cache) if is_remote(file.url) else open_shard(Path(file.url))
     except UserError as error:
         raise OSError(str(error)) from error
-    if index.head.digest != digest and not digest.startswith(TOLD):
+    if opened.index.head.digest != digest and not digest.startswith(TOLD):
         raise OSError(f"{file.url} has changed since it was indexed")
-    if is_remote(file.url):
-        return OpenShard(cache.open(file), index, file.url)
-    return OpenShard(os.open(path, os.O_RDONLY | os.O_CLOEXEC), index, file.url)
+    return opened
+
+
+def _open_remote(file: ShardFile, cache: ShardCache) -> OpenShard:
+    for _ in range(3):  # others may push the file out of the cache before its index is made
+        descriptor = cache.open(file)
+        try:
+            index = load_index(cache.path(file), stamp=remote_stamp(file))
+        except FileNotFoundError:
+            os.close(descriptor)
+        else:
+            return OpenShard(descriptor, index, file.url)
+    raise OSError(f"{file.url} leaves the cache before it is read; raise `cache_gib`")

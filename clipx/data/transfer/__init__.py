@@ -1,0 +1,26 @@
+"""The bytes of one remote file, in order: by HTTP, by fsspec or from a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from clipx.data.transfer import http, pipe, store
+from clipx.data.transfer.common import ShardFile
+
+
+def is_http(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
+
+
+def is_pipe(url: str) -> bool:
+    return url.startswith("pipe:")
+
+
+def stream(
+    file: ShardFile, offset: int, stall_seconds: float
+) -> Generator[tuple[int, bytes], None, None]:
+    """(place of the first byte, bytes), in order, from `offset` on; from 0 where the store cannot
+    begin in the middle. Raises OSError, also where the file is no longer what it was."""
+    if is_pipe(file.url):
+        return pipe.stream(file.url.removeprefix("pipe:"), stall_seconds)
+    return (http if is_http(file.url) else store).stream(file, offset, stall_seconds)
