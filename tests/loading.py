@@ -16,7 +16,7 @@ TOKENS = 20
 
 
 def batches(
-    folder: Path,
+    shards: Path | str | list[str] | None,
     *,
     global_batch_size: int = 8,
     rank: int = 0,
@@ -25,7 +25,8 @@ def batches(
     pad_to: int | None = None,
     **settings: Any,
 ) -> Batches:
-    config = DataConfig(shards=str(folder), **{"workers": 0, "streams": 4, "window": 3, **settings})
+    shards = str(shards) if isinstance(shards, Path) else shards
+    config = DataConfig(shards=shards, **{"workers": 0, "streams": 4, "window": 3, **settings})
     return Batches(
         config,
         config.open(seed=seed),

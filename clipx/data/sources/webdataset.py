@@ -78,7 +78,10 @@ class Webdataset:
         return self.catalog.files[shard].url
 
     def key(self, shard: int, sample: int) -> str:
-        return self._open(shard).index.key(sample)
+        index = self._open(shard).index
+        if sample >= len(index):
+            raise OSError(f"{self.name(shard)} has only {len(index)} samples")
+        return index.key(sample)
 
     def read(self, shard: int, sample: int) -> Raw:
         opened = self._open(shard)
@@ -101,14 +104,17 @@ class Webdataset:
 
     def prefetch(self, shards: Sequence[int]) -> None:
         if self.is_remote:
-            files = [self.catalog.files[shard] for shard in shards]
+            files = [self.catalog.files[shard] for shard in shards if not self._rests(shard)]
             self.cache.prefetch([file for file in files if is_remote(file.url)])
+
+    def _rests(self, shard: int) -> bool:
+        until, _ = self._failed.get(shard, (0.0, ""))
+        return time.monotonic() < until
 
     def _open(self, shard: int) -> OpenShard:
         file = self.catalog.files[shard]
-        until, message = self._failed.get(shard, (0.0, ""))
-        if time.monotonic() < until:
-            raise OSError(message)
+        if self._rests(shard):
+            raise OSError(self._failed[shard][1])
         try:
             return _opened(file, self.catalog.digest(shard), self.cache)
         except OSError as error:
