@@ -16,7 +16,7 @@ from clipx.types import RankError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         arguments.run(arguments)
     except UserError as error:
@@ -42,6 +42,17 @@ def _must_say(error: UserError) -> bool:
     from clipx.distributed.runtime import speaks
 
     return speaks()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """`key=value` may stand behind options too, which argparse alone would refuse."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    if "overrides" in arguments and all("=" in text and text[0] != "-" for text in rest):
+        arguments.overrides += rest
+    elif rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:

@@ -32,6 +32,10 @@ _ARRAYS = (np.int32, np.int64, np.int64, np.int32, np.int32, np.uint8, np.bool_)
 _ALIGNMENT = 64
 
 
+class NotATar(UserError):
+    """A file that has no sample to offer."""
+
+
 @dataclass(frozen=True)
 class Head:
     """What is known of a shard without its samples.
@@ -87,7 +91,7 @@ class ShardIndex:
 
 def load_index(path: Path | str, *, stamp: str | None = None) -> ShardIndex:
     """The index of a shard, from its sidecar, which is made or renewed where it is missing or
-    stale. Raises UserError where the file is no tar, OSError where it cannot be read.
+    stale. Raises NotATar, and OSError where the file cannot be read.
 
     A folder that cannot be written keeps its sidecars under the user's cache directory instead.
 
@@ -127,10 +131,10 @@ def stamp_of(stat: os.stat_result) -> str:
 
 
 def build_index(path: Path) -> ShardIndex:
-    """Walk the tar headers once. Raises UserError where the file is no tar at all."""
+    """Walk the tar headers once. Raises NotATar."""
     members, truncated = list_members(path)
     if truncated and not members:
-        raise UserError(
+        raise NotATar(
             f"shard {path} is not a tar file or is cut inside its first member; replace it"
         )
     keys, start, duplicate, extensions, names = _samples(members)
@@ -221,10 +225,8 @@ def dump_index(index: ShardIndex, stamp: str) -> bytes:
 
 
 def _fits(line: Any, stamp: str) -> bool:
-    return isinstance(line, dict) and [line.get("version"), line.get("stamp")] == [
-        INDEX_VERSION,
-        stamp,
-    ]
+    told = [line.get("version"), line.get("stamp")] if isinstance(line, dict) else []
+    return told == [INDEX_VERSION, stamp]
 
 
 def _read(sidecar: Path, stamp: str) -> ShardIndex | None:
