@@ -69,7 +69,7 @@ def augment(
         image = center(image, size)
         return image if out is None else out.copy_(image)
     full_height, full_width = image.shape[-2:]
-    left, top, width, height = _crop_box(full_height, full_width, augmentation, draws)
+    left, top, width, height = crop_box(full_height, full_width, augmentation, draws)
     crop = image[:, top : top + height, left : left + width]
     if draws[4] < augmentation.flip:
         crop = crop.flip(-1)
@@ -81,7 +81,7 @@ def augment(
     return image
 
 
-def _crop_box(
+def crop_box(
     height: int, width: int, augmentation: Augmentation, draws: np.ndarray
 ) -> tuple[int, int, int, int]:
     """Left, top, width and height in pixels."""
