@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import photos
+import photos  # type: ignore[import] beside this file
 import torch
-from clipx_loader import make_batches
+from clipx_loader import make_batches  # type: ignore[import]
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -200,12 +200,6 @@ def main() -> None:
     ]
     if arguments.check and missed:
         sys.exit(f"missed: {missed}")
-
-
-def too_far(counts: list[int]) -> bool:
-    """Whether values are more than one level away: two is allowed in 1 of 10 million, for torch's
-    rounded weights."""
-    return len(counts) > 3 or sum(counts[2:]) > 1e-7 * sum(counts)
 
 
 def report(figures: dict[str, Any], corpora: dict[str, Corpus], workers: int) -> None:
