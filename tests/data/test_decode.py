@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from samples import encoded, jpeg, picture, png, png_claiming
@@ -66,6 +67,32 @@ def test_every_mode_becomes_the_color_a_person_sees(
     assert rgb_at(data, x) == expected
 
 
+def on_white(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) float64: the color by its share, white by the rest."""
+    rgba = np.asarray(image.convert("RGBA"), dtype=np.float64)
+    alpha = rgba[..., 3:] / 255
+    return alpha * rgba[..., :3] + (1 - alpha) * 255
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "PA", "1"])
+def test_a_picture_of_any_mode_is_its_colors_on_white(kind: str, mode: str) -> None:
+    """All levels of transparency beside all colors of a picture."""
+    image = picture(5, (32, 32), "RGB")
+    if mode.endswith("A"):
+        alpha = Image.fromarray(np.arange(1024, dtype=np.uint32).reshape(32, 32).astype(np.uint8))
+        image.putalpha(alpha)
+    if mode == "PA":
+        image = image.quantize(16, method=Image.Quantize.FASTOCTREE)  # a palette with transparency
+    elif mode != "RGBA":
+        image = image.convert(mode)
+    if kind == "WEBP":
+        image = image.convert("RGBA" if mode.endswith("A") else "RGB")
+    data = encoded(image, kind, lossless=True, exact=True)
+    apart = decode(data).permute(1, 2, 0).numpy() - on_white(image)
+    assert np.abs(apart).max() <= 0.51
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_an_animation_is_its_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (3, 2), color) for color in ((255, 0, 0), (0, 0, 255))]
@@ -90,16 +117,45 @@ def test_exif_orientation_is_ignored(kind: str) -> None:
         ("RGB", {"subsampling": 1}),
         ("RGB", {"subsampling": 2}),
         ("RGB", {"progressive": True, "quality": 30}),
+        ("RGB", {"keep_rgb": True}),
         ("L", {}),
-        ("CMYK", {}),
+        ("CMYK", {}),  # simplejpeg cannot turn it into RGB: Pillow does in both installations
     ],
 )
 def test_the_fast_decoder_gives_pillows_pixels(
     size: tuple[int, int], mode: str, options: dict[str, Any]
 ) -> None:
     pytest.importorskip("simplejpeg")
-    data = encoded(picture(1, size, mode), "JPEG", **options)
-    assert torch.equal(decode(data), module._decode_pillow(data, module.MAX_PIXELS))
+    image = picture(1, size, mode)
+    data = encoded(image, "JPEG", **options)
+    assert torch.equal(decode(data), by_pillow(data))
+    assert (module._decode_jpeg(data, module.MAX_PIXELS) is None) == (mode == "CMYK")
+
+
+@pytest.fixture
+def without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_has_simplejpeg", lambda: False)
+
+
+def by_pillow(data: bytes) -> torch.Tensor:
+    """The stored pixels as Pillow turns them into RGB."""
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_is_decoded_without_simplejpeg_too(mode: str, without_simplejpeg: None) -> None:
+    data = encoded(picture(1, (17, 13), mode), "JPEG")
+    assert torch.equal(decode(data), by_pillow(data))
+
+
+def test_a_ycck_jpeg_is_pillows_inverse_of_its_inks() -> None:
+    """Marked by Adobe's transform 2: the same bytes are read as other colors than CMYK."""
+    data = encoded(picture(1, (16, 16), "CMYK"), "JPEG", quality=95)
+    assert data.count(b"Adobe\0") == 1
+    place = data.index(b"Adobe\0") + 11
+    ycck = data[:place] + b"\2" + data[place + 1 :]
+    assert torch.equal(decode(ycck), by_pillow(ycck))
+    assert not torch.equal(decode(ycck), decode(data))
 
 
 def test_a_decoded_image_is_uint8_that_lies_in_memory_as_pixels() -> None:
@@ -142,6 +198,57 @@ def test_the_limit_of_pixels_is_exact(data: bytes) -> None:
     assert decode(data, max_pixels=320).shape == (3, 16, 20)
     with pytest.raises(BadImage, match="20 x 16 pixels exceed max_pixels 319"):
         decode(data, max_pixels=319)
+
+
+@pytest.mark.parametrize("data", [png(0), jpeg(0)], ids=["png", "jpeg"])
+def test_the_limit_of_bytes_is_exact(data: bytes) -> None:
+    assert decode(data, max_bytes=len(data)).shape == (3, 16, 20)
+    with pytest.raises(BadImage, match=f"{len(data)} bytes exceed max_bytes {len(data) - 1}"):
+        decode(data, max_bytes=len(data) - 1)
+
+
+def verdict(data: bytes) -> Any:
+    try:
+        return decode(data, max_pixels=10_000).numpy().tobytes()
+    except BadImage as error:
+        return str(error)
+
+
+EXIF = Image.Exif()
+EXIF[0x010E] = "a description"
+JPEGS = [
+    jpeg(0, (40, 32)),
+    encoded(picture(1, (33, 31)), "JPEG", subsampling=0, exif=EXIF, comment=b"a comment"),
+    encoded(picture(2, (31, 33)), "JPEG", progressive=True),
+    encoded(picture(3, (30, 30), "L"), "JPEG", restart_marker_blocks=2),
+    encoded(picture(4, (30, 30)), "JPEG", keep_rgb=True),
+]
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    original=st.sampled_from(JPEGS),
+    changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=4),
+    length=st.one_of(st.just(5000), st.integers(4, 2000)),
+)
+def test_both_installations_agree_about_damaged_jpegs(
+    original: bytes,
+    changes: list[tuple[int, int]],
+    length: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same pixels, or the same complaint word for word; and again the next time."""
+    pytest.importorskip("simplejpeg")
+    data = bytearray(original[:length])
+    for place, value in changes:
+        data[place % len(data)] = value
+    fast = verdict(bytes(data))
+    assert verdict(bytes(data)) == fast
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_has_simplejpeg", lambda: False)
+        assert verdict(bytes(data)) == fast
 
 
 ORIGINALS = [png(0), jpeg(0), palette(transparency=0), encoded(picture(0), "WEBP")]

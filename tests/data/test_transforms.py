@@ -25,9 +25,9 @@ from clipx.data.transforms import (
     NUM_DRAWS,
     STD,
     Augmentation,
-    _crop_box,
     augment,
     center,
+    crop_box,
     normalize,
     resize,
 )
@@ -206,7 +206,7 @@ def test_crops_fill_the_ranges_that_are_configured() -> None:
     the whole image. A mean of 2000 uniform draws has a standard deviation of 0.0065."""
     wide = Augmentation(scale=(0.2, 0.4), ratio=(0.5, 2.0))
     draws = uniforms(0, np.arange(2000)[:, None], NUM_DRAWS)
-    boxes = np.array([_crop_box(1000, 1000, wide, row) for row in draws])
+    boxes = np.array([crop_box(1000, 1000, wide, row) for row in draws])
     left, top, width, height = boxes.T
     area = (width * height / 1e6 - 0.2) / 0.2
     ratio = np.log2(width / height) / 2 + 0.5
