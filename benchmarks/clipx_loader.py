@@ -7,7 +7,8 @@ import json
 import sys
 import time
 
-from clipx.data.loader import Batches, DataConfig, load
+from clipx.data.config import DataConfig
+from clipx.data.loader import Batches, load
 from clipx.data.tokenizers import ClipBPE
 
 

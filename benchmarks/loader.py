@@ -139,7 +139,7 @@ def breakdown(corpus: Corpus, number: int = 200) -> dict[str, float]:
         lambda i: augment(decoded[i], corpus.size, Augmentation(), draws[i], out=batch[i]),
     )
     for name in ("cold", "tokenize"):
-        ids = timed(name, lambda i: source.tokenizer.encode(samples[i].captions[0], 77))
+        ids = timed(name, lambda i: source.tokenizer.encode(samples[i].caption.texts[0], 77))
     del out["cold"]
     start = time.perf_counter()
     pad(ids, 0)

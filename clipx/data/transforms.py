@@ -20,9 +20,11 @@ from clipx.types import UserError
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 NUM_DRAWS = 12
-# Torch's kernel is two levels from Pillow in 5 of a million values of noise where it enlarges, in 2
-# of a million where it shrinks by up to 1.35, and in 4 of 100 million by 1.5 to 1.75.
-_LEAST_SHRINKING = 1.5
+# From here on the weights of torch's kernel have 16 bits, not 15: with 15, a first pass puts pixels
+# two levels from Pillow's, in 2 of 100 million values of photographs.
+_PRECISE_SHRINKING = 2.1
+# Where an axis hardly changes, small pictures most of all, Pillow is as fast.
+_SMALL_SHRINKING = 1.5
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,11 @@ def center(image: Tensor, size: int) -> Tensor:
 
 
 def resize(image: Tensor, target: tuple[int, int], *, out: Tensor | None = None) -> Tensor:
-    """(3, H, W) uint8 -> (3, *target) uint8 by antialiased bicubic weights, in Pillow 13's order.
+    """(3, H, W) uint8 -> (3, *target) uint8 by antialiased bicubic weights, in Pillow 13's order of
+    the two passes: at most one level away from it.
 
-    Where the image shrinks well, torch's vectorized kernel does it, six times as fast as Pillow: at
-    most one level away, but two in 2 of 100 million values of photographs. Its weights have 16
-    bits, and both round the pixels after each of two passes. Elsewhere Pillow itself does it.
+    Both round pixels after each pass. Torch's vectorized kernel is six times as fast as Pillow's
+    but rounds its weights to 16 bits, so a first pass that shrinks little is left to Pillow.
     """
     height, width = image.shape[-2:]
     if out is None:
@@ -145,15 +147,20 @@ def resize(image: Tensor, target: tuple[int, int], *, out: Tensor | None = None)
     # Pillow 13 does the rows first, except where the columns lose twice as many pixels (found by
     # comparing it with its own single passes); Pillow 12 always does.
     columns_first = height - target[0] > 2 * max(0, width - target[1])
+    between = (target[0], width) if columns_first else (height, target[1])
+    shrinking = (height / target[0], width / target[1])
+    first, second = shrinking if columns_first else shrinking[::-1]
     pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())
-    if min(height / target[0], width / target[1]) < _LEAST_SHRINKING:
-        out.numpy()[:] = _by_pillow(pixels, target, columns_first).transpose(2, 0, 1)
-        return out
+    if first < _PRECISE_SHRINKING:
+        pixels = _by_pillow(pixels, between)
+        if second < _SMALL_SHRINKING:
+            out.numpy()[:] = _by_pillow(pixels, target).transpose(2, 0, 1)
+            return out
     rows = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    if columns_first:
-        shape = (1, 3, target[0], width)
-        between = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-        rows = _bicubic(rows, shape[2:], False, out=between)
+    if columns_first and first >= _PRECISE_SHRINKING:  # the kernel itself begins with the rows
+        shape = (1, 3, *between)
+        narrow = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        rows = _bicubic(rows, between, False, out=narrow)
     _bicubic(rows, target, False, out=out[None])
     return out
 
@@ -161,15 +168,12 @@ def resize(image: Tensor, target: tuple[int, int], *, out: Tensor | None = None)
 _bicubic = torch.ops.aten._upsample_bicubic2d_aa.out
 
 
-def _by_pillow(pixels: np.ndarray, target: tuple[int, int], columns_first: bool) -> np.ndarray:
-    """(H, W, 3) uint8 -> (*target, 3) uint8."""
-    height, width = target
-    between = (pixels.shape[1], height) if columns_first else (width, pixels.shape[0])
-    image = Image.fromarray(pixels)
-    for size in (between, (width, height)):
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
-    return np.asarray(image)
+def _by_pillow(pixels: np.ndarray, target: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 -> (*target, 3) uint8, in one pass: one side stays as it is."""
+    if pixels.shape[:2] == target:
+        return pixels
+    image = Image.fromarray(pixels).resize(target[::-1], Image.Resampling.BICUBIC)
+    return np.array(image)  # a copy: torch wants memory that it may write to
 
 
 @dataclass(frozen=True)
