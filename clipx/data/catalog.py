@@ -52,7 +52,7 @@ def open_catalog(
     """What is known of these shards; what is not is read, many shards at a time."""
     store = store_path(files)
     known, samples, digests, truncated = _recall(store, files)
-    new = [files[i] for i in np.flatnonzero(~known)]
+    new = [files[i] for i in np.flatnonzero(~known).tolist()]
     told = told_sizes([file for file in new if is_remote(file.url)])
     faults: dict[str, BadSample] = {}
 
@@ -65,14 +65,14 @@ def open_catalog(
         finally:
             advance()
 
-    for place, head in zip(np.flatnonzero(~known), in_threads(look, new), strict=True):
+    for place, head in zip(np.flatnonzero(~known).tolist(), in_threads(look, new), strict=True):
         samples[place], truncated[place] = head.samples, head.truncated
         digests[place] = head.digest.encode()
         known[place] = files[place].url not in faults  # what was not there may be the next time
     if new:
         keep = [file for file, is_known in zip(files, known, strict=True) if is_known]
         save(store, Catalog(tuple(keep), samples[known], digests[known], truncated[known]))
-    for i in np.flatnonzero(truncated):
+    for i in np.flatnonzero(truncated).tolist():
         text = f"the tar ends early: the samples after its first {samples[i]} are missing"
         faults[files[i].url] = _fault(files[i].url, "TruncatedTar", text)
     bad = [faults[file.url] for file in files if file.url in faults] if faults else []

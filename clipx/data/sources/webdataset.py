@@ -66,14 +66,15 @@ class Webdataset:
         return self.catalog.files[shard].url
 
     def key(self, shard: int, sample: int) -> str:
-        return self._open(shard).index.key(sample)
-
-    def read(self, shard: int, sample: int) -> Raw:
-        opened = self._open(shard)
-        index = opened.index
+        index = self._open(shard).index
         if sample >= len(index):
             told, there = self.sizes[shard], len(index)
-            raise SampleError("read", f"sizes.json tells of {told} samples, the tar has {there}")
+            raise OSError(f"sizes.json tells of {told} samples, the tar has {there}")
+        return index.key(sample)
+
+    def read(self, shard: int, sample: int) -> Raw:
+        key, opened = self.key(shard, sample), self._open(shard)
+        index = opened.index
         if index.duplicate[sample]:
             raise SampleError("key", "the shard has an earlier sample of this key")
         image, text = None, {}
@@ -85,7 +86,7 @@ class Webdataset:
         if image is None:
             looked = ", ".join(decode.EXTENSIONS)
             raise SampleError("image", f"no image member; looked for {looked}")
-        return Raw(index.key(sample), opened.pread(*image), text)
+        return Raw(key, opened.pread(*image), text)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         if self.is_remote:
