@@ -6,6 +6,7 @@ run that starts again asks no sidecar for what it knew already.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -115,7 +116,8 @@ def _recall(
     samples, truncated = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.bool_)
     digests = np.zeros(count, dtype=np.dtype(f"S{len(TOLD) + 40}"))
     try:
-        with np.load(store, allow_pickle=False) as data:
+        # Opened here, for np.load leaves a file open that is no archive.
+        with store.open("rb") as file, np.load(file, allow_pickle=False) as data:
             if data["version"] != _VERSION:
                 raise ValueError("of another version")
             old = data["identities"]
@@ -151,4 +153,5 @@ def save(store: Path, catalog: Catalog) -> None:
         temporary.write_bytes(buffer.getvalue())
         temporary.replace(store)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be made, either
+            temporary.unlink()
