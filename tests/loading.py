@@ -16,7 +16,7 @@ TOKENS = 20
 
 
 def batches(
-    shards: Path | str | list[str] | None,
+    folder: Path | None,
     *,
     global_batch_size: int = 8,
     rank: int = 0,
@@ -25,8 +25,9 @@ def batches(
     pad_to: int | None = None,
     **settings: Any,
 ) -> Batches:
-    shards = str(shards) if isinstance(shards, Path) else shards
-    config = DataConfig(shards=shards, **{"workers": 0, "streams": 4, "window": 3, **settings})
+    """folder: of the shards; None where the settings name `sources`"""
+    where = {} if folder is None else {"shards": str(folder)}
+    config = DataConfig(**where, **{"workers": 0, "streams": 4, "window": 3, **settings})
     return Batches(
         config,
         config.open(seed=seed),

@@ -6,6 +6,7 @@ run that starts again asks no sidecar for what it knew already.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -53,8 +54,12 @@ def open_catalog(
     """What is known of these shards; what is not is read, many shards at a time."""
     store = store_path(files)
     known, samples, digests, truncated = _recall(store, files)
+<<<<<<< HEAD
     places = np.flatnonzero(~known).tolist()
     new = [files[place] for place in places]
+=======
+    new = [files[i] for i in np.flatnonzero(~known).tolist()]
+>>>>>>> coretests
     told = told_sizes([file for file in new if is_remote(file.url)])
     faults: dict[str, BadSample] = {}
 
@@ -67,7 +72,11 @@ def open_catalog(
         finally:
             advance()
 
+<<<<<<< HEAD
     for place, head in zip(places, in_threads(look, new), strict=True):
+=======
+    for place, head in zip(np.flatnonzero(~known).tolist(), in_threads(look, new), strict=True):
+>>>>>>> coretests
         samples[place], truncated[place] = head.samples, head.truncated
         digests[place] = head.digest.encode()
         known[place] = files[place].url not in faults  # what was not there may be the next time
@@ -122,7 +131,8 @@ def _recall(
     samples, truncated = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.bool_)
     digests = np.zeros(count, dtype=np.dtype(f"S{len(TOLD) + 40}"))
     try:
-        with np.load(store, allow_pickle=False) as data:
+        # Opened here, for np.load leaves a file open that is no archive.
+        with store.open("rb") as file, np.load(file, allow_pickle=False) as data:
             if data["version"] != _VERSION:
                 raise ValueError("of another version")
             old = data["identities"]
@@ -158,4 +168,5 @@ def save(store: Path, catalog: Catalog) -> None:
         temporary.write_bytes(buffer.getvalue())
         temporary.replace(store)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be made, either
+            temporary.unlink()

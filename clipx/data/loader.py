@@ -9,6 +9,8 @@ elsewhere.
 from __future__ import annotations
 
 import hashlib
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -192,7 +194,7 @@ def _from_workers(batches: Source, first: int, stop: int) -> Iterator[Loaded | U
         pin_memory=torch.cuda.is_available(),
     )
     try:
-        yield from loader
+        yield from _start(loader)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
@@ -200,3 +202,13 @@ def _from_workers(batches: Source, first: int, stop: int) -> Iterator[Loaded | U
             f"a data worker was ended from outside, most often for want of memory: {error}; "
             f"lower data.workers={workers}, or give the job more memory"
         ) from error
+
+
+def _start(loader: DataLoader) -> Iterator[Loaded | UserError]:
+    """With the handler of SIGCHLD as it was. Torch's raises a worker's death wherever training
+    happens to be; without it, who waits for a batch looks for the workers every 5 seconds."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return batches

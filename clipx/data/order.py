@@ -23,11 +23,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
 _FEISTEL_ROUNDS = 6
+Line = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Shards in an epoch's order, end of each on the line of samples, the epoch's key."""
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -109,6 +111,7 @@ class Order:
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self.seed, self.streams, self.window = seed, streams, window
         self.epoch_samples = int(self.sizes.sum())
+        self._lines: dict[int, Line] = {}
         assert self.epoch_samples > 0, "the caller refuses an empty corpus"
 
     def locate(self, positions: np.ndarray) -> Located:
@@ -150,11 +153,14 @@ class Order:
         end = np.minimum((block + 1) * window - early, length)
         return first + begin + shuffled(i - begin, end - begin, block_key)
 
-    @lru_cache(maxsize=2)  # noqa: B019 one Order lives as long as its process; two epochs meet in a batch
-    def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(shards in this epoch's order, end of each on the line of samples, the epoch's key)."""
-        order = np.argsort(hash_of(self.seed, epoch, np.arange(len(self.sizes))), kind="stable")
-        return order, np.cumsum(self.sizes[order]), hash_of(self.seed, epoch)
+    def _line(self, epoch: int) -> Line:
+        """Made anew for each order and epoch, and two are kept: two epochs meet in a batch."""
+        line = self._lines.get(epoch)
+        if line is None:
+            order = np.argsort(hash_of(self.seed, epoch, np.arange(len(self.sizes))), kind="stable")
+            line = (order, np.cumsum(self.sizes[order]), hash_of(self.seed, epoch))
+            self._lines = dict([*self._lines.items()][-1:]) | {epoch: line}
+        return line
 
     @cached_property
     def _ends(self) -> np.ndarray:

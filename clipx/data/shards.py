@@ -36,6 +36,8 @@ def expand(patterns: str | list[str], *, allow_pipe: bool = False) -> list[Shard
             found += find(texts, allow_pipe=allow_pipe)
         else:
             found += _local(part, texts)
+    if not found:
+        raise UserError("the list of shards is empty; name some, as in data.shards=data/*.tar")
     seen: set[str] = set()
     for file in found:
         if file.url in seen:
@@ -116,9 +118,12 @@ def told_sizes(files: list[ShardFile]) -> dict[str, int]:
         content = fetch_small(f"{folder}/sizes.json")
         try:
             sizes = json.loads(content) if content else {}
-        except ValueError as error:
-            raise UserError(f"{folder}/sizes.json does not parse: {error}") from error
-        told |= {f"{folder}/{name}": int(count) for name, count in sizes.items()}
+            told |= {f"{folder}/{name}": int(count) for name, count in sizes.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{folder}/sizes.json is not an object of shard names and numbers of samples "
+                f"({error}); mend or remove it"
+            ) from error
     return told
 
 

@@ -131,9 +131,9 @@ class Corpus:
         for attempt in range(MAX_ATTEMPTS):
             if attempt:
                 shard, sample = self._replacement(position, attempt, shard)
-            if shard in self.skip and self.key(shard, sample) in self.skip[shard]:
-                continue
             try:
+                if shard in self.skip and self.key(shard, sample) in self.skip[shard]:
+                    continue
                 found = self.read(shard, sample)
                 return Used(use(found), found.key, shard, sample, bad)
             except (SampleError, BadImage, OSError) as error:
@@ -180,10 +180,12 @@ def read_skip_list(path: Path, corpus: Corpus) -> tuple[Skip, int]:
             f"data.skip {path} cannot be read as JSON lines with `shard` and `key`, such as "
             f"`clipx data verify --out` writes: {type(error).__name__}: {error}"
         ) from error
-    numbers = {corpus.name(shard): shard for shard in range(corpus.num_shards)}
+    numbers: dict[str, list[int]] = {}  # a shard may be in several sources
+    for number in range(corpus.num_shards):
+        numbers.setdefault(corpus.name(number), []).append(number)
     skip: dict[int, set[str]] = {}
     for shard, key in pairs:
-        if shard in numbers:
-            skip.setdefault(numbers[shard], set()).add(key)
+        for number in numbers.get(shard, []):
+            skip.setdefault(number, set()).add(key)
     unknown = sum(shard not in numbers for shard, _ in pairs)
     return {shard: frozenset(keys) for shard, keys in skip.items()}, unknown

@@ -87,11 +87,11 @@ def changes(folder: Path, table: Table) -> str:
     if not path.exists():
         return f"how it differs is unknown, for {path} is missing"
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    rows = [line.split("\t") for line in text.splitlines()]
-    old = {name: (int(samples), digest) for name, samples, digest in rows}
-    new = {name: (samples, digest) for name, samples, digest in table}
+    rows = [line.rsplit("\t", 2) for line in text.split("\n") if line]
+    old = _by_name((name, int(samples), digest) for name, samples, digest in rows)
+    new = _by_name(table)
     changed = [
-        f"{name} ({old[name][0]:,} to {new[name][0]:,} samples)"
+        f"{name} ({_samples(old[name]):,} to {_samples(new[name]):,} samples)"
         for name in old
         if name in new and old[name] != new[name]
     ]
@@ -102,6 +102,18 @@ def changes(folder: Path, table: Table) -> str:
     }
     told = [f"shards {what}: {_some(names)}" for what, names in parts.items() if names]
     return "; ".join(told) or "the same shards in another order"
+
+
+def _by_name(table: Table) -> dict[str, list[tuple[int, str]]]:
+    """Shards of different folders may have the same name."""
+    shards: dict[str, list[tuple[int, str]]] = {}
+    for name, samples, digest in table:
+        shards.setdefault(name, []).append((samples, digest))
+    return shards
+
+
+def _samples(shards: list[tuple[int, str]]) -> int:
+    return sum(samples for samples, _ in shards)
 
 
 def _some(names: list[str]) -> str:

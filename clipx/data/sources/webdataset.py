@@ -79,6 +79,7 @@ class Webdataset:
 
     def key(self, shard: int, sample: int) -> str:
         index = self._open(shard).index
+<<<<<<< HEAD
         if sample >= len(index):
             raise OSError(f"{self.name(shard)} has only {len(index)} samples")
         return index.key(sample)
@@ -86,9 +87,16 @@ class Webdataset:
     def read(self, shard: int, sample: int) -> Raw:
         opened = self._open(shard)
         index = opened.index
+=======
+>>>>>>> coretests
         if sample >= len(index):
             told, there = self.sizes[shard], len(index)
-            raise SampleError("read", f"sizes.json tells of {told} samples, the tar has {there}")
+            raise OSError(f"sizes.json tells of {told} samples, the tar has {there}")
+        return index.key(sample)
+
+    def read(self, shard: int, sample: int) -> Raw:
+        key, opened = self.key(shard, sample), self._open(shard)
+        index = opened.index
         if index.duplicate[sample]:
             raise SampleError("key", "the shard has an earlier sample of this key")
         image, text = None, {}
@@ -100,7 +108,7 @@ class Webdataset:
         if image is None:
             looked = ", ".join(decode.EXTENSIONS)
             raise SampleError("image", f"no image member; looked for {looked}")
-        return Raw(index.key(sample), opened.pread(*image), text)
+        return Raw(key, opened.pread(*image), text)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         if self.is_remote:

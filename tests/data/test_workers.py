@@ -1,0 +1,113 @@
+"""Worker processes end with their loader, and what befalls one of them is told."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from loading import batches
+
+from clipx.data.loader import load
+from clipx.types import RankError
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on fewer cores
+
+
+def test_a_worker_that_is_killed_is_told_of_where_the_next_batch_is_asked_for(corpus: Path) -> None:
+    """Not where training happens to be at that moment, where nobody expects it."""
+    loaded = load(batches(corpus, workers=2), 0, 1000)
+    next(loaded)
+    victim = multiprocessing.active_children()[0].pid
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    ends = time.monotonic() + 0.5
+    while time.monotonic() < ends:
+        time.sleep(0.01)  # a step of training, which the signal interrupts
+    with pytest.raises(RankError) as caught:
+        list(loaded)
+    message = str(caught.value)
+    assert message.startswith("a data worker was ended from outside, most often for want of memory")
+    assert str(victim) in message
+    assert message.endswith("lower data.workers=2, or give the job more memory")
+    del loaded, caught
+    gc.collect()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_loader_leaves_the_signals_of_its_process_as_they_were(corpus: Path) -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    next(load(batches(corpus, workers=1), 0, 5))
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+@pytest.mark.parametrize("end", ["close", "exception", "forgotten"])
+def test_no_worker_outlives_a_consumer_that_stops_early(corpus: Path, end: str) -> None:
+    loaded = load(batches(corpus, workers=2), 0, 1000)
+    assert len(list(islice(loaded, 3))) == 3
+    assert len(multiprocessing.active_children()) == 2
+    if end == "close":
+        loaded.close()  # type: ignore[attr-defined]
+    elif end == "exception":
+        with pytest.raises(GeneratorExit):
+            loaded.throw(GeneratorExit)  # type: ignore[attr-defined]
+    del loaded
+    gc.collect()
+    assert multiprocessing.active_children() == []
+
+
+STOPS_EARLY = """
+import sys
+from pathlib import Path
+from loading import batches
+from clipx.data.loader import load
+if __name__ == "__main__":
+    loaded = load(batches(Path(sys.argv[1]), workers=2), 0, 1000)
+    print(next(loaded).positions)
+    if sys.argv[2] == "raise":
+        raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize("end", ["return", "raise"])
+def test_a_process_that_ends_with_its_loader_open_says_nothing_of_it(
+    corpus: Path, tmp_path: Path, end: str
+) -> None:
+    script = tmp_path / "stops.py"
+    script.write_text(STOPS_EARLY)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore:This DataLoader", str(script), corpus, end],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert done.stdout == "[0, 1, 2, 3, 4, 5, 6, 7]\n"
+    said = done.stderr.strip().splitlines()
+    if end == "return":
+        assert said == []
+    else:
+        assert said[-1] == "KeyboardInterrupt"
+        assert done.stderr.count("Traceback") == 1
+
+
+def test_a_fault_in_a_worker_carries_shard_and_sample(corpus: Path) -> None:
+    """A fault of the code, not of the sample: with the traceback of the worker."""
+    source = batches(corpus, workers=1)
+    source.tokenizer = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError) as caught:
+        next(load(source, 0, 5))
+    text = str(caught.value)
+    assert "'NoneType' object has no attribute 'encode'" in text
+    assert re.search(r"while reading sample \d+ of .*0000\d\.tar", text)
+    assert "Traceback" in text
