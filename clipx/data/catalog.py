@@ -54,12 +54,8 @@ def open_catalog(
     """What is known of these shards; what is not is read, many shards at a time."""
     store = store_path(files)
     known, samples, digests, truncated = _recall(store, files)
-<<<<<<< HEAD
     places = np.flatnonzero(~known).tolist()
     new = [files[place] for place in places]
-=======
-    new = [files[i] for i in np.flatnonzero(~known).tolist()]
->>>>>>> coretests
     told = told_sizes([file for file in new if is_remote(file.url)])
     faults: dict[str, BadSample] = {}
 
@@ -72,11 +68,7 @@ def open_catalog(
         finally:
             advance()
 
-<<<<<<< HEAD
     for place, head in zip(places, in_threads(look, new), strict=True):
-=======
-    for place, head in zip(np.flatnonzero(~known).tolist(), in_threads(look, new), strict=True):
->>>>>>> coretests
         samples[place], truncated[place] = head.samples, head.truncated
         digests[place] = head.digest.encode()
         known[place] = files[place].url not in faults  # what was not there may be the next time

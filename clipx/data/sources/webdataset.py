@@ -79,16 +79,6 @@ class Webdataset:
 
     def key(self, shard: int, sample: int) -> str:
         index = self._open(shard).index
-<<<<<<< HEAD
-        if sample >= len(index):
-            raise OSError(f"{self.name(shard)} has only {len(index)} samples")
-        return index.key(sample)
-
-    def read(self, shard: int, sample: int) -> Raw:
-        opened = self._open(shard)
-        index = opened.index
-=======
->>>>>>> coretests
         if sample >= len(index):
             told, there = self.sizes[shard], len(index)
             raise OSError(f"sizes.json tells of {told} samples, the tar has {there}")
