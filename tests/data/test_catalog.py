@@ -15,10 +15,11 @@ from clipx.data import catalog as catalog_module
 from clipx.data import shards as shards_module
 from clipx.data.catalog import TOLD, Catalog, open_catalog, store_path
 from clipx.data.index import Head, load_head, load_index
-from clipx.data.remote import ShardCache, ShardFile
 from clipx.data.sample import SampleError
+from clipx.data.shard_cache import ShardCache
 from clipx.data.shards import expand
 from clipx.data.sources.webdataset import Webdataset
+from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
 
 
@@ -27,9 +28,9 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards that were looked at, one by one."""
     names: list[str] = []
 
-    def look(path: Path) -> Head:
+    def look(path: Path, *, stamp: str | None = None) -> Head:
         names.append(path.name)
-        return load_head(path)
+        return load_head(path, stamp=stamp)
 
     monkeypatch.setattr(catalog_module, "load_head", look)
     return names
@@ -123,7 +124,7 @@ def test_what_cannot_be_read_is_a_fault_and_looked_at_the_next_time(
         assert fault.shard == str(corpus / "00001.tar")
         assert (fault.stage, fault.error, fault.key, fault.position) == (
             "shard",
-            "UserError",
+            "NotATar",
             "",
             -1,
         )

@@ -89,7 +89,7 @@ def test_two_processes_have_the_losses_of_one(data: dict[str, Any], tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"data": {"flip": 0.5}}, "data.flip: 0"),
+        ({"data": {"flip": 0.5}}, "no flip"),
         ({"model": {"locked": ["visual.trunk"]}}, "model.locked"),
     ],
 )
