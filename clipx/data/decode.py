@@ -41,7 +41,7 @@ class BadImage(ValueError):
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Tensor:
-    """(3, H, W) uint8 whose memory is (H, W, 3), as decoders write it. Raises BadImage."""
+    """(3, H, W) uint8 whose memory is (H, W, 4), as `resize` likes it. Raises BadImage."""
     if not data:
         raise BadImage("0 bytes")
     if len(data) > max_bytes:
@@ -69,9 +69,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def pixels_of(image: Image.Image) -> Tensor:
-    """A Pillow image of any mode -> (3, H, W) uint8 whose memory is (H, W, 3)."""
-    array = np.array(to_rgb(image))  # a copy: torch wants memory that it may write to
-    return torch.from_numpy(array).permute(2, 0, 1)
+    """A Pillow image of any mode -> (3, H, W) uint8 whose memory is (H, W, 4)."""
+    array = np.array(to_rgb(image).convert("RGBX"))  # a copy: torch wants memory it may write to
+    return _planes(array)
+
+
+def _planes(array: np.ndarray) -> Tensor:
+    """(H, W, 4) -> (3, H, W), a view"""
+    return torch.from_numpy(array)[..., :3].permute(2, 0, 1)
 
 
 def _decode_pillow(data: bytes, max_pixels: int) -> Tensor:
@@ -99,12 +104,12 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
         _check_size(int(width), int(height), max_pixels)
         if space not in ("YCbCr", "Gray", "RGB"):  # CMYK and YCCK, which it cannot turn into RGB
             return None
-        array = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+        array = simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False)
     except BadImage:
         raise
     except (ValueError, RuntimeError):
         return None
-    return torch.from_numpy(array).permute(2, 0, 1)
+    return _planes(array)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -10,22 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from clipx.data.resize import packed, resize
 from clipx.types import UserError
 
 # OpenAI's CLIP statistics (arXiv:2103.00020), which open_clip uses by default
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 NUM_DRAWS = 12
-# From here on the weights of torch's kernel have 16 bits, not 15. With 15, a first pass puts 3 of
-# 100 million values of photographs two levels from Pillow's; with 16, one of 100 million up to a
-# shrinking of 2.2, and none of 91 million above (8,000 crops of benchmarks/photos.py).
-_PRECISE_SHRINKING = 2.0
-# Where an axis hardly changes, small pictures most of all, Pillow is as fast.
-_SMALL_SHRINKING = 1.5
 
 
 @dataclass(frozen=True)
@@ -74,10 +68,11 @@ def augment(
         return image if out is None else out.copy_(image)
     full_height, full_width = image.shape[-2:]
     left, top, width, height = crop_box(full_height, full_width, augmentation, draws)
-    crop = image[:, top : top + height, left : left + width]
+    crop = packed(image[:, top : top + height, left : left + width])
     if draws[4] < augmentation.flip:
-        crop = crop.flip(-1)
-    image = resize(crop, (size, size), out=out)
+        crop = crop[:, ::-1]
+    image = torch.empty((3, size, size), dtype=torch.uint8) if out is None else out
+    resize(crop, (size, size), image)
     if augmentation.jitters and draws[5] < augmentation.color_jitter_prob:
         image.copy_(_jitter(image, augmentation.color_jitter, draws[6:11]))
     if draws[11] < augmentation.gray_scale_prob:
@@ -128,53 +123,10 @@ def center(image: Tensor, size: int) -> Tensor:
         if height <= width
         else (int(size * height / width), size)
     )
-    image = resize(image, target)
-    top, left = (round((side - size) / 2) for side in image.shape[-2:])
-    return image[:, top : top + size, left : left + size]
-
-
-def resize(image: Tensor, target: tuple[int, int], *, out: Tensor | None = None) -> Tensor:
-    """(3, H, W) uint8 -> (3, *target) uint8 by antialiased bicubic weights, in Pillow 13's order of
-    the two passes: one level away from it at most, two in one of some hundred million values.
-
-    Both round pixels after each pass. Torch's vectorized kernel is six times as fast as Pillow's
-    but rounds its weights to 16 bits, so a first pass that shrinks little is left to Pillow.
-    """
-    height, width = image.shape[-2:]
-    if out is None:
-        out = torch.empty((3, *target), dtype=torch.uint8)
-    if (height, width) == target:
-        return out.copy_(image)
-    # Pillow 13 does the rows first, except where the columns lose twice as many pixels (found by
-    # comparing it with its own single passes); Pillow 12 always does.
-    columns_first = height - target[0] > 2 * max(0, width - target[1])
-    between = (target[0], width) if columns_first else (height, target[1])
-    shrinking = (height / target[0], width / target[1])
-    first, second = shrinking if columns_first else shrinking[::-1]
-    pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())
-    if first < _PRECISE_SHRINKING:
-        pixels = _by_pillow(pixels, between)
-        if second < _SMALL_SHRINKING:
-            out.numpy()[:] = _by_pillow(pixels, target).transpose(2, 0, 1)
-            return out
-    rows = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    if columns_first and first >= _PRECISE_SHRINKING:  # the kernel itself begins with the rows
-        shape = (1, 3, *between)
-        narrow = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-        rows = _bicubic(rows, between, False, out=narrow)
-    _bicubic(rows, target, False, out=out[None])
-    return out
-
-
-_bicubic = torch.ops.aten._upsample_bicubic2d_aa.out
-
-
-def _by_pillow(pixels: np.ndarray, target: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 -> (*target, 3) uint8, in one pass: one side stays as it is."""
-    if pixels.shape[:2] == target:
-        return pixels
-    image = Image.fromarray(pixels).resize(target[::-1], Image.Resampling.BICUBIC)
-    return np.array(image)  # a copy: torch wants memory that it may write to
+    out = torch.empty((3, *target), dtype=torch.uint8)
+    resize(packed(image), target, out)
+    top, left = (round((side - size) / 2) for side in target)
+    return out[:, top : top + size, left : left + size]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from clipx.data.decode import pixels_of
 from clipx.data.order import uniforms
+from clipx.data.resize import packed, resize
 from clipx.data.transforms import (
     MEAN,
     NUM_DRAWS,
@@ -29,7 +31,6 @@ from clipx.data.transforms import (
     center,
     crop_box,
     normalize,
-    resize,
 )
 
 SIDES = st.integers(1, 90)
@@ -77,26 +78,75 @@ def test_the_order_of_the_passes_is_that_of_pillow_13(
     assert direct == by_pillow(image, to_width, to_height)
 
 
-@settings(max_examples=80, deadline=None)
+def resized(image: Tensor, width: int, height: int) -> Tensor:
+    out = torch.empty(3, height, width, dtype=torch.uint8)
+    resize(packed(image), (height, width), out)
+    return out
+
+
+@settings(max_examples=100, deadline=None)
 @given(width=SIDES, height=SIDES, to_width=SIDES, to_height=SIDES)
-def test_resize_is_at_most_one_level_from_pillow_and_equal_where_little_changes(
+def test_resize_is_pillows_bit_by_bit(
     width: int, height: int, to_width: int, to_height: int
 ) -> None:
+    pytest.importorskip("numba")
     image = noise(width, height)
     expected = pixels_of(by_pillow(image, to_width, to_height))
-    tolerance = 1 if max(width / to_width, height / to_height) >= 1.5 else 0
-    assert levels_apart(resize(pixels_of(image), (to_height, to_width)), expected) <= tolerance
+    assert torch.equal(resized(pixels_of(image), to_width, to_height), expected)
 
 
-@pytest.mark.parametrize("size", [(300, 200), (90, 400), (50, 40), (64, 64)])
-def test_resize_into_a_given_row_is_the_same(size: tuple[int, int]) -> None:
-    """For every way through it: both orders of the kernel, Pillow, and nothing to do."""
-    pixels = pixels_of(noise(*size))
-    batch = torch.zeros(3, 3, 64, 64, dtype=torch.uint8)
-    resize(pixels, (64, 64), out=batch[1])
-    assert torch.equal(batch[1], resize(pixels.contiguous(), (64, 64)))
-    assert not batch[0].any()
-    assert not batch[2].any()
+@pytest.mark.parametrize("size", [(300, 200), (90, 400), (50, 40), (64, 64), (64, 9), (640, 480)])
+def test_resize_is_the_same_without_numba(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = noise(*size)
+    monkeypatch.setattr("clipx.data.resize._kernel", lambda: None)
+    assert torch.equal(resized(pixels_of(image), 64, 64), pixels_of(by_pillow(image, 64, 64)))
+
+
+def test_a_machine_that_cannot_store_the_compiled_kernel_compiles_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numba = pytest.importorskip("numba")
+    compile_here = numba.njit
+
+    def njit(*args: Any, **options: Any) -> Any:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function 'rows': no locator available")
+        return compile_here(*args, **options)
+
+    monkeypatch.setattr("numba.njit", njit)
+    spec = importlib.util.find_spec("clipx.data.resize_kernel")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr("clipx.data.resize._kernel", lambda: module)
+    image = noise(90, 70)
+    assert torch.equal(resized(pixels_of(image), 64, 64), pixels_of(by_pillow(image, 64, 64)))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda pixels: pixels,
+        lambda pixels: pixels[:, 3:40, 5:50],
+        lambda pixels: pixels.contiguous(),
+        lambda pixels: pixels.flip(-1),
+        lambda pixels: pixels.transpose(1, 2),
+        lambda pixels: pixels[:, ::2, ::2],
+    ],
+)
+def test_pixels_are_packed_whatever_their_layout(view: Any) -> None:
+    pixels = view(pixels_of(noise(60, 50)))
+    words = packed(pixels)
+    channels = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)[..., :3]
+    assert torch.equal(torch.from_numpy(channels).permute(2, 0, 1), pixels)
+
+
+def test_packing_what_was_decoded_copies_nothing() -> None:
+    pixels = pixels_of(noise(60, 50))
+    assert packed(pixels[:, 3:, 5:]).ctypes.data == pixels.data_ptr() + 4 * (3 * 60 + 5)
 
 
 @settings(max_examples=60, deadline=None)
