@@ -26,7 +26,18 @@ class InfoNCE:
     logit_scale alike.
     """
 
-    def __call__(self, image: Tensor, text: Tensor, logit_scale: Tensor, pool: Pool) -> LossOutput:
+    id_kinds: tuple[str, ...] = ()
+
+    def __call__(
+        self,
+        image: Tensor,
+        text: Tensor,
+        *,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None,
+        pool: Pool,
+        ids: Tensor | None = None,
+    ) -> LossOutput:
         """image, text: (B, D) float32 of unit norm; logit_scale: () log of the inverse
         temperature."""
         device = image.device.type

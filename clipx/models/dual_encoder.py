@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from clipx.config import component, config
 from clipx.models.model_json import read_model_json
 from clipx.models.text import transformer as own_text
+from clipx.models.transformer import Block
 from clipx.models.vision import vit as own_vision
 from clipx.types import UserError
 
@@ -57,6 +58,14 @@ class DualEncoder(nn.Module):
         bias = cfg.get("init_logit_bias")
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
 
+    num_draws = 0
+
+    def blocks(self) -> list[nn.Module]:
+        return [m for m in self.modules() if isinstance(m, Block)]
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        raise NotImplementedError
+
     def encode_image(self, image: Tensor) -> Tensor:
         """(B, D) float32 of unit norm, whatever the compute dtype."""
         return F.normalize(self.visual(image).float(), dim=-1)
@@ -65,7 +74,7 @@ class DualEncoder(nn.Module):
         """(B, D) float32 of unit norm, whatever the compute dtype."""
         return F.normalize(self.text(text).float(), dim=-1)
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def forward(self, image: Tensor, text: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """image features, text features, logit_scale, logit_bias.
 
         The two scalars pass through, so that a data-parallel wrapper sees them used and averages
