@@ -33,9 +33,7 @@ def placed_like(value: Tensor, reference: Tensor) -> Tensor:
         return value
     value = value.to(reference.device)
     # Every rank has read the same file: no rank needs to send the others anything.
-    return distribute_tensor(
-        value, reference.device_mesh, reference.placements, src_data_rank=None
-    )
+    return distribute_tensor(value, reference.device_mesh, reference.placements, src_data_rank=None)
 
 
 def weights_like(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:

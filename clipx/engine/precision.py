@@ -11,11 +11,17 @@ PrecisionKind = Literal["auto", "bf16", "fp32"]
 
 
 class Precision:
-    def __init__(self, dtype: torch.dtype, device: torch.device, scaler: torch.amp.GradScaler | None = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
         self.dtype, self.device, self.scaler = dtype, device, scaler
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype if self.dtype != torch.float32 else torch.bfloat16, enabled=self.dtype != torch.float32)
+        return torch.autocast(
+            self.device.type,
+            dtype=self.dtype if self.dtype != torch.float32 else torch.bfloat16,
+            enabled=self.dtype != torch.float32,
+        )
 
 
 def compute_dtype(precision: PrecisionKind, device: torch.device) -> torch.dtype:

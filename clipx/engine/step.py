@@ -69,9 +69,7 @@ class Step:
     def __call__(self, batch: Batch) -> Stepped:
         """Forward, backward, clip, update. Where the loss or the gradient of any rank is not
         finite, no rank updates."""
-        rows = rows_of(
-            batch, seed=self.seed, num_draws=self.encoder.num_draws, device=self.device
-        )
+        rows = rows_of(batch, seed=self.seed, num_draws=self.encoder.num_draws, device=self.device)
         ids = ids_of(batch, self.loss.id_kinds, pad_id=self.pad_id)
         ids = None if ids is None else ids.to(self.device, non_blocking=True)
         size = self.micro_batch_size
@@ -122,35 +120,29 @@ class Step:
             with torch.no_grad():
                 embedded.append(self._embed(part)[:2])
         image, text = (torch.cat(rows) for rows in zip(*embedded, strict=True))
-        leaves = [image, text, self.encoder.logit_scale, self.encoder.logit_bias]
-        image, text, scale, bias = (None if t is None else t.detach() for t in leaves)
-        assert image is not None and text is not None and scale is not None  # noqa: PT018
-        features = (image, text, scale, bias)
-        for leaf in features:
-            if leaf is not None:
-                leaf.requires_grad_()
+        scale, bias = self.encoder.logit_scale, self.encoder.logit_bias
+        features = (leaf(image), leaf(text), leaf(scale), None if bias is None else leaf(bias))
         out = self._loss(features, ids)
         out.loss.backward()
-        sizes = [len(part) for part in parts]
-        gradients = zip(_split(image, sizes), _split(text, sizes), strict=True)
-        for number, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
-            last = number == len(parts) - 1
-            set_random_state(random[number], self.device)
+        gradients = [None if feature is None else feature.grad for feature in features]
+        done = 0
+        for part, state in zip(parts, random, strict=True):
+            rows = slice(done, done + len(part))
+            done += len(part)
+            last = done == len(image)
+            wanted = [None if g is None else g[rows] for g in gradients[:2]]
+            set_random_state(state, self.device)
             with self.model.accumulating(last=last):
                 again = self._embed(part)
-                pairs = list(zip(again[:2], gradient, strict=True))
-                if last:
-                    pairs.append((again[2], scale.grad))
-                    pairs.append((again[3], None if bias is None else bias.grad))
-                self._send_back(pairs)
+                self._send_back(again, [*wanted, *(gradients[2:] if last else (None, None))])
         return features, out
 
-    def _send_back(self, pairs: list[tuple[Tensor | None, Tensor | None]]) -> None:
-        """(output, gradient of the loss with respect to it) -> gradients of the parameters; nothing
-        for what is locked."""
+    def _send_back(self, outputs: Features, gradients: list[Tensor | None]) -> None:
+        """Gradients of the loss with respect to a part's outputs -> gradients of the parameters;
+        nothing for what is locked."""
         trained = [
             (output, self._scaled(gradient))
-            for output, gradient in pairs
+            for output, gradient in zip(outputs, gradients, strict=True)
             if output is not None and gradient is not None and output.requires_grad
         ]
         if trained:
@@ -211,9 +203,9 @@ def clip_gradients(parameters: list[Tensor], limit: float | None) -> Tensor:
     return total
 
 
-def _split(leaf: Tensor, sizes: list[int]) -> list[Tensor | None]:
-    """The gradient of a leaf in parts; None where it has none."""
-    return [None] * len(sizes) if leaf.grad is None else list(leaf.grad.split(sizes))
+def leaf(tensor: Tensor) -> Tensor:
+    """The same values, at which a gradient ends."""
+    return tensor.detach().requires_grad_()
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

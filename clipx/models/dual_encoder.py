@@ -74,7 +74,9 @@ class DualEncoder(nn.Module):
         """(B, D) float32 of unit norm, whatever the compute dtype."""
         return F.normalize(self.text(text).float(), dim=-1)
 
-    def forward(self, image: Tensor, text: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, image: Tensor, text: Tensor, draws: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """image features, text features, logit_scale, logit_bias.
 
         The two scalars pass through, so that a data-parallel wrapper sees them used and averages
