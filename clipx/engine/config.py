@@ -10,7 +10,7 @@ from clipx.config import component, config
 from clipx.data.config import DataConfig
 from clipx.distributed.runtime import Device
 from clipx.engine.optim import OptimConfig
-from clipx.engine.precision import PrecisionKind
+from clipx.engine.precision import Precision
 from clipx.models.dual_encoder import ModelConfig
 from clipx.types import Duration, UserError
 
@@ -33,7 +33,7 @@ class TrainConfig:
     """Folder for what locked trunks make of the corpus, computed once and then trained on instead
     of the pictures; about 2 bytes x (image width x samples + text width x distinct captions)."""
     seed: int = Field(default=0, ge=0)
-    precision: PrecisionKind = "auto"
+    precision: Precision = "auto"
     device: Device = "auto"
     log_every: str = "20 steps"
     checkpoint_every: str = "1000 steps"

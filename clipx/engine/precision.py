@@ -7,24 +7,10 @@ from typing import Literal
 
 import torch
 
-PrecisionKind = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32"]
 
 
-class Precision:
-    def __init__(
-        self, dtype: torch.dtype, device: torch.device, scaler: torch.amp.GradScaler | None = None
-    ) -> None:
-        self.dtype, self.device, self.scaler = dtype, device, scaler
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type,
-            dtype=self.dtype if self.dtype != torch.float32 else torch.bfloat16,
-            enabled=self.dtype != torch.float32,
-        )
-
-
-def compute_dtype(precision: PrecisionKind, device: torch.device) -> torch.dtype:
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it natively, else float32."""
     if precision == "fp32":
         return torch.float32
