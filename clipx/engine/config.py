@@ -10,7 +10,7 @@ from clipx.config import component, config
 from clipx.data.config import DataConfig
 from clipx.distributed.runtime import Device
 from clipx.engine.optim import OptimConfig
-from clipx.engine.precision import Precision
+from clipx.engine.precision import PrecisionKind
 from clipx.models.dual_encoder import ModelConfig
 from clipx.types import Duration, UserError
 
@@ -33,7 +33,7 @@ class TrainConfig:
     """Folder for what locked trunks make of the corpus, computed once and then trained on instead
     of the pictures; about 2 bytes x (image width x samples + text width x distinct captions)."""
     seed: int = Field(default=0, ge=0)
-    precision: Precision = "auto"
+    precision: PrecisionKind = "auto"
     device: Device = "auto"
     log_every: str = "20 steps"
     checkpoint_every: str = "1000 steps"
@@ -47,6 +47,7 @@ class Plan:
 
     total: int
     warmup: int
+    cooldown: int
     log_every: int
     checkpoint_every: int
     evaluate_every: dict[str, int]
@@ -66,9 +67,11 @@ class Plan:
                 global_batch_size=config.global_batch_size, epoch_samples=epoch_samples
             )
 
+        total, cooldown = steps("duration", config.duration), config.optim.schedule.cooldown
         plan = cls(
-            total=steps("duration", config.duration),
+            total=total,
             warmup=steps("optim.warmup", config.optim.warmup),
+            cooldown=steps("optim.schedule.cooldown", cooldown) if cooldown else total // 5,
             log_every=steps("log_every", config.log_every),
             checkpoint_every=steps("checkpoint_every", config.checkpoint_every),
             evaluate_every={
