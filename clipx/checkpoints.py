@@ -13,7 +13,6 @@ checkpoints/step_00000500/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipx.data.transforms import Normalization
+from clipx.manifest import find_checkpoint, list_checkpoints
+from clipx.manifest import newest_valid as newest_valid
+from clipx.manifest import sha256 as _sha256
+from clipx.manifest import verify as verify
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import text_files, with_text_folder
 from clipx.types import UserError
@@ -141,38 +144,6 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(folder.glob("step_*")) if folder.is_dir() else []
-
-
-def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are all as its manifest says, and why newer ones were
-    passed over."""
-    complaints = []
-    for path in reversed(list_checkpoints(folder)):
-        fault = verify(path)
-        if fault is None:
-            return path, complaints
-        complaints.append(f"checkpoint {path} is skipped: {fault}")
-    return None, complaints
-
-
-def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        for name, expected in manifest.items():
-            size = (path / name).stat().st_size
-            if size != expected["bytes"]:
-                return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if _sha256(path / name) != expected["sha256"]:
-                return f"{name} has another SHA-256 than when it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
 def load(path: Path) -> Checkpoint:
     """A verified checkpoint, for training."""
     parts = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
@@ -212,31 +183,11 @@ def load_model(
     return model.eval(), model_json, state
 
 
-def find_checkpoint(path: Path) -> Path:
-    """Raises UserError."""
-    if (path / "model.safetensors").exists():
-        fault = verify(path)
-        if fault:
-            raise UserError(f"checkpoint {path} is damaged: {fault}")
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path} is no folder; give a run folder, or one of its checkpoints/step_*")
-    newest, complaints = newest_valid(path / "checkpoints")
-    if newest is None:
-        raise UserError("\n".join([f"{path} holds no usable checkpoint", *complaints]))
-    return newest
-
-
 def _remove_leftovers(folder: Path) -> None:
     """Half-written folders of killed processes. One run folder has one writer, so none of them is
     in use."""
     for path in folder.glob(".step_*"):
         shutil.rmtree(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
