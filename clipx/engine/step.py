@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from clipx.data import transforms
 from clipx.distributed.wrap import Features, Wrapped
+from clipx.engine.gradients import clip_gradients
 from clipx.engine.precision import Precision
 from clipx.engine.rows import Rows, ids_of, rows_of
 from clipx.models.dual_encoder import DualEncoder
@@ -184,23 +183,6 @@ def finite(values: dict[str, Tensor]) -> bool:
 def nonfinite_rows(features: Features) -> list[int]:
     bad = ~(features[0].isfinite().all(-1) & features[1].isfinite().all(-1))
     return bad.nonzero()[:, 0].tolist()
-
-
-def clip_gradients(parameters: list[Tensor], limit: float | None) -> Tensor:
-    """() norm of all gradients together, sharded ones included, as it was before they were scaled
-    down to `limit`."""
-    sharded = [p for p in parameters if p.grad is not None and isinstance(p.grad, DTensor)]
-    local = [p for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
-    norms = []
-    for group in (local, sharded):  # torch takes norms of one kind at a time
-        if group:
-            norm = get_total_norm([p.grad for p in group if p.grad is not None])
-            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    total = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-    if limit is not None:
-        for group in (local, sharded):
-            clip_grads_with_norm_(group, limit, total)
-    return total
 
 
 def leaf(tensor: Tensor) -> Tensor:
