@@ -59,7 +59,7 @@ class Session:
         self.source, trained, self.normalize = self._source()
         self.model: nn.Module = self.runtime.wrap(trained)
         self.optimizer = build_optimizer(self.model, config.optim)
-        self.messages = self._resume()
+        self.messages += self._resume()
         if self.folder is not None:
             write_table(self.folder.path, self.corpus.table())
 
@@ -80,13 +80,12 @@ class Session:
     def _new_encoder(self) -> DualEncoder:
         """The model as it is before the first step."""
         model = self.config.model
-        initial = model.initial.build() if model.initial else None
+        initial = model.build_initial()
         if initial is not None:
             self._main_first(initial.prepare)
         encoder = DualEncoder(self.model_json)
-        if initial is not None:
-            initial.load(encoder)
-        encoder.lock(model.locked)
+        self.messages = [] if initial is None else initial.load(encoder)
+        encoder.lock(model.locked, model.unlocked_groups)
         return encoder
 
     def _source(self) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:
