@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -71,6 +72,20 @@ class Runtime:
         faults = [text for text in self.gather(fault) if text is not None]
         if faults:
             raise UserError(faults[0])
+
+    def main_first(self, act: Callable[[], T]) -> T:
+        """What `act` returns, done by rank 0 first, so that the others find the files that it
+        leaves. Faults stop all ranks."""
+        done: list[T] = []
+        for turn in (True, False):
+            fault = None
+            if self.is_main == turn:
+                try:
+                    done.append(act())
+                except UserError as error:
+                    fault = str(error)
+            self.agree(fault)
+        return done[0]
 
     def barrier(self) -> None:
         if self.world_size > 1:

@@ -1,5 +1,5 @@
-"""What a run survives: steps whose loss or gradient is not finite are left out on all ranks, counted,
-and stop the run where they do not end."""
+"""What a run survives: steps whose loss or gradient is not finite are left out on all ranks,
+counted, and stop the run where they do not end."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def _message(state: TrainState, suspects: dict[int, list[str]], path: Path, *, t
     rank, keys = next(iter(suspects.items()))
     shown = ", ".join(keys[:_SHOWN])
     rest = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    what = (
-        "the features are not finite of" if told else "the loss or its gradient is not finite for"
-    )
+    what = "features are not finite for" if told else "loss or gradient is not finite for"
     others = f"; ranks {', '.join(map(str, [*suspects][1:]))} too" if len(suspects) > 1 else ""
     return (
         f"step {state.step}: {state.nonfinite_in_a_row} steps in a row had no finite loss and "

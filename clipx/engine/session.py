@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +45,6 @@ from clipx.models.locked import split_locked
 from clipx.types import UserError
 
 _FINGERPRINT_MODULUS = 1 << 63
-T = TypeVar("T")
 
 
 class Session:
@@ -71,7 +70,7 @@ class Session:
         self.parts = Parts(self.runtime, self.encoder, self.step, ema)
         self.clamped = torch.zeros((), device=self.runtime.device)
         torch.manual_seed(config.seed + self.runtime.rank)  # ranks drop out different units
-        self.messages = self._resume()
+        self.messages += self._resume()
         if self.folder is not None:
             write_table(self.folder.path, self.corpus.table())
 
@@ -101,30 +100,15 @@ class Session:
             average=runtime.average,
         )
 
-    def _main_first(self, act: Callable[[], T]) -> T:
-        """What `act` returns, done by rank 0 first, so that the others find the files that it
-        leaves. Faults stop all ranks."""
-        done: list[T] = []
-        for turn in (True, False):
-            fault = None
-            if self.runtime.is_main == turn:
-                try:
-                    done.append(act())
-                except UserError as error:
-                    fault = str(error)
-            self.runtime.agree(fault)
-        return done[0]
-
     def _new_encoder(self) -> DualEncoder:
         """The model as it is before the first step."""
         model = self.config.model
-        initial = model.initial.build() if model.initial else None
+        initial = model.build_initial()
         if initial is not None:
-            self._main_first(initial.prepare)
+            self.runtime.main_first(initial.prepare)
         encoder = DualEncoder(self.model_json)
-        if initial is not None:
-            initial.load(encoder)
-        encoder.lock(model.locked)
+        self.messages = [] if initial is None else initial.load(encoder)
+        encoder.lock(model.locked, model.unlocked_groups)
         return encoder
 
     def _source(self) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:

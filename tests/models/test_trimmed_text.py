@@ -20,7 +20,7 @@ VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_wi
 SMALL = {"context_length": CONTEXT, "vocab_size": VOCABULARY, "width": 32, "heads": 2, "layers": 2}
 SIGLIP = read_model_json("ViT-B-16-SigLIP")["text_cfg"] | SMALL
 CLIPA = read_model_json("ViT-L-14-CLIPA")["text_cfg"] | SMALL
-COCA = read_model_json("coca_ViT-B-32")["text_cfg"] | SMALL | {"output_tokens": False}
+COCA = SMALL | {"embed_cls": True, "output_tokens": True}
 
 
 def encoder(text_cfg: dict[str, Any]) -> DualEncoder:
