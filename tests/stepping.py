@@ -11,6 +11,7 @@ from training import MODEL
 
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.wrap import Alone
+from clipx.engine.loss_scale import LossScaler
 from clipx.engine.precision import Precision
 from clipx.engine.step import Step
 from clipx.losses.infonce import InfoNCE
@@ -62,7 +63,7 @@ def stepper(
     optimizer: torch.optim.Optimizer,
     *,
     dtype: torch.dtype = torch.float32,
-    scaler: torch.amp.GradScaler | None = None,
+    scaler: LossScaler | None = None,
     **settings: Any,
 ) -> Step:
     """A step on one rank."""

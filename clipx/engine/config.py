@@ -8,6 +8,7 @@ from pydantic import Field
 
 from clipx.config import component, config
 from clipx.data.config import DataConfig
+from clipx.distributed.pool import PoolConfig
 from clipx.distributed.runtime import Device
 from clipx.distributed.wrap import Parallel
 from clipx.engine.compile import CompileKind
@@ -28,6 +29,7 @@ class TrainConfig:
     global_batch_size: int = Field(ge=1)
     """Pairs contrasted with one another in a step, over all ranks."""
     loss: component("clipx.losses") = Field(default="infonce", validate_default=True)  # type: ignore[valid-type]
+    pool: PoolConfig = PoolConfig()
     optim: OptimConfig = OptimConfig()
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Local rows that are embedded at a time, where the activations of all of them do not fit in

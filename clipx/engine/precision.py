@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from clipx.engine.loss_scale import LossScaler
 from clipx.types import UserError
 
 PrecisionKind = Literal["auto", "bf16", "fp16", "fp32", "tf32"]
@@ -21,7 +22,7 @@ class Precision:
 
     dtype: torch.dtype
     device: torch.device
-    scaler: torch.amp.GradScaler | None = None
+    scaler: LossScaler | None = None
 
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.dtype)
@@ -42,7 +43,7 @@ def build_precision(kind: PrecisionKind, device: torch.device) -> Precision:
             "use precision=fp32, or auto"
         )
     _allow_tf32(kind == "tf32")
-    scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
+    scaler = LossScaler() if dtype == torch.float16 else None
     return Precision(dtype, device, scaler)
 
 

@@ -85,8 +85,8 @@ class Step:
         else:
             metrics |= {"scale": self._scale(), "clamped": torch.zeros((), device=self.device)}
             outcome, bad_rows = self._judge(metrics), nonfinite_rows(features)
-        if self.precision.scaler is not None:
-            self.precision.scaler.update()
+        if self.precision.scaler is not None and outcome != "nonfinite":
+            self.precision.scaler.update(overflowed=outcome == "overflow")
         self.optimizer.zero_grad(set_to_none=True)
         return Stepped(metrics, outcome, bad_rows)
 
@@ -150,9 +150,9 @@ class Step:
     def _measure(self, out: LossOutput) -> dict[str, Tensor]:
         """The loss, its metrics and the norm of the gradient before it is clipped, agreed on by all
         ranks in one small reduction: a non-finite value of one rank is non-finite on all."""
-        if self.precision.scaler is not None:
-            self.precision.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.precision.scaler is not None:
+            self.precision.scaler.unscale(trained)
         norm = clip_gradients(trained, self.clip_grad_norm)
         own = {"loss": out.loss, **out.metrics, "grad_norm": norm}
         values = self.average(torch.stack([value.detach().float() for value in own.values()]))
@@ -172,7 +172,7 @@ class Step:
         """A finite loss with a gradient beyond float16's range is the scaler's business, until it
         has no more to give."""
         scaler = self.precision.scaler
-        overflow = scaler is not None and scaler.get_scale() >= 1
+        overflow = scaler is not None and scaler.factor >= 1
         return "overflow" if overflow and finite({"loss": metrics["loss"]}) else "nonfinite"
 
 

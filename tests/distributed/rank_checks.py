@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from clipx.distributed.collectives import all_gather
 from clipx.distributed.pool import build_pool
-from clipx.distributed.runtime import Runtime, unwrap
+from clipx.distributed.runtime import Runtime
 from clipx.losses.infonce import InfoNCE
 from clipx.types import UserError
 
@@ -86,13 +87,13 @@ def _gather(runtime: Runtime) -> dict[str, Any]:
 
 
 def _infonce(runtime: Runtime, scale: float) -> dict[str, Any]:
-    model = runtime.wrap(Towers(scale))
+    model = DistributedDataParallel(Towers(scale))
     mine = slice(runtime.rank * LOCAL_ROWS, (runtime.rank + 1) * LOCAL_ROWS)
     image, text = global_batch(runtime.world_size)
     pool = build_pool(runtime.world_size)
     out = InfoNCE()(*model(image[mine], text[mine]), pool)
     out.loss.backward()
-    named = unwrap(model).named_parameters()
+    named = model.module.named_parameters()
     return {
         "loss": out.loss.item(),
         "accuracy": out.metrics["image_to_text_accuracy"].item(),
@@ -107,7 +108,7 @@ def _values(runtime: Runtime) -> dict[str, Any]:
         "sum": runtime.sum_int(10 + rank),
         "sum_modulo": runtime.sum_int(BIG + rank),
         "gather": runtime.gather({"rank": rank, "text": "x" * rank}),
-        "mean": runtime.mean({"a": torch.tensor(float(rank)), "b": torch.tensor(2.5).double()}),
+        "average": runtime.average(torch.tensor([float(rank), 2.5])).tolist(),
         "is_main": runtime.is_main,
     }
 

@@ -43,9 +43,9 @@ def test_gather_gives_every_rank_one_value_of_each_in_rank_order(ranks: Ranks) -
     assert [rank["values"]["gather"] for rank in ranks] == [expected] * len(ranks)
 
 
-def test_mean_is_over_ranks_by_name(ranks: Ranks) -> None:
-    expected = {"a": pytest.approx((len(ranks) - 1) / 2), "b": pytest.approx(2.5)}
-    assert [rank["values"]["mean"] for rank in ranks] == [expected] * len(ranks)
+def test_average_is_over_ranks_element_by_element(ranks: Ranks) -> None:
+    expected = pytest.approx([(len(ranks) - 1) / 2, 2.5])
+    assert [rank["values"]["average"] for rank in ranks] == [expected] * len(ranks)
 
 
 def test_only_rank_0_is_main(ranks: Ranks) -> None:

@@ -40,7 +40,9 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
-    def forward(self, image: Tensor) -> Tensor:
+    num_draws = 0
+
+    def forward(self, image: Tensor, draws: Tensor | None = None) -> Tensor:
         x = self._patches(image)
         x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
         x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
