@@ -16,7 +16,7 @@ from clipx.checkpoints import Checkpoint, TrainState
 from clipx.config import to_data, to_yaml
 from clipx.data.loader import Loaded, Source
 from clipx.data.transforms import Normalization
-from clipx.distributed.pool import build_pool
+from clipx.distributed.pool import PoolConfig, build_pool
 from clipx.distributed.runtime import start
 from clipx.engine.config import Plan, TrainConfig
 from clipx.engine.corpus import (
@@ -53,7 +53,7 @@ class Session:
         torch.manual_seed(config.seed)
         self.encoder = self._new_encoder()
         self.loss = config.loss.build()
-        self.pool = build_pool(self.runtime.world_size)
+        self.pool = build_pool(PoolConfig(), world_size=self.runtime.world_size)
         self.folder = self._folder()
         self.state = TrainState(corpus_digest=self.corpus.digest)
         self.source, trained, self.normalize = self._source()

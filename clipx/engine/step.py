@@ -35,8 +35,10 @@ def train_step(
     image = normalize(batch.image.to(device, non_blocking=True))
     text = batch.text.to(device, non_blocking=True)
     with autocast(device, dtype):
-        image_features, text_features, logit_scale, _ = model(image, text)
-    out = loss(image_features, text_features, logit_scale, pool)
+        image_features, text_features, logit_scale, logit_bias = model(image, text)
+    out = loss(
+        image_features, text_features, logit_scale=logit_scale, logit_bias=logit_bias, pool=pool
+    )
     out.loss.backward()
     limit = torch.inf if clip_grad_norm is None else clip_grad_norm
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), limit)

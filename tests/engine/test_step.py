@@ -55,8 +55,8 @@ def step(
 
 def gradients(encoder: DualEncoder) -> dict[str, torch.Tensor]:
     """Of the batch's loss in float32, unclipped."""
-    features = encoder(normalize(batch().image), batch().text)[:3]
-    out = InfoNCE()(*features, LocalPool())
+    image, text, logit_scale, _ = encoder(normalize(batch().image), batch().text)
+    out = InfoNCE()(image, text, logit_scale=logit_scale, pool=LocalPool())
     names = [name for name, _ in encoder.named_parameters()]
     return dict(zip(names, torch.autograd.grad(out.loss, list(encoder.parameters())), strict=True))
 
@@ -95,8 +95,8 @@ def test_the_metrics_are_detached_scalars_of_this_batch() -> None:
     encoder = model()
     optimizer = build_optimizer(encoder, OptimConfig())
     with torch.no_grad():
-        features = encoder(normalize(batch().image), batch().text)[:3]
-        expected = InfoNCE()(*features, LocalPool())
+        image, text, logit_scale, _ = encoder(normalize(batch().image), batch().text)
+        expected = InfoNCE()(image, text, logit_scale=logit_scale, pool=LocalPool())
     metrics = step(encoder, optimizer)
     assert metrics.keys() == {"loss", "image_to_text_accuracy", "scale", "grad_norm"}
     assert metrics["loss"].item() == pytest.approx(expected.loss.item(), rel=1e-5)
