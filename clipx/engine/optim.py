@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from clipx.config import config
 from clipx.engine.schedule import ScheduleConfig
@@ -97,8 +96,9 @@ def _groups(encoder: nn.Module, config: OptimConfig) -> tuple[list[Group], list[
         inside = 0 < depth < num_depths - 1
         muon = config.kind == "muon" and decaying and inside and parameter.ndim == 2
         scale = _layer_decay(name, config) ** (num_depths - 1 - depth)
-        # a fused kernel takes sharded parameters or whole ones, not both
-        key = (muon, decaying, scale, isinstance(parameter, DTensor))
+        # A fused kernel takes sharded parameters or whole ones, and scalars are not sharded. They
+        # are a group always, so that a checkpoint fits a run with and without shards.
+        key = (muon, decaying, scale, parameter.ndim == 0)
         found.setdefault(key, []).append(parameter)
     parts: tuple[list[Group], list[Group]] = ([], [])
     for (muon, decaying, scale, _), parameters in sorted(found.items(), key=_sort, reverse=True):

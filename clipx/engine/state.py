@@ -77,14 +77,12 @@ class Parts:
             if not isinstance(self.step.model, Sharded):
                 yield self.encoder if self.runtime.is_main else None
                 return
-            weights = whole(self.encoder.state_dict(), keep=self.runtime.is_main)
-        if not self.runtime.is_main:
-            yield None
-            return
-        with torch.random.fork_rng():  # first weights are drawn, for nothing
-            model = DualEncoder(model_json)
-        model.load_state_dict(weights)
-        yield model
+            weights, copy = whole(self.encoder.state_dict(), keep=self.runtime.is_main), None
+            if self.runtime.is_main:
+                with torch.random.fork_rng():  # first weights are drawn, for nothing
+                    copy = DualEncoder(model_json)
+                copy.load_state_dict(weights)
+        yield copy
 
     def _set_random(self, state: dict[str, Any]) -> None:
         torch.set_rng_state(state["torch"])

