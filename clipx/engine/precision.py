@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from clipx.engine.gradients import local
 from clipx.types import UserError
 
 PrecisionKind = Literal["auto", "bf16", "fp16", "fp32", "tf32"]
@@ -27,6 +31,28 @@ class Precision:
         return autocast(self.device, self.dtype)
 
 
+class LossScaler(torch.amp.GradScaler):
+    """torch's, for models of which some parameters are sharded and some are not: their gradients
+    must not meet in one call, and ranks must agree on whether any of them overflowed."""
+
+    def _unscale_grads_(
+        self,
+        optimizer: torch.optim.Optimizer,
+        inv_scale: Tensor,
+        found_inf: Tensor,
+        allow_fp16: bool,
+    ) -> dict[torch.device, Tensor]:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        torch._amp_foreach_non_finite_check_and_unscale_(
+            [local(g) for g in gradients], found_inf, inv_scale
+        )
+        for mesh in dict.fromkeys(g.device_mesh for g in gradients if isinstance(g, DTensor)):
+            for group in mesh.get_all_groups():
+                dist.all_reduce(found_inf, dist.ReduceOp.MAX, group=group)
+        return {found_inf.device: found_inf}
+
+
 def build_precision(kind: PrecisionKind, device: torch.device) -> Precision:
     """Also sets, for the whole process, whether float32 may be rounded to TF32. Raises UserError
     where the device cannot do what was asked for."""
@@ -42,7 +68,7 @@ def build_precision(kind: PrecisionKind, device: torch.device) -> Precision:
             "use precision=fp32, or auto"
         )
     _allow_tf32(kind == "tf32")
-    scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
+    scaler = LossScaler(device.type) if dtype == torch.float16 else None
     return Precision(dtype, device, scaler)
 
 
