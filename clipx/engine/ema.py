@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from clipx.engine.gradients import local
+
 _COUNT = "num_updates"
 
 
@@ -38,8 +40,8 @@ class Ema:
         for name, weight in self._model.state_dict().items():
             average = self._average[name]
             if average.is_floating_point():
-                averages.append(_local(average))
-                weights.append(_local(weight).float())
+                averages.append(local(average))
+                weights.append(local(weight).float())
             else:
                 average.copy_(weight)
         torch._foreach_lerp_(averages, weights, 1 - decay)
@@ -47,7 +49,7 @@ class Ema:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averages inside, and afterwards its own weights again, bit by bit."""
-        own = {name: _local(t).clone() for name, t in self._model.state_dict().items()}
+        own = {name: local(t).clone() for name, t in self._model.state_dict().items()}
         self._put(self._average)
         try:
             yield
@@ -57,7 +59,7 @@ class Ema:
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, tensor in self._model.state_dict().items():
-            _local(tensor).copy_(_local(values[name]))
+            local(tensor).copy_(local(values[name]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by the model's names (DTensors where its weights are), and `num_updates`."""
@@ -70,7 +72,7 @@ class Ema:
         assert not missing, f"no averages of {missing}"
         self._num_updates = int(state[_COUNT])
         for name, average in self._average.items():
-            _local(average).copy_(_shard(state[name], like=average))
+            local(average).copy_(_shard(state[name], like=average))
 
 
 def _start(tensor: Tensor) -> Tensor:
@@ -78,15 +80,10 @@ def _start(tensor: Tensor) -> Tensor:
     return tensor.clone() if not tensor.is_floating_point() else tensor.to(torch.float32, copy=True)
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part, sharing memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _shard(value: Tensor, *, like: Tensor) -> Tensor:
     """This rank's part of `value`, which may be whole or in parts already."""
     if isinstance(value, DTensor) or not isinstance(like, DTensor):
-        return _local(value)
+        return local(value)
     # src_data_rank=None: every rank has the whole tensor and cuts its own part out of it
     whole = value.to(like.device)
     return distribute_tensor(

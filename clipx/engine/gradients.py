@@ -24,7 +24,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     if max_norm is not None and gradients:
         # always multiplied: whether it is needed is known on the device only
         factor = (max_norm / norm).clamp(max=1)
-        torch._foreach_mul_([_local(g) for g in gradients], factor)
+        torch._foreach_mul_([local(g) for g in gradients], factor)
     return norm
 
 
@@ -43,13 +43,18 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     shards: dict[tuple[DeviceMesh, tuple[int, ...]], list[Tensor]] = {}
     for gradient in gradients:
         if isinstance(gradient, DTensor):
-            shards.setdefault(_sharded_over(gradient), []).append(gradient.to_local())
+            shards.setdefault(_sharded_over(gradient), []).append(local(gradient))
     for (mesh, dims), mine in shards.items():
         part = _square_sum(mine, gradients[0].device)
         for dim in dims:
             dist.all_reduce(part, group=mesh.get_group(dim))
         total = total + part
     return total.sqrt().to(gradients[0].dtype)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be sharded, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _sharded_over(gradient: DTensor) -> tuple[DeviceMesh, tuple[int, ...]]:
@@ -74,7 +79,3 @@ def _row_norms(flat: Tensor) -> list[Tensor]:
     whole = len(flat) // _ROW * _ROW
     body, tail = flat[:whole].view(-1, _ROW), flat[whole:].view(1, -1)
     return [torch.linalg.vector_norm(part, dim=1) for part in (body, tail) if part.numel()]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from clipx.engine.gradients import local
 
 _FIRST, _AFTER = 2.0**16, 2000
 
@@ -29,10 +30,9 @@ class LossScaler:
     @torch.no_grad()
     def unscale(self, parameters: Iterable[Tensor]) -> None:
         """Divides their gradients by the factor, in place."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        local = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-        if local:
-            torch._foreach_mul_(local, 1 / self.factor)  # a power of two: exact
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, 1 / self.factor)  # a power of two: exact
 
     def update(self, *, overflowed: bool) -> None:
         """To be called after each step, alike on all ranks."""
