@@ -153,10 +153,10 @@ def _overflow(sharded: bool) -> list[float]:
         first = not isinstance(gradient, DTensor) or gradient.device_mesh.get_rank() == 0
         if bad and first:
             local[0, 0] = math.inf
-        scaler.unscale_(optimizer)
+        scaler.unscale(net.parameters())
         norm = clip_gradients(net.parameters(), None)
         assert norm.isfinite() != bad
-        scaler.update()
+        scaler.update(overflowed=not norm.isfinite())
         optimizer.zero_grad()
-        scales.append(scaler.get_scale())
+        scales.append(scaler.factor)
     return scales
