@@ -244,6 +244,18 @@ def test_a_model_is_loaded_from_a_run_or_a_checkpoint(run: Path) -> None:
     assert checkpoints.load_model(run)[2].step == 1
 
 
+def test_the_averages_are_loaded_where_there_are_any_unless_the_weights_are_asked_for(
+    tmp_path: Path,
+) -> None:
+    model = DualEncoder(MODEL)
+    averages = {name: torch.full_like(t, 0.25) for name, t in model.state_dict().items()}
+    path = save(tmp_path, 1, model=model, model_json=MODEL, ema=averages)
+    found = checkpoints.load_model(path)[0].state_dict()
+    assert all(bool((t == 0.25).all()) for t in found.values())
+    raw = checkpoints.load_model(path, averaged=False)[0].state_dict()
+    assert all(torch.equal(raw[name], t) for name, t in model.state_dict().items())
+
+
 def test_what_cannot_be_loaded_is_named(run: Path, tmp_path: Path) -> None:
     newest = run / "checkpoints/step_00000002"
     with pytest.raises(UserError, match=r"nowhere is no folder; give a run folder, or one of its"):
