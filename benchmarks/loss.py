@@ -40,7 +40,7 @@ VARIANTS = ("bidir", "shift", "gather")
 COLUMNS = (4096, 8192, 16384, 32768, 65536)
 QUICK = (4096, 16384)
 TIME_BAR, MEMORY_BAR = 1.0, 1 / 8
-SECONDS = 9.0  # for each pair and N, but at least 3 turns and at most 15
+SECONDS = 6.0  # for each pair and N, but at least 3 turns and at most 15
 
 
 def seconds(run: Callable[[], Any]) -> float:

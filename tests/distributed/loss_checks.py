@@ -90,7 +90,8 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
     loss = InfoNCE(case.label_smoothing) if case.loss == "infonce" else Sigmoid()
     pool = case.build_pool(runtime.world_size)
     for step in range(case.steps):
-        image, text, ids = case.batch(step, runtime.world_size)
+        batch = case.batch(step, runtime.world_size)
+        image, text, ids = (x if x is None else x.to(runtime.device) for x in batch)
         mine = None if ids is None else ids[rank]
         model.zero_grad()
         image_features, text_features, scale, bias = model(image[rank], text[rank])
@@ -105,8 +106,8 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
     return {
         "loss": out.loss.item(),
         "accuracy": out.metrics["image_to_text_accuracy"].item(),
-        "gradients": {name: p.grad.numpy() for name, p in named if p.grad is not None},
-        "state": {name: rows.numpy() for name, rows in pool.state_dict().items()},
+        "gradients": {name: p.grad.cpu().numpy() for name, p in named if p.grad is not None},
+        "state": {name: rows.cpu().numpy() for name, rows in pool.state_dict().items()},
     }
 
 
