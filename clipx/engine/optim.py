@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Annotated, Any, Literal
 
 import torch
@@ -92,7 +93,9 @@ def _groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[Group], lis
         key = (muon, decaying, scale, parameter.ndim == 0)
         found.setdefault(key, []).append(parameter)
     parts: tuple[list[Group], list[Group]] = ([], [])
-    for (muon, decaying, scale, _), parameters in sorted(found.items(), key=_sort, reverse=True):
+    for (muon, decaying, scale, _), parameters in sorted(
+        found.items(), key=itemgetter(0), reverse=True
+    ):
         group = {
             "params": parameters,
             "lr": config.lr * scale,
@@ -103,10 +106,6 @@ def _groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[Group], lis
             group["always_adapt"] = decaying
         parts[0 if muon else 1].append(group)
     return parts
-
-
-def _sort(item: tuple[tuple[bool, bool, float, bool], Any]) -> tuple[bool, bool, float, bool]:
-    return item[0]
 
 
 def _layer_decay(name: str, config: OptimConfig) -> float:
