@@ -19,7 +19,7 @@ from clipx.models.dual_encoder import DualEncoder
 from clipx.types import Batch
 
 CPU = torch.device("cpu")
-PATCH_DROPOUT: dict[str, Any] = MODEL
+PATCH_DROPOUT: dict[str, Any] = MODEL | {"vision_cfg": MODEL["vision_cfg"] | {"patch_dropout": 0.5}}
 
 
 def batch(rows: int = 6, *, seed: int = 5) -> Batch:

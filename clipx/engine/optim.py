@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from operator import itemgetter
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from clipx.config import config
 from clipx.engine.schedule import ScheduleConfig
+from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -43,17 +45,7 @@ class OptimConfig:
     """Largest norm of the gradient of all parameters together; null turns clipping off."""
 
 
-@runtime_checkable
-class Layered(Protocol):
-    """A model that knows its layers: clipx.models.dual_encoder.DualEncoder."""
-
-    def layer_depths(self) -> dict[str, tuple[int, int]]:
-        """Parameter's name -> (depth counted from the input, number of depths of its tower). Depth
-        0 are the embeddings, the last one is the head."""
-        ...
-
-
-def build_optimizer(encoder: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(encoder: DualEncoder, config: OptimConfig) -> torch.optim.Optimizer:
     """Each of its param_groups has an `lr_scale`, by which the learning rate of a step is to be
     multiplied. Frozen parameters are in none. Raises UserError."""
     hidden, other = _groups(encoder, config)
@@ -81,18 +73,18 @@ def decays(name: str, parameter: Tensor) -> bool:
     return sum(size > 1 for size in parameter.shape) >= 2 and not _INPUTS.search(leaf)
 
 
-def _groups(encoder: nn.Module, config: OptimConfig) -> tuple[list[Group], list[Group]]:
+def _groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[Group], list[Group]]:
     """(matrices for muon, everything else), each in as few groups as its settings allow."""
     tables = {id(m.weight) for m in encoder.modules() if isinstance(m, nn.Embedding)}
     depths: dict[str, tuple[int, int]] = {}
     if config.kind == "muon" or config.layer_decay != 1.0:
-        depths = _depths(encoder)
+        depths = encoder.layer_depths()
     found: dict[tuple[bool, bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in encoder.named_parameters():
         if not parameter.requires_grad:
             continue
         decaying = decays(name, parameter) and id(parameter) not in tables
-        depth, num_depths = depths.get(name, (0, 1))  # logit_scale and logit_bias have no layer
+        depth, num_depths = depths.get(name, (0, 1))
         inside = 0 < depth < num_depths - 1
         muon = config.kind == "muon" and decaying and inside and parameter.ndim == 2
         scale = _layer_decay(name, config) ** (num_depths - 1 - depth)
@@ -101,7 +93,9 @@ def _groups(encoder: nn.Module, config: OptimConfig) -> tuple[list[Group], list[
         key = (muon, decaying, scale, parameter.ndim == 0)
         found.setdefault(key, []).append(parameter)
     parts: tuple[list[Group], list[Group]] = ([], [])
-    for (muon, decaying, scale, _), parameters in sorted(found.items(), key=_sort, reverse=True):
+    for (muon, decaying, scale, _), parameters in sorted(
+        found.items(), key=itemgetter(0), reverse=True
+    ):
         group = {
             "params": parameters,
             "lr": config.lr * scale,
@@ -112,15 +106,6 @@ def _groups(encoder: nn.Module, config: OptimConfig) -> tuple[list[Group], list[
             group["always_adapt"] = decaying
         parts[0 if muon else 1].append(group)
     return parts
-
-
-def _depths(encoder: object) -> dict[str, tuple[int, int]]:
-    assert isinstance(encoder, Layered), f"{type(encoder).__name__} has no layer_depths()"
-    return encoder.layer_depths()
-
-
-def _sort(item: tuple[tuple[bool, bool, float, bool], Any]) -> tuple[bool, bool, float, bool]:
-    return item[0]
 
 
 def _layer_decay(name: str, config: OptimConfig) -> float:

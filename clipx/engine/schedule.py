@@ -44,11 +44,6 @@ def rate(config: ScheduleConfig, step: int, total: int, warmup: int, cooldown: i
     return 1 - fall * (1 - config.min_lr_fraction)
 
 
-def cosine(step: int, total: int, warmup: int) -> float:
-    """The multiplier of a cosine to 0."""
-    return rate(ScheduleConfig(), step, total, warmup)
-
-
 def _passed(step: int, start: int, end: int) -> float:
     """The part of the steps from start to end that lies behind, in [0, 1]."""
     return min(1.0, max(0, step - start) / max(1, end - start))

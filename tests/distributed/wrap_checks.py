@@ -38,6 +38,7 @@ MODEL: dict[str, Any] = {
         "width": 16,
         "patch_size": 4,
         "head_width": 8,
+        "patch_dropout": 0.5,
     },
     "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 2},
 }
@@ -82,7 +83,7 @@ def build(
     encoder = DualEncoder(MODEL)
     encoder.lock(locked)
     if checkpointing:
-        pass
+        encoder.set_grad_checkpointing(True)
     chosen = build_precision(precision, CPU)
     if chosen.scaler is not None:
         chosen.scaler.factor = 64.0  # no overflow in the one step that is looked at
