@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_checks import Case, Towers, oracle, train
+from loss_checks import Case, Towers, oracle, peak_rows, train
 from rank_group import RankGroup
 from reference import accuracy
 from torch import Tensor
@@ -86,6 +86,16 @@ def test_accuracy_over_ranks_is_that_of_the_full_batch(group: RankGroup, kind: s
         image, text, *_ = Towers.of(case)(*case.batch(0, group.world_size)[:2])
     found = [rank["accuracy"] for rank in group(train, case)]
     assert sum(found) / len(found) == pytest.approx(accuracy(image, text), abs=1e-6)
+
+
+def test_only_the_gathered_pool_holds_all_rows(group: RankGroup) -> None:
+    """In units of a rank's rows, as docs/distributed.md has it: texts and gradients, of all ranks,
+    of 8 / 64 of them, or 7 blocks in a ring of any size. gloo copies gradients as it adds them up.
+    Own rows and what comes home are up to three more."""
+    size = group.world_size
+    assert 2 * size <= max(group(peak_rows, "gathered")) <= 3 * size + 1
+    assert max(group(peak_rows, "chunked")) <= 3 * size * 8 / 64 + 3
+    assert max(group(peak_rows, "ring")) <= 7
 
 
 def test_the_queue_is_the_same_on_all_ranks_and_holds_the_newest_rows(group: RankGroup) -> None:
