@@ -86,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--picture", type=Path, metavar="PNG", help="write test images with the model's guesses"
     )
+    evaluate.add_argument(
+        "--raw", action="store_true", help="the weights, where a run also has averages of them"
+    )
     evaluate.set_defaults(run=_eval)
 
     data = verbs.add_parser("data", help="corpora").add_subparsers(required=True, metavar="WHAT")
@@ -185,7 +188,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from clipx.engine import evaluate_run
     from clipx.engine.evaluate import evaluate
 
-    encoder, state = evaluate_run.load_run(arguments.run_dir)
+    encoder, state = evaluate_run.load_run(arguments.run_dir, averaged=not arguments.raw)
     evaluators = evaluate_run.chosen_evaluators(arguments.run_dir, arguments.sets)
     results = {"step": state.step, "samples_seen": state.position}
     results |= evaluate(encoder, evaluators)
