@@ -150,10 +150,7 @@ def test_captions_fit_the_positions_of_a_text_tower(kind: str, room: int, tmp_pa
         DualEncoder(cfg | {"text_cfg": text_cfg | {"context_length": room + 1}})
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # timm's, of Swin's windows
-@pytest.mark.parametrize(
-    "kind", ["ViT-B-16-SigLIP", "EVA02-B-16", "swin_base_patch4_window7_224", "convnext_base"]
-)
+@pytest.mark.parametrize("kind", ["ViT-B-16-SigLIP", "EVA02-B-16", "PE-Core-B-16", "convnext_base"])
 def test_a_timm_tower_takes_the_image_size_of_the_json(kind: str, tmp_path: Path) -> None:
     cfg = small(kind, tmp_path)
     cfg["vision_cfg"]["image_size"] = 128
