@@ -41,6 +41,9 @@ class TwoTowers(Protocol):
 class Wrapped(ABC):
     """A model whose gradients, after a backward, are means over ranks."""
 
+    title: str
+    """How it is wrapped, behind the number of ranks."""
+
     @abstractmethod
     def __call__(self, image: Tensor, text: Tensor, draws: Tensor | None) -> Features: ...
 
@@ -57,6 +60,8 @@ class Wrapped(ABC):
 class Alone(Wrapped):
     """One rank: no process group, no hooks."""
 
+    title = ""
+
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
@@ -72,6 +77,8 @@ class Alone(Wrapped):
 
 class Copied(Wrapped):
     """A copy on every rank. Gradients are exchanged in backward, bucket by bucket."""
+
+    title = " (DDP)"
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model = DistributedDataParallel(
@@ -97,6 +104,8 @@ class Sharded(Wrapped):
     Each tower is a root of its own, so that it can be called alone and the two scalars, which
     cannot be sharded, stay outside of both; their gradients are averaged by `finish_gradients`.
     """
+
+    title = " (FSDP2)"
 
     def __init__(self, model: nn.Module, towers: TwoTowers, dtype: torch.dtype) -> None:
         policy = MixedPrecisionPolicy()

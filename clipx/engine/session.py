@@ -229,7 +229,7 @@ class Session:
             f"{corpus.num_samples:,} pairs in {corpus.num_shards} shards, "
             f"{self.plan.total:,} steps of {size}, "
             f"{sum(p.numel() for p in self.encoder.parameters()) / 1e6:.1f}M parameters, "
-            f"{self.runtime.world_size} x {self.runtime.device}, "
+            f"{self.runtime.world_size} x {self.runtime.device.type}{self.step.model.title}, "
             f"{str(self.precision.dtype).removeprefix('torch.')}"
         )
         return "\n".join([text, *describe(corpus, size)])

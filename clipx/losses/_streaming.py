@@ -204,24 +204,27 @@ def past_blocks(pool: Pool, ids: Tensor | None) -> list[Block]:
 
 
 class Accuracy:
-    """Share of rows whose most similar candidate is their own positive. Of equal candidates the
-    one that was seen first counts, as with argmax: where all rows are equal, 1/N are right."""
+    """Share of rows whose positive is more similar than every other candidate. A tie is no success,
+    so neither a collapsed model nor the order in which blocks come can look good.
+
+    positive: (B,) logits of the positives that were seen so far
+    """
 
     def __init__(self, rows: Tensor) -> None:
-        self._best = rows.new_full((len(rows),), -torch.inf)
-        self._right = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        self.positive = rows.new_zeros(len(rows))
+        self._rivals = rows.new_full((len(rows),), -torch.inf)
 
     def see(self, tile: Tile) -> Tensor:
         """Returns (r,), the rows' maxima over the tile."""
-        top, at = tile.logits.max(1)
-        own = torch.full_like(at, -1)
-        size = tile.own.stop - tile.own.start
-        own[tile.own] = torch.arange(tile.at, tile.at + size, device=at.device)
-        best, right = self._best[tile.rows], self._right[tile.rows]
-        better = top > best
-        self._right[tile.rows] = torch.where(better, at == own, right)
-        self._best[tile.rows] = torch.where(better, top, best)
+        view = tile.positives(tile.logits)
+        own = view.clone()
+        view.fill_(-torch.inf)
+        top = tile.logits.amax(1)
+        view.copy_(own)
+        torch.maximum(self._rivals[tile.rows], top, out=self._rivals[tile.rows])
+        self.positive[tile.own_rows] = own
+        top[tile.own] = torch.maximum(top[tile.own], own)
         return top
 
     def mean(self) -> Tensor:
-        return self._right.float().mean()
+        return (self.positive > self._rivals).float().mean()

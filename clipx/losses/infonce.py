@@ -133,7 +133,6 @@ class _Strip:
         self.ids, self.smoothing = ids, label_smoothing
         self.tiles = Tiles(self.images.queries)
         self.accuracy = Accuracy(self.images.queries)
-        self.positive = torch.zeros_like(self.images.lse)
         self.count = torch.zeros_like(self.images.lse)  # of candidates that are not masked
         self.candidates = pool.share(text, *([] if ids is None else [ids]))
         # images seek their text among past texts, texts their image among past images
@@ -143,11 +142,10 @@ class _Strip:
         """Find the normalizers of both sides, and all else that the value takes."""
 
         def act(block: Block) -> tuple[Tensor, ...]:
-            lse = self.positive.new_full((len(block.rows[0]),), -torch.inf)
+            lse = self.images.lse.new_full((len(block.rows[0]),), -torch.inf)
             total = torch.zeros_like(lse)
             for tile in self.tiles.first(self.images.queries, self.ids, block):
                 self._see_rows(self.images, tile)
-                self.positive[tile.own_rows] = tile.positives(tile.logits)
                 scratch = self.tiles.scratch(tile)
                 add_logsumexp(lse[tile.columns], tile.logits, 0, tile.logits.amax(0), scratch)
                 if self.smoothing:
@@ -179,7 +177,7 @@ class _Strip:
     def loss(self) -> Tensor:
         lse = (self.images.lse + self.texts.lse).mean() / 2
         evenly = ((self.images.total + self.texts.total) / self.count).mean() / 2
-        return lse - (1 - self.smoothing) * self.positive.mean() - self.smoothing * evenly
+        return lse - (1 - self.smoothing) * self.accuracy.positive.mean() - self.smoothing * evenly
 
     def differentiate(self) -> list[Tensor]:
         """Gradients of image, text and logit_scale, after `normalize`."""
@@ -187,7 +185,7 @@ class _Strip:
 
         def act(block: Block) -> tuple[Tensor, ...]:
             *_, lse, their_share = block.rows
-            gradient = self.positive.new_empty(block.rows[0].shape)
+            gradient = self.images.lse.new_empty(block.rows[0].shape)
             for tile in self.tiles.again(self.images.queries, self.ids, block):
                 weights = self._softmax_of_rows(self.images, tile)
                 weights += tile.logits.sub_(lse[tile.columns]).exp_()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clipx.config import config
 from clipx.losses._gradients import full_precision, with_gradients
@@ -132,13 +131,22 @@ class _Pairs:
 
     def _judge(self, tile: Tile) -> Tensor:
         """Add the tile's pairs to the loss. Returns (r, c), its derivative for the logits."""
-        logits = tile.logits.add_(self.bias)
-        positives = tile.positives(logits)
-        # -log sigmoid(z) of a positive is softplus(z) - z, and of a negative softplus(z) =
-        # -log sigmoid(-z)
-        weights = torch.neg(logits, out=self.tiles.scratch(tile))
-        self.loss -= F.logsigmoid(weights).sum() + positives.sum()
-        torch.sigmoid(logits, out=weights)
+        logits, scratch = tile.logits.add_(self.bias), self.tiles.scratch(tile)
+        # -log sigmoid(-z) of a negative is softplus(z), -log sigmoid(z) of a positive is that - z
+        self.loss += softplus_sum(logits, scratch) - tile.positives(logits).sum()
+        weights = torch.sigmoid(logits, out=scratch)
         tile.positives(weights).sub_(1)
         self.of_bias += weights.sum()
         return weights
+
+
+def softplus_sum(logits: Tensor, scratch: Tensor) -> Tensor:
+    """() sum of log(1 + e^z), as max(z, 0) + log(1 + e^-|z|).
+
+    On CPUs a log takes ten times as long as an exp, so it is taken of products of 512 factors of 1
+    to 2. They are float64: in float32, 1 + 1e-5 has no more than three digits of the 1e-5.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for part in torch.abs(logits, out=scratch).neg_().exp_().split(512, dim=1):
+        total += part.double().add_(1).prod(1).log_().sum()
+    return total + torch.clamp(logits, min=0, out=scratch).sum()

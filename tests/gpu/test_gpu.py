@@ -8,9 +8,10 @@ from torch import Tensor
 from training import MODEL
 
 from clipx.distributed.pool import LocalPool
+from clipx.distributed.wrap import Alone
 from clipx.engine.optim import OptimConfig, build_optimizer
-from clipx.engine.precision import compute_dtype
-from clipx.engine.step import train_step
+from clipx.engine.precision import build_precision, compute_dtype
+from clipx.engine.step import Step
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.text.transformer import GROUP
@@ -44,18 +45,19 @@ def test_bf16_steps_on_one_batch_lower_its_loss_and_keep_weights_in_float32() ->
     torch.manual_seed(0)
     model = DualEncoder(MODEL).to(CUDA)
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
+    step = Step(
+        model=Alone(model),
+        encoder=model,
+        optimizer=optimizer,
+        loss=InfoNCE(),
+        pool=LocalPool(),
+        precision=build_precision("bf16", CUDA),
+        device=CUDA,
+        clip_grad_norm=1.0,
+    )
     losses = []
     for _ in range(30):
-        metrics = train_step(
-            model,
-            optimizer,
-            InfoNCE(),
-            LocalPool(),
-            batch(),
-            device=CUDA,
-            dtype=torch.bfloat16,
-            clip_grad_norm=1.0,
-        )
+        metrics = step(batch()).metrics
         losses.append(metrics["loss"].item())
     assert losses[-1] < 0.3 * losses[0]
     assert all(p.dtype == torch.float32 and p.device.type == "cuda" for p in model.parameters())

@@ -14,7 +14,7 @@ from reference import accuracy, sigmoid_rows
 from torch.nn import functional as F
 
 from clipx.distributed.pool import LocalPool
-from clipx.losses.sigmoid import Config
+from clipx.losses.sigmoid import Config, softplus_sum
 from clipx.types import LossOutput, Pool, UserError
 
 
@@ -66,6 +66,16 @@ def test_logits_of_100_and_more_stay_finite_and_exact(cosine: float) -> None:
     assert out.loss.item() == pytest.approx(80 if cosine > 0 else 120, rel=1e-6)
     gradients = torch.autograd.grad(out.loss, (image, text, log_scale, bias))
     assert all(torch.isfinite(value).all() for value in gradients)
+
+
+def test_softplus_sum_of_float32_has_the_digits_of_float32() -> None:
+    """At a bias of -10 a negative adds 4.5e-5, of which a sum over 1 + 4.5e-5 would lose most."""
+    for center in (-30.0, -10.0, 0.0, 30.0, 100.0):
+        logits = torch.full((4, 1030), center) + torch.linspace(-1, 1, 1030)
+        expected = F.softplus(logits.double(), threshold=1e6).sum()
+        found = softplus_sum(logits, torch.empty_like(logits))
+        # at -30 the float64 factors of 1 + 1e-13 have three digits left, of a sum of 4e-10
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
 
 
 def test_inside_bf16_autocast_logits_accumulate_in_float32() -> None:
