@@ -69,7 +69,7 @@ class _AddAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, gain, offset, mean, rstd, h, w_in, w_out, mixed, *saved = ctx.saved_tensors
         d = dy.to(h.dtype)
         dmixed, dqkv = d @ w_out, torch.empty(len(d), len(w_in), dtype=d.dtype)
@@ -101,7 +101,7 @@ class _AddMLP(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, gain, offset, mean, rstd, h, w_in, w_out, u = ctx.saved_tensors
         d = dy.to(h.dtype)
         out = _linear_backward(d, _gelu(u, quick=ctx.quick_gelu))

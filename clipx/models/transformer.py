@@ -205,7 +205,7 @@ class Transformer(nn.Module):
         MLP for that token only: the same numbers for a seventh less work in a tower of six blocks.
         """
         if runs_packed(x):
-            return self.packed(x.flatten(0, 1), read, [x.shape[:2]])
+            return self.packed(x.flatten(0, 1), read, [(x.shape[0], x.shape[1])])
         for block in self.resblocks[:-1]:
             x = self._run(block, x)
         return self._run(self.resblocks[-1], x, read).squeeze(1)
