@@ -111,7 +111,9 @@ def save(
         torch.save(parts, temporary / "training.pt")
         preprocess = asdict(Normalization.of(model_json))
         config = {
-            "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"},
+            # custom_text: so are the parameters named, and open_clip loads the folder as it is
+            "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"}
+            | {"custom_text": True},
             "preprocess_cfg": preprocess,
         }
         (temporary / "open_clip_config.json").write_text(json.dumps(config, indent=2))
