@@ -87,7 +87,7 @@ class Towers(nn.Module):
 
 def train(runtime: Runtime, case: Case) -> dict[str, Any]:
     """Loss, accuracy and gradients of the last step, on one rank, and the pool's state."""
-    towers = Towers.of(case)
+    towers = Towers.of(case).to(runtime.device)
     model = towers if runtime.world_size == 1 else DistributedDataParallel(towers)
     rank = slice(runtime.rank * case.local_rows, (runtime.rank + 1) * case.local_rows)
     loss = InfoNCE(case.label_smoothing) if case.loss == "infonce" else Sigmoid()
