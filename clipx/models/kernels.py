@@ -1,5 +1,5 @@
 """The two halves of a transformer block on CPUs, with their backward written out: the same numbers
-as the modules in transformer.py, in half the time.
+as the modules in transformer.py. Packing the captions is what makes it faster (LOG.md).
 
 Sequences lie packed behind one another, (N, width) for all N tokens of a batch, so that captions
 need next to no padding and matmuls are few and large. `groups` says how: (number of sequences,
@@ -119,7 +119,7 @@ def _cast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
 def _linear_backward(d: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """d: (N, out), x: (N, in) -> gradients of weight and bias in float32.
 
-    The long sum over rows goes by pieces: they stay in cache, and are summed in float32.
+    The long sum over rows goes by pieces, which are summed in float32.
     """
     wide, weight = _wide(d), None
     for part, rows in zip(d.split(PIECE), x.split(PIECE), strict=True):

@@ -14,7 +14,7 @@ from small_models import small, small_trunks, write_folder, write_text_config
 from training import MODEL
 
 from clipx import checkpoints
-from clipx.checkpoints import TrainState
+from clipx.checkpoints import Training, TrainState
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.model_json import image_size, read_model_json
 from clipx.types import UserError
@@ -69,8 +69,9 @@ def test_a_checkpoint_is_a_folder_of_open_clips(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = DualEncoder(MODEL).eval()
     json_ = MODEL | {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
-    optimizer = torch.optim.AdamW(model.parameters())
-    path = checkpoints.save(tmp_path, TrainState(), model, json_, optimizer, [], keep=1)
+    path = checkpoints.save(
+        tmp_path, TrainState(), model.state_dict(), json_, Training({}, []), keep=1
+    )
     cfg = read_model_json(f"local-dir:{path}")
     assert {key: cfg[key] for key in MODEL} == MODEL
     assert cfg["preprocess_cfg"]["mean"] == [0.5] * 3
