@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.wrap import Alone
+from clipx.engine.allocator import keep_freed_memory
 from clipx.engine.optim import OptimConfig, build_optimizer
 from clipx.engine.precision import build_precision
 from clipx.engine.step import Step
@@ -40,6 +41,7 @@ def main() -> None:
     model.load_state_dict(load_file(arguments.init))
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
     device = torch.device("cpu")
+    keep_freed_memory()  # as clipx train does
     step = Step(
         model=Alone(model),
         encoder=model,

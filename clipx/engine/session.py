@@ -20,6 +20,7 @@ from clipx.data.transforms import Normalization
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import start
 from clipx.distributed.wrap import wrap
+from clipx.engine.allocator import keep_freed_memory
 from clipx.engine.compiling import compile_towers
 from clipx.engine.config import Plan, TrainConfig
 from clipx.engine.corpus import (
@@ -53,6 +54,8 @@ class Session:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.runtime = start(config.device)
+        if self.runtime.device.type == "cpu":
+            keep_freed_memory()
         self.corpus = open_together(config, self.runtime)
         self.plan = Plan.of(config, self.corpus.num_samples)
         self.precision = build_precision(config.precision, self.runtime.device)
