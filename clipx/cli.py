@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipx.types import RankError, Stopped, UserError
+from clipx.types import PeerError, RankError, Stopped, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"clipx: {error}; make room and start the same command again", file=sys.stderr)
         sys.exit(2)
+    except PeerError as error:
+        print(f"clipx: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("clipx: interrupted", file=sys.stderr)
         sys.exit(130)

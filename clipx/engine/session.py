@@ -17,6 +17,7 @@ from clipx.config import to_data, to_yaml
 from clipx.data.loader import Loaded, Source
 from clipx.data.tokenizers import build_tokenizer
 from clipx.data.transforms import Normalization
+from clipx.distributed.monitor import Monitor
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import start
 from clipx.distributed.wrap import wrap
@@ -62,6 +63,7 @@ class Session:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.runtime = start(config.device, timeout_minutes=config.timeout_minutes)
+        self.monitor = Monitor(self.runtime, timeout_seconds=60 * config.timeout_minutes)
         self.corpus = open_together(config, self.runtime)
         self.plan = Plan.of(config, self.corpus.num_samples)
         self.precision = build_precision(config.precision, self.runtime.device)
@@ -129,6 +131,7 @@ class Session:
             pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
             normalize=normalize,
             average=runtime.average,
+            mark=lambda phase: self.monitor.at(self.state.step + 1, phase),
         )
 
     def _new_encoder(self) -> DualEncoder:
@@ -252,6 +255,7 @@ class Session:
     def close(self, state: State, reason: str | None) -> None:
         """The folder is free for the next. A checkpoint that is being written is waited for."""
         self.saver.close()
+        self.monitor.close()
         if self.folder is not None:
             at = self.state
             found = {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
