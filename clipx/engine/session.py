@@ -21,7 +21,7 @@ from clipx.distributed.monitor import Monitor
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import start
 from clipx.distributed.wrap import wrap
-from clipx.engine.compile import compile_blocks
+from clipx.engine.compiling import compile_towers
 from clipx.engine.config import Plan, TrainConfig
 from clipx.engine.corpus import (
     describe,
@@ -112,8 +112,8 @@ class Session:
         config, runtime = self.config, self.runtime
         if config.grad_checkpointing:
             trained.set_grad_checkpointing(True)
-        if config.compile == "blocks":
-            compile_blocks(trained)
+        if config.compile == "towers":
+            compile_towers(trained)
         model = wrap(
             trained, trained, runtime, parallel=config.parallel, dtype=self.precision.dtype
         )

@@ -78,8 +78,10 @@ class Parts:
         Of a sharded model rank 0 gets a whole copy of its own, because a forward pass of shards
         needs all ranks, and an evaluator that failed on one of them would leave the others waiting.
         """
-        with self.ema.applied() if self.ema else nullcontext():
-            if not isinstance(self.step.model, Sharded):
+        sharded = isinstance(self.step.model, Sharded)
+        takes_part = sharded or self.runtime.is_main
+        with self.ema.applied() if self.ema and takes_part else nullcontext():
+            if not sharded:
                 yield self.encoder if self.runtime.is_main else None
                 return
             kept = Tensor.cpu if self.runtime.is_main else None

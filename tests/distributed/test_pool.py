@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clipx.distributed import pool as pools
 from clipx.distributed.pool import LocalPool, PoolConfig, QueuePool, build_pool
+from clipx.losses.infonce import InfoNCE
 
 KINDS = ["local", "gathered", "chunked", "ring"]
 LOSSES = ["infonce", "sigmoid"]
@@ -118,13 +119,19 @@ def test_a_step_with_rows_that_are_not_finite_leaves_the_queue_as_it_was() -> No
     assert queue.past[0].tolist() == torch.ones(2, 3).tolist()
 
 
-def test_a_queue_whose_ids_are_of_other_kinds_begins_anew() -> None:
-    """The saved rows have no ids, and the run now wants them."""
+@pytest.mark.parametrize("kinds", [0, 2])
+def test_a_queue_saved_with_other_kinds_of_ids_is_not_used_and_begins_anew(kinds: int) -> None:
+    """The run now wants ids of one kind."""
     queue = QueuePool(LocalPool(), 4, world_size=1)
-    queue.load_state_dict({"image": torch.ones(2, 3), "text": torch.ones(2, 3)})
-    queue.push(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([[5]]))
+    saved = {"image": torch.ones(2, 5).double(), "text": torch.ones(2, 5).double()}
+    queue.load_state_dict(saved | ({"ids": torch.ones(2, kinds)} if kinds else {}))
+    model, case = Towers.of(Case()), Case(kinds=1)
+    image, text, ids = case.batch(0, 1)
+    image_features, text_features, scale, _ = model(image, text)
+    out = InfoNCE()(image_features, text_features, logit_scale=scale, pool=queue, ids=ids)
+    assert out.loss.item() == pytest.approx(oracle(case, 1)[0].mean().item(), rel=1e-10)
     assert queue.past is not None
-    assert [len(rows) for rows in queue.past if rows is not None] == [1, 1, 1]
+    assert [len(rows) for rows in queue.past if rows is not None] == [3, 3, 3]
 
 
 def held(pool: pools.Pool, rows: Tensor) -> list[Tensor]:
