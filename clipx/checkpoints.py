@@ -129,9 +129,7 @@ def save(
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
         for file in [*files, temporary / "manifest.json", temporary]:
             _sync(file)
-        if (
-            target.exists()
-        ):  # a broken one: a valid checkpoint of this step would have been resumed from
+        if target.exists():  # broken: a valid one of this step would have been resumed from
             shutil.rmtree(target)
         temporary.rename(target)
         _sync(folder)

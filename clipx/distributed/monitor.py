@@ -9,12 +9,12 @@ any of this.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import socket
 import sys
 import threading
 import time
+import traceback
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -119,12 +119,11 @@ class Monitor:
     def _give_up(self, step: int, waited: float) -> None:
         """The main thread is where no exception reaches it: a hanging read, or a device that waits
         for another."""
-        text = (
-            f"clipx: rank {self._rank} on {self._host} has been in step {step} for {waited:.0f} s"
-        )
-        print(f"{text}: {self.blame()}", file=sys.stderr, flush=True)
+        text = f"rank {self._rank} on {self._host} has been in step {step} for {waited:.0f} s"
+        print(f"clipx: {text}: {self.blame()}", file=sys.stderr, flush=True)
         if self.is_first():
-            faulthandler.dump_traceback(file=sys.stderr, all_threads=False)
+            main = sys._current_frames()[threading.main_thread().ident or 0]
+            traceback.print_stack(main, file=sys.stderr)
         os._exit(EXIT_FAULT)
 
 

@@ -16,11 +16,15 @@ _OF_PEERS = (
 )
 
 
-def judged(error: Exception, config: TrainConfig, runtime: Runtime, monitor: Monitor) -> Exception:
-    """The exception to raise in place of one that nobody expected.
+def judged(
+    error: BaseException, config: TrainConfig, runtime: Runtime, monitor: Monitor
+) -> BaseException:
+    """The exception to raise in place of one that ends training: itself where it says enough.
 
     PeerError, which is one line, for what another rank has caused: one traceback tells of 64 ranks.
     """
+    if isinstance(error, UserError) or not isinstance(error, Exception):
+        return error
     if (shortage := out_of_memory(error, config)) is not None:
         return shortage
     if runtime.world_size == 1:

@@ -46,10 +46,7 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     except Stopped as early:
         ended = ("stopped", str(early))
         raise
-    except (UserError, KeyboardInterrupt) as error:
-        ended = ("failed", str(error))
-        raise
-    except Exception as error:
+    except BaseException as error:  # noqa: BLE001  raised below
         final = judged(error, config, runtime, session.monitor)
         ended = ("failed", f"{type(final).__name__}: {final}")
         raise final from (None if final is error else error)
@@ -58,7 +55,8 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
         if logs is not None:
             logs.close()
         session.close(*ended)
-    runtime.close()
+        if ended[0] != "failed":  # else peers may be gone, and nobody is to wait for them
+            runtime.close()
     return session.state
 
 
