@@ -161,7 +161,7 @@ def _train(question: dict[str, Any]) -> int:
         cli.main(question["arguments"])
     except SystemExit as exit:
         return int(exit.code or 0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  as the interpreter would
         traceback.print_exc()
         return 1
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from signal import SIGUSR1
 
@@ -13,6 +14,10 @@ from training import metrics, write_config
 
 STARTS = [(1, 0, 6), (2, 2, 12), (4, 1, 18), (1, 0, 24)]
 """processes, workers of each, step at which it is stopped or done"""
+
+
+def has_logged(file: Path, lines: int) -> bool:
+    return file.exists() and file.read_bytes().count(b"\n") >= lines
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +35,9 @@ def test_it_trains_on_the_same_samples_with_the_same_losses(
     for processes, workers, until in STARTS:
         log = tmp_path / f"log{processes}.{until}"
         command = ["train", config, f"run_dir={run}", f"data.workers={workers}"]
-        if until < 24:  # slower by pauses for nothing would be the other way to hit a step
-            command.append("log_every=1 steps")
         ranks = start(command, log, world_size=processes)
-        file = run / "metrics.jsonl"
         if until < 24:
-            wait_until(lambda: file.exists() and file.read_bytes().count(b"\n") >= until, ranks)
+            wait_until(partial(has_logged, run / "metrics.jsonl", until), ranks)
             ranks.kill(processes - 1, by=SIGUSR1)  # the others learn of it from this one
         codes = ranks.wait()
         stopped = metrics(run)[-1]["step"] < 24
