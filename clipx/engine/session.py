@@ -96,7 +96,11 @@ class Session:
         self.clamped = torch.zeros((), device=self.runtime.device)
         torch.manual_seed(config.seed + self.runtime.rank)  # ranks drop out different units
         saved, messages = newest(
-            self.runtime, self.folder, self.corpus, accept=config.data.accept_changed_corpus
+            self.runtime,
+            self.folder,
+            self.corpus,
+            self.parts,
+            accept=config.data.accept_changed_corpus,
         )
         if saved is not None:
             self._take_up(saved)

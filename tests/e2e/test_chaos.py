@@ -77,7 +77,7 @@ def wait_until(reached: Callable[[], bool], ranks: Ranks) -> None:
 def damage(run: Path, draw: random.Random) -> str:
     """Of the newest checkpoint, a file cut short, changed in one bit, or gone."""
     newest = checkpoints.list_checkpoints(run / "checkpoints")[-1]
-    file = draw.choice(sorted(p for p in newest.iterdir() if p.stat().st_size))
+    file = draw.choice(sorted(p for p in newest.rglob("*") if p.is_file() and p.stat().st_size))
     how = draw.choice(["cut", "flip", "remove"])
     content = bytearray(file.read_bytes())
     if how == "cut":
@@ -162,7 +162,8 @@ def check(run: Path, undisturbed: Path, done: list[str]) -> None:
     assert weights_digest(run, LAST) == weights_digest(undisturbed, LAST), told
     assert metrics(run) == metrics(undisturbed), told
     name = f"step_{LAST:08d}"
-    for file in ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"):
+    tensors = [f"{file}.safetensors" for file in ("model", "ema", "optimizer/rank_00000")]
+    for file in [*tensors, "state.json"]:
         paths = [r / "checkpoints" / name / file for r in (run, undisturbed)]
         assert paths[0].read_bytes() == paths[1].read_bytes(), f"{file}\n{told}"
     kept = [sorted(p.name for p in (r / "checkpoints").iterdir()) for r in (run, undisturbed)]
