@@ -173,7 +173,9 @@ def _write_tensors(
 def _write_texts(folder: Path, state: TrainState, about: About) -> None:
     model_json = about.model_json
     config = {
-        "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"},
+        # custom_text: so are the parameters named, and open_clip loads the folder as it is
+        "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"}
+        | {"custom_text": True},
         "preprocess_cfg": asdict(Normalization.of(model_json)),
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))

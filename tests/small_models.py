@@ -72,7 +72,7 @@ def small(kind: str, folder: Path) -> dict[str, Any]:
     else:
         text |= {"layers": 3, "width": 48, "heads": 3, "vocab_size": VOCABULARY}
     text |= {"context_length": CONTEXT}
-    return cfg | {"embed_dim": 24}
+    return cfg | {"embed_dim": 48}  # what SigLIP's image tower gives, which has no projection
 
 
 def write_text_config(kind: str, folder: Path) -> int:
@@ -81,11 +81,11 @@ def write_text_config(kind: str, folder: Path) -> int:
     import transformers
 
     bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "intermediate_size": 48, "max_position_embeddings": CONTEXT + 10}  # fmt: skip
+            "intermediate_size": 48, "max_position_embeddings": 2 * CONTEXT}  # fmt: skip
     t5 = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2}
     nllb = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2,
             "encoder_ffn_dim": 48, "decoder_layers": 1, "decoder_attention_heads": 2,
-            "decoder_ffn_dim": 48, "max_position_embeddings": CONTEXT + 10}  # fmt: skip
+            "decoder_ffn_dim": 48, "max_position_embeddings": 2 * CONTEXT}  # fmt: skip
     made = {
         "ber": lambda: transformers.BertConfig(vocab_size=VOCABULARY, **bert),
         "rob": lambda: transformers.RobertaConfig(vocab_size=VOCABULARY, **bert),

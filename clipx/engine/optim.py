@@ -93,9 +93,8 @@ def _groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[Group], lis
         key = (muon, decaying, scale, parameter.ndim == 0)
         found.setdefault(key, []).append(parameter)
     parts: tuple[list[Group], list[Group]] = ([], [])
-    for (muon, decaying, scale, _), parameters in sorted(
-        found.items(), key=itemgetter(0), reverse=True
-    ):
+    ordered = sorted(found.items(), key=itemgetter(0), reverse=True)
+    for (muon, decaying, scale, _), parameters in ordered:
         group = {
             "params": parameters,
             "lr": config.lr * scale,

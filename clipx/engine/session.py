@@ -182,8 +182,9 @@ class Session:
         return {**stepped.metrics, "lr": torch.tensor(optim.lr * share)}
 
     def health(self) -> dict[str, Any]:
-        """For a log line; what is counted from line to line starts afresh."""
-        found = line(self.state, self.clamped.item(), memory_gib(self.runtime.device))
+        """For a log line; what is counted from line to line starts afresh. All ranks take part."""
+        memory = max(self.runtime.gather(memory_gib(self.runtime.device)))
+        found = line(self.state, self.clamped.item(), memory)
         self.clamped.zero_()
         return found
 

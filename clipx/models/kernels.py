@@ -1,10 +1,9 @@
 """The two halves of a transformer block on CPUs, with their backward written out: the same numbers
 as the modules in transformer.py, in half the time.
 
-What makes them fast is memory, not arithmetic. Rows are worked on in chunks that stay in cache
-from normalization to residual sum; only what backward cannot cheaply compute again is kept; and
-sequences lie packed behind one another, (N, width) for all N tokens of a batch, so that captions
-need next to no padding. `groups` says how: (number of sequences, tokens of each), in their order.
+Sequences lie packed behind one another, (N, width) for all N tokens of a batch, so that captions
+need next to no padding and matmuls are few and large. `groups` says how: (number of sequences,
+tokens of each), in their order. What backward needs is kept once, in the dtype of matmuls.
 
 Matmuls run in the dtype of autocast; the residual stream, normalization, softmax and sums of
 weight gradients in that of the weights.
@@ -12,7 +11,6 @@ weight gradients in that of the weights.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch.nn import functional as F
 
 Groups = list[tuple[int, int]]
 
-CHUNK = 2048  # tokens: at widths of 192 to 768 its activations fit a second-level cache or nearly
+PIECE = 4096  # rows
 EPS = 1e-5  # of nn.LayerNorm
 
 
@@ -58,42 +56,36 @@ class _AddAttention(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
         gain, offset, w_in, b_in, w_out, b_out, groups, heads, causal = args
         w_in, b_in, w_out, b_out = _cast(x, w_in, b_in, w_out, b_out)
-        y, saved = torch.empty_like(x), []
-        for rows, run in _chunks(groups):
-            h = _layer_norm(x[rows], gain, offset)[0].to(w_in.dtype)
-            qkv = torch.addmm(b_in, h, w_in.t())
-            mixed = torch.empty_like(h)
-            saved.append(mixed)
-            for part, count in _parts(run):
-                by_head = _split_heads(qkv[part], count, 3, heads)
-                attention = _softmax_scores(by_head[0], by_head[1], causal=causal)
-                _merge_heads(attention @ by_head[2], mixed[part], count)
-                saved += [by_head, attention]
-            torch.add(x[rows], torch.addmm(b_out, mixed, w_out.t()), out=y[rows])
+        h, mean, rstd = _layer_norm(x, gain, offset, w_in.dtype)
+        qkv, mixed, saved = torch.addmm(b_in, h, w_in.t()), torch.empty_like(h), []
+        for rows, count in _rows(groups):
+            by_head = _split_heads(qkv[rows], count, 3, heads)
+            attention = _attention(by_head[0], by_head[1], causal=causal)
+            _merge_heads(attention @ by_head[2], mixed[rows], count)
+            saved += [by_head, attention]
         ctx.groups, ctx.heads = groups, heads
-        ctx.save_for_backward(x, gain, offset, w_in, w_out, *saved)
-        return y
+        ctx.save_for_backward(x, gain, offset, mean, rstd, h, w_in, w_out, mixed, *saved)
+        return x + torch.addmm(b_out, mixed, w_out.t())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, offset, w_in, w_out, *rest = ctx.saved_tensors
-        saved = iter(rest)
-        dx, grads = torch.empty_like(x), _Sums(gain, offset, w_in, w_in[:, 0], w_out, w_out[:, 0])
-        for rows, run in _chunks(ctx.groups):
-            d, mixed = dy[rows].to(w_in.dtype), next(saved)
-            dw_out, db_out = d.t() @ mixed, d.sum(0)
-            dmixed = d @ w_out
-            dqkv = d.new_empty(len(d), len(w_in))
-            for part, count in _parts(run):
-                into = _split_heads(dmixed[part], count, 1, ctx.heads)[0]
-                by_head = _attention_backward(into, next(saved), next(saved))
-                _merge_heads(by_head, dqkv[part], count)
-            h, dx[rows], dgain, doffset = _norm_backward(
-                dqkv @ w_in, dy[rows], x[rows], gain, offset
-            )
-            grads.add(dgain, doffset, dqkv.t() @ h, dqkv.sum(0), dw_out, db_out)
-        return dx, *grads.sums, None, None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, gain, offset, mean, rstd, h, w_in, w_out, mixed, *saved = ctx.saved_tensors
+        d = dy.to(h.dtype)
+        dmixed, dqkv = d @ w_out, torch.empty(len(d), len(w_in), dtype=d.dtype)
+        pairs = zip(saved[::2], saved[1::2], strict=True)
+        for (rows, count), (by_head, attention) in zip(_rows(ctx.groups), pairs, strict=True):
+            into = _split_heads(dmixed[rows], count, 1, ctx.heads)[0]
+            _merge_heads(_attention_backward(into, by_head, attention), dqkv[rows], count)
+        dx, dgain, doffset = _norm_backward(dqkv @ w_in, dy, x, gain, offset, mean, rstd)
+        return (
+            dx,
+            dgain,
+            doffset,
+            *_linear_backward(dqkv, h),
+            *_linear_backward(d, mixed),
+            *[None] * 3,
+        )
 
 
 class _AddMLP(torch.autograd.Function):
@@ -101,39 +93,21 @@ class _AddMLP(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *args: Any) -> Tensor:
         gain, offset, w_in, b_in, w_out, b_out, quick_gelu = args
         w_in, b_in, w_out, b_out = _cast(x, w_in, b_in, w_out, b_out)
-        y, hidden = torch.empty_like(x), []
-        for rows, _ in _chunks([(len(x), 1)]):
-            h = _layer_norm(x[rows], gain, offset)[0].to(w_in.dtype)
-            hidden.append(torch.addmm(b_in, h, w_in.t()))
-            out = torch.addmm(b_out, _gelu(hidden[-1], quick=quick_gelu), w_out.t())
-            torch.add(x[rows], out, out=y[rows])
+        h, mean, rstd = _layer_norm(x, gain, offset, w_in.dtype)
+        u = torch.addmm(b_in, h, w_in.t())
         ctx.quick_gelu = quick_gelu
-        ctx.save_for_backward(x, gain, offset, w_in, w_out, *hidden)
-        return y
+        ctx.save_for_backward(x, gain, offset, mean, rstd, h, w_in, w_out, u)
+        return x + torch.addmm(b_out, _gelu(u, quick=quick_gelu), w_out.t())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, offset, w_in, w_out, *hidden = ctx.saved_tensors
-        dx, grads = torch.empty_like(x), _Sums(gain, offset, w_in, w_in[:, 0], w_out, w_out[:, 0])
-        for (rows, _), u in zip(_chunks([(len(x), 1)]), hidden, strict=True):
-            d = dy[rows].to(w_in.dtype)
-            dw_out, db_out = d.t() @ _gelu(u, quick=ctx.quick_gelu), d.sum(0)
-            du = _gelu_backward(d @ w_out, u, quick=ctx.quick_gelu)
-            h, dx[rows], dgain, doffset = _norm_backward(du @ w_in, dy[rows], x[rows], gain, offset)
-            grads.add(dgain, doffset, du.t() @ h, du.sum(0), dw_out, db_out)
-        return dx, *grads.sums, None
-
-
-class _Sums:
-    """Gradients of the weights, summed over chunks."""
-
-    def __init__(self, *like: Tensor) -> None:
-        self.sums = [torch.zeros_like(t, dtype=like[0].dtype) for t in like]
-
-    def add(self, *terms: Tensor) -> None:
-        for total, term in zip(self.sums, terms, strict=True):
-            total += term
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, gain, offset, mean, rstd, h, w_in, w_out, u = ctx.saved_tensors
+        d = dy.to(h.dtype)
+        out = _linear_backward(d, _gelu(u, quick=ctx.quick_gelu))
+        du = _gelu_backward(d @ w_out, u, quick=ctx.quick_gelu)
+        dx, dgain, doffset = _norm_backward(du @ w_in, dy, x, gain, offset, mean, rstd)
+        return dx, dgain, doffset, *_linear_backward(du, h), *out, None
 
 
 def _cast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -142,44 +116,42 @@ def _cast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     return tuple(w.to(dtype) for w in weights)
 
 
-def _chunks(groups: Groups) -> Iterator[tuple[slice, Groups]]:
-    """Whole sequences of about CHUNK tokens together: their rows and groups."""
-    total = sum(count * tokens for count, tokens in groups)
-    limit = math.ceil(total / max(1, round(total / CHUNK)))
-    start, size, run = 0, 0, []
-    for count, tokens in groups:
-        while count > 0:
-            taken = min(count, max(1, (limit - size) // tokens))
-            run.append((taken, tokens))
-            count, size = count - taken, size + taken * tokens
-            if size + tokens > limit:
-                yield slice(start, start + size), run
-                start, size, run = start + size, 0, []
-    if run:
-        yield slice(start, start + size), run
+def _linear_backward(d: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """d: (N, out), x: (N, in) -> gradients of weight and bias in float32.
+
+    The long sum over rows goes by pieces: they stay in cache, and are summed in float32.
+    """
+    wide, weight = _wide(d), None
+    for part, rows in zip(d.split(PIECE), x.split(PIECE), strict=True):
+        term = (part.t() @ rows).to(wide)
+        weight = term if weight is None else weight.add_(term)
+    assert weight is not None
+    return weight, d.sum(0).to(wide)
 
 
-def _parts(run: Groups) -> Iterator[tuple[slice, int]]:
-    """Rows within the chunk and number of sequences of each group."""
-    start = 0
-    for count, tokens in run:
-        yield slice(start, start + count * tokens), count
-        start += count * tokens
+def _layer_norm(
+    x: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows in `dtype`; mean and reciprocal deviation."""
+    h, mean, rstd = torch.native_layer_norm(x, gain.shape, gain, offset, EPS)
+    return h.to(dtype), mean, rstd
 
 
-def _layer_norm(x: Tensor, gain: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.native_layer_norm(x, gain.shape, gain, offset, EPS)
-
-
-def _norm_backward(
-    dh: Tensor, dy: Tensor, x: Tensor, gain: Tensor, offset: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The normalized rows once more, then gradients of x + f(layer_norm(x)): x, gain, offset."""
-    h, mean, rstd = _layer_norm(x, gain, offset)
+def _norm_backward(dh: Tensor, dy: Tensor, x: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+    """Of x + f(layer_norm(x)): the gradients of x, gain and offset."""
+    gain, offset, mean, rstd = saved
     dx, dgain, doffset = torch.ops.aten.native_layer_norm_backward(
         dh.to(x.dtype), x, gain.shape, mean, rstd, gain, offset, [True] * 3
     )
-    return h.to(dh.dtype), dx.add_(dy), dgain, doffset
+    return dx.add_(dy), dgain, doffset
+
+
+def _rows(groups: Groups) -> Iterator[tuple[slice, int]]:
+    """Rows and number of sequences of each group."""
+    start = 0
+    for count, tokens in groups:
+        yield slice(start, start + count * tokens), count
+        start += count * tokens
 
 
 def _split_heads(x: Tensor, count: int, parts: int, heads: int) -> Tensor:
@@ -195,7 +167,7 @@ def _merge_heads(x: Tensor, out: Tensor, count: int) -> None:
     out.view(x.shape).copy_(x)
 
 
-def _softmax_scores(q: Tensor, k: Tensor, *, causal: bool) -> Tensor:
+def _attention(q: Tensor, k: Tensor, *, causal: bool) -> Tensor:
     """q, k: (batch, T, d) -> (batch, T, T) weights of attention (arXiv:1706.03762, 3.2.1)."""
     tokens = q.shape[1]
     hidden = q.new_zeros(tokens, tokens)

@@ -113,10 +113,10 @@ def fixed_text_length(cfg: dict[str, Any]) -> int | None:
     """Tokens to which this model's captions must be padded; None where they may be cut to the
     longest of the batch.
 
-    A causal tower read at the end token, or at the first, does not see padding. One without a mask
-    does, and SigLIP's is read at the last position. The end token is found as the highest id, which
-    only CLIP's own tokenizer promises. A tower of transformers hides the padding of its own
-    tokenizer, and attends to that of another.
+    A causal tower read at the end token does not see padding. One without a mask does, and SigLIP's
+    is read at the last position. `argmax` takes the highest id for the end token, which only CLIP's
+    own tokenizer promises. A tower of transformers hides the padding of its own tokenizer, and
+    attends to that of another.
     """
     text_cfg = cfg["text_cfg"]
     tokenizer = text_cfg.get("hf_tokenizer_name")
@@ -124,7 +124,7 @@ def fixed_text_length(cfg: dict[str, Any]) -> int | None:
         return None if tower == tokenizer else context_length(cfg)
     causal = not (text_cfg.get("no_causal_mask") or text_cfg.get("embed_cls"))
     read = text_cfg.get("pool_type", "argmax")
-    free = causal and (read in ("first", "eos") or (read == "argmax" and not tokenizer))
+    free = causal and (read == "eos" or (read == "argmax" and not tokenizer))
     return None if free else context_length(cfg)
 
 

@@ -56,7 +56,7 @@ def text_tower(cfg: dict[str, Any]) -> nn.Module:
     name = settings.get("hf_model_name")
     try:
         tower = _build_text_tower(cfg["embed_dim"], settings, cfg.get("quick_gelu", False))  # type: ignore[arg-type]
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         if name is None:
             raise
         raise UserError(

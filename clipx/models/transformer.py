@@ -38,59 +38,36 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:
         """(B, T, width) -> (B, T, width); with `read`, (B,) token indices, the output of those
         tokens alone: (B, 1, width)."""
-        width = x.shape[-1]
-        if read is None:
-            q, k, v = self._heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), 3)
-        else:
-            wanted = take(x, read)
-            (q,) = self._heads(
-                F.linear(wanted, self.in_proj_weight[:width], self.in_proj_bias[:width]), 1
-            )
-            k, v = self._heads(
-                F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]), 2
-            )
-        hidden = self._hidden(x, read) if self.causal else None
-        if x.device.type == "cpu":
-            mixed = _attend_by_matmul(q, k, v, hidden)
-        elif read is None:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        else:
-            mixed = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=None if hidden is None else ~hidden
-            )
+        if read is not None:
+            return self.out_proj(self._read(x, read))
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, T, parts * width) -> `parts` tensors (B, heads, T, width / heads)."""
-        batch, tokens, total = x.shape
-        x = x.view(batch, tokens, parts, self.heads, total // parts // self.heads)
-        return x.permute(2, 0, 3, 1, 4).unbind(0)
+    def _read(self, x: Tensor, read: Tensor) -> Tensor:
+        """One query a sequence, for which no token's key or value need be computed.
 
-    @staticmethod
-    def _hidden(x: Tensor, read: Tensor | None) -> Tensor:
-        """True where a query must not see a key: the tokens after its own. Broadcasts to (B, heads,
-        queries, T)."""
-        key = torch.arange(x.shape[1], device=x.device)
-        query = key[:, None] if read is None else read[:, None, None, None]
-        return key > query
+        Its product with a key, q (W_k x + b_k), is (q W_k) x and a number that is the same for all
+        tokens, which softmax ignores; the mean of values W_v x + b_v is W_v of the mean, and b_v.
+        """
+        batch, _, width = x.shape
+        weight, bias = self.in_proj_weight, self.in_proj_bias.view(3, width)
+        w_k, w_v = weight[width:].view(2, self.heads, -1, width)
+        q = F.linear(take(x, read), weight[:width], bias[0])
+        x = x.to(q.dtype)
+        q = q.view(batch, self.heads, -1).transpose(0, 1) * w_k.shape[1] ** -0.5
+        scores = (q @ w_k).transpose(0, 1) @ x.transpose(1, 2)  # (B, heads, T)
+        if self.causal:
+            after = torch.arange(x.shape[1], device=x.device) > read[:, None, None]
+            scores = scores.masked_fill(after, -torch.inf)
+        mean = scores.softmax(-1).to(x.dtype) @ x  # (B, heads, width)
+        return (mean.transpose(0, 1) @ w_v.mT).transpose(0, 1).reshape(batch, 1, width) + bias[2]
 
 
 def take(x: Tensor, read: Tensor) -> Tensor:
     """One token of each sequence: (B, T, width), (B,) -> (B, 1, width)."""
     return x[torch.arange(len(x), device=x.device), read][:, None]
-
-
-def _attend_by_matmul(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
-    """Attention written out: q: (B, heads, Q, d); k, v: (B, heads, T, d).
-
-    On CPUs and sequences of some tens of tokens, two batched matmuls beat the flash kernel, whose
-    backward is not
-    vectorized for bfloat16: twice the speed of a whole training step.
-    """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, -torch.inf)
-    return scores.softmax(-1).to(v.dtype) @ v
 
 
 class LayerScale(nn.Module):
@@ -228,7 +205,7 @@ class Transformer(nn.Module):
         MLP for that token only: the same numbers for a seventh less work in a tower of six blocks.
         """
         if runs_packed(x):
-            return self.packed(x.flatten(0, 1), read, [x.shape[:2]])
+            return self.packed(x.flatten(0, 1), read, [(x.shape[0], x.shape[1])])
         for block in self.resblocks[:-1]:
             x = self._run(block, x)
         return self._run(self.resblocks[-1], x, read).squeeze(1)

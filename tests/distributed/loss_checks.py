@@ -11,6 +11,7 @@ from live_bytes import LiveBytes
 from reference import Past, infonce_rows, sigmoid_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from clipx.distributed.pool import (
     ChunkedPool,
@@ -19,7 +20,7 @@ from clipx.distributed.pool import (
     QueuePool,
     RingPool,
 )
-from clipx.distributed.runtime import Runtime, unwrap
+from clipx.distributed.runtime import Runtime
 from clipx.losses.infonce import InfoNCE
 from clipx.losses.sigmoid import Sigmoid
 from clipx.types import Pool
@@ -86,7 +87,8 @@ class Towers(nn.Module):
 
 def train(runtime: Runtime, case: Case) -> dict[str, Any]:
     """Loss, accuracy and gradients of the last step, on one rank, and the pool's state."""
-    model = runtime.wrap(Towers.of(case))
+    towers = Towers.of(case).to(runtime.device)
+    model = towers if runtime.world_size == 1 else DistributedDataParallel(towers)
     rank = slice(runtime.rank * case.local_rows, (runtime.rank + 1) * case.local_rows)
     loss = InfoNCE(case.label_smoothing) if case.loss == "infonce" else Sigmoid()
     pool = case.build_pool(runtime.world_size)
@@ -103,7 +105,7 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
         if step == case.steps // 2:  # as after a resume
             state, pool = pool.state_dict(), case.build_pool(runtime.world_size)
             pool.load_state_dict(state)
-    named = unwrap(model).named_parameters()
+    named = towers.named_parameters()
     return {
         "loss": out.loss.item(),
         "accuracy": out.metrics["image_to_text_accuracy"].item(),

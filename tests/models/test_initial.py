@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
+import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import small, small_trunks, stirred
 
 from clipx import checkpoints
 from clipx.checkpoints import TrainState
 from clipx.config import build
+from clipx.data.transforms import Normalization
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.initial import checkpoint, demo_towers
 from clipx.types import UserError
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "embed_dim": 8,
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
     "text_cfg": {"context_length": 8, "vocab_size": 100, "width": 16, "heads": 2, "layers": 1},
@@ -116,6 +122,293 @@ def test_a_config_names_it_like_any_component() -> None:
     data = {"name": "m.json", "initial": {"name": "demo_towers"}, "locked": ["visual"]}
     config = build(ModelConfig, data, where="here")
     assert config.initial.folder == "data/towers"
+
+
+def fresh(cfg: dict[str, Any], seed: int = 1) -> DualEncoder:
+    torch.manual_seed(seed)
+    with small_trunks():
+        return DualEncoder(cfg).eval()
+
+
+def filled(cfg: dict[str, Any], path: Path | str) -> tuple[DualEncoder, list[str]]:
+    into, initial = fresh(cfg), checkpoint.Config(path=str(path)).build()
+    initial.prepare()
+    return into, initial.load(into)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
+    for step in (5, 10):
+        trained = model(step)
+        optimizer = torch.optim.AdamW(trained.parameters())
+        state = TrainState(step=step)
+        path = checkpoints.save(
+            tmp_path / "checkpoints", state, trained, MODEL, optimizer, [], keep=3
+        )
+    weights = bytearray((path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (path / "model.safetensors").write_bytes(weights)
+    loaded, notices = filled(MODEL, tmp_path)
+    assert equal(loaded, model(5))
+    assert len(notices) == 1
+    assert "step_00000010 is skipped: model.safetensors has another SHA-256" in notices[0]
+    with pytest.raises(UserError, match="is damaged"):
+        filled(MODEL, path)
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_folders_of_open_clip_load(name: str, prefix: str, tmp_path: Path) -> None:
+    weights = model(3).state_dict()
+    if name.endswith("bin"):
+        torch.save(weights, tmp_path / name)
+    else:
+        save_file(weights, tmp_path / name)
+        torch.save({}, tmp_path / "open_clip_pytorch_model.bin")  # safetensors come first
+    loaded, notices = filled(MODEL, f"{prefix}{tmp_path}")
+    assert equal(loaded, model(3))
+    assert notices == []
+
+
+def test_openais_half_precision_weights_load(tmp_path: Path) -> None:
+    """With three numbers beside the weights, half of them in float16, CLIP's names."""
+    torch.manual_seed(2)
+    theirs = open_clip.CLIP(**MODEL).half().float().eval()
+    weights = {n: t.half() if t.ndim > 1 else t for n, t in theirs.state_dict().items()} | {
+        "input_resolution": torch.tensor(16),
+        "context_length": torch.tensor(8),
+    }
+    torch.save(weights | {"vocab_size": torch.tensor(100)}, tmp_path / "openai.pt")
+    loaded, notices = filled(MODEL, tmp_path / "openai.pt")
+    assert notices == []
+    image = torch.randn(3, 3, 16, 16)
+    assert loaded.logit_scale.dtype == torch.float32
+    torch.testing.assert_close(loaded.encode_image(image), theirs.encode_image(image, True))
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+def test_an_archive_that_is_a_program_is_told(tmp_path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "jit.pt")
+    with pytest.raises(UserError, match="is a TorchScript archive"):
+        filled(MODEL, tmp_path / "jit.pt")
+
+
+def larger(image_size: int, context_length: int) -> dict[str, Any]:
+    return {
+        **MODEL,
+        "vision_cfg": {**MODEL["vision_cfg"], "image_size": image_size},
+        "text_cfg": {**MODEL["text_cfg"], "context_length": context_length},
+    }
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(("image_size", "context_length"), [(32, 8), (16, 12), (8, 5), (40, 77)])
+def test_positions_are_resized_as_open_clip_does(
+    image_size: int, context_length: int, own: bool, tmp_path: Path
+) -> None:
+    cfg, source = larger(image_size, context_length), MODEL
+    if not own:  # open_clip's native towers
+        change = {"vision_cfg": {"no_ln_pre": True}, "text_cfg": {"proj_bias": True}}
+        cfg, source = ({**c, **{k: {**c[k], **v} for k, v in change.items()}} for c in (cfg, MODEL))
+    torch.save(fresh(source, 4).state_dict(), tmp_path / "w.pt")
+    theirs = open_clip.CustomTextCLIP(**cfg)
+    open_clip.load_checkpoint(theirs, str(tmp_path / "w.pt"))
+    loaded, notices = filled(cfg, tmp_path / "w.pt")
+    expected = theirs.state_dict()
+    assert all(torch.equal(t, expected[n]) for n, t in loaded.state_dict().items())
+    assert len(notices) == (image_size != 16) + (context_length != 8)
+    if context_length != 8:
+        told = f"text.positional_embedding is interpolated from 8 to {context_length} positions"
+        assert any(told in notice for notice in notices)
+
+
+@pytest.mark.parametrize("kind", ["ViT-B-16-SigLIP", "EVA02-B-16"])
+def test_positions_of_timm_are_resized_as_it_does_itself(kind: str, tmp_path: Path) -> None:
+    cfg = small(kind, tmp_path)
+    source = fresh(cfg, 4)
+    save_file(
+        {n: t.contiguous() for n, t in source.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    cfg["vision_cfg"]["image_size"] = 96
+    loaded, notices = filled(cfg, tmp_path / "w.safetensors")
+    source.visual.set_input_size(96)
+    assert torch.equal(loaded.visual.trunk.pos_embed, source.visual.trunk.pos_embed)
+    assert "visual.trunk.pos_embed is interpolated" in notices[0]
+
+
+def test_a_bias_that_one_side_lacks_is_no_fault(tmp_path: Path) -> None:
+    biased = {**MODEL, "init_logit_bias": -10.0}
+    save_file(fresh(MODEL, 4).state_dict(), tmp_path / "clip.safetensors")
+    weights = fresh(biased, 4).state_dict()
+    weights |= {"logit_bias": torch.tensor([-7.0]), "logit_scale": torch.tensor([2.0])}
+    save_file(weights, tmp_path / "siglip.safetensors")
+    loaded, notices = filled(biased, tmp_path / "clip.safetensors")
+    assert loaded.logit_bias.item() == -10
+    assert "no logit_bias, which starts at -10" in notices[0]
+    loaded, notices = filled(MODEL, tmp_path / "siglip.safetensors")
+    assert loaded.logit_scale.item() == 2
+    assert "logit_bias -7 is left out" in notices[0]
+    loaded, notices = filled(biased, tmp_path / "siglip.safetensors")
+    assert loaded.logit_bias.item() == -7
+    assert notices == []
+
+
+def big_vision(model: DualEncoder) -> dict[str, np.ndarray]:
+    """SigLIP's parameters under the names and in the layouts of Google's arrays."""
+    state = {n: t.numpy() for n, t in model.state_dict().items()}
+    out = {"b": state["logit_bias"][None], "t": state["logit_scale"][None]}
+
+    def dense(name: str, theirs: str) -> None:
+        out[f"{theirs}/kernel"], out[f"{theirs}/bias"] = (
+            state[f"{name}.weight"].T,
+            state[f"{name}.bias"],
+        )
+
+    def norm(name: str, theirs: str) -> None:
+        out[f"{theirs}/scale"], out[f"{theirs}/bias"] = (
+            state[f"{name}.weight"],
+            state[f"{name}.bias"],
+        )
+
+    def heads(weight: np.ndarray, bias: np.ndarray, theirs: str, parts: tuple[str, ...]) -> None:
+        for part, w, b in zip(
+            parts, np.split(weight, len(parts)), np.split(bias, len(parts)), strict=True
+        ):
+            out[f"{theirs}/{part}/kernel"] = w.T.reshape(w.shape[1], 3, -1)
+            out[f"{theirs}/{part}/bias"] = b.reshape(3, -1)
+
+    def merged(name: str, theirs: str) -> None:
+        weight = state[f"{name}.weight"]
+        out[f"{theirs}/out/kernel"] = weight.T.reshape(3, -1, len(weight))
+        out[f"{theirs}/out/bias"] = state[f"{name}.bias"]
+
+    qkv = ("query", "key", "value")
+    trunk, text = "visual.trunk", "text.transformer.resblocks"
+    out["img/embedding/kernel"] = state[f"{trunk}.patch_embed.proj.weight"].transpose(2, 3, 1, 0)
+    out["img/embedding/bias"] = state[f"{trunk}.patch_embed.proj.bias"]
+    out["img/pos_embedding"] = state[f"{trunk}.pos_embed"]
+    norm(f"{trunk}.norm", "img/Transformer/encoder_norm")
+    for i in range(2):
+        block, theirs = f"{trunk}.blocks.{i}", f"img/Transformer/encoderblock_{i}"
+        attention = f"{theirs}/MultiHeadDotProductAttention_0"
+        heads(state[f"{block}.attn.qkv.weight"], state[f"{block}.attn.qkv.bias"], attention, qkv)
+        merged(f"{block}.attn.proj", attention)
+        for number in (0, 1):
+            norm(f"{block}.norm{number + 1}", f"{theirs}/LayerNorm_{number}")
+            dense(f"{block}.mlp.fc{number + 1}", f"{theirs}/MlpBlock_0/Dense_{number}")
+    pool, theirs = f"{trunk}.attn_pool", "img/MAPHead_0"
+    attention = f"{theirs}/MultiHeadDotProductAttention_0"
+    out[f"{theirs}/probe"] = state[f"{pool}.latent"]
+    heads(state[f"{pool}.q.weight"], state[f"{pool}.q.bias"], attention, qkv[:1])
+    heads(state[f"{pool}.kv.weight"], state[f"{pool}.kv.bias"], attention, qkv[1:])
+    merged(f"{pool}.proj", attention)
+    norm(f"{pool}.norm", f"{theirs}/LayerNorm_0")
+    for number in (0, 1):
+        dense(f"{pool}.mlp.fc{number + 1}", f"{theirs}/MlpBlock_0/Dense_{number}")
+    out["txt/Embed_0/embedding"] = state["text.token_embedding.weight"]
+    out["txt/pos_embedding"] = state["text.positional_embedding"][None]
+    norm("text.ln_final", "txt/Encoder_0/encoder_norm")
+    dense("text.text_projection", "txt/head")
+    for i in range(3):
+        block, theirs = f"{text}.{i}", f"txt/Encoder_0/encoderblock_{i}"
+        attention = f"{theirs}/MultiHeadDotProductAttention_0"
+        heads(
+            state[f"{block}.attn.in_proj_weight"],
+            state[f"{block}.attn.in_proj_bias"],
+            attention,
+            qkv,
+        )
+        merged(f"{block}.attn.out_proj", attention)
+        for number, part in enumerate(("c_fc", "c_proj")):
+            norm(f"{block}.ln_{number + 1}", f"{theirs}/LayerNorm_{number}")
+            dense(f"{block}.mlp.{part}", f"{theirs}/MlpBlock_0/Dense_{number}")
+    return {f"params/{name}": array for name, array in out.items()}
+
+
+def test_siglip_of_big_vision_loads(tmp_path: Path) -> None:
+    cfg = small("ViT-B-16-SigLIP", tmp_path)
+    source = stirred(fresh(cfg, 4))
+    np.savez(tmp_path / "siglip.npz", **big_vision(source))
+    loaded, notices = filled(cfg, tmp_path / "siglip.npz")
+    assert notices == []
+    assert equal(loaded, source)
+    with pytest.raises(UserError, match=r"An \.npz must be a SigLIP of big_vision"):
+        filled(MODEL, tmp_path / "siglip.npz")
+    arrays = big_vision(source) | {"params/img/embedding/kernel": np.array([Payload()])}
+    np.savez(tmp_path / "objects.npz", **arrays)
+    with pytest.raises(UserError, match="does not fit the model: ValueError: Object arrays cannot"):
+        filled(cfg, tmp_path / "objects.npz")
+
+
+# Weights that open_clip publishes, from a cache of the hub; there is no network.
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """lab/clip on the hub, which open_clip lists as the tag `lab` of two models."""
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--lab--clip" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (cache / "models--lab--clip" / "refs").mkdir()
+    (cache / "models--lab--clip" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    tag = {"hf_hub": "lab/clip/", "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "size": 99}
+    known = {"ViT-S-32": {"lab": tag}, "ViT-S-32-quickgelu": {"lab": tag | {"quick_gelu": True}}}
+    for name, tags in known.items():
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, tags)
+    return snapshot
+
+
+def model_config(name: str, **initial: str) -> ModelConfig:
+    data = {"name": name, "initial": {"name": "pretrained", "tag": "lab"} | initial}
+    return build(ModelConfig, data, where="here")
+
+
+def test_a_tag_brings_weights_and_their_normalization(tmp_path: Path, published: Path) -> None:
+    save_file(model(3).state_dict(), published / "open_clip_model.safetensors")
+    (tmp_path / "m.json").write_text(json.dumps(MODEL))
+    for config in (
+        model_config("ViT-S-32"),
+        model_config(str(tmp_path / "m.json"), model="ViT-S/32"),
+    ):
+        initial = config.build_initial()
+        initial.prepare()
+        into = model(1)
+        assert initial.load(into) == []
+        assert equal(into, model(3))
+        cfg = config.read()
+        assert Normalization.of(cfg) == Normalization((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+        assert "size" not in cfg["preprocess_cfg"]
+    hub, notices = filled(MODEL, "hf-hub:lab/clip")
+    assert equal(hub, model(3))
+    assert notices == []
+
+
+def test_a_tag_that_cannot_be_had_is_told(tmp_path: Path, published: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be fetched.*\n.*HF_HOME"):
+        model_config("ViT-S-32").build_initial().prepare()
+    with pytest.raises(
+        UserError, match=r"'laion' is none of open_clip's for ViT-S-32, which are lab"
+    ):
+        model_config("ViT-S-32", tag="laion").build_initial()
+    with pytest.raises(UserError, match=r"no weights for 'm\.json'; set model\.initial\.model"):
+        model_config("m.json").build_initial()
+    with pytest.raises(
+        UserError, match=r"quick_gelu True.*False: take model.name ViT-S-32-quickgelu"
+    ):
+        model_config("ViT-S-32", model="ViT-S-32-quickgelu").read()
+
+
+def test_towers_are_not_pretrained_twice() -> None:
+    """Weights to come replace those that transformers would fetch."""
+    name = "roberta-ViT-B-32"
+    initial = {"name": "checkpoint", "path": "w.pt"}
+    config = build(ModelConfig, {"name": name, "initial": initial}, where="here")
+    assert config.read()["text_cfg"]["hf_model_pretrained"] is False
+    assert (
+        "hf_model_pretrained"
+        not in build(ModelConfig, {"name": name}, where="here").read()["text_cfg"]
+    )
 
 
 # The two packages, imitated: the same layout with random weights.

@@ -61,11 +61,11 @@ def assert_same_with_gradients(
     [(False, False, None), (True, False, None), (True, True, 0.3), (False, True, 0.3)],
 )
 @settings(max_examples=15, deadline=None)
-@given(groups=LISTS_OF_GROUPS, chunk=st.integers(1, 40))
+@given(groups=LISTS_OF_GROUPS, piece=st.integers(1, 40))
 def test_a_packed_block_equals_its_modules_with_gradients(
-    groups: Groups, chunk: int, read_one: bool, causal: bool, quick_gelu: bool, layer_scale: float
+    groups: Groups, piece: int, read_one: bool, causal: bool, quick_gelu: bool, layer_scale: float
 ) -> None:
-    """Whatever the lengths of sequences, and wherever the borders of chunks fall."""
+    """Whatever the lengths of sequences, and wherever the borders of pieces fall."""
     module = block(causal=causal, quick_gelu=quick_gelu, layer_scale=layer_scale)
     generator = torch.Generator().manual_seed(1)
     total = sum(count * tokens for count, tokens in groups)
@@ -73,7 +73,7 @@ def test_a_packed_block_equals_its_modules_with_gradients(
     lengths = torch.cat([torch.full((count,), tokens) for count, tokens in groups])
     read = (torch.rand(len(lengths), generator=generator) * lengths).long() if read_one else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "CHUNK", chunk)
+        patch.setattr(kernels, "PIECE", piece)
         packed = module(x, read, groups)
         inputs = [x, *module.parameters()]
         # float64 sums in another order
@@ -142,21 +142,6 @@ def test_groups_hold_every_caption_and_waste_little(lengths: list[int]) -> None:
         assert max(group) == tokens
         assert count * tokens - sum(group) <= PADDING
         start += count
-
-
-@given(groups=LISTS_OF_GROUPS, chunk=st.integers(1, 40))
-def test_chunks_are_whole_sequences_in_order(groups: Groups, chunk: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "CHUNK", chunk)
-        chunks = list(kernels._chunks(groups))
-    sequences = [t for count, t in groups for _ in range(count)]
-    assert [t for _, run in chunks for count, t in run for _ in range(count)] == sequences
-    stop = 0
-    for rows, run in chunks:
-        assert rows.start == stop
-        stop = rows.stop
-        assert rows.stop - rows.start == sum(count * tokens for count, tokens in run)
-    assert stop == sum(sequences)
 
 
 @pytest.mark.parametrize("causal", [False, True])

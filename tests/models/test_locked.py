@@ -51,6 +51,43 @@ def test_locked_parts_get_no_gradient_and_stay_in_evaluation_mode(cfg: dict[str,
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())  # batch norms too
 
 
+def test_only_unlocked_groups_learn_and_keep_statistics(cfg: dict[str, Any]) -> None:
+    """Batch norm in a locked block stays in evaluation; in an unlocked one it is trained."""
+    torch.manual_seed(0)
+    model = DualEncoder(cfg)
+    model.lock(LOCKED, {"visual": 2, "text": 1})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for mode in (False, True):
+        model.train(mode)
+    trunk = model.visual.trunk
+    locked = [*trunk.blocks[0].modules(), *trunk.blocks[2].modules(), trunk.bn1]
+    assert not any(module.training for module in locked)
+    assert all(m.training for m in [*trunk.blocks[3].modules(), *trunk.blocks[4].modules()])
+    image, text = inputs()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    out = model(image, text)
+    (out[0] @ out[1].T * torch.randn(5, 5)).sum().backward()
+    optimizer.step()
+    changed = {n for n, t in model.state_dict().items() if not torch.equal(before[n], t)}
+    learned = {"blocks.3.", "blocks.4.", "conv_head.", "bn2."}  # timm's last two groups
+    for name in before:
+        if name.startswith("visual.trunk.") and "num_batches" not in name:
+            rest = name.removeprefix("visual.trunk.")
+            assert (name in changed) == any(rest.startswith(part) for part in learned), name
+    assert "text.transformer.embeddings.word_embeddings.weight" not in changed
+    assert "text.transformer.encoder.layer.0.output.dense.weight" in changed
+    assert {"visual.head.mlp.fc1.weight", "text.proj.0.weight"} <= changed
+
+
+def test_more_groups_than_there_are_cannot_be_unlocked(cfg: dict[str, Any]) -> None:
+    with pytest.raises(
+        UserError, match=r"unlocked_groups\.text 1: .* locks 0 groups.*add the tower"
+    ):
+        DualEncoder(MODEL).lock(["visual"], {"text": 1})
+    with pytest.raises(UserError, match=r"visual 4: .* locks 4 groups .* unlock 3 at most"):
+        DualEncoder(MODEL).lock(["visual"], {"visual": 4})
+
+
 def test_a_prefix_without_parameters_is_told() -> None:
     with pytest.raises(UserError, match=r"'visual\.trunk' .* visual, visual\.conv1"):
         DualEncoder(MODEL).lock(["visual.trunk"])

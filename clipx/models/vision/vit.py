@@ -78,6 +78,8 @@ class VisionTransformer(nn.Module):
         patches."""
         batch, _, height, width = image.shape
         size = self.patch_size
+        if torch.is_autocast_enabled(image.device.type):
+            image = image.to(torch.get_autocast_dtype(image.device.type))  # half the bytes to move
         x = image.view(batch, 3, height // size, size, width // size, size)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 3 * size * size)
         return F.linear(x, self.conv1.weight.flatten(1))
