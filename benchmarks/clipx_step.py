@@ -17,8 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from clipx.distributed.pool import LocalPool
+from clipx.distributed.wrap import Alone
 from clipx.engine.optim import OptimConfig, build_optimizer
-from clipx.engine.step import train_step
+from clipx.engine.precision import build_precision
+from clipx.engine.step import Step
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.types import Batch
@@ -36,8 +38,16 @@ def main() -> None:
     model = DualEncoder(ModelConfig(arguments.model_json).read())
     model.load_state_dict(load_file(arguments.init))
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
-    loss, device = InfoNCE(), torch.device("cpu")
-    dtype = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    device = torch.device("cpu")
+    step = Step(
+        model=Alone(model),
+        encoder=model,
+        optimizer=optimizer,
+        loss=InfoNCE(),
+        pool=LocalPool(),
+        precision=build_precision(arguments.precision, device),
+        device=device,
+    )
     batches = read_batches(arguments.batch)
     done = 0
 
@@ -47,17 +57,7 @@ def main() -> None:
         for _ in range(steps):
             batch = batches[done % len(batches)]
             began = time.perf_counter()
-            out = train_step(
-                model,
-                optimizer,
-                loss,
-                LocalPool(),
-                batch,
-                device=device,
-                dtype=dtype,
-                clip_grad_norm=None,
-            )
-            losses.append(out["loss"].item())
+            losses.append(step(batch).metrics["loss"].item())
             seconds.append(time.perf_counter() - began)
             done += 1
         return {"step_seconds": seconds, "losses": losses}

@@ -5,30 +5,38 @@ checkpoints/step_00000500/
     model.safetensors        weights, by open_clip's CustomTextCLIP names
     open_clip_config.json    the architecture and the preprocessing, in open_clip's layout
     config.json, tokenizer.json ...    of a Hugging Face text tower that came from a local folder
-    training.pt              optimizer and random state, loaded with weights_only=True
+    ema.safetensors          their averages, where the run keeps them: what `load_model` loads
+    training.pt              optimizer, random state, scaler and pool, loaded with weights_only=True
     state.json               step, data position, corpus digest, fingerprint
     manifest.json            size and SHA-256 of every other file; written last
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
 from clipx.data.transforms import Normalization
+from clipx.manifest import find_checkpoint, list_checkpoints
+from clipx.manifest import newest_valid as newest_valid
+from clipx.manifest import sha256 as _sha256
+from clipx.manifest import verify as verify
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import text_files, with_text_folder
 from clipx.types import UserError
+
+_PARTS = ("optimizer", "random", "scaler", "pool")
+"""Fields of `Training` in training.pt."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,33 @@ class TrainState:
 
     position: samples trained on, which is also the next position of the data order
     fingerprint: order-free sum over all samples trained on of a hash of (position, key), mod 2^63
+    skipped_steps: left out because the loss or its gradient was not finite; overflowed_steps: left
+    out because float16's range ended; clamped_steps: since the last log line
     """
 
     step: int = 0
     position: int = 0
     fingerprint: int = 0
     corpus_digest: str = ""
+    skipped_steps: int = 0
+    overflowed_steps: int = 0
+    nonfinite_in_a_row: int = 0
+    clamped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """What only training needs of a checkpoint, whole and on the CPU.
+
+    random: of each rank; scaler, pool: empty where a run has none; ema: the averages of the
+    weights by name, None where a run keeps none
+    """
+
+    optimizer: dict[str, Any]
+    random: list[dict[str, Any]]
+    scaler: dict[str, Any] = field(default_factory=dict)
+    pool: dict[str, Any] = field(default_factory=dict)
+    ema: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,36 +80,35 @@ class Checkpoint:
 
     path: Path
     state: TrainState
-    weights: dict[str, torch.Tensor]
-    optimizer: dict[str, Any]
-    random: list[dict[str, Any]]
+    weights: dict[str, Tensor]
+    training: Training
 
 
 def save(
     folder: Path,
     state: TrainState,
-    model: nn.Module,
+    weights: Mapping[str, Tensor],
     model_json: dict[str, Any],
-    optimizer: torch.optim.Optimizer,
-    random: list[dict[str, Any]],
+    training: Training,
     *,
     keep: int,
 ) -> Path:
     """Write `folder/step_N` atomically, then delete all but the newest `keep`. Raises OSError; a
-    partial write is removed."""
+    partial write is removed.
+
+    weights: a model's whole state_dict
+    """
     target = folder / f"step_{state.step:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     try:
         temporary.mkdir()
-        weights = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-        }
-        save_file(weights, temporary / "model.safetensors")
-        torch.save(
-            {"optimizer": optimizer.state_dict(), "random": random}, temporary / "training.pt"
-        )
+        _save_tensors(weights, temporary / "model.safetensors")
+        if training.ema is not None:
+            _save_tensors(training.ema, temporary / "ema.safetensors")
+        parts = {name: vars(training)[name] for name in _PARTS}
+        torch.save(parts, temporary / "training.pt")
         preprocess = asdict(Normalization.of(model_json))
         config = {
             "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"},
@@ -112,55 +140,29 @@ def save(
     return target
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(folder.glob("step_*")) if folder.is_dir() else []
-
-
-def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are all as its manifest says, and why newer ones were
-    passed over."""
-    complaints = []
-    for path in reversed(list_checkpoints(folder)):
-        fault = verify(path)
-        if fault is None:
-            return path, complaints
-        complaints.append(f"checkpoint {path} is skipped: {fault}")
-    return None, complaints
-
-
-def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        for name, expected in manifest.items():
-            size = (path / name).stat().st_size
-            if size != expected["bytes"]:
-                return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if _sha256(path / name) != expected["sha256"]:
-                return f"{name} has another SHA-256 than when it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
 
 
 def load(path: Path) -> Checkpoint:
     """A verified checkpoint, for training."""
-    training = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+    parts = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+    averages = path / "ema.safetensors"
     return Checkpoint(
         path=path,
         state=TrainState(**json.loads((path / "state.json").read_text())),
         weights=load_file(path / "model.safetensors"),
-        optimizer=training["optimizer"],
-        random=training["random"],
+        training=Training(**parts, ema=load_file(averages) if averages.exists() else None),
     )
 
 
-def load_model(path: Path | str) -> tuple[DualEncoder, dict[str, Any], TrainState]:
+def load_model(
+    path: Path | str, *, averaged: bool = True
+) -> tuple[DualEncoder, dict[str, Any], TrainState]:
     """(model in eval mode, its JSON, where its training was) of a run folder, its newest valid
-    checkpoint, or of a checkpoint.
+    checkpoint, or of a checkpoint. Raises UserError.
 
-    Raises UserError.
+    averaged: the averages of the weights, where the run kept them (`ema`), instead of the weights
     """
     folder = find_checkpoint(Path(path))
     try:
@@ -169,7 +171,11 @@ def load_model(path: Path | str) -> tuple[DualEncoder, dict[str, Any], TrainStat
         model_json = with_text_folder(model_json, folder)
         state = TrainState(**json.loads((folder / "state.json").read_text()))
         model = DualEncoder(model_json)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        weights = load_file(folder / "model.safetensors")
+        if averaged and (folder / "ema.safetensors").exists():
+            averages = load_file(folder / "ema.safetensors")
+            weights = {name: averages[name] for name in weights}
+        model.load_state_dict(weights)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(
             f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}"
@@ -177,31 +183,11 @@ def load_model(path: Path | str) -> tuple[DualEncoder, dict[str, Any], TrainStat
     return model.eval(), model_json, state
 
 
-def find_checkpoint(path: Path) -> Path:
-    """Raises UserError."""
-    if (path / "model.safetensors").exists():
-        fault = verify(path)
-        if fault:
-            raise UserError(f"checkpoint {path} is damaged: {fault}")
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path} is no folder; give a run folder, or one of its checkpoints/step_*")
-    newest, complaints = newest_valid(path / "checkpoints")
-    if newest is None:
-        raise UserError("\n".join([f"{path} holds no usable checkpoint", *complaints]))
-    return newest
-
-
 def _remove_leftovers(folder: Path) -> None:
     """Half-written folders of killed processes. One run folder has one writer, so none of them is
     in use."""
     for path in folder.glob(".step_*"):
         shutil.rmtree(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

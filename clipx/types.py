@@ -9,8 +9,9 @@ Dimension letters used in every docstring:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:  # `clipx --help` must not wait for torch
     from torch import Tensor
@@ -51,17 +52,61 @@ class LossOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Candidates that a pool shows at once: n rows, which lie one rank after another.
+
+    rows: of each tensor that was shared, (n, ...)
+    own: which of this rank's rows are among them; empty in a block of other ranks' rows
+    at: the number in the block of the first of them: row own[k] is candidate at + k
+    """
+
+    rows: tuple[Tensor, ...]
+    own: range
+    at: int
+
+
+Reduce = Literal["sum", "logsumexp"]
+
+
+class Candidates(Protocol):
+    """Rows of all ranks, to be visited block by block, as often as one likes, each time in the
+    same order. All ranks must visit alike, because blocks travel between them."""
+
+    def visit(
+        self,
+        act: Callable[[Block], tuple[Tensor, ...]],
+        reduce: tuple[Reduce, ...],
+        *more: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Show `act` every candidate once. What it says of a block's n rows, (n, ...) each, goes
+        home to the rank that owns them: returned is what all ranks said of mine, (B, ...) each.
+
+        reduce: for each tensor that `act` returns, how the ranks' are put together
+        more: (B, ...), further tensors of this rank's rows, which follow those that were shared
+        """
+        ...
+
+
 class Pool(Protocol):
     """Where a loss finds its candidates. See `clipx.distributed.pool`."""
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """(B, D) rows of this rank -> (N, D) candidates, differentiable. This rank's rows start at
-        `offset(B)`."""
+    def share(self, *rows: Tensor) -> Candidates:
+        """Offer this rank's rows, (B, ...) each, to all ranks. Every rank has equally many."""
         ...
 
-    def offset(self, num_rows: int) -> int:
-        """Index among the candidates of this rank's first row."""
+    @property
+    def past(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """(image (Q, D), text (Q, D), ids (Q, K)) of earlier batches that serve as further
+        negatives, the same on all ranks; None where there are none."""
         ...
+
+    def push(self, image: Tensor, text: Tensor, ids: Tensor | None) -> None:
+        """Remember this rank's rows for later steps, where the pool does so."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Encoder(Protocol):

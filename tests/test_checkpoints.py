@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from clipx import checkpoints
-from clipx.checkpoints import TrainState
+from clipx.checkpoints import Training, TrainState
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
 
@@ -43,8 +43,10 @@ def save(folder: Path, step: int, *, keep: int = 3, **other: Any) -> Path:
     model = other.get("model", nn.Linear(3, 2))
     state = TrainState(step=step, position=8 * step, fingerprint=2**63 - step, corpus_digest="ab")
     random = [{"torch": torch.get_rng_state(), "cuda": None}]
+    optimizer = trained(model).state_dict()
+    training = Training(optimizer, random, ema=other.get("ema"))
     json_ = other.get("model_json", MODEL)
-    return checkpoints.save(folder, state, model, json_, trained(model), random, keep=keep)
+    return checkpoints.save(folder, state, model.state_dict(), json_, training, keep=keep)
 
 
 def names(folder: Path) -> list[str]:
@@ -61,9 +63,9 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     saved = checkpoints.load(path)
     assert saved.state == TrainState(500, 4000, 2**63 - 500, "ab")
     assert all(torch.equal(saved.weights[k], v) for k, v in model.state_dict().items())
-    assert torch.equal(saved.random[0]["torch"], torch.get_rng_state())
+    assert torch.equal(saved.training.random[0]["torch"], torch.get_rng_state())
     again = torch.optim.AdamW(model.parameters())
-    again.load_state_dict(saved.optimizer)
+    again.load_state_dict(saved.training.optimizer)
     assert again.state[model.weight]["step"] == 1
     assert again.state[model.weight]["exp_avg"].abs().sum() > 0
     assert checkpoints.verify(path) is None
@@ -189,12 +191,31 @@ class Payload:
 
 def test_a_pickle_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     path, target = save(tmp_path, 1), tmp_path / "executed"
-    torch.save({"optimizer": Payload(target), "random": []}, path / "training.pt")
+    parts = {"optimizer": Payload(target), "random": [], "scaler": {}, "pool": {}}
+    torch.save(parts, path / "training.pt")
     with pytest.raises(pickle.UnpicklingError, match="weights_only"):
         checkpoints.load(path)
     assert not target.exists()
     torch.load(path / "training.pt", weights_only=False)  # the payload works
     assert target.exists()
+
+
+def test_scaler_pool_and_averages_come_back(tmp_path: Path) -> None:
+    parts: dict[str, Any] = {
+        "scaler": {"factor": 64.0, "good": 3},
+        "pool": {"image": torch.randn(4, 2)},
+        "ema": {"weight": torch.randn(2, 3), "num_updates": torch.tensor(7)},
+    }
+    model = nn.Linear(3, 2)
+    training = Training(trained(model).state_dict(), [], **parts)
+    path = checkpoints.save(
+        tmp_path, TrainState(step=1), model.state_dict(), MODEL, training, keep=1
+    )
+    found = checkpoints.load(path).training
+    assert found.scaler == parts["scaler"]
+    assert torch.equal(found.pool["image"], parts["pool"]["image"])
+    assert found.ema is not None
+    assert all(torch.equal(found.ema[name], t) for name, t in parts["ema"].items())
 
 
 # --- load_model ---
@@ -221,6 +242,18 @@ def test_a_model_is_loaded_from_a_run_or_a_checkpoint(run: Path) -> None:
     assert checkpoints.load_model(run / "checkpoints/step_00000001")[2].step == 1
     cut(newest / "training.pt")
     assert checkpoints.load_model(run)[2].step == 1
+
+
+def test_the_averages_are_loaded_where_there_are_any_unless_the_weights_are_asked_for(
+    tmp_path: Path,
+) -> None:
+    model = DualEncoder(MODEL)
+    averages = {name: torch.full_like(t, 0.25) for name, t in model.state_dict().items()}
+    path = save(tmp_path, 1, model=model, model_json=MODEL, ema=averages)
+    found = checkpoints.load_model(path)[0].state_dict()
+    assert all(bool((t == 0.25).all()) for t in found.values())
+    raw = checkpoints.load_model(path, averaged=False)[0].state_dict()
+    assert all(torch.equal(raw[name], t) for name, t in model.state_dict().items())
 
 
 def test_what_cannot_be_loaded_is_named(run: Path, tmp_path: Path) -> None:

@@ -214,6 +214,9 @@ def test_a_plan_counts_in_steps_and_names_every_bad_duration(base: Path) -> None
     settings = ["optim.warmup=16 samples", "evaluators.x={name: zero_shot, path: p}"]
     plan = Plan.of(load(TrainConfig, base, settings), epoch_samples=80)
     assert (plan.total, plan.warmup, plan.evaluate_every) == (20, 2, {"x": 20})
+    assert plan.cooldown == 4, "a fifth of the run, where nothing is said"
+    longer = load(TrainConfig, base, ["optim.schedule={kind: wsd, cooldown: 1 epochs}"])
+    assert Plan.of(longer, epoch_samples=80).cooldown == 10
     wrong = load(TrainConfig, base, ["duration=soon", "log_every='5'", *settings[1:]])
     with pytest.raises(UserError, match=r"(?s)^duration: 'soon' is not.*\nlog_every: '5' is not"):
         Plan.of(wrong, epoch_samples=80)

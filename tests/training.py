@@ -19,7 +19,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "gray": (128,) * 3}
 SHAPES = ("square", "bar", "pole")
-TIMING = ("train/samples_per_second", "data_wait_fraction")
+TIMING = ("train/samples_per_second", "data_wait_fraction", "memory_gib")
 MODEL: dict[str, Any] = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipx.types import UserError
 
@@ -27,7 +28,6 @@ class Runtime:
     """Built once by `start`. rank 0 is the one that writes files."""
 
     def __init__(self, accelerator: Any) -> None:
-        self._accelerator = accelerator
         self.device: torch.device = accelerator.device
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
@@ -36,25 +36,19 @@ class Runtime:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with its gradients averaged over ranks in backward; itself where there is one
-        rank."""
-        model = model.to(self.device)
-        return self._accelerator.prepare_model(model) if self.world_size > 1 else model
-
     def sum_int(self, value: int) -> int:
         """Sum over ranks, modulo 2^63."""
         if self.world_size == 1:
             return value
         return sum(self.gather(value)) % (1 << 63)
 
-    def mean(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Mean over ranks of scalars, in one collective."""
-        stacked = torch.stack([value.detach().float() for value in values.values()])
-        if self.world_size > 1:
-            dist.all_reduce(stacked)
-            stacked /= self.world_size
-        return dict(zip(values, stacked.tolist(), strict=True))
+    def average(self, values: Tensor) -> Tensor:
+        """Mean over ranks, element by element. The host does not wait for the device."""
+        if self.world_size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.world_size
 
     def gather(self, value: Any) -> list[Any]:
         """One picklable value of each rank, in rank order."""
@@ -78,6 +72,20 @@ class Runtime:
         faults = [text for text in self.gather(fault) if text is not None]
         if faults:
             raise UserError(faults[0])
+
+    def main_first(self, act: Callable[[], T]) -> T:
+        """What `act` returns, done by rank 0 first, so that the others find the files that it
+        leaves. Faults stop all ranks."""
+        done: list[T] = []
+        for turn in (True, False):
+            fault = None
+            if self.is_main == turn:
+                try:
+                    done.append(act())
+                except UserError as error:
+                    fault = str(error)
+            self.agree(fault)
+        return done[0]
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -117,11 +125,6 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
             "(and ACCELERATE_USE_CPU=true without GPUs)"
         )
     return Runtime(accelerator)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside the data-parallel wrapper."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def speaks() -> bool:

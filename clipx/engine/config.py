@@ -8,9 +8,12 @@ from pydantic import Field
 
 from clipx.config import component, config
 from clipx.data.config import DataConfig
+from clipx.distributed.pool import PoolConfig
 from clipx.distributed.runtime import Device
+from clipx.distributed.wrap import Parallel
+from clipx.engine.compile import CompileKind
 from clipx.engine.optim import OptimConfig
-from clipx.engine.precision import Precision
+from clipx.engine.precision import PrecisionKind
 from clipx.models.dual_encoder import ModelConfig
 from clipx.types import Duration, UserError
 
@@ -26,14 +29,32 @@ class TrainConfig:
     global_batch_size: int = Field(ge=1)
     """Pairs contrasted with one another in a step, over all ranks."""
     loss: component("clipx.losses") = Field(default="infonce", validate_default=True)  # type: ignore[valid-type]
+    pool: PoolConfig = PoolConfig()
     optim: OptimConfig = OptimConfig()
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Local rows that are embedded at a time, where the activations of all of them do not fit in
+    memory: the same gradient for a third more compute (arXiv:2101.06983); null: all at once."""
+    grad_checkpointing: bool = False
+    """Keep the inputs of blocks instead of their activations, and compute these again in backward:
+    a third more compute too. To be tried before micro-batches: it needs no second pass."""
+    parallel: Parallel = "auto"
+    """ddp: a copy of the model on every rank. fsdp2: weights, gradients, optimizer state and
+    averages shared out over the ranks. auto: fsdp2 where `accelerate launch` was told so."""
+    compile: CompileKind = "none"
+    """blocks: torch.compile each block of the towers. Pays on GPUs, in runs that are longer than
+    the minutes it takes; give data.text_multiple=8 with it."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a moving average of the weights, e.g. 0.9999, which is then what evaluations and
+    `load_model` see; null: none."""
+    max_nonfinite_steps: int = Field(default=10, ge=1)
+    """Steps in a row without a finite loss and gradient, each left out, after which a run stops."""
     evaluators: dict[str, component("clipx.evaluators")] = Field(default_factory=dict)  # type: ignore[valid-type]
     """By the name of the set, which begins the name of its metrics."""
     cache_features: str | None = None
     """Folder for what locked trunks make of the corpus, computed once and then trained on instead
     of the pictures; about 2 bytes x (image width x samples + text width x distinct captions)."""
     seed: int = Field(default=0, ge=0)
-    precision: Precision = "auto"
+    precision: PrecisionKind = "auto"
     device: Device = "auto"
     log_every: str = "20 steps"
     checkpoint_every: str = "1000 steps"
@@ -47,6 +68,7 @@ class Plan:
 
     total: int
     warmup: int
+    cooldown: int
     log_every: int
     checkpoint_every: int
     evaluate_every: dict[str, int]
@@ -66,9 +88,11 @@ class Plan:
                 global_batch_size=config.global_batch_size, epoch_samples=epoch_samples
             )
 
+        total, cooldown = steps("duration", config.duration), config.optim.schedule.cooldown
         plan = cls(
-            total=steps("duration", config.duration),
+            total=total,
             warmup=steps("optim.warmup", config.optim.warmup),
+            cooldown=steps("optim.schedule.cooldown", cooldown) if cooldown else total // 5,
             log_every=steps("log_every", config.log_every),
             checkpoint_every=steps("checkpoint_every", config.checkpoint_every),
             evaluate_every={

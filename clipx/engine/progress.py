@@ -37,9 +37,12 @@ class Reporter:
 
     def log(self, record: dict[str, Any]) -> None:
         text = (
-            f"loss {record['train/loss']:.4f}  scale {record['train/scale']:.2f}  "
+            f"loss {record['train/loss']:.4f}  scale {record['train/scale']:.2f}"
+            f"{_told(record)}  "
+            f"accuracy {record['train/image_to_text_accuracy']:.0%}  "
+            f"gradient {record['train/grad_norm']:.3g}  lr {record['train/lr']:.2g}  "
             f"{record['train/samples_per_second']:.0f} samples/s  "
-            f"data wait {record['data_wait_fraction']:.0%}"
+            f"data wait {record['data_wait_fraction']:.0%}  {record['memory_gib']:.1f} GiB"
         )
         if self._bar is not None:
             self._bar.update(self._task, description=text)
@@ -51,6 +54,17 @@ class Reporter:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _told(record: dict[str, Any]) -> str:
+    """What is worth a word only where it is not 0."""
+    counts = {
+        "clamped": record["train/clamped_steps"],
+        "skipped": record["skipped_steps"],
+        "overflowed": record["overflowed_steps"],
+    }
+    told = [f"{count} {name}" for name, count in counts.items() if count]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _clock(seconds: float) -> str:

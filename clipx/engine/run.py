@@ -5,6 +5,7 @@ versions, per start
 metrics.jsonl      one line per log step                    results.jsonl    one line per evaluation
 quarantine.jsonl   one line per bad sample met              corpus.tsv       name, samples and
 digest of each shard
+nonfinite.jsonl    one line per skipped step and rank with its sample keys
 checkpoints/       see clipx/checkpoints.py
 """
 
@@ -42,6 +43,13 @@ MAY_CHANGE = (
     "data.skip",
     "data.accept_changed_corpus",
     "duration",
+    "micro_batch_size",
+    "grad_checkpointing",
+    "parallel",
+    "compile",
+    "max_nonfinite_steps",
+    "pool.kind",
+    "pool.chunk",
 )
 CORPUS = ("data.shards", "data.sources", "data.weights", "data.repeat")
 """Settings that may change where the user accepts another corpus."""
@@ -133,11 +141,13 @@ class Logs:
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
         """Cut back to `step`, from where training goes on."""
-        paths = [folder / f"{name}.jsonl" for name in ("metrics", "results", "quarantine")]
+        paths = [
+            folder / f"{name}.jsonl" for name in ("metrics", "results", "quarantine", "nonfinite")
+        ]
         for path in paths:
             keep_until(path, step)
         self.evaluated = {record["step"] for record in read_lines(paths[1])}
-        metrics, self._results, self._quarantine = (JsonLines(path) for path in paths)
+        metrics, self._results, self._quarantine = (JsonLines(path) for path in paths[:3])
         self._trackers: list[Tracker] = [metrics]
         if tensorboard:
             self._trackers.append(TensorBoard(folder / "tensorboard", purge_step=step))

@@ -6,18 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipx import checkpoints
 from clipx.checkpoints import Checkpoint, TrainState
 from clipx.config import to_data, to_yaml
 from clipx.data.loader import Loaded, Source
+from clipx.data.tokenizers import build_tokenizer
 from clipx.data.transforms import Normalization
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import start
+from clipx.distributed.wrap import wrap
+from clipx.engine.compile import compile_blocks
 from clipx.engine.config import Plan, TrainConfig
 from clipx.engine.corpus import (
     changes,
@@ -26,18 +29,22 @@ from clipx.engine.corpus import (
     pixel_batches,
     write_table,
 )
+from clipx.engine.door import check, with_defaults
+from clipx.engine.ema import Ema
 from clipx.engine.features import feature_batches
+from clipx.engine.health import counted, line, memory_gib, report_nonfinite
 from clipx.engine.optim import build_optimizer
-from clipx.engine.precision import compute_dtype
+from clipx.engine.precision import build_precision
 from clipx.engine.run import CORPUS, RunFolder
-from clipx.engine.schedule import cosine
-from clipx.engine.step import train_step
+from clipx.engine.schedule import rate
+from clipx.engine.state import Parts, split_fingerprint
+from clipx.engine.step import Step
+from clipx.losses import sigmoid
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.locked import split_locked
 from clipx.types import UserError
 
 _FINGERPRINT_MODULUS = 1 << 63
-T = TypeVar("T")
 
 
 class Session:
@@ -48,45 +55,60 @@ class Session:
         self.runtime = start(config.device)
         self.corpus = open_together(config, self.runtime)
         self.plan = Plan.of(config, self.corpus.num_samples)
-        self.dtype = compute_dtype(config.precision, self.runtime.device)
-        self.model_json = config.model.read()
+        self.precision = build_precision(config.precision, self.runtime.device)
+        self.model_json = with_defaults(
+            config.model.read(), sigmoid=isinstance(config.loss, sigmoid.Config)
+        )
         torch.manual_seed(config.seed)
         self.encoder = self._new_encoder()
-        self.loss = config.loss.build()
-        self.pool = build_pool(self.runtime.world_size)
+        check(config, self.encoder, world_size=self.runtime.world_size)
         self.folder = self._folder()
         self.state = TrainState(corpus_digest=self.corpus.digest)
-        self.source, trained, self.normalize = self._source()
-        self.model: nn.Module = self.runtime.wrap(trained)
-        self.optimizer = build_optimizer(self.model, config.optim)
-        self.messages = self._resume()
+        self.source, trained, normalize = self._source()
+        self.step = self._step(trained, normalize)
+        ema = Ema(self.encoder, config.ema) if config.ema is not None else None
+        self.parts = Parts(self.runtime, self.encoder, self.step, ema)
+        self.clamped = torch.zeros((), device=self.runtime.device)
+        torch.manual_seed(config.seed + self.runtime.rank)  # ranks drop out different units
+        self.messages += self._resume()
         if self.folder is not None:
             write_table(self.folder.path, self.corpus.table())
 
-    def _main_first(self, act: Callable[[], T]) -> T:
-        """What `act` returns, done by rank 0 first, so that the others find the files that it
-        leaves. Faults stop all ranks."""
-        done: list[T] = []
-        for turn in (True, False):
-            fault = None
-            if self.runtime.is_main == turn:
-                try:
-                    done.append(act())
-                except UserError as error:
-                    fault = str(error)
-            self.runtime.agree(fault)
-        return done[0]
+    def _step(self, trained: DualEncoder, normalize: Callable[[Tensor], Tensor]) -> Step:
+        """trained: the part of the model that a step runs: all of it, or its heads"""
+        config, runtime = self.config, self.runtime
+        if config.grad_checkpointing:
+            trained.set_grad_checkpointing(True)
+        if config.compile == "blocks":
+            compile_blocks(trained)
+        model = wrap(
+            trained, trained, runtime, parallel=config.parallel, dtype=self.precision.dtype
+        )
+        return Step(
+            model=model,
+            encoder=trained,
+            optimizer=build_optimizer(trained, config.optim),  # of the shards, where there are any
+            loss=config.loss.build(),
+            pool=build_pool(config.pool, world_size=runtime.world_size),
+            precision=self.precision,
+            device=runtime.device,
+            clip_grad_norm=config.optim.clip_grad_norm,
+            micro_batch_size=config.micro_batch_size,
+            seed=config.seed,
+            pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
+            normalize=normalize,
+            average=runtime.average,
+        )
 
     def _new_encoder(self) -> DualEncoder:
         """The model as it is before the first step."""
         model = self.config.model
-        initial = model.initial.build() if model.initial else None
+        initial = model.build_initial()
         if initial is not None:
-            self._main_first(initial.prepare)
+            self.runtime.main_first(initial.prepare)
         encoder = DualEncoder(self.model_json)
-        if initial is not None:
-            initial.load(encoder)
-        encoder.lock(model.locked)
+        self.messages = [] if initial is None else initial.load(encoder)
+        encoder.lock(model.locked, model.unlocked_groups)
         return encoder
 
     def _source(self) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:
@@ -97,7 +119,7 @@ class Session:
             return batches, self.encoder, Normalization.of(self.model_json)
         split = split_locked(self.encoder, self.model_json)
         batches = feature_batches(
-            self.config, self.runtime, self.corpus, split, self.model_json, self.dtype
+            self.config, self.runtime, self.corpus, split, self.model_json, self.precision.dtype
         )
         return batches, split.heads, lambda features: features
 
@@ -145,42 +167,39 @@ class Session:
         return f"{text}. Going on: in this epoch some samples come twice or not at all"
 
     def _take_up(self, saved: Checkpoint) -> None:
-        self.encoder.load_state_dict(saved.weights)
-        self.optimizer.load_state_dict(saved.optimizer)
-        # Rank 0 carries the sum of all ranks' fingerprints.
-        mine = saved.state.fingerprint if self.runtime.is_main else 0
-        self.state = replace(saved.state, fingerprint=mine, corpus_digest=self.corpus.digest)
-        if self.runtime.rank < len(saved.random):
-            torch.set_rng_state(saved.random[self.runtime.rank]["torch"])
-            if (
-                self.runtime.device.type == "cuda"
-                and saved.random[self.runtime.rank]["cuda"] is not None
-            ):
-                torch.cuda.set_rng_state(saved.random[self.runtime.rank]["cuda"])
+        self.parts.take_up(saved)
+        self.clamped.fill_(saved.state.clamped_steps)
+        state = replace(saved.state, corpus_digest=self.corpus.digest)
+        self.state = split_fingerprint(state, self.runtime)
 
-    def advance(self, batch: Loaded) -> dict[str, torch.Tensor]:
-        """One optimizer step; `state` counts it once it is done."""
-        rate = self.config.optim.lr * cosine(self.state.step, self.plan.total, self.plan.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        metrics = train_step(
-            self.model,
-            self.optimizer,
-            self.loss,
-            self.pool,
-            batch,
-            device=self.runtime.device,
-            dtype=self.dtype,
-            clip_grad_norm=self.config.optim.clip_grad_norm,
-            normalize=self.normalize,
-        )
-        self.state = replace(
+    def advance(self, batch: Loaded) -> dict[str, Tensor]:
+        """One optimizer step; `state` counts it once it is done. Raises UserError after too many
+        that could not be done."""
+        plan, optim = self.plan, self.config.optim
+        share = rate(optim.schedule, self.state.step, plan.total, plan.warmup, plan.cooldown)
+        for group in self.step.optimizer.param_groups:
+            group["lr"] = optim.lr * share * group["lr_scale"]
+        stepped = self.step(batch)
+        state = replace(
             self.state,
             step=self.state.step + 1,
             position=batch.state["position"],
             fingerprint=(self.state.fingerprint + batch.fingerprint) % _FINGERPRINT_MODULUS,
         )
-        return {**metrics, "lr": torch.tensor(rate, device=self.runtime.device)}
+        self.state = counted(state, stepped.outcome)
+        self.clamped += stepped.metrics["clamped"]
+        if stepped.outcome == "updated" and self.parts.ema is not None:
+            self.parts.ema.update()
+        if stepped.outcome == "nonfinite":
+            limit, run_dir = self.config.max_nonfinite_steps, Path(self.config.run_dir)
+            report_nonfinite(self.runtime, run_dir, self.state, batch, stepped, limit)
+        return {**stepped.metrics, "lr": torch.tensor(optim.lr * share)}
+
+    def health(self) -> dict[str, Any]:
+        """For a log line; what is counted from line to line starts afresh."""
+        found = line(self.state, self.clamped.item(), memory_gib(self.runtime.device))
+        self.clamped.zero_()
+        return found
 
     def save(self) -> str | None:
         """Write a checkpoint. Returns, on all ranks, what went wrong, or None.
@@ -188,23 +207,18 @@ class Session:
         A full disk is no reason to end a run that may go on.
         """
         runtime = self.runtime
-        cuda = torch.cuda.get_rng_state() if runtime.device.type == "cuda" else None
-        random = runtime.gather({"torch": torch.get_rng_state(), "cuda": cuda})
-        state = replace(self.state, fingerprint=runtime.sum_int(self.state.fingerprint))
-        # Rank 0 goes on with the sum and the others from 0, as after a resume.
-        self.state = replace(state, fingerprint=state.fingerprint if runtime.is_main else 0)
+        state = replace(
+            self.state,
+            fingerprint=runtime.sum_int(self.state.fingerprint),
+            clamped_steps=int(self.clamped),
+        )
+        self.state = split_fingerprint(state, runtime)
+        weights, training = self.parts.collect()
         fault: str | None = None
         if self.folder is not None:
+            folder, keep = self.folder.checkpoints, self.config.keep_checkpoints
             try:
-                checkpoints.save(
-                    self.folder.checkpoints,
-                    state,
-                    self.encoder,
-                    self.model_json,
-                    self.optimizer,
-                    random,
-                    keep=self.config.keep_checkpoints,
-                )
+                checkpoints.save(folder, state, weights, self.model_json, training, keep=keep)
             except OSError as error:
                 fault = f"checkpoint of step {state.step} not written: {error}"
         return runtime.gather(fault)[0]
@@ -215,7 +229,7 @@ class Session:
             f"{corpus.num_samples:,} pairs in {corpus.num_shards} shards, "
             f"{self.plan.total:,} steps of {size}, "
             f"{sum(p.numel() for p in self.encoder.parameters()) / 1e6:.1f}M parameters, "
-            f"{self.runtime.world_size} x {self.runtime.device}, "
-            f"{str(self.dtype).removeprefix('torch.')}"
+            f"{self.runtime.world_size} x {self.runtime.device.type}{self.step.model.title}, "
+            f"{str(self.precision.dtype).removeprefix('torch.')}"
         )
         return "\n".join([text, *describe(corpus, size)])

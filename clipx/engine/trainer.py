@@ -68,12 +68,12 @@ def train(config: TrainConfig) -> TrainState:
 def log_record(session: Session, metrics: dict[str, Tensor], meter: Meter) -> dict[str, Any]:
     """One line of metrics.jsonl. All ranks take part."""
     state = session.state
-    means = session.runtime.mean(metrics)
     return {
         "step": state.step,
         "samples_seen": state.position,
         "epoch": round(state.position / session.corpus.num_samples, 4),
-        **{f"train/{name}": value for name, value in means.items()},
+        **{f"train/{n}": value.item() for n, value in metrics.items() if n != "clamped"},
+        **session.health(),
         **meter.read(),
         "fingerprint": f"{session.runtime.sum_int(state.fingerprint):016x}",
     }
@@ -86,13 +86,14 @@ def evaluate_if_due(session: Session, logs: Logs | None, report: Reporter) -> No
     names = [n for n, every in plan.evaluate_every.items() if due(step, every, plan.total)]
     if not names or step == 0:
         return
-    if logs is not None and step not in logs.evaluated:
-        encoder = Encoder(
-            session.encoder, session.model_json, device=session.runtime.device, dtype=session.dtype
-        )
-        chosen = {name: session.config.evaluators[name] for name in names}
-        results = evaluate_in_training(encoder, chosen, report.say)
-        logs.results({"step": step, "samples_seen": session.state.position, **results})
-        shown = [f"{k} {v:.2%}" for k, v in results.items() if k.endswith(("top1", "R@1"))]
-        report.say(f"step {step}  " + "  ".join(shown))
+    with session.parts.evaluated(session.model_json) as model:
+        if logs is not None and step not in logs.evaluated:
+            assert model is not None, "rank 0 has it"
+            device, dtype = session.runtime.device, session.precision.dtype
+            encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
+            chosen = {name: session.config.evaluators[name] for name in names}
+            results = evaluate_in_training(encoder, chosen, report.say)
+            logs.results({"step": step, "samples_seen": session.state.position, **results})
+            shown = [f"{k} {v:.2%}" for k, v in results.items() if k.endswith(("top1", "R@1"))]
+            report.say(f"step {step}  " + "  ".join(shown))
     session.runtime.barrier()

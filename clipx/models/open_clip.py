@@ -4,46 +4,111 @@ model JSONs."""
 from __future__ import annotations
 
 import copy
+import dataclasses
+import difflib
 from typing import Any
 
-import open_clip
+import timm
 import torch
 from open_clip.hf_model import HFTextEncoder
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, _build_text_tower, _build_vision_tower
 from open_clip.timm_model import TimmModel
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from clipx.models.model_json import context_length, image_size
 from clipx.types import UserError
 
-_KNOWN = (
-    "embed_dim",
-    "vision_cfg",
-    "text_cfg",
-    "quick_gelu",
-    "init_logit_scale",
-    "init_logit_bias",
-)
-# Every clipx model has its text tower under `text`; pixels are clipx.data.transforms' business.
-_IGNORED = ("custom_text", "preprocess_cfg")
+
+def image_tower(cfg: dict[str, Any]) -> nn.Module:
+    """(B, 3, H, W) -> (B, embed_dim). Raises UserError."""
+    settings = _settings(cfg, "vision_cfg", CLIPVisionCfg)
+    name = settings.get("timm_model_name")
+    if name and not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise UserError(
+            f"vision_cfg.timm_model_name {name!r} is no model of timm {timm.__version__}"
+            + (f"; did you mean {' or '.join(close)}?" if close else "; upgrade timm")
+        )
+    tower = _build_vision_tower(cfg["embed_dim"], settings, cfg.get("quick_gelu", False))  # type: ignore[arg-type]
+    if isinstance(tower, TimmModel):
+        _set_image_size(tower, image_size(cfg), str(name))
+    # Convolutions on channels-last memory: 1.7x the speed of a CPU's EfficientNet, also on GPUs.
+    return tower.to(memory_format=torch.channels_last)
 
 
-def open_clip_towers(cfg: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
-    """(visual, text) without pretrained weights. Raises UserError."""
-    settings = {key: copy.deepcopy(cfg[key]) for key in cfg if key not in _IGNORED}
-    unknown = set(settings) - set(_KNOWN)
-    assert not unknown, f"model JSON keys {sorted(unknown)} are not those of an image-text model"
-    name = cfg["text_cfg"].get("hf_model_name")
+def text_tower(cfg: dict[str, Any]) -> nn.Module:
+    """(B, T) -> (B, embed_dim). Raises UserError."""
+    settings = _settings(cfg, "text_cfg", CLIPTextCfg)
+    name = settings.get("hf_model_name")
     try:
-        model = open_clip.CustomTextCLIP(**settings)
-    except (OSError, RuntimeError) as error:
+        tower = _build_text_tower(cfg["embed_dim"], settings, cfg.get("quick_gelu", False))  # type: ignore[arg-type]
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
         if name is None:
             raise
         raise UserError(
-            f"text_cfg.hf_model_name {name!r} cannot be built: {error}\n"
+            f"text_cfg.hf_model_name {name!r} cannot be built: {type(error).__name__}: {error}\n"
             "It must be a folder with a transformers config.json or a model of the Hugging Face "
-            "hub, and needs transformers: pip install 'clipx[huggingface]'"
+            "hub, of a kind that open_clip knows (BERT, RoBERTa, XLM-RoBERTa, mT5, M2M100), and "
+            "needs transformers: pip install 'clipx[huggingface]'"
         ) from error
-    # Convolutions on channels-last memory: 1.7x the speed of a CPU's EfficientNet, also on GPUs.
-    return model.visual.to(memory_format=torch.channels_last), model.text
+    if isinstance(tower, HFTextEncoder):
+        _check_positions(tower, context_length(cfg))
+    if isinstance(tower, TextTransformer) and tower.attn_mask is not None:
+        tower.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
+    return tower
+
+
+def _settings(cfg: dict[str, Any], key: str, schema: type) -> dict[str, Any]:
+    """A copy for open_clip to build from. Raises UserError for what it does not know."""
+    known = {field.name for field in dataclasses.fields(schema)}
+    if unknown := set(cfg[key]) - known:
+        raise UserError(
+            f"{key} has {', '.join(sorted(unknown))}, which this version of open_clip does not "
+            f"know; it knows {', '.join(sorted(known))}"
+        )
+    # Tokens beside the embedding are for CoCa's decoder.
+    return {**copy.deepcopy(cfg[key]), "output_tokens": False}
+
+
+def _set_image_size(tower: TimmModel, size: int, name: str) -> None:
+    """Patch grid and position embeddings of a timm model for other images than it is named for.
+    Convolutional networks take any. Raises UserError."""
+    children = dict(tower.trunk.named_children())
+    fixed = getattr(children.get("patch_embed"), "img_size", None)
+    if fixed is None or tuple(fixed) == (size, size):
+        return
+    if "set_input_size" not in dir(tower.trunk):
+        raise UserError(
+            f"vision_cfg.image_size {size}: timm's {name} takes images of {fixed[0]} pixels only"
+        )
+    try:
+        tower.set_input_size(size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"vision_cfg.image_size {size} does not fit timm's {name} ({fixed[0]}): {error}"
+        ) from error
+
+
+def _check_positions(tower: HFTextEncoder, length: int) -> None:
+    """Raises UserError where captions may be longer than the table of learned positions."""
+    for name, module in tower.transformer.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's
+            if length > module.num_embeddings - before:
+                raise UserError(
+                    f"text_cfg.context_length {length} is more than the text tower has positions "
+                    f"for; set it to {module.num_embeddings - before} at most"
+                )
+
+
+def _cut_mask(
+    module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Lets open_clip's causal text tower take captions of fewer tokens than its context length,
+    which it masks as if they had all."""
+    tokens = args[0].shape[1]
+    return args, {**kwargs, "attn_mask": kwargs["attn_mask"][..., :tokens, :tokens]}
 
 
 def split(tower: nn.Module) -> tuple[nn.Module, nn.Module] | None:

@@ -3,9 +3,15 @@ so weights load both ways."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from clipx.models import kernels
+from clipx.models.kernels import Groups
 
 
 class QuickGELU(nn.Module):
@@ -104,6 +110,7 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(width, hidden)
         self.gelu = QuickGELU() if quick_gelu else nn.GELU()
         self.c_proj = nn.Linear(hidden, width)
+        self.quick_gelu = quick_gelu
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.gelu(self.c_fc(x)))
@@ -128,11 +135,56 @@ class Block(nn.Module):
         self.mlp = MLP(width, mlp_width, quick_gelu=quick_gelu)
         self.ls_2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
-    def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:
-        """(B, T, width) -> the same; with `read`, (B,), only those tokens: (B, 1, width)."""
+    def forward(
+        self, x: Tensor, read: Tensor | None = None, groups: Groups | None = None
+    ) -> Tensor:
+        """(B, T, width) -> the same; with `read`, (B,), only those tokens: (B, 1, width).
+
+        With `groups`, on CPUs, x lies packed, (N, width), and so does what comes back. The two are
+        the same numbers.
+        """
+        if groups is not None:
+            return self._packed(x, read, groups)
         mixed = self.ls_1(self.attn(self.ln_1(x), read))
         x = mixed + (x if read is None else take(x, read))
         return x + self.ls_2(self.mlp(self.ln_2(x)))
+
+    def _packed(self, x: Tensor, read: Tensor | None, groups: Groups) -> Tensor:
+        attn, mlp = self.attn, self.mlp
+        norm = (self.ln_1.weight, self.ln_1.bias)
+        if read is None:
+            proj_in, proj_out = (
+                (attn.in_proj_weight, attn.in_proj_bias),
+                scaled(attn.out_proj, self.ls_1),
+            )
+            x = kernels.add_attention(
+                x, norm, proj_in, proj_out, groups, heads=attn.heads, causal=attn.causal
+            )
+        else:
+            parts = x.split([count * tokens for count, tokens in groups])
+            counts = [count for count, _ in groups]
+            mixed = [
+                self.attn(self.ln_1(part).view(count, -1, x.shape[1]), r)
+                for part, count, r in zip(parts, counts, read.split(counts), strict=True)
+            ]
+            x = x[first_of(groups) + read] + self.ls_1(torch.cat(mixed).squeeze(1))
+        norm, proj_in = (self.ln_2.weight, self.ln_2.bias), (mlp.c_fc.weight, mlp.c_fc.bias)
+        return kernels.add_mlp(
+            x, norm, proj_in, scaled(mlp.c_proj, self.ls_2), quick_gelu=mlp.quick_gelu
+        )
+
+
+def scaled(linear: nn.Linear, gain: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a projection and the LayerScale behind it, as one."""
+    if isinstance(gain, LayerScale):
+        return gain.gamma[:, None] * linear.weight, gain.gamma * linear.bias
+    return linear.weight, linear.bias
+
+
+def first_of(groups: Groups) -> Tensor:
+    """Row of each packed sequence's first token."""
+    lengths = torch.cat([torch.full((count,), tokens) for count, tokens in groups])
+    return lengths.cumsum(0) - lengths
 
 
 class Transformer(nn.Module):
@@ -150,6 +202,7 @@ class Transformer(nn.Module):
         super().__init__()
         mlp_width = int(width * mlp_ratio)
         assert layers > 0
+        self.grad_checkpointing = False
         self.resblocks = nn.ModuleList(
             Block(
                 width,
@@ -162,6 +215,11 @@ class Transformer(nn.Module):
             for _ in range(layers)
         )
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep the input of each block for backward and nothing else: its forward runs twice
+        (arXiv:1604.06174)."""
+        self.grad_checkpointing = enable
+
     def forward(self, x: Tensor, read: Tensor) -> Tensor:
         """(B, T, width), (B,) token indices -> (B, width), the output of those tokens.
 
@@ -169,6 +227,25 @@ class Transformer(nn.Module):
         projection and
         MLP for that token only: the same numbers for a seventh less work in a tower of six blocks.
         """
+        if runs_packed(x):
+            return self.packed(x.flatten(0, 1), read, [x.shape[:2]])
         for block in self.resblocks[:-1]:
-            x = block(x)
-        return self.resblocks[-1](x, read).squeeze(1)
+            x = self._run(block, x)
+        return self._run(self.resblocks[-1], x, read).squeeze(1)
+
+    def packed(self, x: Tensor, read: Tensor, groups: Groups) -> Tensor:
+        """The same for sequences that lie behind one another: (N, width); see kernels.py."""
+        for block in self.resblocks[:-1]:
+            x = self._run(block, x, None, groups)
+        return self._run(self.resblocks[-1], x, read, groups)
+
+    def _run(self, block: nn.Module, *args: Any) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+
+def runs_packed(x: Tensor) -> bool:
+    """On CPUs, where kernels.py is faster than the modules; torch.compile has kernels of its
+    own."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -25,7 +25,7 @@ def run_ranks(
     """
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
-    port = _free_port()
+    port = free_port()
     processes = [
         context.Process(target=_rank, args=(function, rank, world_size, port, answers), daemon=True)
         for rank in range(world_size)
@@ -60,15 +60,7 @@ def _collect(processes: list[Any], answers: Any, deadline: float) -> list[Any]:
 def _rank(
     function: Callable[[Runtime], Any], rank: int, world_size: int, port: int, answers: Any
 ) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    torch.set_num_threads(1)
+    join_group(rank, world_size, port)
     try:
         runtime = start("cpu", timeout_minutes=1)
         value = function(runtime)
@@ -79,7 +71,20 @@ def _rank(
         raise
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def join_group(rank: int, world_size: int, port: int) -> None:
+    """Make this process rank `rank` for whoever reads the environment."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_checks import BIG, LOCAL_ROWS, fail_on_rank_1, weights_of
+from rank_checks import BIG, LOCAL_ROWS, fail_on_rank_1, said_by
 from run_ranks import run_ranks
 
 Ranks = list[dict[str, Any]]
@@ -18,12 +18,25 @@ def test_all_gather_gives_every_rank_all_rows_in_rank_order(ranks: Ranks) -> Non
         assert rank["gather"]["out"] == everyones
 
 
-def test_gradient_of_all_gather_sums_what_every_rank_says_of_my_rows(ranks: Ranks) -> None:
-    total = torch.stack([weights_of(rank, len(ranks)) for rank in range(len(ranks))]).sum(0)
-    for rank, mine in zip(ranks, total.split(LOCAL_ROWS), strict=True):
-        found = torch.tensor(rank["gather"]["grad"], dtype=torch.float64)
+def test_reduce_scatter_gives_each_rank_the_sum_over_ranks_of_its_rows(ranks: Ranks) -> None:
+    said = torch.stack([said_by(rank, len(ranks)) for rank in range(len(ranks))])
+    for rank, mine in zip(ranks, said.sum(0).split(LOCAL_ROWS), strict=True):
+        found = torch.tensor(rank["sum"], dtype=torch.float64)
         # sums of two to four float64 numbers, in whatever order gloo takes them
-        torch.testing.assert_close(found, mine, rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(found, mine, rtol=1e-14, atol=1e-12)
+
+
+def test_reduce_scatter_of_logsumexp_neither_overflows_nor_vanishes(ranks: Ranks) -> None:
+    said = torch.stack([said_by(rank, len(ranks)) for rank in range(len(ranks))])
+    for rank, mine in zip(ranks, said.logsumexp(0).split(LOCAL_ROWS), strict=True):
+        found = torch.tensor(rank["logsumexp"], dtype=torch.float64)
+        torch.testing.assert_close(found, mine, rtol=1e-14, atol=1e-12)
+
+
+def test_what_is_passed_right_comes_from_the_left(ranks: Ranks) -> None:
+    for number, rank in enumerate(ranks):
+        left = (number - 1) % len(ranks)
+        assert rank["right"] == [[[10.0 + left]], [[[float(left)] * 2] * 3, [left, 7]]]
 
 
 def test_collectives_use_nothing_that_torch_deprecates(ranks: Ranks) -> None:
@@ -43,9 +56,9 @@ def test_gather_gives_every_rank_one_value_of_each_in_rank_order(ranks: Ranks) -
     assert [rank["values"]["gather"] for rank in ranks] == [expected] * len(ranks)
 
 
-def test_mean_is_over_ranks_by_name(ranks: Ranks) -> None:
-    expected = {"a": pytest.approx((len(ranks) - 1) / 2), "b": pytest.approx(2.5)}
-    assert [rank["values"]["mean"] for rank in ranks] == [expected] * len(ranks)
+def test_average_is_over_ranks_element_by_element(ranks: Ranks) -> None:
+    expected = pytest.approx([(len(ranks) - 1) / 2, 2.5])
+    assert [rank["values"]["average"] for rank in ranks] == [expected] * len(ranks)
 
 
 def test_only_rank_0_is_main(ranks: Ranks) -> None:

@@ -6,59 +6,27 @@ import math
 
 import pytest
 import torch
-from torch import nn
-from training import MODEL
+from stepping import batch, model, stepper
 
 from clipx.data.transforms import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.engine.optim import OptimConfig, build_optimizer
-from clipx.engine.step import train_step
+from clipx.engine.rows import caption_ids, draws_of, ids_of
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
-from clipx.types import Batch
-
-CPU = torch.device("cpu")
-ROWS = 6
+from clipx.types import LossOutput
 
 
-def batch() -> Batch:
-    generator = torch.Generator().manual_seed(5)
-    image = torch.randint(0, 256, (ROWS, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    words = torch.randint(1, 49405, (ROWS, 7), generator=generator)
-    text = torch.cat([words, torch.full((ROWS, 1), 49407)], dim=1)
-    return Batch(image, text, [str(i) for i in range(ROWS)], list(range(ROWS)), {"position": ROWS})
-
-
-def model() -> DualEncoder:
-    torch.manual_seed(0)
-    return DualEncoder(MODEL)
-
-
-def step(
-    encoder: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    clip: float | None = 1.0,
-    dtype: torch.dtype = torch.float32,
-) -> dict[str, torch.Tensor]:
-    return train_step(
-        encoder,
-        optimizer,
-        InfoNCE(),
-        LocalPool(),
-        batch(),
-        device=CPU,
-        dtype=dtype,
-        clip_grad_norm=clip,
-    )
+def loss_of(encoder: DualEncoder) -> LossOutput:
+    """Of the batch, in float32."""
+    image, text, scale, bias = encoder(normalize(batch().image), batch().text)
+    return InfoNCE()(image, text, logit_scale=scale, logit_bias=bias, pool=LocalPool())
 
 
 def gradients(encoder: DualEncoder) -> dict[str, torch.Tensor]:
     """Of the batch's loss in float32, unclipped."""
-    features = encoder(normalize(batch().image), batch().text)[:3]
-    out = InfoNCE()(*features, LocalPool())
-    names = [name for name, _ in encoder.named_parameters()]
-    return dict(zip(names, torch.autograd.grad(out.loss, list(encoder.parameters())), strict=True))
+    found = torch.autograd.grad(loss_of(encoder).loss, list(encoder.parameters()))
+    return dict(zip([name for name, _ in encoder.named_parameters()], found, strict=True))
 
 
 def norm(tensors: dict[str, torch.Tensor]) -> float:
@@ -68,8 +36,8 @@ def norm(tensors: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_steps_on_one_repeated_batch_lower_its_loss(dtype: torch.dtype) -> None:
     encoder = model()
-    optimizer = build_optimizer(encoder, OptimConfig(lr=1e-3))
-    losses = [step(encoder, optimizer, dtype=dtype)["loss"].item() for _ in range(12)]
+    step = stepper(encoder, build_optimizer(encoder, OptimConfig(lr=1e-3)), dtype=dtype)
+    losses = [step(batch()).metrics["loss"].item() for _ in range(12)]
     assert losses[0] > 1.0, "six pairs that nothing tells apart: about ln 6"
     assert losses[-1] < 0.3 * losses[0]
     assert all(p.dtype == torch.float32 for p in encoder.parameters())
@@ -82,39 +50,84 @@ def test_a_step_of_plain_gradient_descent_is_the_gradient_clipped_to_the_limit()
         encoder = model()
         before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
         expected = gradients(encoder)
-        metrics = step(encoder, torch.optim.SGD(encoder.parameters(), lr=1e-2), clip=limit)
+        sgd = torch.optim.SGD(encoder.parameters(), lr=1e-2)
+        stepped = stepper(encoder, sgd, clip_grad_norm=limit)(batch())
         factor = 0.5 if limit is not None and limit < total else 1.0
         for name, parameter in encoder.named_parameters():
             # float32 steps of weights near 1, divided by the rate, are 1e-5
             found = (before[name] - parameter.detach()) / 1e-2
             torch.testing.assert_close(found, factor * expected[name], rtol=1e-3, atol=2e-5)
-        assert metrics["grad_norm"].item() == pytest.approx(total, rel=1e-5), "before clipping"
+        found_norm = stepped.metrics["grad_norm"].item()
+        assert found_norm == pytest.approx(total, rel=1e-5), "before clipping"
 
 
 def test_the_metrics_are_detached_scalars_of_this_batch() -> None:
     encoder = model()
-    optimizer = build_optimizer(encoder, OptimConfig())
     with torch.no_grad():
-        features = encoder(normalize(batch().image), batch().text)[:3]
-        expected = InfoNCE()(*features, LocalPool())
-    metrics = step(encoder, optimizer)
-    assert metrics.keys() == {"loss", "image_to_text_accuracy", "scale", "grad_norm"}
-    assert metrics["loss"].item() == pytest.approx(expected.loss.item(), rel=1e-5)
-    for value in metrics.values():
+        expected = loss_of(encoder).loss.item()
+    stepped = stepper(encoder, build_optimizer(encoder, OptimConfig()))(batch())
+    names = {"loss", "image_to_text_accuracy", "scale", "grad_norm", "clamped"}
+    assert names <= stepped.metrics.keys()
+    assert stepped.metrics["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert (stepped.outcome, stepped.bad_rows) == ("updated", [])
+    for value in stepped.metrics.values():
         assert value.shape == ()
         assert not value.requires_grad
 
 
 def test_no_gradient_is_left_for_the_next_step() -> None:
     encoder = model()
-    step(encoder, build_optimizer(encoder, OptimConfig()))
+    stepper(encoder, build_optimizer(encoder, OptimConfig()))(batch())
     assert all(p.grad is None for p in encoder.parameters())
 
 
-def test_the_scale_is_clamped_after_the_step() -> None:
+@pytest.mark.parametrize(("before", "after", "clamped"), [(6.0, 100.0, 1), (2.0, math.e**2, 0)])
+def test_the_scale_is_clamped_after_the_step_and_that_is_told(
+    before: float, after: float, clamped: int
+) -> None:
     encoder = model()
     with torch.no_grad():
-        encoder.logit_scale.fill_(6.0)
-    metrics = step(encoder, torch.optim.SGD(encoder.parameters(), lr=1e-6))
-    assert metrics["scale"].item() == pytest.approx(100, rel=1e-5)
-    assert encoder.logit_scale.item() == pytest.approx(math.log(100), rel=1e-6)
+        encoder.logit_scale.fill_(before)
+    metrics = stepper(encoder, torch.optim.SGD(encoder.parameters(), lr=1e-6))(batch()).metrics
+    assert metrics["scale"].item() == pytest.approx(after, rel=1e-5)
+    assert metrics["clamped"].item() == clamped
+    assert encoder.logit_scale.item() == pytest.approx(math.log(after), rel=1e-5)
+
+
+# --- what a row brings along ---
+
+
+def test_draws_are_a_function_of_seed_and_position_alone() -> None:
+    all_of_them = draws_of(3, range(1000), 7)
+    assert all_of_them.dtype == torch.float32
+    assert torch.equal(draws_of(3, [17, 5], 7), all_of_them[[17, 5]])
+    assert not torch.equal(draws_of(4, range(1000), 7), all_of_them)
+    assert 0 <= all_of_them.min() <= all_of_them.max() < 1
+    # 7,000 uniform numbers: mean 1/2 with a standard error of 0.0035, and no two columns alike
+    assert abs(all_of_them.mean().item() - 0.5) < 0.015
+    assert torch.corrcoef(all_of_them.T).fill_diagonal_(0).abs().max() < 0.15
+
+
+def test_caption_ids_know_a_caption_whatever_it_is_padded_to() -> None:
+    text = batch(12).text
+    wider = torch.nn.functional.pad(text, (0, 5))
+    ids = caption_ids(text, pad_id=0)
+    assert len(set(ids.tolist())) == 12
+    assert ids.tolist() == caption_ids(wider, pad_id=0).tolist()
+    swapped = text[:, [1, 0, *range(2, 8)]]
+    assert not set(ids.tolist()) & set(caption_ids(swapped, pad_id=0).tolist()), "order counts"
+    features = torch.tensor([[0.5, 1.0], [1.0, 0.5], [0.5, 1.0]])
+    one, two, three = caption_ids(features, pad_id=0).tolist()
+    assert one == three != two
+
+
+def test_ids_have_one_column_a_kind() -> None:
+    one, two = batch(4), batch(4, seed=6)
+    both = ids_of(one, ("caption", "image"), pad_id=0)
+    assert both is not None
+    assert both.shape == (4, 2)
+    assert both.dtype == torch.int64
+    image = ids_of(two, ("image",), pad_id=0)
+    assert image is not None
+    assert torch.equal(image[:, 0], both[:, 1]), "by the key, whatever the pixels"
+    assert ids_of(one, (), pad_id=0) is None

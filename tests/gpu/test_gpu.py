@@ -8,12 +8,12 @@ from torch import Tensor
 from training import MODEL
 
 from clipx.distributed.pool import LocalPool
+from clipx.distributed.wrap import Alone
 from clipx.engine.optim import OptimConfig, build_optimizer
-from clipx.engine.precision import compute_dtype
-from clipx.engine.step import train_step
+from clipx.engine.precision import build_precision, compute_dtype
+from clipx.engine.step import Step
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
-from clipx.models.text.transformer import GROUP
 from clipx.models.transformer import Transformer
 from clipx.types import Batch
 
@@ -44,18 +44,19 @@ def test_bf16_steps_on_one_batch_lower_its_loss_and_keep_weights_in_float32() ->
     torch.manual_seed(0)
     model = DualEncoder(MODEL).to(CUDA)
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
+    step = Step(
+        model=Alone(model),
+        encoder=model,
+        optimizer=optimizer,
+        loss=InfoNCE(),
+        pool=LocalPool(),
+        precision=build_precision("bf16", CUDA),
+        device=CUDA,
+        clip_grad_norm=1.0,
+    )
     losses = []
     for _ in range(30):
-        metrics = train_step(
-            model,
-            optimizer,
-            InfoNCE(),
-            LocalPool(),
-            batch(),
-            device=CUDA,
-            dtype=torch.bfloat16,
-            clip_grad_norm=1.0,
-        )
+        metrics = step(batch()).metrics
         losses.append(metrics["loss"].item())
     assert losses[-1] < 0.3 * losses[0]
     assert all(p.dtype == torch.float32 and p.device.type == "cuda" for p in model.parameters())
@@ -81,10 +82,10 @@ def test_fused_attention_equals_the_matmuls_of_the_cpu_with_gradients(causal: bo
 
 
 def test_embeddings_on_the_device_equal_those_of_the_cpu() -> None:
-    """More rows than the CPU encodes in one group, so that grouping by length is compared too."""
+    """Captions of many lengths, so that packing them is compared too."""
     torch.manual_seed(0)
     model = DualEncoder(MODEL).eval()
-    text = captions(2 * GROUP + 5)
+    text = captions(256 + 5)
     image = torch.randn(8, 3, 32, 32)
     with torch.no_grad():
         expected = model.encode_image(image), model.encode_text(text)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.model_json import fixed_text_length, read_model_json
-from clipx.models.text.transformer import GROUP, TextTransformer
+from clipx.models.text.transformer import TextTransformer
 from clipx.models.transformer import Transformer
 from clipx.models.vision.vit import VisionTransformer
 from clipx.types import UserError
@@ -191,23 +191,6 @@ def test_trimming_padding_changes_no_embedding_beyond_rounding(name: str) -> Non
     with torch.no_grad():
         padded, trimmed = model.encode_text(text), model.encode_text(text[:, :9])
     torch.testing.assert_close(trimmed, padded, rtol=0, atol=1e-6)  # ten float32 steps near 1
-
-
-def test_grouping_by_length_equals_one_group() -> None:
-    """Values in the order of the rows, and gradients, for group borders that fall anywhere."""
-    cfg = MODELS["layer scale"]
-    tower = stirred(DualEncoder(cfg)).text.double()
-    rows = 2 * GROUP + 37
-    lengths = (2 + torch.randperm(rows, generator=torch.Generator().manual_seed(3)) % 18).tolist()
-    text = captions(cfg, lengths)
-    weight = torch.randn(rows, 24, dtype=torch.float64)
-    results = []
-    for features in (tower(text), torch.cat([tower(part) for part in text.split(GROUP)])):
-        gradients = torch.autograd.grad((features * weight).sum(), list(tower.parameters()))
-        results.append([features.detach(), *gradients])
-    for grouped, whole in zip(*results, strict=True):
-        # float64 sums in another order
-        torch.testing.assert_close(grouped, whole, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("causal", [False, True])

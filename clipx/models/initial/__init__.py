@@ -14,6 +14,7 @@ class Initial(Protocol):
         first rank before the others. Raises UserError."""
         ...
 
-    def load(self, model: nn.Module) -> None:
-        """Fill the parameters of a new DualEncoder. Raises UserError."""
+    def load(self, model: nn.Module) -> list[str]:
+        """Fill the parameters of a new DualEncoder, after `prepare`. Returns what the user should
+        know. Raises UserError."""
         ...

@@ -64,13 +64,14 @@ class DemoTowers:
                 "it needs 0.3 GB of disk"
             ) from error
 
-    def load(self, model: nn.Module) -> None:
+    def load(self, model: nn.Module) -> list[str]:
         _fill(model, "visual.trunk", load_file(self.image))
         weights = load_file(self.text / "model.safetensors")
         # BERT's pooler belongs to its pretraining task, and positions are counted, not stored.
         unused = ("pooler.", "embeddings.position_ids")
         kept = {name: t for name, t in weights.items() if not name.startswith(unused)}
         _fill(model, "text.transformer", kept)
+        return []
 
 
 def _fill(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from clipx.models.transformer import Block, Transformer
+from clipx.models.kernels import Groups
+from clipx.models.transformer import Block, Transformer, runs_packed
 
 # The keys of open_clip's `text_cfg` that this file implements; a config with others gets
 # open_clip's own tower.
 FIELDS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value"}
 
-GROUP = (
-    128  # captions of like length encoded together on the CPU: 64 x 7 tokens still fill its matmuls
-)
+PADDING = 100  # tokens that a group may waste; one more group of captions costs about as much
 
 
 class TextTransformer(nn.Module):
@@ -58,35 +58,47 @@ class TextTransformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=branch_std)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.transformer.set_grad_checkpointing(enable)
+
     def forward(self, text: Tensor) -> Tensor:
-        if text.device.type == "cpu" and len(text) >= 2 * GROUP:
-            return self._by_length(text)
-        return self._encode(self.token_embedding(text), end_of(text))
+        if runs_packed(text):
+            return self._packed(text)
+        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
+        return self.ln_final(self.transformer(x, end_of(text))) @ self.text_projection
 
-    def _encode(self, x: Tensor, end: Tensor) -> Tensor:
-        """x: (B, T, width) token embeddings; end: (B,) index of the end token."""
-        x = x + self.positional_embedding[: x.shape[1]]
-        return self.ln_final(self.transformer(x, end)) @ self.text_projection
-
-    def _by_length(self, text: Tensor) -> Tensor:
-        """The same rows, encoded in groups of like length, each cut to its longest: most of a
-        batch's padding is gone.
+    def _packed(self, text: Tensor) -> Tensor:
+        """The same rows, encoded in groups of like length that lie behind one another, so that
+        most of a batch's padding is gone.
 
         Captions average 7 tokens where the longest of 512 has 26. On a GPU the lengths would have
         to come back first.
         """
-        end = end_of(text)
-        order = end.argsort(stable=True)
-        rows = order.split(GROUP)
-        groups = [text[r, : int(end[r[-1]]) + 1] for r in rows]
-        # One look-up for all groups, because each would get a gradient as large as the vocabulary.
-        flat = self.token_embedding(torch.cat([group.flatten() for group in groups]))
-        parts = flat.split([group.numel() for group in groups])
-        features = [
-            self._encode(x.view(*group.shape, -1), end[r])
-            for x, group, r in zip(parts, groups, rows, strict=True)
-        ]
-        return torch.cat(features)[order.argsort()]
+        end, order = end_of(text).sort(stable=True)
+        groups = group_by_length((end + 1).tolist())
+        rows = order.split([count for count, _ in groups])
+        ids = [text[r, :tokens].flatten() for r, (_, tokens) in zip(rows, groups, strict=True)]
+        positions = [torch.arange(tokens).repeat(count) for count, tokens in groups]
+        x = self.token_embedding(torch.cat(ids))
+        x = x + F.embedding(torch.cat(positions), self.positional_embedding)
+        features = self.ln_final(self.transformer.packed(x, end, groups)) @ self.text_projection
+        return features[order.argsort()]
+
+
+def group_by_length(lengths: list[int]) -> Groups:
+    """Ascending lengths -> (captions, tokens of the longest) of each group.
+
+    A group takes longer captions in until that costs it more than PADDING tokens.
+    """
+    groups: Groups = []
+    count, tokens, padding = 0, lengths[0], 0
+    for length in lengths:
+        padding += count * (length - tokens)
+        if padding > PADDING:
+            groups.append((count, tokens))
+            count, padding = 0, 0
+        count, tokens = count + 1, length
+    return [*groups, (count, tokens)]
 
 
 def end_of(text: Tensor) -> Tensor:

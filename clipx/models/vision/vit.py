@@ -13,17 +13,32 @@ from clipx.models.transformer import Transformer
 
 # The keys of open_clip's `vision_cfg` that this file implements; a config with others gets
 # open_clip's own tower.
-FIELDS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "ls_init_value"}
+FIELDS = {
+    "image_size",
+    "layers",
+    "width",
+    "patch_size",
+    "head_width",
+    "mlp_ratio",
+    "ls_init_value",
+    "patch_dropout",
+}
 
 
 class VisionTransformer(nn.Module):
-    """(B, 3, H, W) normalized images -> (B, embed_dim), not yet of unit norm."""
+    """(B, 3, H, W) normalized images -> (B, embed_dim), not yet of unit norm.
+
+    num_draws: uniform numbers that an image takes in training, one a patch where patches are
+    dropped, else none
+    """
 
     def __init__(self, embed_dim: int, cfg: dict[str, Any], *, quick_gelu: bool) -> None:
         super().__init__()
         width = cfg.get("width", 768)
         self.patch_size, self.image_size = cfg.get("patch_size", 16), cfg.get("image_size", 224)
         num_patches = (self.image_size // self.patch_size) ** 2
+        self.num_kept = max(1, int(num_patches * (1 - cfg.get("patch_dropout", 0.0))))
+        self.num_draws = num_patches if self.num_kept < num_patches else 0
         scale = width**-0.5
         self.conv1 = nn.Conv2d(3, width, self.patch_size, stride=self.patch_size, bias=False)
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
@@ -40,12 +55,23 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
-    def forward(self, image: Tensor) -> Tensor:
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.transformer.set_grad_checkpointing(enable)
+
+    def forward(self, image: Tensor, draws: Tensor | None = None) -> Tensor:
+        """draws: (B, num_draws) uniform in [0, 1), which patches are dropped in training; drawn
+        here where it is None"""
         x = self._patches(image)
-        x = torch.cat([self.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        x = self.ln_pre(x + self.positional_embedding.to(x.dtype))
-        class_token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return self.ln_post(self.transformer(x, class_token)) @ self.proj
+        position = self.positional_embedding.to(x.dtype)
+        x = x + position[1:]
+        if self.training and self.num_draws > 0:
+            if draws is None:
+                draws = torch.rand(x.shape[:2], device=x.device)
+            x = keep(x, draws, self.num_kept)
+        class_token = self.class_embedding.to(x.dtype) + position[0]
+        x = self.ln_pre(torch.cat([class_token.expand(len(x), 1, -1), x], dim=1))
+        read = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return self.ln_post(self.transformer(x, read)) @ self.proj
 
     def _patches(self, image: Tensor) -> Tensor:
         """(B, patches, width). A convolution whose stride is its kernel is one matmul over the
@@ -55,3 +81,10 @@ class VisionTransformer(nn.Module):
         x = image.view(batch, 3, height // size, size, width // size, size)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 3 * size * size)
         return F.linear(x, self.conv1.weight.flatten(1))
+
+
+def keep(patches: Tensor, draws: Tensor, count: int) -> Tensor:
+    """(B, patches, width) -> (B, count, width): those of the smallest draws, in their order
+    (arXiv:2212.00794)."""
+    kept = draws.argsort(dim=1)[:, :count].sort(dim=1).values
+    return patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))

@@ -1,0 +1,170 @@
+"""One rank of R as each loss sees it, on one process: what benchmarks/loss.py compares.
+
+Rank 0 has B local rows; the N = R x B columns of all ranks lie ready, as after a gather. What is
+emulated is the exchange alone, for both alike: nothing travels, and what would go home is cut to
+this rank's rows. Each computes its loss and the gradients of rows, columns, scale and bias.
+
+As a program it prints the peak memory of one contestant in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip.loss as peer
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipx.distributed.pool import LocalPool
+from clipx.losses import infonce, sigmoid
+from clipx.types import Block, Candidates
+
+LOCAL_ROWS, WIDTH = 1024, 512
+MIB = 1 << 20
+
+
+class GivenColumns(LocalPool):
+    """A gathered pool whose gather is done: the texts of all ranks, this rank's first."""
+
+    def __init__(self, text: Tensor) -> None:
+        self.text = text
+        self.found: tuple[Tensor, ...] = ()
+
+    def share(self, *rows: Tensor) -> Candidates:
+        return self
+
+    def visit(
+        self, act: Callable[[Block], tuple[Tensor, ...]], reduce: tuple[str, ...], *more: Tensor
+    ) -> tuple[Tensor, ...]:
+        # The normalizers of other ranks' texts would be gathered; here those that this rank found
+        # stand for them. (The shares of label smoothing, which is off, are zeros.)
+        gathered = [self.found[0], torch.zeros_like(self.found[0])] if more else []
+        self.found = act(Block((self.text, *gathered), range(LOCAL_ROWS), 0))
+        home = tuple(found[:LOCAL_ROWS].clone() for found in self.found)
+        if more:
+            self.found = ()
+        return home
+
+
+def unit_rows(number: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(number, WIDTH, generator=generator), dim=-1)
+
+
+class Contestant:
+    """`step()` is one forward and backward pass. `tensors` are its inputs, and each has a gradient
+    after a step or takes part in one."""
+
+    def __init__(self, name: str, num_columns: int) -> None:
+        self.name, self.num_columns = name, num_columns
+        self.image = unit_rows(LOCAL_ROWS, 0).requires_grad_()
+        self.text = unit_rows(num_columns, 1)
+        self.scale = torch.tensor(math.log(1 / 0.07), requires_grad=True)
+        self.bias = torch.tensor(-10.0, requires_grad=True)
+        self.leaves = [self.image, self.scale, self.bias]
+        # bytes of local rows and columns, and of as many gradients
+        self.inputs_bytes = 2 * 4 * WIDTH * (2 * LOCAL_ROWS + num_columns)
+        self.step = getattr(self, "_" + name.replace(" ", "_"))()
+
+    def run(self) -> float:
+        for leaf in self.leaves:
+            leaf.grad = None
+        loss = self.step()
+        loss.backward()
+        return loss.item()
+
+    def _ours(self, loss: Any) -> Callable[[], Tensor]:
+        text = self.text[:LOCAL_ROWS].clone().requires_grad_()
+        self.leaves.append(text)
+        pool = GivenColumns(self.text)
+        scalars = {"logit_scale": self.scale, "logit_bias": self.bias}
+        return lambda: loss(self.image, text, pool=pool, **scalars).loss
+
+    def _clipx_infonce(self) -> Callable[[], Tensor]:
+        return self._ours(infonce.Config().build())
+
+    def _clipx_sigmoid(self) -> Callable[[], Tensor]:
+        return self._ours(sigmoid.Config().build())
+
+    def _ClipLoss(self) -> Callable[[], Tensor]:
+        """With local_loss and gather_with_grad: columns of both kinds, with gradient."""
+        text = self.text[:LOCAL_ROWS].clone().requires_grad_()
+        columns = (unit_rows(self.num_columns, 2).requires_grad_(), self.text.requires_grad_())
+        self.leaves += [text, *columns]
+        self.inputs_bytes += 2 * 4 * WIDTH * self.num_columns
+        world = self.num_columns // LOCAL_ROWS
+        loss = peer.ClipLoss(local_loss=True, gather_with_grad=True, world_size=world)
+
+        def step() -> Tensor:
+            vars(peer)["gather_features"] = lambda *_, **__: columns
+            return loss(self.image, text, self.scale.exp())
+
+        return step
+
+    def _siglip(self, variant: str) -> Callable[[], Tensor]:
+        pieces = [piece.clone().requires_grad_() for piece in self.text.split(LOCAL_ROWS)]
+        self.text = self.text[:0]
+        self.leaves += pieces
+        loss = peer.SigLipLoss(world_size=len(pieces), dist_impl=variant)
+
+        def step() -> Tensor:
+            others: Iterator[Tensor] = iter(pieces[1:])
+            vars(peer)["neighbour_exchange_with_grad"] = lambda *_: next(others)
+            vars(peer)["neighbour_exchange_bidir_with_grad"] = lambda *_: (
+                next(others),
+                next(others),
+            )
+            vars(torch.distributed.nn)["all_gather"] = lambda _: pieces
+            return loss(self.image, pieces[0], self.scale.exp(), self.bias)
+
+        return step
+
+    def _SigLipLoss_bidir(self) -> Callable[[], Tensor]:
+        return self._siglip("bidir")
+
+    def _SigLipLoss_shift(self) -> Callable[[], Tensor]:
+        return self._siglip("shift")
+
+    def _SigLipLoss_gather(self) -> Callable[[], Tensor]:
+        return self._siglip("gather")
+
+
+def status(name: str) -> int:
+    """Bytes of VmRSS (resident now) or VmHWM (most ever) of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+def peak_bytes(name: str, num_columns: int) -> int:
+    """Most resident memory of a step, beyond the inputs and their gradients.
+
+    Inputs are resident before the high-water mark is set back; of the gradients, which the step
+    makes, the bytes are subtracted.
+    """
+    contestant = Contestant(name, num_columns)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    contestant.run()
+    return status("VmHWM") - before - contestant.inputs_bytes // 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name")
+    parser.add_argument("columns", type=int, nargs="+")
+    arguments = parser.parse_args()
+    for _ in range(2):  # libraries load, threads start
+        Contestant(arguments.name, 2 * LOCAL_ROWS).run()
+    print(json.dumps({str(n): peak_bytes(arguments.name, n) for n in arguments.columns}))
+
+
+if __name__ == "__main__":
+    main()

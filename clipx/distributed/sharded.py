@@ -1,0 +1,54 @@
+"""Tensors that may be sharded (DTensor, as FSDP2 makes them) as whole ones, and back.
+
+Checkpoints hold whole tensors, so a run goes on with any number of ranks, sharded or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(value: Any, *, keep: bool) -> Any:
+    """The same nest of dicts and lists with every tensor whole and on the CPU. All ranks take part;
+    those with `keep` False, which write no file, get None for each tensor and hold no copy."""
+    if isinstance(value, Tensor):
+        full = value.detach()
+        full = full.full_tensor() if isinstance(full, DTensor) else full
+        return full.cpu() if keep else None
+    if isinstance(value, Mapping):
+        return {key: whole(item, keep=keep) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(whole(item, keep=keep) for item in value)
+    return value
+
+
+def placed_like(value: Tensor, reference: Tensor) -> Tensor:
+    """A whole tensor in the shards of `reference`, where that has any and is of the same shape."""
+    if not isinstance(reference, DTensor) or value.shape != reference.shape:
+        return value
+    value = value.to(reference.device)
+    # Every rank has read the same file: no rank needs to send the others anything.
+    return distribute_tensor(value, reference.device_mesh, reference.placements, src_data_rank=None)
+
+
+def weights_like(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Whole tensors by name in the shards of those that a model has by the same names."""
+    return {n: placed_like(t, reference[n]) if n in reference else t for n, t in weights.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """An optimizer's whole state, by the numbers of its parameters, in the shards of these."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    placed = {
+        number: {
+            key: placed_like(item, parameters[number]) if isinstance(item, Tensor) else item
+            for key, item in items.items()
+        }
+        for number, items in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": placed})

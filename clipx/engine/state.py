@@ -1,0 +1,95 @@
+"""What a run leaves in a checkpoint and takes up again: on any number of ranks, sharded or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipx.checkpoints import Checkpoint, Training, TrainState
+from clipx.distributed.runtime import Runtime
+from clipx.distributed.sharded import load_optimizer, weights_like, whole
+from clipx.distributed.wrap import Sharded
+from clipx.engine.ema import Ema
+from clipx.engine.step import Step
+from clipx.models.dual_encoder import DualEncoder
+from clipx.types import UserError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that training changes.
+
+    encoder: the whole model; the step's may be its heads alone
+    """
+
+    runtime: Runtime
+    encoder: DualEncoder
+    step: Step
+    ema: Ema | None
+
+    def collect(self) -> tuple[Mapping[str, Tensor], Training]:
+        """(weights, the rest), whole, on rank 0; the others, which take part, get no tensors."""
+        step, keep = self.step, self.runtime.is_main
+        device = self.runtime.device
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        random = self.runtime.gather({"torch": torch.get_rng_state(), "cuda": cuda})
+        scaler = step.precision.scaler
+        training = Training(
+            optimizer=whole(step.optimizer.state_dict(), keep=keep),
+            random=random,
+            scaler=scaler.state_dict() if scaler else {},
+            pool=whole(step.pool.state_dict(), keep=keep),
+            ema=whole(self.ema.state_dict(), keep=keep) if self.ema else None,
+        )
+        return whole(self.encoder.state_dict(), keep=keep), training
+
+    def take_up(self, saved: Checkpoint) -> None:
+        """Raises UserError where the checkpoint lacks the averages that the run asks for."""
+        step, training = self.step, saved.training
+        self.encoder.load_state_dict(weights_like(saved.weights, self.encoder.state_dict()))
+        load_optimizer(step.optimizer, training.optimizer)
+        step.pool.load_state_dict(training.pool)
+        if step.precision.scaler and training.scaler:
+            step.precision.scaler.load_state_dict(training.scaler)
+        if self.ema is not None:
+            if training.ema is None:
+                raise UserError(
+                    f"checkpoint {saved.path} has no averages of the weights; set ema=null"
+                )
+            self.ema.load_state_dict(training.ema)
+        if self.runtime.rank < len(training.random):
+            self._set_random(training.random[self.runtime.rank])
+
+    @contextmanager
+    def evaluated(self, model_json: dict[str, Any]) -> Iterator[DualEncoder | None]:
+        """The model that evaluations see, on rank 0: the averages of the weights, where there are
+        any. None on other ranks, which take part.
+
+        Of a sharded model rank 0 gets a whole copy of its own, because a forward pass of shards
+        needs all ranks, and an evaluator that failed on one of them would leave the others waiting.
+        """
+        with self.ema.applied() if self.ema else nullcontext():
+            if not isinstance(self.step.model, Sharded):
+                yield self.encoder if self.runtime.is_main else None
+                return
+            weights, copy = whole(self.encoder.state_dict(), keep=self.runtime.is_main), None
+            if self.runtime.is_main:
+                with torch.random.fork_rng():  # first weights are drawn, for nothing
+                    copy = DualEncoder(model_json)
+                copy.load_state_dict(weights)
+        yield copy
+
+    def _set_random(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["torch"])
+        if self.runtime.device.type == "cuda" and state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self.runtime.device)
+
+
+def split_fingerprint(state: TrainState, runtime: Runtime) -> TrainState:
+    """As this rank goes on: rank 0 carries the sum of all ranks' fingerprints."""
+    return replace(state, fingerprint=state.fingerprint if runtime.is_main else 0)

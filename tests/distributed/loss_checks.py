@@ -1,0 +1,141 @@
+"""Training steps of two tiny towers on R ranks, and what one process makes of the same rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from reference import Past, infonce_rows, sigmoid_rows
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipx.distributed.pool import (
+    ChunkedPool,
+    GatheredPool,
+    LocalPool,
+    QueuePool,
+    RingPool,
+)
+from clipx.distributed.runtime import Runtime, unwrap
+from clipx.losses.infonce import InfoNCE
+from clipx.losses.sigmoid import Sigmoid
+from clipx.types import Pool
+
+
+@dataclass(frozen=True)
+class Case:
+    """local_rows: on each rank; chunk: of the chunked pool; kinds: of ids; queue: past rows that
+    are kept; steps: how many batches are seen, of which the last counts"""
+
+    loss: str = "infonce"
+    pool: str = "gathered"
+    local_rows: int = 3
+    scale: float = 1 / 0.07
+    chunk: int = 2
+    kinds: int = 0
+    label_smoothing: float = 0.0
+    queue: int = 0
+    steps: int = 1
+    seed: int = 0
+
+    def build_pool(self, world_size: int) -> Pool:
+        pools = {
+            "local": LocalPool,
+            "gathered": GatheredPool,
+            "chunked": lambda: ChunkedPool(self.chunk),
+            "ring": RingPool,
+        }
+        pool = pools[self.pool]()
+        return QueuePool(pool, self.queue, world_size=world_size) if self.queue else pool
+
+    def batch(self, step: int, world_size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs of both towers and ids, of all ranks, rank by rank: the same on every process."""
+        generator = torch.Generator().manual_seed(1000 * self.seed + step)
+        rows = world_size * self.local_rows
+        image, text = (
+            torch.randn(rows, width, generator=generator, dtype=torch.float64) for width in (6, 4)
+        )
+        ids = torch.randint(0, 1 + 2 * rows, (rows, self.kinds), generator=generator)
+        return image, text, ids if self.kinds else None
+
+
+class Towers(nn.Module):
+    """Two small towers in float64 with the outputs of DualEncoder."""
+
+    def __init__(self, scale: float, bias: float | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.visual = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5)).double()
+        self.text = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 5)).double()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale), dtype=torch.float64))
+        self.logit_bias: nn.Parameter | None = None
+        if bias is not None:
+            self.logit_bias = nn.Parameter(torch.tensor(bias, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, case: Case) -> Towers:
+        return cls(case.scale, -3.0 if case.loss == "sigmoid" else None)
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        features = [F.normalize(t(x), dim=-1) for t, x in ((self.visual, image), (self.text, text))]
+        return features[0], features[1], self.logit_scale, self.logit_bias
+
+
+def train(runtime: Runtime, case: Case) -> dict[str, Any]:
+    """Loss, accuracy and gradients of the last step, on one rank, and the pool's state."""
+    model = runtime.wrap(Towers.of(case))
+    rank = slice(runtime.rank * case.local_rows, (runtime.rank + 1) * case.local_rows)
+    loss = InfoNCE(case.label_smoothing) if case.loss == "infonce" else Sigmoid()
+    pool = case.build_pool(runtime.world_size)
+    for step in range(case.steps):
+        batch = case.batch(step, runtime.world_size)
+        image, text, ids = (x if x is None else x.to(runtime.device) for x in batch)
+        mine = None if ids is None else ids[rank]
+        model.zero_grad()
+        image_features, text_features, scale, bias = model(image[rank], text[rank])
+        out = loss(
+            image_features, text_features, logit_scale=scale, logit_bias=bias, pool=pool, ids=mine
+        )
+        out.loss.backward()
+        if step == case.steps // 2:  # as after a resume
+            state, pool = pool.state_dict(), case.build_pool(runtime.world_size)
+            pool.load_state_dict(state)
+    named = unwrap(model).named_parameters()
+    return {
+        "loss": out.loss.item(),
+        "accuracy": out.metrics["image_to_text_accuracy"].item(),
+        "gradients": {name: p.grad.cpu().numpy() for name, p in named if p.grad is not None},
+        "state": {name: rows.cpu().numpy() for name, rows in pool.state_dict().items()},
+    }
+
+
+def oracle(case: Case, world_size: int) -> tuple[Tensor, Towers, Past | None]:
+    """(G,) what each pair adds to the loss of the last step, the towers with the gradient of the
+    mean, and the rows that a queue holds before it."""
+    model = Towers.of(case)
+    held: list[list[Tensor]] = [[], [], []]
+    for step in range(case.steps - 1):
+        image, text, ids = case.batch(step, world_size)
+        with torch.no_grad():
+            for rows, new in zip(held, (*model(image, text)[:2], ids), strict=True):
+                rows.extend([] if new is None else new)
+    newest = [torch.stack(rows[-case.queue :]) if rows else None for rows in held]
+    past = tuple(newest) if case.queue and case.steps > 1 else None
+    image, text, ids = case.batch(case.steps - 1, world_size)
+    image_features, text_features, scale, bias = model(image, text)
+    alone = case.pool == "local"
+    size = case.local_rows if alone else len(image)
+    parts = []
+    for start in range(0, len(image), size):
+        rows = slice(start, start + size)
+        inputs = (image_features[rows], text_features[rows], scale)
+        mine = {"ids": None if ids is None else ids[rows], "past": past}
+        if case.loss == "infonce":
+            parts.append(infonce_rows(*inputs, label_smoothing=case.label_smoothing, **mine))
+        else:
+            parts.append(sigmoid_rows(*inputs, bias, **mine))
+    total = torch.cat(parts)
+    total.mean().backward()
+    return total.detach(), model, past

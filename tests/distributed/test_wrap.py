@@ -1,0 +1,150 @@
+"""Wrapped in either way, R ranks take the step of one process with all rows."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import wrap_checks
+from run_ranks import run_ranks
+from wrap_checks import HANDED, KINDS, LOCAL_ROWS, SETTINGS, Arrays
+
+from clipx.checkpoints import Training
+from clipx.distributed.runtime import Runtime, start
+from clipx.distributed.wrap import Alone, chosen, wrap
+from clipx.types import UserError
+
+SIZES = [2, pytest.param(3, marks=pytest.mark.slow)]
+Ranks = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", params=SIZES, ids=lambda size: f"{size} ranks")
+def ranks(request: pytest.FixtureRequest) -> Ranks:
+    """One launch for each world size."""
+    return run_ranks(wrap_checks.everything, request.param, timeout_seconds=240)
+
+
+@cache
+def alone(rows: int, name: str) -> dict[str, Any]:
+    """The same settings on one process, which has all `rows`."""
+    settings = {k: v for k, v in SETTINGS[name].items() if k != "micro_batch_size"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wrap_checks, "LOCAL_ROWS", rows)
+        return wrap_checks.gradients(start("cpu"), "ddp", **settings)
+
+
+def assert_close(found: Arrays, expected: Arrays, *, to: float) -> None:
+    """Each array to `to` of its norm, and of the norm of them all where it is a small difference
+    of large numbers."""
+    assert found.keys() == expected.keys() != set()
+    scale = math.hypot(*(float(np.linalg.norm(e)) for e in expected.values()))
+    for name, value in expected.items():
+        off = np.linalg.norm(found[name].astype(float) - value)
+        assert off <= to * np.linalg.norm(value) + 0.1 * to * scale, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_gradients_equal_those_of_one_process(ranks: Ranks, kind: str, name: str) -> None:
+    """Every gradient, logit_scale's and logit_bias's included, on every rank."""
+    expected = alone(LOCAL_ROWS * len(ranks), name)
+    # float32 sums in another order; 16-bit arithmetic rounds each of them to 2^-8 or 2^-11, and
+    # sharding rounds the weights too, where autocast leaves norms and biases in float32
+    to = {"bf16": 5e-2, "fp16": 2e-2}.get(name, 5e-6)
+    for rank in ranks:
+        found = rank["gradients"][kind, name]
+        assert_close(found["gradients"], expected["gradients"], to=to)
+        assert found["metrics"].keys() == expected["metrics"].keys()
+        for key, value in expected["metrics"].items():
+            assert found["metrics"][key] == pytest.approx(value, rel=to, abs=to), key
+    locked = SETTINGS[name].get("locked", "-")
+    assert not any(parameter.startswith(locked) for parameter in expected["gradients"])
+
+
+@pytest.mark.parametrize("pair", HANDED)
+def test_a_run_goes_on_the_other_way_round(ranks: Ranks, pair: tuple[str, str]) -> None:
+    """DDP to FSDP2 and back, against one process that was never stopped: weights, moments of the
+    optimizer and averages of the weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wrap_checks, "LOCAL_ROWS", LOCAL_ROWS * len(ranks))
+        parts = wrap_checks.build(start("cpu"), "ddp", wrap_checks.adamw, clip_grad_norm=0.5)
+        wrap_checks.take(parts, range(4))
+    expected = wrap_checks.trained(parts)
+    for rank in ranks:
+        for what in ("weights", "ema"):
+            # Adam divides by small second moments: rounding of 1e-7 grows to 1e-4 of an update
+            assert_close(rank["handed over"][pair][what], expected[what], to=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_sample_of_one_rank_is_skipped_by_all(ranks: Ranks, kind: str) -> None:
+    last = ranks[-1]["poisoned"][kind]
+    for rank in ranks:
+        found = rank["poisoned"][kind]
+        assert found["outcome"] == "nonfinite"
+        assert found["same"], "no weight has changed"
+        assert found["no gradient"]
+        assert found["bad_rows"] == ([1] if found is last else [])
+
+
+def test_rank_0_evaluates_a_copy_of_the_averages(ranks: Ranks) -> None:
+    first = ranks[0]["copied"]
+    for name, value in first["seen"].items():
+        assert np.array_equal(value, first["ema"][name]), name
+    assert any(not np.array_equal(first["seen"][n], v) for n, v in first["weights"].items())
+    for rank in ranks:
+        for name, value in rank["copied"]["weights"].items():
+            assert np.array_equal(rank["copied"]["after"][name], value), name
+
+
+def test_one_process_has_no_group_and_no_hooks() -> None:
+    model = torch.nn.Linear(2, 2)
+    runtime = start("cpu")
+    assert isinstance(wrap(model, model, runtime, parallel="fsdp2"), Alone)  # type: ignore[arg-type]
+    assert not dist.is_initialized()
+    assert not model._forward_hooks
+    assert not model._backward_hooks
+    values = torch.ones(3)
+    assert runtime.average(values) is values
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "ddp"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "fsdp2"),
+        ({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "2"}, "ddp"),
+    ],
+)
+def test_auto_follows_accelerates_environment(
+    environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACCELERATE_USE_FSDP", "FSDP_VERSION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert chosen("auto") == expected
+    assert (chosen("ddp"), chosen("fsdp2")) == ("ddp", "fsdp2"), "what is said outright goes first"
+
+
+def test_fsdp_of_version_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(UserError, match="set fsdp_version: 2"):
+        chosen("auto")
+
+
+def go_on_with_three(runtime: Runtime) -> dict[str, Any]:
+    """Imported by the ranks; what they go on with is made here alike on each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wrap_checks, "LOCAL_ROWS", LOCAL_ROWS)
+        return wrap_checks.handed_over(runtime, "fsdp2", "fsdp2")
+
+
+def test_training_holds_what_a_checkpoint_needs() -> None:
+    assert {"optimizer", "random", "scaler", "pool", "ema"} == set(Training.__dataclass_fields__)

@@ -1,0 +1,232 @@
+"""What each rank computes with a model that is wrapped in either way. The test files judge it.
+
+Arrays go back as numpy's, which need no shared memory between processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clipx.checkpoints import Checkpoint, Training, TrainState
+from clipx.distributed.pool import PoolConfig, build_pool
+from clipx.distributed.runtime import Runtime
+from clipx.distributed.sharded import whole
+from clipx.distributed.wrap import Parallel, wrap
+from clipx.engine.ema import Ema
+from clipx.engine.optim import OptimConfig, build_optimizer
+from clipx.engine.precision import build_precision
+from clipx.engine.state import Parts
+from clipx.engine.step import Step, Stepped
+from clipx.losses.infonce import InfoNCE
+from clipx.models.dual_encoder import DualEncoder
+from clipx.types import Batch
+
+CPU = torch.device("cpu")
+LOCAL_ROWS = 4
+MODEL: dict[str, Any] = {
+    "embed_dim": 8,
+    "init_logit_bias": -1.0,
+    "vision_cfg": {
+        "image_size": 16,
+        "layers": 2,
+        "width": 16,
+        "patch_size": 4,
+        "head_width": 8,
+        "patch_dropout": 0.5,
+    },
+    "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 2},
+}
+Arrays = dict[str, np.ndarray]
+
+
+def batch(step: int, *, rank: int, world_size: int, image: int | None = None) -> Batch:
+    """This rank's rows of a global batch, as the data's order deals them: every world_size-th."""
+    generator = torch.Generator().manual_seed(step)
+    size = world_size * LOCAL_ROWS
+    pixels = torch.randint(0, 256, (size, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    text = torch.randint(1, 49, (size, 6), generator=generator)
+    text[:, 5] = 49
+    mine = slice(rank, size, world_size)
+    keys = [f"{step}-{row}" for row in range(size)][mine]
+    return Batch(pixels[mine], text[mine], keys, list(range(size))[mine], {})
+
+
+class Recording(torch.optim.SGD):
+    """Keeps the gradients that it was given."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__(encoder.parameters(), lr=1.0)
+        self.encoder, self.gradients = encoder, {}
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        named = {n: p.grad for n, p in self.encoder.named_parameters() if p.grad is not None}
+        self.gradients = whole(named, keep=True)
+
+
+def build(
+    runtime: Runtime,
+    parallel: Parallel,
+    optimizer: Callable[[DualEncoder], torch.optim.Optimizer],
+    *,
+    precision: Any = "fp32",
+    checkpointing: bool = False,
+    locked: tuple[str, ...] = (),
+    **settings: Any,
+) -> Parts:
+    torch.manual_seed(0)
+    encoder = DualEncoder(MODEL)
+    encoder.lock(locked)
+    if checkpointing:
+        encoder.set_grad_checkpointing(True)
+    chosen = build_precision(precision, CPU)
+    if chosen.scaler is not None:
+        chosen.scaler.factor = 64.0  # no overflow in the one step that is looked at
+    step = Step(
+        model=wrap(encoder, encoder, runtime, parallel=parallel, dtype=chosen.dtype),
+        encoder=encoder,
+        optimizer=optimizer(encoder),
+        loss=InfoNCE(),
+        pool=build_pool(PoolConfig(), world_size=runtime.world_size),
+        precision=chosen,
+        device=CPU,
+        average=runtime.average,
+        **settings,
+    )
+    return Parts(runtime, encoder, step, Ema(encoder, 0.9))
+
+
+def adamw(encoder: DualEncoder) -> torch.optim.Optimizer:
+    optimizer = build_optimizer(encoder, OptimConfig(weight_decay=0.5))
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    return optimizer
+
+
+def arrays(tensors: dict[str, Tensor]) -> Arrays:
+    return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+
+
+def take(parts: Parts, steps: range) -> list[Stepped]:
+    share = {"rank": parts.runtime.rank, "world_size": parts.runtime.world_size}
+    done = []
+    for number in steps:
+        done.append(parts.step(batch(number, **share)))
+        assert parts.ema is not None
+        parts.ema.update()
+    return done
+
+
+def gradients(runtime: Runtime, parallel: Parallel, **settings: Any) -> dict[str, Any]:
+    """Of one step, and what it told."""
+    parts = build(runtime, parallel, Recording, **settings)
+    (stepped,) = take(parts, range(1))
+    recording = parts.step.optimizer
+    assert isinstance(recording, Recording)
+    metrics = {name: value.item() for name, value in stepped.metrics.items()}
+    return {"gradients": arrays(recording.gradients), "metrics": metrics}
+
+
+def trained(parts: Parts) -> dict[str, Any]:
+    """Weights and averages, whole."""
+    weights = whole(parts.encoder.state_dict(), keep=True)
+    assert parts.ema is not None
+    return {"weights": arrays(weights), "ema": arrays(whole(parts.ema.state_dict(), keep=True))}
+
+
+def handed_over(runtime: Runtime, first: Parallel, second: Parallel) -> dict[str, Any]:
+    """Two steps one way, a checkpoint, two steps the other way."""
+    before = build(runtime, first, adamw, clip_grad_norm=0.5)
+    take(before, range(2))
+    weights, training = before.collect()
+    kept = [t is not None for t in weights.values()]
+    assert all(kept) if runtime.is_main else not any(kept), "rank 0 alone holds it"
+    weights, training = runtime.from_main((dict(weights), training))
+    return go_on(runtime, second, weights, training)
+
+
+def go_on(
+    runtime: Runtime, parallel: Parallel, weights: dict[str, Tensor], training: Training
+) -> dict[str, Any]:
+    after = build(runtime, parallel, adamw, clip_grad_norm=0.5)
+    with torch.no_grad():
+        for parameter in after.encoder.parameters():
+            parameter.zero_()  # so that what is not loaded shows
+    after.take_up(Checkpoint(Path("saved"), TrainState(), weights, training))
+    take(after, range(2, 4))
+    return trained(after)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "at once": {},
+    "clipped": {"clip_grad_norm": 0.01},
+    "micro-batches": {"micro_batch_size": 2},
+    "uneven micro-batches": {"micro_batch_size": 3},
+    "checkpointing": {"checkpointing": True},
+    "checkpointed micro-batches": {"checkpointing": True, "micro_batch_size": 2},
+    "locked": {"locked": ("visual",)},
+    "locked scalars": {"locked": ("logit_scale", "logit_bias"), "micro_batch_size": 2},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16", "micro_batch_size": 2},
+}
+KINDS: tuple[Parallel, ...] = ("ddp", "fsdp2")
+HANDED: tuple[tuple[Parallel, Parallel], ...] = (("ddp", "fsdp2"), ("fsdp2", "ddp"))
+
+
+def everything(runtime: Runtime) -> dict[str, Any]:
+    return {
+        "gradients": {
+            (kind, name): gradients(runtime, kind, **settings)
+            for kind in KINDS
+            for name, settings in SETTINGS.items()
+        },
+        "handed over": {pair: handed_over(runtime, *pair) for pair in HANDED},
+        "poisoned": {kind: poisoned(runtime, kind) for kind in KINDS},
+        "copied": copied(runtime),
+    }
+
+
+def poisoned(runtime: Runtime, parallel: Parallel) -> dict[str, Any]:
+    """The last rank's second picture is broken."""
+
+    def spoil(image: Tensor) -> Tensor:
+        image = image.float() / 255
+        if runtime.rank == runtime.world_size - 1:
+            image[1] = torch.nan
+        return image
+
+    parts = build(runtime, parallel, adamw, normalize=spoil)
+    before = trained(parts)["weights"]
+    share = {"rank": runtime.rank, "world_size": runtime.world_size}
+    stepped = parts.step(batch(0, **share))
+    after = trained(parts)["weights"]
+    return {
+        "outcome": stepped.outcome,
+        "bad_rows": stepped.bad_rows,
+        "same": all(np.array_equal(before[name], after[name]) for name in before),
+        "no gradient": all(p.grad is None for p in parts.encoder.parameters()),
+    }
+
+
+def copied(runtime: Runtime) -> dict[str, Any]:
+    """What rank 0 evaluates of a sharded model, and what is left of the model afterwards."""
+    parts = build(runtime, "fsdp2", adamw)
+    take(parts, range(2))
+    before = trained(parts)
+    random = torch.get_rng_state()
+    with parts.evaluated(MODEL) as model:
+        assert (model is None) == (not runtime.is_main)
+        seen = {} if model is None else arrays(model.state_dict())
+        features = np.zeros(0) if model is None else encoded(model)
+    assert torch.equal(random, torch.get_rng_state()), "an evaluation never changes training"
+    return before | {"seen": seen, "features": features, "after": trained(parts)["weights"]}
+
+
+def encoded(model: DualEncoder) -> np.ndarray:
+    with torch.no_grad():
+        return model.eval().encode_text(batch(0, rank=0, world_size=1).text).numpy()

@@ -1,0 +1,174 @@
+"""The packed path of CPUs against the modules that it stands for, which GPUs run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from clipx.models import kernels
+from clipx.models.kernels import Groups
+from clipx.models.text.transformer import PADDING, TextTransformer, group_by_length
+from clipx.models.transformer import Block, Transformer
+
+TEXT = {"context_length": 20, "vocab_size": 500, "width": 48, "heads": 3, "layers": 3}
+LISTS_OF_GROUPS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, max_size=5)
+
+
+def stirred(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """With noise on every parameter, so that a bias or gain left out shows."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return module.to(dtype)
+
+
+def block(*, causal: bool, quick_gelu: bool = False, layer_scale: float | None = None) -> Block:
+    torch.manual_seed(0)
+    made = Block(32, 4, 48, causal=causal, quick_gelu=quick_gelu, layer_scale=layer_scale)
+    stirred(made)
+    return made
+
+
+def by_modules(module: Block, x: Tensor, groups: Groups, read: Tensor | None = None) -> Tensor:
+    """Each group on its own, by nn.LayerNorm, nn.Linear and their autograd."""
+    out, start, row = [], 0, 0
+    for count, tokens in groups:
+        part = x[start : start + count * tokens].view(count, tokens, -1)
+        out.append(module(part, None if read is None else read[row : row + count]).flatten(0, 1))
+        start, row = start + count * tokens, row + count
+    return torch.cat(out)
+
+
+def assert_same_with_gradients(
+    one: Tensor, other: Tensor, inputs: list[Tensor], tol: float
+) -> None:
+    weight = torch.randn(one.shape, generator=torch.Generator().manual_seed(2), dtype=one.dtype)
+    torch.testing.assert_close(one, other, rtol=tol, atol=tol)
+    found = torch.autograd.grad((one * weight).sum(), inputs)
+    expected = torch.autograd.grad((other * weight).sum(), inputs)
+    for mine, theirs in zip(found, expected, strict=True):
+        allowed = tol * (1 + theirs.abs().max().item())
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("read_one", [False, True])
+@pytest.mark.parametrize(
+    ("causal", "quick_gelu", "layer_scale"),
+    [(False, False, None), (True, False, None), (True, True, 0.3), (False, True, 0.3)],
+)
+@settings(max_examples=15, deadline=None)
+@given(groups=LISTS_OF_GROUPS, chunk=st.integers(1, 40))
+def test_a_packed_block_equals_its_modules_with_gradients(
+    groups: Groups, chunk: int, read_one: bool, causal: bool, quick_gelu: bool, layer_scale: float
+) -> None:
+    """Whatever the lengths of sequences, and wherever the borders of chunks fall."""
+    module = block(causal=causal, quick_gelu=quick_gelu, layer_scale=layer_scale)
+    generator = torch.Generator().manual_seed(1)
+    total = sum(count * tokens for count, tokens in groups)
+    x = torch.randn(total, 32, generator=generator, dtype=torch.float64).requires_grad_()
+    lengths = torch.cat([torch.full((count,), tokens) for count, tokens in groups])
+    read = (torch.rand(len(lengths), generator=generator) * lengths).long() if read_one else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "CHUNK", chunk)
+        packed = module(x, read, groups)
+        inputs = [x, *module.parameters()]
+        # float64 sums in another order
+        assert_same_with_gradients(packed, by_modules(module, x, groups, read), inputs, 1e-11)
+
+
+def test_under_bf16_autocast_a_packed_block_rounds_no_more_than_its_modules() -> None:
+    groups = [(40, 5), (60, 17)]
+    x = torch.randn(40 * 5 + 60 * 17, 32, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    results = []
+    for kind in ("exact", "modules", "packed"):
+        module = block(causal=True).to(torch.float64 if kind == "exact" else torch.float32)
+        rows = x.to(module.ln_1.weight.dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind != "exact"):
+            out = (
+                module(rows, None, groups) if kind == "packed" else by_modules(module, rows, groups)
+            )
+        grads = torch.autograd.grad((out * weight).sum(), [rows, *module.parameters()])
+        results.append([out.detach(), *grads])
+    for exact, modules, packed in zip(*results, strict=True):
+        assert packed.dtype == torch.float32
+        error = (packed - exact).norm() / exact.norm()
+        # Roundings of 8 bits fall differently; 1e-3 lies below one of them.
+        assert error < 1.5 * (modules - exact).norm() / exact.norm() + 1e-3
+
+
+def test_no_gradient_is_asked_of_what_is_locked() -> None:
+    module = block(causal=False)
+    module.requires_grad_(False)
+    x = torch.randn(6, 32, dtype=torch.float64)
+    assert not module(x, None, [(2, 3)]).requires_grad
+    assert module(x.requires_grad_(), None, [(2, 3)]).requires_grad
+
+
+def captions(lengths: list[int]) -> Tensor:
+    """(B, 20) ids: words, an end token (the highest id), zeros."""
+    generator = torch.Generator().manual_seed(3)
+    text = torch.zeros(len(lengths), 20, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        text[row, :length] = torch.randint(1, 498, (length,), generator=generator)
+        text[row, length - 1] = 499
+    return text
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.3])
+def test_packed_captions_equal_each_alone(layer_scale: float | None) -> None:
+    """Values in the order of the rows, and gradients."""
+    tower = TextTransformer(24, TEXT | {"ls_init_value": layer_scale}, quick_gelu=False)
+    stirred(tower)
+    lengths = (2 + torch.randperm(300, generator=torch.Generator().manual_seed(3)) % 18).tolist()
+    text = captions(lengths)
+    alone = torch.cat([tower(row[None]) for row in text])
+    # float64 sums in another order
+    assert_same_with_gradients(tower(text), alone, list(tower.parameters()), 1e-11)
+
+
+@given(st.lists(st.integers(2, 77), min_size=1, max_size=600))
+def test_groups_hold_every_caption_and_waste_little(lengths: list[int]) -> None:
+    lengths = sorted(lengths)
+    groups = group_by_length(lengths)
+    assert sum(count for count, _ in groups) == len(lengths)
+    start = 0
+    for count, tokens in groups:
+        group = lengths[start : start + count]
+        assert max(group) == tokens
+        assert count * tokens - sum(group) <= PADDING
+        start += count
+
+
+@given(groups=LISTS_OF_GROUPS, chunk=st.integers(1, 40))
+def test_chunks_are_whole_sequences_in_order(groups: Groups, chunk: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "CHUNK", chunk)
+        chunks = list(kernels._chunks(groups))
+    sequences = [t for count, t in groups for _ in range(count)]
+    assert [t for _, run in chunks for count, t in run for _ in range(count)] == sequences
+    stop = 0
+    for rows, run in chunks:
+        assert rows.start == stop
+        stop = rows.stop
+        assert rows.stop - rows.start == sum(count * tokens for count, tokens in run)
+    assert stop == sum(sequences)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_checkpointing_changes_no_gradient(causal: bool) -> None:
+    torch.manual_seed(0)
+    tower = Transformer(32, 3, 4, causal=causal).double()
+    x = torch.randn(5, 7, 32, dtype=torch.float64, requires_grad=True)
+    read = torch.tensor([0, 6, 3, 3, 1])
+    results = []
+    for enable in (False, True):
+        tower.set_grad_checkpointing(enable)
+        out = tower(x, read)
+        results.append(torch.autograd.grad(out.square().sum(), [x, *tower.parameters()]))
+    for plain, again in zip(*results, strict=True):
+        assert torch.equal(plain, again)
