@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done, 1 a fault, or something bad found by `clipx data index` and
-`verify`, 2 the user's mistake (a message, no traceback), 130 interrupted."""
+`verify`, 2 the user's mistake (a message, no traceback), 75 a run that is not finished, 130
+interrupted."""
 
 from __future__ import annotations
 
@@ -105,6 +106,8 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_data_demo)
     _add_data_verbs(data)
 
+    _add_runs(verbs)
+
     config = verbs.add_parser("config", help="configs").add_subparsers(
         required=True, metavar="WHAT"
     )
@@ -115,6 +118,24 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value")
     show.set_defaults(run=_config_show)
     return top
+
+
+def _add_runs(verbs: Any) -> None:
+    runs = verbs.add_parser("runs", help="runs with step, loss, last checkpoint; alive or not")
+    runs.add_argument(
+        "targets",
+        nargs="*",
+        metavar="RUN",
+        help="run folders, folders of runs, or YAML files, for the run that they name "
+        "(default: runs); key=value may follow, as in training",
+    )
+    runs.add_argument(
+        "--check",
+        action="store_true",
+        help="print step/total of one run; exit with 0 when it is finished, 75 when not",
+    )
+    runs.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+    runs.set_defaults(run=_runs)
 
 
 def _add_data_verbs(data: Any) -> None:
@@ -166,6 +187,16 @@ def _train(arguments: argparse.Namespace) -> None:
     from clipx.engine.trainer import train
 
     train(load(TrainConfig, arguments.config, arguments.overrides))
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from clipx.engine import runs
+
+    overrides = [text for text in arguments.targets if "=" in text]
+    targets = [text for text in arguments.targets if "=" not in text] or ["runs"]
+    if arguments.check:
+        sys.exit(runs.check(targets, overrides))
+    runs.show(targets, overrides, as_json=arguments.json)
 
 
 def _config_show(arguments: argparse.Namespace) -> None:
