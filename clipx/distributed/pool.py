@@ -126,8 +126,9 @@ class QueuePool:
         new = {name: self._gather(rows.detach()) for name, rows in mine.items()}
         if not (new["image"].isfinite().all() & new["text"].isfinite().all()):
             return
-        # A run that goes on with other ids than it has saved begins anew.
-        fits = self._rows.keys() == new.keys()
+        # A run that goes on with other kinds of ids than it has saved begins anew.
+        shapes = [{n: rows.shape[1:] for n, rows in held.items()} for held in (self._rows, new)]
+        fits = shapes[0] == shapes[1]
         old = self._rows if fits else {name: rows[:0] for name, rows in new.items()}
         self._rows = {n: torch.cat([old[n], rows])[-self._size :] for n, rows in new.items()}
 

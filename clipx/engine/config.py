@@ -11,7 +11,7 @@ from clipx.data.config import DataConfig
 from clipx.distributed.pool import PoolConfig
 from clipx.distributed.runtime import Device
 from clipx.distributed.wrap import Parallel
-from clipx.engine.compile import CompileKind
+from clipx.engine.compiling import CompileKind
 from clipx.engine.optim import OptimConfig
 from clipx.engine.precision import PrecisionKind
 from clipx.models.dual_encoder import ModelConfig
@@ -41,8 +41,9 @@ class TrainConfig:
     """ddp: a copy of the model on every rank. fsdp2: weights, gradients, optimizer state and
     averages shared out over the ranks. auto: fsdp2 where `accelerate launch` was told so."""
     compile: CompileKind = "none"
-    """blocks: torch.compile each block of the towers. Pays on GPUs, in runs that are longer than
-    the minutes it takes; give data.text_multiple=8 with it."""
+    """towers: torch.compile for both. Pays on GPUs, in runs that are much longer than the minutes
+    it takes; on CPUs the towers have faster kernels of their own. data.text_multiple=8 with it
+    keeps the text's matmuls in shapes that GPUs like."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of a moving average of the weights, e.g. 0.9999, which is then what evaluations and
     `load_model` see; null: none."""

@@ -20,7 +20,7 @@ from clipx.data.transforms import Normalization
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import start
 from clipx.distributed.wrap import wrap
-from clipx.engine.compile import compile_blocks
+from clipx.engine.compiling import compile_towers
 from clipx.engine.config import Plan, TrainConfig
 from clipx.engine.corpus import (
     changes,
@@ -79,8 +79,8 @@ class Session:
         config, runtime = self.config, self.runtime
         if config.grad_checkpointing:
             trained.set_grad_checkpointing(True)
-        if config.compile == "blocks":
-            compile_blocks(trained)
+        if config.compile == "towers":
+            compile_towers(trained)
         model = wrap(
             trained, trained, runtime, parallel=config.parallel, dtype=self.precision.dtype
         )

@@ -195,12 +195,16 @@ def add_products(
 
 
 def past_blocks(pool: Pool, ids: Tensor | None) -> list[Block]:
-    """The images and the texts that the pool remembers, as a block each; none, if it has none."""
+    """The images and the texts that the pool remembers, as a block each. None, if it has none or
+    remembers them without the ids that are wanted now: who could say which are negatives?"""
     if pool.past is None:
         return []
     image, text, past_ids = pool.past
-    more = () if ids is None or past_ids is None else (past_ids,)
-    return [Block((rows, *more), range(0), 0) for rows in (image, text)]
+    if ids is None:
+        return [Block((rows,), range(0), 0) for rows in (image, text)]
+    if past_ids is None or past_ids.shape[1] != ids.shape[1]:
+        return []
+    return [Block((rows, past_ids), range(0), 0) for rows in (image, text)]
 
 
 class Accuracy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from open_clip.hf_model import HFTextEncoder
@@ -15,6 +16,7 @@ from open_clip.transformer import TextTransformer as TheirText
 from open_clip.transformer import VisionTransformer as TheirVision
 from timm.models import group_parameters
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from clipx.models.text.transformer import TextTransformer
 from clipx.models.vision.vit import VisionTransformer
@@ -101,24 +103,34 @@ def layer_depths(towers: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
 
 
 def blocks(tower: nn.Module) -> list[nn.Module]:
-    """The modules that a tower is a stack of: the largest ones in its lists that hold parameters of
-    one depth."""
-    depths = tower_depths(tower)
+    """The modules that a tower is a stack of, from the input on: for each depth between its ends,
+    the largest module of a list that holds parameters of this depth and no others."""
+    depths, trunk, path = tower_depths(tower), tower, ""
     if isinstance(tower, TimmModel):
-        return list(_listed(tower.trunk, "trunk.", depths))
-    if isinstance(tower, HFTextEncoder):
-        return list(_listed(tower.transformer, "transformer.", depths))
-    return list(_listed(tower, "", depths)) if max(depths.values(), default=0) else []
+        trunk, path = tower.trunk, "trunk."
+    elif isinstance(tower, HFTextEncoder):
+        trunk, path = tower.transformer, "transformer."
+    largest: dict[int, nn.Module] = {}
+    for depth, module in _listed(trunk, path, depths):
+        if depth not in largest or _size(module) > _size(largest[depth]):
+            largest[depth] = module
+    return [largest[depth] for depth in sorted(largest)]
 
 
-def _listed(module: nn.Module, path: str, depths: dict[str, int]) -> Iterator[nn.Module]:
+def _listed(
+    module: nn.Module, path: str, depths: dict[str, int]
+) -> Iterator[tuple[int, nn.Module]]:
     for name, child in module.named_children():
         inside = {d for n, d in depths.items() if n.startswith(f"{path}{name}.")}
         in_list = isinstance(module, nn.ModuleList | nn.Sequential)
         if in_list and len(inside) == 1 and min(inside) > 0:
-            yield child
+            yield min(inside), child
         elif inside:
             yield from _listed(child, f"{path}{name}.", depths)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def set_grad_checkpointing(tower: Any, enable: bool) -> None:
@@ -131,11 +143,12 @@ def set_grad_checkpointing(tower: Any, enable: bool) -> None:
         except (AssertionError, AttributeError, TypeError) as error:
             raise UserError(_UNSUPPORTED.format(f"timm's {type(trunk).__name__}")) from error
     elif isinstance(tower, HFTextEncoder) and tower.transformer.supports_gradient_checkpointing:
-        if enable:
-            told = {"use_reentrant": False}  # inputs have no gradient; and DDP needs it
-            tower.transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs=told)
-        else:
-            tower.transformer.gradient_checkpointing_disable()
+        # Not by its public method, which transformers 5 renamed. Reentrant checkpointing needs
+        # inputs with a gradient, which token ids have not, and gets in the way of DDP.
+        recompute = partial(checkpoint, use_reentrant=False)
+        tower.transformer._set_gradient_checkpointing(
+            enable=enable, gradient_checkpointing_func=recompute
+        )
     elif isinstance(tower, VisionTransformer | TextTransformer | TheirVision | TheirText):
         # open_clip calls its custom blocks with too many arguments.
         if any(isinstance(b, CustomResidualAttentionBlock) for b in tower.transformer.resblocks):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from live_bytes import LiveBytes
 from reference import Past, infonce_rows, sigmoid_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -139,3 +140,13 @@ def oracle(case: Case, world_size: int) -> tuple[Tensor, Towers, Past | None]:
     total = torch.cat(parts)
     total.mean().backward()
     return total.detach(), model, past
+
+
+def peak_rows(runtime: Runtime, kind: str) -> float:
+    """How many times a rank's rows the pool held at most, while 64 rows of each rank were visited
+    and as many gradients came home."""
+    rows = torch.zeros(64, 16)
+    pool = Case(pool=kind, chunk=8).build_pool(runtime.world_size)
+    with LiveBytes() as live:
+        pool.share(rows).visit(lambda block: (torch.zeros_like(block.rows[0]),), ("sum",))
+    return live.peak / rows.nbytes

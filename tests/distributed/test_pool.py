@@ -11,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_checks import Case, Towers, oracle, train
+from loss_checks import Case, Towers, oracle, peak_rows, train
 from rank_group import RankGroup
 from reference import accuracy
 from torch import Tensor
 
 from clipx.distributed import pool as pools
 from clipx.distributed.pool import LocalPool, PoolConfig, QueuePool, build_pool
+from clipx.losses.infonce import InfoNCE
 
 KINDS = ["local", "gathered", "chunked", "ring"]
 LOSSES = ["infonce", "sigmoid"]
@@ -88,6 +89,16 @@ def test_accuracy_over_ranks_is_that_of_the_full_batch(group: RankGroup, kind: s
     assert sum(found) / len(found) == pytest.approx(accuracy(image, text), abs=1e-6)
 
 
+def test_only_the_gathered_pool_holds_all_rows(group: RankGroup) -> None:
+    """In units of a rank's rows, as docs/distributed.md has it: texts and gradients, of all ranks,
+    of 8 / 64 of them, or 7 blocks in a ring of any size. gloo copies gradients as it adds them up.
+    Own rows and what comes home are up to three more."""
+    size = group.world_size
+    assert 2 * size <= max(group(peak_rows, "gathered")) <= 3 * size + 1
+    assert max(group(peak_rows, "chunked")) <= 3 * size * 8 / 64 + 3
+    assert max(group(peak_rows, "ring")) <= 7
+
+
 def test_the_queue_is_the_same_on_all_ranks_and_holds_the_newest_rows(group: RankGroup) -> None:
     case = Case(queue=2 * group.world_size + 3, steps=3, kinds=1)
     ranks = group(train, case)
@@ -108,13 +119,19 @@ def test_a_step_with_rows_that_are_not_finite_leaves_the_queue_as_it_was() -> No
     assert queue.past[0].tolist() == torch.ones(2, 3).tolist()
 
 
-def test_a_queue_whose_ids_are_of_other_kinds_begins_anew() -> None:
-    """The saved rows have no ids, and the run now wants them."""
+@pytest.mark.parametrize("kinds", [0, 2])
+def test_a_queue_saved_with_other_kinds_of_ids_is_not_used_and_begins_anew(kinds: int) -> None:
+    """The run now wants ids of one kind."""
     queue = QueuePool(LocalPool(), 4, world_size=1)
-    queue.load_state_dict({"image": torch.ones(2, 3), "text": torch.ones(2, 3)})
-    queue.push(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([[5]]))
+    saved = {"image": torch.ones(2, 5).double(), "text": torch.ones(2, 5).double()}
+    queue.load_state_dict(saved | ({"ids": torch.ones(2, kinds)} if kinds else {}))
+    model, case = Towers.of(Case()), Case(kinds=1)
+    image, text, ids = case.batch(0, 1)
+    image_features, text_features, scale, _ = model(image, text)
+    out = InfoNCE()(image_features, text_features, logit_scale=scale, pool=queue, ids=ids)
+    assert out.loss.item() == pytest.approx(oracle(case, 1)[0].mean().item(), rel=1e-10)
     assert queue.past is not None
-    assert [len(rows) for rows in queue.past if rows is not None] == [1, 1, 1]
+    assert [len(rows) for rows in queue.past if rows is not None] == [3, 3, 3]
 
 
 def held(pool: pools.Pool, rows: Tensor) -> list[Tensor]:

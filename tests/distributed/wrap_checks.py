@@ -18,6 +18,7 @@ from clipx.distributed.pool import PoolConfig, build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.sharded import whole
 from clipx.distributed.wrap import Parallel, wrap
+from clipx.engine.compiling import compile_towers
 from clipx.engine.ema import Ema
 from clipx.engine.optim import OptimConfig, build_optimizer
 from clipx.engine.precision import build_precision
@@ -76,6 +77,7 @@ def build(
     *,
     precision: Any = "fp32",
     checkpointing: bool = False,
+    compiled: bool = False,
     locked: tuple[str, ...] = (),
     **settings: Any,
 ) -> Parts:
@@ -84,6 +86,8 @@ def build(
     encoder.lock(locked)
     if checkpointing:
         encoder.set_grad_checkpointing(True)
+    if compiled:
+        compile_towers(encoder, backend="eager")
     chosen = build_precision(precision, CPU)
     if chosen.scaler is not None:
         chosen.scaler.factor = 64.0  # no overflow in the one step that is looked at
@@ -169,6 +173,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "uneven micro-batches": {"micro_batch_size": 3},
     "checkpointing": {"checkpointing": True},
     "checkpointed micro-batches": {"checkpointing": True, "micro_batch_size": 2},
+    "compiled": {"compiled": True},
     "locked": {"locked": ("visual",)},
     "locked scalars": {"locked": ("logit_scale", "logit_bias"), "micro_batch_size": 2},
     "bf16": {"precision": "bf16"},

@@ -17,7 +17,7 @@ PATCHES = MODEL | {"vision_cfg": MODEL["vision_cfg"] | {"patch_dropout": 0.5}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32": {"ema": 0.9, "pool": {"queue": 40}, "micro_batch_size": 8},
     "bf16": {"precision": "bf16", "ema": 0.9, "pool": {"queue": 17}},
-    "fp16": {"precision": "fp16", "micro_batch_size": 5 * 4, "grad_checkpointing": True},
+    "fp16": {"precision": "fp16", "micro_batch_size": 6, "grad_checkpointing": True},
     "sigmoid": {"loss": "sigmoid", "ema": 0.99, "micro_batch_size": 12},
     "muon": {"optim": {"kind": "muon", "lr": 1e-3, "warmup": "2 steps"}, "ema": 0.9},
 }
