@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{script}")
         return
     if shutil.which("sbatch") is None:
-        raise SystemExit("submit: there is no sbatch on this machine; go to a login node, or add --dry-run")
+        raise SystemExit(
+            "submit: there is no sbatch on this machine; go to a login node, or add --dry-run"
+        )
     done = subprocess.run(
         command, input=script, capture_output=True, text=True, env={**os.environ, **environment}
     )
@@ -65,7 +67,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--time", default="24:00:00", help="[D-]H:M:S (default %(default)s)")
     parser.add_argument("--launch", choices=("torchrun", "srun", "accelerate"), default="torchrun")
-    parser.add_argument("--eval", type=Path, metavar="RUN", help="a job for each of its checkpoints")
+    parser.add_argument(
+        "--eval", type=Path, metavar="RUN", help="a job for each of its checkpoints"
+    )
     parser.add_argument("--every", type=int, default=1, help="--eval: each N-th checkpoint")
     parser.add_argument("--at-once", type=int, default=8, help="--eval: jobs at the same time")
     parser.add_argument("--dry-run", action="store_true", help="show, do not submit")
@@ -75,7 +79,9 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     if (options.config is None) == (options.eval is None):
         parser.error("give the YAML file of a run, or --eval RUN")
     if wrong := [text for text in more if text[0] != "-"]:
-        parser.error(f"{wrong[0]}: neither key=value nor an option; write --option=value for sbatch")
+        parser.error(
+            f"{wrong[0]}: neither key=value nor an option; write --option=value for sbatch"
+        )
     options.per_node = options.per_node or options.gpus_per_node or 1
     return options, more
 
@@ -113,7 +119,11 @@ def train_job(options: argparse.Namespace, more: Sequence[str]) -> Job:
     ]
     command += [f"--gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []
     command += [*more, os.path.relpath(SCRIPT), str(options.config), *options.overrides]
-    environment = {"LAUNCH": options.launch, "PER_NODE": str(options.per_node), "LOG_DIR": str(logs)}
+    environment = {
+        "LAUNCH": options.launch,
+        "PER_NODE": str(options.per_node),
+        "LOG_DIR": str(logs),
+    }
     return command, SCRIPT.read_text(), environment
 
 
@@ -163,7 +173,9 @@ def eval_job(options: argparse.Namespace, more: Sequence[str]) -> Job:
     """An array with a job for each checkpoint that has no result yet. Raises UserError."""
     run: Path = options.eval
     folder = run / "evals"
-    every = sorted((run / "checkpoints").glob("step_*"))[:: -options.every][::-1]  # the last is among them
+    every = sorted((run / "checkpoints").glob("step_*"))[:: -options.every][
+        ::-1
+    ]  # the last is among them
     left = [path for path in every if not (folder / f"{path.name}.json").exists()]
     if not left:
         found = f"{len(every)} are all evaluated in {folder}" if every else "there are none"

@@ -1,21 +1,19 @@
-"""What tests/slurm/run.sh does on the cluster, and its table. Runs on the machine that the lab is on."""
+"""What tests/slurm/run.sh does on the cluster, and its table."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from training import ROOT, metrics, weights_digest, write_config, write_corpus
 
 LAB = ROOT / "tests/slurm/lab/lab.sh"
-STEPS, PACE, CRAWL = 100, 0.05, 1.0
+STEPS, PACE, CRAWL = 100, 0.02, 1.5  # seconds a step
 START = time.monotonic()
 
 
@@ -23,9 +21,18 @@ def say(text: str) -> None:
     print(f"[{time.monotonic() - START:5.0f} s] {text}", flush=True)
 
 
+def clipx(*arguments: object) -> str:
+    command = [sys.executable, "-m", "clipx", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
 def lab(*arguments: object) -> str:
     done = subprocess.run(
-        ["bash", str(LAB), *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
+        ["bash", str(LAB), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"lab.sh {' '.join(map(str, arguments))}:\n{done.stdout}{done.stderr}")
@@ -40,19 +47,27 @@ class Job:
     """A run under one launcher."""
 
     def __init__(self, launcher: str, folder: Path, config: Path) -> None:
-        self.launcher, self.run, self.pace = launcher, folder / launcher, folder / f"{launcher}.pace"
+        self.launcher, self.run, self.pace = (
+            launcher,
+            folder / launcher,
+            folder / f"{launcher}.pace",
+        )
         self.pace.write_text(str(PACE))
         evaluators = f"evaluators={{pace: {{name: slurm.pace, path: {self.pace}}}}}"
         self.logs = self.run / "logs"
         self.rows: list[tuple[str, ...]] = []
         arguments = [config, f"run_dir={self.run}", evaluators]
-        submit = ["env", f"LAUNCH={launcher}", sys.executable, "launch/submit.py", *arguments]
-        self.id = slurm(*submit, "--nodes", 2, "--time", "30:00").split()[-1]
+        submit = [sys.executable, "launch/submit.py", *arguments, f"--launch={launcher}"]
+        self.id = slurm(*submit, "--nodes=2", "--time=30:00").split()[-1]
 
     def field(self, name: str) -> str:
         found = re.search(rf"\b{name}=(\S+)", slurm("scontrol", "-o", "show", "job", self.id))
         assert found, name
         return found[1]
+
+    @property
+    def starts(self) -> str:
+        return str(int(self.field("Restarts")) + 1)
 
     @property
     def step(self) -> int:
@@ -73,15 +88,17 @@ class Job:
 
     def show(self) -> str:
         files = sorted(self.logs.glob("*")) if self.logs.exists() else []
-        return "\n".join(f"--- {f}\n" + "\n".join(f.read_text().splitlines()[-25:]) for f in files)
+        return "\n".join(f"--- {f}\n" + "\n".join(f.read_text().splitlines()[-15:]) for f in files)
 
 
 def until(jobs: list[Job], what: str, reached: Callable[[Job], bool], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
-    while not all([reached(job) for job in jobs]):
+    while [job for job in jobs if not reached(job)]:  # each is asked each time
         if time.monotonic() > end:
             late = [job for job in jobs if not reached(job)]
-            raise SystemExit(f"not within {seconds:.0f} s: {what}\n" + "\n".join(j.show() for j in late))
+            raise SystemExit(
+                f"not within {seconds:.0f} s: {what}\n" + "\n".join(j.show() for j in late)
+            )
         time.sleep(0.3)
 
 
@@ -116,11 +133,11 @@ def disturb(jobs: list[Job], name: str, act: Callable[[list[Job]], None], step: 
     def resumed(job: Job) -> bool:
         if len(job.resumed()) > starts[job]:
             back.setdefault(job, time.monotonic() - began)
-            job.pace.write_text(str(PACE))
-        return job in back
+        return job in back  # at a crawl, so that none has left before the last is back
 
     until(jobs, f"training again after: {name}", resumed)
     for job in jobs:
+        job.pace.write_text(str(PACE))
         row = (job.launcher, name, reached[job], job.resumed()[-1], f"{back[job]:.0f} s")
         job.rows.append(tuple(map(str, row)))
 
@@ -139,14 +156,33 @@ DISTURBANCES: list[tuple[str, Callable[[list[Job]], None], int]] = [
 ]
 
 
+def report(jobs: list[Job], still: Path) -> None:
+    """Print what happened. Ends with an error where a run is not as the one that nothing
+    disturbed."""
+    head = ("launcher", "disturbance", "at step", "resumed from", "again after")
+    table([head, *(row for job in jobs for row in job.rows)])
+    print()
+    runs = [("undisturbed", still, "1"), *((job.launcher, job.run, job.starts) for job in jobs)]
+    rows: list[tuple[str, ...]] = [("run", "starts", "step", "fingerprint", "weights", "equal")]
+    for name, run, starts in runs:
+        digest, last = weights_digest(run, STEPS), metrics(run)[-1]
+        equal = digest == weights_digest(still, STEPS) and metrics(run) == metrics(still)
+        step, fingerprint = str(last["step"]), last["fingerprint"]
+        rows.append((name, starts, step, fingerprint, digest[:12], "yes" if equal else "NO"))
+    table(rows)
+    print()
+    if any(row[-1] == "NO" for row in rows):
+        raise SystemExit("a disturbed run is not as the undisturbed one")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--launchers", nargs="*", default=["torchrun", "srun", "accelerate"])
     options = parser.parse_args()
     folder: Path = options.folder
-    data: dict[str, Any] = {"duration": f"{STEPS} steps"}
-    config = write_config(folder, write_corpus(folder / "corpus"), **data)
+    corpus = write_corpus(folder / "corpus")
+    config = write_config(folder, corpus, duration=f"{STEPS} steps")
     still = folder / "undisturbed"
     say("undisturbed, by srun alone")
     train = [sys.executable, "-m", "clipx", "train", config, f"run_dir={still}"]
@@ -156,22 +192,8 @@ def main() -> None:
     for name, act, step in DISTURBANCES:
         disturb(jobs, name, act, step)
     until(jobs, "finished", lambda job: job.field("JobState") == "COMPLETED")
-
-    table([("launcher", "disturbance", "at step", "resumed from", "again after")] + [r for j in jobs for r in j.rows])
-    print()
-    head = ("run", "starts", "step", "fingerprint", "weights", "as undisturbed")
-    rows, right = [head], metrics(still)
-    same = True
-    for name, run, starts in [("undisturbed", still, 1), *((j.launcher, j.run, int(j.field("Restarts")) + 1) for j in jobs)]:
-        equal = metrics(run) == right and weights_digest(run, STEPS) == weights_digest(still, STEPS)
-        same &= equal
-        last = metrics(run)[-1]
-        rows.append((name, str(starts), str(last["step"]), last["fingerprint"], weights_digest(run, STEPS)[:12], "yes" if equal else "NO"))
-    table(rows)
-    print()
-    print(subprocess.run([sys.executable, "-m", "clipx", "runs", str(folder)], capture_output=True, text=True).stdout)
-    if not same:
-        raise SystemExit("a disturbed run differs from the undisturbed one")
+    report(jobs, still)
+    print(clipx("runs", folder))
     say("all runs are as the undisturbed one, bit by bit")
 
 
