@@ -6,8 +6,11 @@ checkpoints/step_00000500/
     open_clip_config.json    the architecture and the preprocessing, in open_clip's layout
     config.json, tokenizer.json ...    of a Hugging Face text tower that came from a local folder
     ema.safetensors          their averages, where the run keeps them: what `load_model` loads
-    training.pt              optimizer, random state, scaler and pool, loaded with weights_only=True
+    optimizer.safetensors    the optimizer's tensors, by the number of their parameter
+    training.pt              its settings, random state of each rank, scaler and pool; loaded with
+                             weights_only=True
     state.json               step, data position, corpus digest, fingerprint
+    config.yaml, version.json    of the run that wrote it
     manifest.json            size and SHA-256 of every other file; written last
 """
 
@@ -22,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from clipx import tensor_files
 from clipx.data.transforms import Normalization
 from clipx.manifest import find_checkpoint, list_checkpoints
 from clipx.manifest import newest_valid as newest_valid
@@ -84,16 +87,28 @@ class Checkpoint:
     training: Training
 
 
+@dataclass(frozen=True)
+class About:
+    """What all checkpoints of a run have alike.
+
+    keep: how many of the newest stay; keep_every: those of its multiples stay for good
+    texts: further files by name, of which nothing is read again: config.yaml, version.json
+    """
+
+    model_json: dict[str, Any]
+    keep: int = 3
+    keep_every: int | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
 def save(
     folder: Path,
     state: TrainState,
     weights: Mapping[str, Tensor],
-    model_json: dict[str, Any],
     training: Training,
-    *,
-    keep: int,
+    about: About,
 ) -> Path:
-    """Write `folder/step_N` atomically, then delete all but the newest `keep`. Raises OSError; a
+    """Write `folder/step_N` atomically, then delete those that need not be kept. Raises OSError; a
     partial write is removed.
 
     weights: a model's whole state_dict
@@ -104,22 +119,13 @@ def save(
     _remove_leftovers(folder)
     try:
         temporary.mkdir()
-        _save_tensors(weights, temporary / "model.safetensors")
-        if training.ema is not None:
-            _save_tensors(training.ema, temporary / "ema.safetensors")
-        parts = {name: vars(training)[name] for name in _PARTS}
-        torch.save(parts, temporary / "training.pt")
-        preprocess = asdict(Normalization.of(model_json))
-        config = {
-            "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"},
-            "preprocess_cfg": preprocess,
-        }
-        (temporary / "open_clip_config.json").write_text(json.dumps(config, indent=2))
-        for file in text_files(model_json):
-            shutil.copy(file, temporary)
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2))
+        hashes = _write_tensors(temporary, weights, training)
+        _write_texts(temporary, state, about)
         files = sorted(temporary.iterdir())
-        manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+        manifest = {
+            f.name: {"bytes": f.stat().st_size, "sha256": hashes.get(f.name) or _sha256(f)}
+            for f in files
+        }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
         for file in [*files, temporary / "manifest.json", temporary]:
             _sync(file)
@@ -129,24 +135,77 @@ def save(
             shutil.rmtree(target)
         temporary.rename(target)
         _sync(folder)
-    except (RuntimeError, SafetensorError) as error:  # what their writers make of a full disk
+    except RuntimeError as error:  # what torch.save makes of a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"{type(error).__name__}: {error}") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    _prune(folder, about)
     return target
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+def _write_tensors(
+    folder: Path, weights: Mapping[str, Tensor], training: Training
+) -> dict[str, str]:
+    """SHA-256 by file name, of the large files."""
+    parts, moments = _without_moments({name: vars(training)[name] for name in _PARTS})
+    groups = {"model": weights, "optimizer": moments}
+    if training.ema is not None:
+        groups["ema"] = training.ema
+    torch.save(parts, folder / "training.pt")
+    return {
+        f"{name}.safetensors": tensor_files.write(tensors, folder / f"{name}.safetensors")
+        for name, tensors in groups.items()
+    }
+
+
+def _write_texts(folder: Path, state: TrainState, about: About) -> None:
+    model_json = about.model_json
+    config = {
+        "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"},
+        "preprocess_cfg": asdict(Normalization.of(model_json)),
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+    for file in text_files(model_json):
+        shutil.copy(file, folder)
+    (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
+    for name, text in about.texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _prune(folder: Path, about: About) -> None:
+    for old in list_checkpoints(folder)[: -about.keep]:
+        step = int(old.name.removeprefix("step_"))
+        if about.keep_every is None or step % about.keep_every:
+            shutil.rmtree(old)
+
+
+def _without_moments(parts: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(the parts with names in place of the optimizer's tensors, these by name)."""
+    optimizer, moments = parts["optimizer"], {}
+    state: dict[Any, Any] = {}
+    for number, items in optimizer.get("state", {}).items():
+        named = {f"{number}.{key}": t for key, t in items.items() if isinstance(t, Tensor)}
+        moments |= named
+        state[number] = {key: None if f"{number}.{key}" in named else x for key, x in items.items()}
+    return {**parts, "optimizer": {**optimizer, "state": state}}, moments
+
+
+def _with_moments(optimizer: dict[str, Any], moments: Mapping[str, Tensor]) -> dict[str, Any]:
+    state = {
+        number: {key: moments.get(f"{number}.{key}", x) for key, x in items.items()}
+        for number, items in optimizer["state"].items()
+    }
+    return {**optimizer, "state": state}
 
 
 def load(path: Path) -> Checkpoint:
     """A verified checkpoint, for training."""
     parts = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+    parts["optimizer"] = _with_moments(
+        parts["optimizer"], load_file(path / "optimizer.safetensors")
+    )
     averages = path / "ema.safetensors"
     return Checkpoint(
         path=path,

@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done, 1 a fault, or something bad found by `clipx data index` and
-`verify`, 2 the user's mistake (a message, no traceback), 75 a run that is not finished, 130
-interrupted."""
+`verify`, 2 the user's mistake (a message, no traceback), 75 training has stopped early with a
+checkpoint (0 under torchrun and accelerate, which would restart it), or `clipx runs --check` found
+a run that is not finished, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipx.types import RankError, UserError
+from clipx.types import RankError, Stopped, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -182,11 +183,20 @@ def _data_bench(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from clipx.config import load
-    from clipx.engine.config import TrainConfig
-    from clipx.engine.trainer import train
+    from clipx.engine.signals import EXIT_STOPPED, Stop
 
-    train(load(TrainConfig, arguments.config, arguments.overrides))
+    with Stop().listening() as stop:  # before the seconds that importing torch takes
+        from clipx.config import load
+        from clipx.distributed.runtime import restarts_failures, speaks
+        from clipx.engine.config import TrainConfig
+        from clipx.engine.trainer import train
+
+        try:
+            train(load(TrainConfig, arguments.config, arguments.overrides), stop)
+        except Stopped as early:
+            if speaks():
+                print(f"clipx: {early}; the same command goes on", file=sys.stderr, flush=True)
+            sys.exit(0 if restarts_failures() else EXIT_STOPPED)
 
 
 def _runs(arguments: argparse.Namespace) -> None:

@@ -8,8 +8,10 @@ on one process.
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -136,3 +138,33 @@ def speaks() -> bool:
     """True on the process that reports what all processes have met alike, group or no group."""
     launcher.adopt_srun(os.environ)
     return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a scheduler says of the job that this process belongs to.
+
+    id: None outside of a job; attempt: how often it was started before; end_time: unix seconds at
+    which it will be killed, None where that is not known
+    """
+
+    host: str
+    id: str | None = None
+    attempt: int = 0
+    end_time: float | None = None
+
+
+def job() -> Job:
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    return Job(
+        host=socket.gethostname(),
+        id=os.environ.get("SLURM_JOB_ID"),
+        attempt=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        end_time=float(end) if end else None,
+    )
+
+
+def restarts_failures() -> bool:
+    """Whether an agent watches this process that takes every exit code but 0 for a crash: torchrun
+    or `accelerate launch`."""
+    return any(n in os.environ for n in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"))

@@ -5,7 +5,7 @@ Checkpoints hold whole tensors, so a run goes on with any number of ranks, shard
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(value: Any, *, keep: bool) -> Any:
-    """The same nest of dicts and lists with every tensor whole and on the CPU. All ranks take part;
-    those with `keep` False, which write no file, get None for each tensor and hold no copy."""
+def whole(value: Any, *, copy: Callable[[Tensor], Tensor] | None) -> Any:
+    """The same nest of dicts and lists with every tensor whole, as `copy` puts it into host memory.
+    All ranks take part; those without `copy`, which write no file, get None for each tensor."""
     if isinstance(value, Tensor):
         full = value.detach()
         full = full.full_tensor() if isinstance(full, DTensor) else full
-        return full.cpu() if keep else None
+        return copy(full) if copy else None
     if isinstance(value, Mapping):
-        return {key: whole(item, keep=keep) for key, item in value.items()}
+        return {key: whole(item, copy=copy) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(whole(item, keep=keep) for item in value)
+        return type(value)(whole(item, copy=copy) for item in value)
     return value
 
 

@@ -18,9 +18,10 @@ from typing import Any
 from clipx.config import merge, parse_override, read_layers
 from clipx.types import UserError
 
-SILENT_SECONDS = 300
-"""A process on another host is taken for dead when it has written nothing for so long."""
-EXIT_FINISHED, EXIT_UNFINISHED = 0, 75
+SILENT_SECONDS = 120
+"""A process on another host is called silent when it has written nothing for so long; it writes
+every 10 s (clipx/engine/status.py)."""
+EXIT_FINISHED, EXIT_UNFINISHED = 0, 75  # the latter as of training that stopped early
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from clipx.distributed.wrap import wrap
 from clipx.engine.compiling import compile_towers
 from clipx.engine.config import Plan, TrainConfig
 from clipx.engine.corpus import (
-    changes,
     describe,
     open_together,
     pixel_batches,
@@ -35,9 +34,12 @@ from clipx.engine.features import feature_batches
 from clipx.engine.health import counted, line, memory_gib, report_nonfinite
 from clipx.engine.optim import build_optimizer
 from clipx.engine.precision import build_precision
+from clipx.engine.resume import newest
 from clipx.engine.run import CORPUS, RunFolder
+from clipx.engine.saving import Saver
 from clipx.engine.schedule import rate
 from clipx.engine.state import Parts, split_fingerprint
+from clipx.engine.status import State
 from clipx.engine.step import Step
 from clipx.losses import sigmoid
 from clipx.models.dual_encoder import DualEncoder
@@ -47,12 +49,19 @@ from clipx.types import UserError
 _FINGERPRINT_MODULUS = 1 << 63
 
 
+class Asked(NamedTuple):
+    """What any rank asked for with the last step; all ranks see the same."""
+
+    stop: bool = False
+    save: bool = False
+
+
 class Session:
     """The parts of a run on this rank. `folder` is None on all ranks but the first."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.runtime = start(config.device)
+        self.runtime = start(config.device, timeout_minutes=config.timeout_minutes)
         self.corpus = open_together(config, self.runtime)
         self.plan = Plan.of(config, self.corpus.num_samples)
         self.precision = build_precision(config.precision, self.runtime.device)
@@ -63,16 +72,38 @@ class Session:
         self.encoder = self._new_encoder()
         check(config, self.encoder, world_size=self.runtime.world_size)
         self.folder = self._folder()
+        try:
+            self._build()
+        except BaseException as error:
+            if self.folder is not None:
+                self.folder.close("failed", f"{type(error).__name__}: {error}")
+            raise
+
+    def _build(self) -> None:
+        config = self.config
         self.state = TrainState(corpus_digest=self.corpus.digest)
-        self.source, trained, normalize = self._source()
+        self.asked, resumed_at = Asked(), None
+        source, trained, normalize = self._source()
+        self.source = source
         self.step = self._step(trained, normalize)
         ema = Ema(self.encoder, config.ema) if config.ema is not None else None
         self.parts = Parts(self.runtime, self.encoder, self.step, ema)
         self.clamped = torch.zeros((), device=self.runtime.device)
         torch.manual_seed(config.seed + self.runtime.rank)  # ranks drop out different units
-        self.messages += self._resume()
+        saved, messages = newest(
+            self.runtime, self.folder, self.corpus, accept=config.data.accept_changed_corpus
+        )
+        if saved is not None:
+            self._take_up(saved)
+            resumed_at = saved.state.step
+        self.messages += messages
+        self.saver = self._saver(resumed_at)
         if self.folder is not None:
+            at = self.state
+            found = {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
+            self.folder.status.update(**found)
             write_table(self.folder.path, self.corpus.table())
+            self.messages += self.folder.messages
 
     def _step(self, trained: DualEncoder, normalize: Callable[[Tensor], Tensor]) -> Step:
         """trained: the part of the model that a step runs: all of it, or its heads"""
@@ -131,6 +162,7 @@ class Session:
                     Path(self.config.run_dir),
                     to_data(self.config),
                     to_yaml(self.config),
+                    total_steps=self.plan.total,
                     may_change=CORPUS if self.config.data.accept_changed_corpus else (),
                 )
             except UserError as error:
@@ -138,33 +170,23 @@ class Session:
         self.runtime.agree(fault)
         return folder
 
-    def _resume(self) -> list[str]:
-        """Take up the newest valid checkpoint, if there is one. What rank 0 finds valid, all ranks
-        load."""
-        found: tuple[Path | None, list[str]] = (None, [])
-        if self.folder is not None:
-            found = checkpoints.newest_valid(self.folder.checkpoints)
-        path, messages = self.runtime.gather(found)[0]
-        if path is None:
-            return messages
-        saved = checkpoints.load(path)
-        if saved.state.corpus_digest != self.corpus.digest:
-            messages.append(self._changed_corpus(path))
-        self._take_up(saved)
-        return [*messages, f"resumed from {path} at step {saved.state.step}"]
-
-    def _changed_corpus(self, path: Path) -> str:
-        """What differs from the corpus that the checkpoint was trained on. Raises UserError unless
-        the user accepts it."""
-        mine = changes(self.folder.path, self.corpus.table()) if self.folder is not None else ""
-        told = self.runtime.from_main(mine)
-        text = f"the corpus is not the one that {path} was trained on: {told}"
-        if not self.config.data.accept_changed_corpus:
-            raise UserError(
-                f"{text}. Give the old shards, start a new run_dir=, or go on with these by "
-                "data.accept_changed_corpus=true"
-            )
-        return f"{text}. Going on: in this epoch some samples come twice or not at all"
+    def _saver(self, newest: int | None) -> Saver:
+        config, folder = self.config, self.folder
+        about = checkpoints.About(
+            self.model_json,
+            keep=config.keep_checkpoints,
+            keep_every=self.plan.keep_every,
+            texts=folder.about() if folder else {},
+        )
+        return Saver(
+            self.runtime,
+            self.parts,
+            folder.checkpoints if folder else None,
+            about,
+            newest=newest,
+            every_seconds=self.plan.checkpoint_seconds,
+            asynchronous=config.save_async,
+        )
 
     def _take_up(self, saved: Checkpoint) -> None:
         self.parts.take_up(saved)
@@ -172,14 +194,18 @@ class Session:
         state = replace(saved.state, corpus_digest=self.corpus.digest)
         self.state = split_fingerprint(state, self.runtime)
 
-    def advance(self, batch: Loaded) -> dict[str, Tensor]:
-        """One optimizer step; `state` counts it once it is done. Raises UserError after too many
-        that could not be done."""
+    def advance(self, batch: Loaded, *, stop: bool = False) -> dict[str, Tensor]:
+        """One optimizer step; `state` counts it once it is done, and `asked` says what any rank
+        wants then. Raises UserError after too many steps that could not be done.
+
+        stop: this rank wants the run to end
+        """
         plan, optim = self.plan, self.config.optim
         share = rate(optim.schedule, self.state.step, plan.total, plan.warmup, plan.cooldown)
         for group in self.step.optimizer.param_groups:
             group["lr"] = optim.lr * share * group["lr_scale"]
-        stepped = self.step(batch)
+        stepped = self.step(batch, stop, self.saver.wants())
+        self.asked = Asked(*stepped.asked)
         state = replace(
             self.state,
             step=self.state.step + 1,
@@ -201,11 +227,8 @@ class Session:
         self.clamped.zero_()
         return found
 
-    def save(self) -> str | None:
-        """Write a checkpoint. Returns, on all ranks, what went wrong, or None.
-
-        A full disk is no reason to end a run that may go on.
-        """
+    def save(self, *, wait: bool) -> str | None:
+        """Write a checkpoint; see Saver.save."""
         runtime = self.runtime
         state = replace(
             self.state,
@@ -213,15 +236,27 @@ class Session:
             clamped_steps=int(self.clamped),
         )
         self.state = split_fingerprint(state, runtime)
-        weights, training = self.parts.collect()
-        fault: str | None = None
+        return self.saver.save(state, wait=wait)
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Those who watch from outside get what a log line has."""
         if self.folder is not None:
-            folder, keep = self.folder.checkpoints, self.config.keep_checkpoints
-            try:
-                checkpoints.save(folder, state, weights, self.model_json, training, keep=keep)
-            except OSError as error:
-                fault = f"checkpoint of step {state.step} not written: {error}"
-        return runtime.gather(fault)[0]
+            self.folder.status.update(
+                step=self.state.step,
+                samples_seen=self.state.position,
+                loss=record["train/loss"],
+                samples_per_second=record["train/samples_per_second"],
+                checkpoint=self.saver.newest,
+            )
+
+    def close(self, state: State, reason: str | None) -> None:
+        """The folder is free for the next. A checkpoint that is being written is waited for."""
+        self.saver.close()
+        if self.folder is not None:
+            at = self.state
+            found = {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
+            self.folder.status.update(**found)
+            self.folder.close(state, reason)
 
     def describe(self) -> str:
         corpus, size = self.corpus, self.config.global_batch_size

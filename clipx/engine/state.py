@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,21 +32,26 @@ class Parts:
     step: Step
     ema: Ema | None
 
-    def collect(self) -> tuple[Mapping[str, Tensor], Training]:
-        """(weights, the rest), whole, on rank 0; the others, which take part, get no tensors."""
-        step, keep = self.step, self.runtime.is_main
+    def collect(
+        self, copy: Callable[[Tensor], Tensor] = Tensor.cpu
+    ) -> tuple[Mapping[str, Tensor], Training]:
+        """(weights, the rest), whole, on rank 0; the others, which take part, get no tensors.
+
+        copy: of a tensor, in host memory
+        """
+        step, keep = self.step, copy if self.runtime.is_main else None
         device = self.runtime.device
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         random = self.runtime.gather({"torch": torch.get_rng_state(), "cuda": cuda})
         scaler = step.precision.scaler
         training = Training(
-            optimizer=whole(step.optimizer.state_dict(), keep=keep),
+            optimizer=whole(step.optimizer.state_dict(), copy=keep),
             random=random,
             scaler=scaler.state_dict() if scaler else {},
-            pool=whole(step.pool.state_dict(), keep=keep),
-            ema=whole(self.ema.state_dict(), keep=keep) if self.ema else None,
+            pool=whole(step.pool.state_dict(), copy=keep),
+            ema=whole(self.ema.state_dict(), copy=keep) if self.ema else None,
         )
-        return whole(self.encoder.state_dict(), keep=keep), training
+        return whole(self.encoder.state_dict(), copy=keep), training
 
     def take_up(self, saved: Checkpoint) -> None:
         """Raises UserError where the checkpoint lacks the averages that the run asks for."""
@@ -77,7 +82,8 @@ class Parts:
             if not isinstance(self.step.model, Sharded):
                 yield self.encoder if self.runtime.is_main else None
                 return
-            weights, copy = whole(self.encoder.state_dict(), keep=self.runtime.is_main), None
+            kept = Tensor.cpu if self.runtime.is_main else None
+            weights, copy = whole(self.encoder.state_dict(), copy=kept), None
             if self.runtime.is_main:
                 with torch.random.fork_rng():  # first weights are drawn, for nothing
                     copy = DualEncoder(model_json)

@@ -67,7 +67,7 @@ class Recording(torch.optim.SGD):
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         named = {n: p.grad for n, p in self.encoder.named_parameters() if p.grad is not None}
-        self.gradients = whole(named, keep=True)
+        self.gradients = whole(named, copy=torch.Tensor.cpu)
 
 
 def build(
@@ -138,9 +138,10 @@ def gradients(runtime: Runtime, parallel: Parallel, **settings: Any) -> dict[str
 
 def trained(parts: Parts) -> dict[str, Any]:
     """Weights and averages, whole."""
-    weights = whole(parts.encoder.state_dict(), keep=True)
+    weights = whole(parts.encoder.state_dict(), copy=torch.Tensor.cpu)
     assert parts.ema is not None
-    return {"weights": arrays(weights), "ema": arrays(whole(parts.ema.state_dict(), keep=True))}
+    averages = whole(parts.ema.state_dict(), copy=torch.Tensor.cpu)
+    return {"weights": arrays(weights), "ema": arrays(averages)}
 
 
 def handed_over(runtime: Runtime, first: Parallel, second: Parallel) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from clipx.types import Encoder
 @config
 class Config:
     path: str
-    """File with the seconds to sleep after each step; read anew each time."""
-    every: str = "1 steps"
+    """File with the seconds to sleep; read anew each time."""
+    every: str = "5 steps"
 
     def build(self) -> Pace:
         return Pace(Path(self.path))

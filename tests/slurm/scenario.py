@@ -13,7 +13,7 @@ from pathlib import Path
 from training import ROOT, metrics, weights_digest, write_config, write_corpus
 
 LAB = ROOT / "tests/slurm/lab/lab.sh"
-STEPS, PACE, CRAWL = 100, 0.02, 1.5  # seconds a step
+STEPS, PACE, CRAWL = 100, 0.1, 6.0  # seconds for five steps
 START = time.monotonic()
 
 
@@ -47,18 +47,21 @@ class Job:
     """A run under one launcher."""
 
     def __init__(self, launcher: str, folder: Path, config: Path) -> None:
-        self.launcher, self.run, self.pace = (
-            launcher,
-            folder / launcher,
-            folder / f"{launcher}.pace",
-        )
-        self.pace.write_text(str(PACE))
-        evaluators = f"evaluators={{pace: {{name: slurm.pace, path: {self.pace}}}}}"
-        self.logs = self.run / "logs"
+        self.launcher, self.run, self.logs = launcher, folder / launcher, folder / launcher / "logs"
+        self.pace = folder / f"{launcher}.pace"
+        self.pace.write_text(str(CRAWL))
         self.rows: list[tuple[str, ...]] = []
+        evaluators = f"evaluators={{pace: {{name: slurm.pace, path: {self.pace}}}}}"
         arguments = [config, f"run_dir={self.run}", evaluators]
-        submit = [sys.executable, "launch/submit.py", *arguments, f"--launch={launcher}"]
-        self.id = slurm(*submit, "--nodes=2", "--time=30:00").split()[-1]
+        if launcher == "torchrun":  # one by submit.py, which prints `job 3`, the others by hand
+            submit = [sys.executable, "launch/submit.py", f"--launch={launcher}"]
+            options = ["--nodes=2", "--time=30:00"]
+        else:
+            submit = ["env", f"LAUNCH={launcher}", f"LOG_DIR={self.logs}", "sbatch", "--parsable"]
+            options = ["--nodes=2", "--time=30:00", f"--output={self.logs}/%j.out"]
+            options += ["launch/slurm.sbatch"]
+        self.logs.mkdir(parents=True)
+        self.id = slurm(*submit, *options, *arguments).split()[-1]
 
     def field(self, name: str) -> str:
         found = re.search(rf"\b{name}=(\S+)", slurm("scontrol", "-o", "show", "job", self.id))
@@ -189,6 +192,8 @@ def main() -> None:
     slurm("srun", "--nodes=2", "--ntasks-per-node=1", *train)
     say(f"submitting {', '.join(options.launchers)}")
     jobs = [Job(launcher, folder, config) for launcher in options.launchers]
+    for job in jobs:
+        job.pace.write_text(str(PACE))
     for name, act, step in DISTURBANCES:
         disturb(jobs, name, act, step)
     until(jobs, "finished", lambda job: job.field("JobState") == "COMPLETED")

@@ -1,0 +1,157 @@
+"""When and how a run's checkpoints are written: a copy on the host first, then by a thread while
+training goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clipx import checkpoints
+from clipx.checkpoints import TrainState
+from clipx.distributed.runtime import Runtime
+from clipx.engine.state import Parts
+
+RETRY_SECONDS = 60.0
+"""After a save that failed another is tried, which need not wait for the next that is due."""
+
+
+class HostBuffers:
+    """Copies of tensors in host memory that the next snapshot overwrites: memory that is used again
+    need not be found, zeroed and, for a GPU, pinned again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pin = device.type == "cuda"
+        self._buffers: list[Tensor] = []
+        self._next = 0
+
+    def begin(self) -> None:
+        """A new snapshot: nobody reads the one before any more."""
+        self._next = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The device goes on: `ready` says when the copies are there."""
+        if self._next == len(self._buffers):
+            self._buffers.append(torch.empty(0))
+        buffer = self._buffers[self._next]
+        if buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pin)
+            self._buffers[self._next] = buffer
+        self._next += 1
+        return buffer.copy_(tensor, non_blocking=True)
+
+    def ready(self) -> Callable[[], None]:
+        """What waits until all copies that were asked for so far are there."""
+        if not self._pin:
+            return lambda: None
+        event = torch.cuda.Event()
+        event.record()
+        return event.synchronize
+
+
+class Writer:
+    """One thread that does one thing at a time. `fault` is what the last one met, until taken."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._fault: str | None = None
+
+    def start(self, act: Callable[[], None]) -> None:
+        """Waits for the one before. `act` raises OSError for what the user can mend."""
+        self.wait()
+        # Not a daemon: a run that ends by an error still ends with this checkpoint.
+        self._thread = threading.Thread(target=self._run, args=(act,), name="checkpoint")
+        self._thread.start()
+
+    def _run(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001  in a thread nobody else would hear of it
+            self._fault = f"{type(error).__name__}: {error}"
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def take_fault(self) -> str | None:
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+        fault, self._fault = self._fault, None
+        return fault
+
+
+class Saver:
+    """The checkpoints of a run. Ranks but the first, whose folder is None, bring their parts."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        parts: Parts,
+        folder: Path | None,
+        about: checkpoints.About,
+        *,
+        newest: int | None,
+        every_seconds: float | None,
+        asynchronous: bool,
+    ) -> None:
+        self._runtime, self._parts, self._folder, self._about = runtime, parts, folder, about
+        self._every, self._asynchronous = every_seconds, asynchronous
+        self._buffers = HostBuffers(runtime.device)
+        self._writer = Writer()
+        self._begun = time.monotonic()
+        self._failed: float | None = None
+        self.newest = newest
+        """The last step that can be resumed from, on rank 0."""
+
+    def wants(self) -> bool:
+        """Whether it is time for a checkpoint, by the clock of rank 0."""
+        if self._folder is None:
+            return False
+        now = time.monotonic()
+        if self._failed is not None and now - self._failed > RETRY_SECONDS:
+            return True
+        return self._every is not None and now - self._begun >= self._every
+
+    def save(self, state: TrainState, *, wait: bool) -> str | None:
+        """Write a checkpoint. All ranks take part. Returns, on all of them, what went wrong where
+        it was waited for.
+
+        A full disk is no reason to end a run that may go on.
+        """
+        wait = wait or not self._asynchronous
+        self._writer.wait()
+        self._buffers.begin()
+        self._begun, self._failed = time.monotonic(), None
+        weights, training = self._parts.collect(Tensor.cpu if wait else self._buffers)
+        if self._folder is not None:
+            folder, ready = self._folder, self._buffers.ready()
+
+            def write() -> None:
+                ready()
+                checkpoints.save(folder, state, weights, training, self._about)
+                self.newest = state.step
+
+            self._writer.start(write)
+        self._step = state.step
+        return self.finish() if wait else None
+
+    def finish(self) -> str | None:
+        """Wait for the save that is under way. Returns, on all ranks, what it met."""
+        self._writer.wait()
+        return self._runtime.from_main(self.fault())
+
+    def fault(self) -> str | None:
+        """What the last save met, once, on rank 0."""
+        fault = self._writer.take_fault()
+        if fault is None:
+            return None
+        self._failed = time.monotonic()
+        return f"checkpoint of step {self._step} not written: {fault}"
+
+    def close(self) -> None:
+        self._writer.wait()
