@@ -1,11 +1,13 @@
 """Submit a training run, or the evaluation of its checkpoints, to SLURM.
 
-    python launch/submit.py configs/run/x.yaml --nodes 8 --gpus-per-node 8 --time 24:00:00 [key=value ...]
+    python launch/submit.py configs/run/x.yaml --nodes 8 --gpus-per-node 8 --time 24:00:00
     python launch/submit.py --eval runs/x --gpus-per-node 1 --time 1:00:00
 
-Checks first that the config loads and that its global batch, streams and micro-batches fit so many processes; prints the command
-(with --dry-run the script too, and nothing is submitted) and the job's number. Options that are not named below go to sbatch as they
-are, with a value behind `=`: --account=lab --partition=gpu --qos=high --exclude=n3. Run it from the folder with data and .venv.
+key=value may follow, as in training. Checks first that the config loads and that its global batch,
+streams and micro-batches fit so many processes; prints the command (with --dry-run the script too,
+and nothing is submitted) and the job's number. Options that are not named below go to sbatch as
+they are, with a value behind `=`: --account=lab --partition=gpu --qos=high --exclude=n3. Run it
+from the folder with data and .venv.
 """
 
 from __future__ import annotations

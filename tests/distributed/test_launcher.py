@@ -143,7 +143,7 @@ def test_each_process_has_a_gpu_of_its_own() -> None:
     env = {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
     launcher.check_devices(env, visible=4)
     assert env["LOCAL_RANK"] == "3"
-    with pytest.raises(UserError, match="4 processes on .*, but 2 GPUs are visible; start 2 a"):
+    with pytest.raises(UserError, match=r"4 processes on .*, but 2 GPUs are visible; start 2 a"):
         launcher.check_devices(env, visible=2)
     with pytest.raises(UserError, match="but 1 GPUs are visible"):
         launcher.check_devices(env, visible=1)
