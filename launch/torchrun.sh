@@ -16,6 +16,7 @@ fi
 # Without it torch 2.14's agents keep one key-value store across restarts, and a rank that was started again may be given the address
 # of a peer of the group before: "connectFullMesh failed ... Connection refused" (pytorch issues 135712, 167288).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR} # no word about each host name and each connection that ends
 meet=(--standalone)
 if [ "${NNODES:-1}" != 1 ]; then
   : "${RDZV:?host:port of the machine where all meet, e.g. RDZV=node1:29500}"

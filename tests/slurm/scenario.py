@@ -49,7 +49,7 @@ class Job:
     def __init__(self, launcher: str, folder: Path, config: Path) -> None:
         self.launcher, self.run, self.logs = launcher, folder / launcher, folder / launcher / "logs"
         self.pace = folder / f"{launcher}.pace"
-        self.pace.write_text(str(CRAWL))
+        self.sleep(CRAWL)
         self.rows: list[tuple[str, ...]] = []
         evaluators = f"evaluators={{pace: {{name: slurm.pace, path: {self.pace}}}}}"
         arguments = [config, f"run_dir={self.run}", evaluators]
@@ -62,6 +62,12 @@ class Job:
             options += ["launch/slurm.sbatch"]
         self.logs.mkdir(parents=True)
         self.id = slurm(*submit, *options, *arguments).split()[-1]
+
+    def sleep(self, seconds: float) -> None:
+        """From now on for so long after every fifth step."""
+        new = self.pace.with_suffix(".new")
+        new.write_text(str(seconds))
+        new.replace(self.pace)
 
     def field(self, name: str) -> str:
         found = re.search(rf"\b{name}=(\S+)", slurm("scontrol", "-o", "show", "job", self.id))
@@ -86,7 +92,7 @@ class Job:
         """True once it is past `step`, from where it crawls."""
         if self.step < step:
             return False
-        self.pace.write_text(str(CRAWL))
+        self.sleep(CRAWL)
         return True
 
     def show(self) -> str:
@@ -140,7 +146,7 @@ def disturb(jobs: list[Job], name: str, act: Callable[[list[Job]], None], step: 
 
     until(jobs, f"training again after: {name}", resumed)
     for job in jobs:
-        job.pace.write_text(str(PACE))
+        job.sleep(PACE)
         row = (job.launcher, name, reached[job], job.resumed()[-1], f"{back[job]:.0f} s")
         job.rows.append(tuple(map(str, row)))
 
@@ -193,7 +199,7 @@ def main() -> None:
     say(f"submitting {', '.join(options.launchers)}")
     jobs = [Job(launcher, folder, config) for launcher in options.launchers]
     for job in jobs:
-        job.pace.write_text(str(PACE))
+        job.sleep(PACE)
     for name, act, step in DISTURBANCES:
         disturb(jobs, name, act, step)
     until(jobs, "finished", lambda job: job.field("JobState") == "COMPLETED")
