@@ -6,7 +6,7 @@ checkpoints/step_00000500/
     open_clip_config.json    the architecture and the preprocessing, in open_clip's layout
     config.json, tokenizer.json ...    of a Hugging Face text tower that came from a local folder
     ema.safetensors          their averages, where the run keeps them: what `load_model` loads
-    optimizer.safetensors    the optimizer's tensors, by the number of their parameter
+    optimizer/               the optimizer's tensors, a file of each rank that holds some
     training.pt              its settings, random state of each rank, scaler and pool; loaded with
                              weights_only=True
     state.json               step, data position, corpus digest, fingerprint
@@ -28,11 +28,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipx import tensor_files
+from clipx import optimizer_files, tensor_files
 from clipx.data.transforms import Normalization
-from clipx.manifest import find_checkpoint, list_checkpoints
+from clipx.manifest import find_checkpoint, list_checkpoints, seal, sync
 from clipx.manifest import newest_valid as newest_valid
-from clipx.manifest import sha256 as _sha256
 from clipx.manifest import verify as verify
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import text_files, with_text_folder
@@ -64,8 +63,9 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Training:
-    """What only training needs of a checkpoint, whole and on the CPU.
+    """What only training needs of a checkpoint, on the CPU.
 
+    optimizer: its state_dict; in place of its tensors it may have this rank's `Part`s of them
     random: of each rank; scaler, pool: empty where a run has none; ema: the averages of the
     weights by name, None where a run keeps none
     """
@@ -101,63 +101,73 @@ class About:
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
+def temporary(folder: Path, step: int) -> Path:
+    """Where this process writes a checkpoint before it is one."""
+    return folder / f".{_name(step)}.{os.getpid()}"
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
 def save(
     folder: Path,
     state: TrainState,
     weights: Mapping[str, Tensor],
     training: Training,
     about: About,
+    *,
+    num_writers: int = 1,
 ) -> Path:
     """Write `folder/step_N` atomically, then delete those that need not be kept. Raises OSError; a
     partial write is removed.
 
     weights: a model's whole state_dict
+    num_writers: ranks that write their part of the optimizer; the others by `save_part`
     """
-    target = folder / f"step_{state.step:08d}"
-    temporary = folder / f".{target.name}.{os.getpid()}"
+    target, beside = folder / _name(state.step), temporary(folder, state.step)
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     try:
-        temporary.mkdir()
-        hashes = _write_tensors(temporary, weights, training)
-        _write_texts(temporary, state, about)
-        files = sorted(temporary.iterdir())
-        manifest = {
-            f.name: {"bytes": f.stat().st_size, "sha256": hashes.get(f.name) or _sha256(f)}
-            for f in files
-        }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        for file in [*files, temporary / "manifest.json", temporary]:
-            _sync(file)
-        if (
-            target.exists()
-        ):  # a broken one: a valid checkpoint of this step would have been resumed from
+        beside.mkdir()
+        known = _write_tensors(beside, weights, training)
+        _write_texts(beside, state, about)
+        known |= optimizer_files.gather(beside, num_writers)
+        seal(beside, known)
+        if target.exists():  # broken: a valid one of this step would have been resumed from
             shutil.rmtree(target)
-        temporary.rename(target)
-        _sync(folder)
+        beside.rename(target)
+        sync(folder)
     except RuntimeError as error:  # what torch.save makes of a full disk
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
         raise OSError(f"{type(error).__name__}: {error}") from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
         raise
     _prune(folder, about)
     return target
 
 
+def save_part(beside: Path, training: Training, rank: int) -> None:
+    """What another rank than 0 has of the optimizer, into the `temporary` of rank 0. Raises
+    OSError."""
+    optimizer_files.write_for_rank_0(optimizer_files.split(training.optimizer)[1], beside, rank)
+
+
 def _write_tensors(
     folder: Path, weights: Mapping[str, Tensor], training: Training
-) -> dict[str, str]:
-    """SHA-256 by file name, of the large files."""
-    parts, moments = _without_moments({name: vars(training)[name] for name in _PARTS})
-    groups = {"model": weights, "optimizer": moments}
-    if training.ema is not None:
-        groups["ema"] = training.ema
-    torch.save(parts, folder / "training.pt")
-    return {
-        f"{name}.safetensors": tensor_files.write(tensors, folder / f"{name}.safetensors")
-        for name, tensors in groups.items()
-    }
+) -> dict[str, dict[str, Any]]:
+    """What the manifest says of the large files."""
+    settings, moments = optimizer_files.split(training.optimizer)
+    parts = {name: vars(training)[name] for name in _PARTS}
+    torch.save({**parts, "optimizer": settings}, folder / "training.pt")
+    known = {optimizer_files.file_of(0): optimizer_files.write(moments, folder, 0)}
+    groups = {"model": weights} | ({} if training.ema is None else {"ema": training.ema})
+    for name, tensors in groups.items():
+        path = folder / f"{name}.safetensors"
+        digest = tensor_files.write(tensors, path)
+        known[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return known
 
 
 def _write_texts(folder: Path, state: TrainState, about: About) -> None:
@@ -181,31 +191,13 @@ def _prune(folder: Path, about: About) -> None:
             shutil.rmtree(old)
 
 
-def _without_moments(parts: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(the parts with names in place of the optimizer's tensors, these by name)."""
-    optimizer, moments = parts["optimizer"], {}
-    state: dict[Any, Any] = {}
-    for number, items in optimizer.get("state", {}).items():
-        named = {f"{number}.{key}": t for key, t in items.items() if isinstance(t, Tensor)}
-        moments |= named
-        state[number] = {key: None if f"{number}.{key}" in named else x for key, x in items.items()}
-    return {**parts, "optimizer": {**optimizer, "state": state}}, moments
+def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) -> Checkpoint:
+    """A verified checkpoint, for training.
 
-
-def _with_moments(optimizer: dict[str, Any], moments: Mapping[str, Tensor]) -> dict[str, Any]:
-    state = {
-        number: {key: moments.get(f"{number}.{key}", x) for key, x in items.items()}
-        for number, items in optimizer["state"].items()
-    }
-    return {**optimizer, "state": state}
-
-
-def load(path: Path) -> Checkpoint:
-    """A verified checkpoint, for training."""
+    target: where each tensor of the optimizer goes: this rank may want a part of it only
+    """
     parts = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-    parts["optimizer"] = _with_moments(
-        parts["optimizer"], load_file(path / "optimizer.safetensors")
-    )
+    parts["optimizer"] = optimizer_files.load(path, parts["optimizer"], target)
     averages = path / "ema.safetensors"
     return Checkpoint(
         path=path,
@@ -247,11 +239,3 @@ def _remove_leftovers(folder: Path) -> None:
     in use."""
     for path in folder.glob(".step_*"):
         shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

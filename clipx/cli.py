@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipx.types import RankError, Stopped, UserError
+from clipx.types import PeerError, RankError, Stopped, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"clipx: {error}; make room and start the same command again", file=sys.stderr)
         sys.exit(2)
+    except PeerError as error:
+        print(f"clipx: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("clipx: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -68,27 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
-    evaluate = verbs.add_parser(
-        "eval", help="zero-shot classification and retrieval of a run or checkpoint"
-    )
-    evaluate.add_argument(
-        "run_dir", type=Path, metavar="RUN", help="run folder or checkpoints/step_* folder"
-    )
-    evaluate.add_argument(
-        "--set",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        dest="sets",
-        help="test set; may be repeated (default: the run's evaluators)",
-    )
-    evaluate.add_argument(
-        "--json", action="store_true", help="one JSON object on stdout instead of a table"
-    )
-    evaluate.add_argument(
-        "--picture", type=Path, metavar="PNG", help="write test images with the model's guesses"
-    )
-    evaluate.set_defaults(run=_eval)
+    _add_eval(verbs)
 
     data = verbs.add_parser("data", help="corpora").add_subparsers(required=True, metavar="WHAT")
     demo = data.add_parser(
@@ -137,6 +120,33 @@ def _add_runs(verbs: Any) -> None:
     )
     runs.add_argument("--json", action="store_true", help="one JSON list instead of a table")
     runs.set_defaults(run=_runs)
+
+
+def _add_eval(verbs: Any) -> None:
+    evaluate = verbs.add_parser(
+        "eval", help="zero-shot classification and retrieval of a run or checkpoint"
+    )
+    evaluate.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="run folder or checkpoints/step_* folder"
+    )
+    evaluate.add_argument(
+        "--set",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        dest="sets",
+        help="test set; may be repeated (default: the run's evaluators)",
+    )
+    evaluate.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout instead of a table"
+    )
+    evaluate.add_argument(
+        "--picture", type=Path, metavar="PNG", help="write test images with the model's guesses"
+    )
+    evaluate.add_argument(
+        "--raw", action="store_true", help="the weights, where a run also has averages of them"
+    )
+    evaluate.set_defaults(run=_eval)
 
 
 def _add_data_verbs(data: Any) -> None:
@@ -226,7 +236,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from clipx.engine import evaluate_run
     from clipx.engine.evaluate import evaluate
 
-    encoder, state = evaluate_run.load_run(arguments.run_dir)
+    encoder, state = evaluate_run.load_run(arguments.run_dir, averaged=not arguments.raw)
     evaluators = evaluate_run.chosen_evaluators(arguments.run_dir, arguments.sets)
     results = {"step": state.step, "samples_seen": state.position}
     results |= evaluate(encoder, evaluators)

@@ -106,11 +106,11 @@ class Encoder:
         """No graph, evaluation behavior, and the model left in the mode it was in."""
         training = self.model.training
         self.model.eval()
-        enabled = self.dtype == torch.bfloat16
+        enabled = self.dtype != torch.float32
         try:
             with (
                 torch.inference_mode(),
-                torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled),
+                torch.autocast(self.device.type, self.dtype if enabled else None, enabled),
             ):
                 yield
         finally:  # training goes on after an evaluator that failed

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,13 +32,14 @@ _NAMES = {
 _PIECE = 16 << 20  # bytes given to the file at a time: what a hash finds in the cache
 
 
-def write(tensors: Mapping[str, Tensor], path: Path) -> str:
+def write(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] = {}) -> str:
     """The SHA-256 of the file, which is on the disk when this returns. Raises OSError.
 
-    tensors: on the CPU, or with `.cpu()` to come
+    about: texts that its header has too
     """
     ordered = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))  # aligned
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
+    end = 0
     for name in ordered:
         tensor = tensors[name]
         begin, end = end, end + tensor.numel() * tensor.element_size()

@@ -26,6 +26,10 @@ class RankError(UserError):
     """A user's mistake that one rank alone has met, so that it is that rank that must say it."""
 
 
+class PeerError(Exception):
+    """Another rank has ended this one. The command line exits with 1 after one line."""
+
+
 class Stopped(Exception):
     """A run has ended before its last step, with a checkpoint, because it was asked to. The command
     line exits with 75: the same command goes on."""

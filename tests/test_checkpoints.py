@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from clipx import checkpoints
+from clipx import manifest as manifest_module
 from clipx.checkpoints import Training, TrainState
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
@@ -60,7 +61,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     assert path == tmp_path / "c/step_00000500"
     assert names(path) == sorted(
         [
-            *(f"{name}.safetensors" for name in ("model", "optimizer")),
+            *("model.safetensors", "optimizer"),
             *("open_clip_config.json", "training.pt", "state.json", "manifest.json"),
         ]
     )
@@ -135,7 +136,7 @@ def test_a_fault_of_ours_midway_leaves_nothing(tmp_path: Path) -> None:
 
 def save_and_die(folder: Path) -> None:
     """The manifest is the last thing written; its first hash is the process's end."""
-    checkpoints._sha256 = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+    checkpoints.seal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     save(folder, 2)
 
 
@@ -308,7 +309,7 @@ def test_a_checkpoint_that_does_not_fit_this_code_is_named(
     manifest = json.loads((path / "manifest.json").read_text())
     manifest[file] = {
         "bytes": (path / file).stat().st_size,
-        "sha256": checkpoints._sha256(path / file),
+        "sha256": manifest_module.sha256(path / file),
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="step_00000002 cannot be read: "):

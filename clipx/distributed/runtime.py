@@ -94,6 +94,17 @@ class Runtime:
         if self.world_size > 1:
             dist.barrier()
 
+    def store(self, timeout: timedelta) -> dist.Store | None:
+        """The key-value store of the process group, by a connection of its own, so that a thread
+        may use it while a collective of the main thread waits; None on one process."""
+        if self.world_size == 1:
+            return None
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        store = _get_default_store().clone()
+        store.set_timeout(timeout)
+        return store
+
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()

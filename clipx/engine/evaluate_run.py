@@ -24,9 +24,12 @@ from clipx.types import UserError
 from clipx.viz.contact_sheet import Guess, contact_sheet
 
 
-def load_run(path: Path) -> tuple[Encoder, TrainState]:
-    """The model of a run's newest checkpoint, or of a checkpoint, and where its training was."""
-    model, model_json, state = checkpoints.load_model(path)
+def load_run(path: Path, *, averaged: bool = True) -> tuple[Encoder, TrainState]:
+    """The model of a run's newest checkpoint, or of a checkpoint, and where its training was.
+
+    averaged: as for `checkpoints.load_model`
+    """
+    model, model_json, state = checkpoints.load_model(path, averaged=averaged)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = Encoder(model, model_json, device=device, dtype=compute_dtype("auto", device))
     return encoder, state

@@ -10,11 +10,12 @@ from clipx.data.stream import Corpus
 from clipx.distributed.runtime import Runtime
 from clipx.engine.corpus import changes
 from clipx.engine.run import RunFolder
+from clipx.engine.state import Parts
 from clipx.types import UserError
 
 
 def newest(
-    runtime: Runtime, folder: RunFolder | None, corpus: Corpus, *, accept: bool
+    runtime: Runtime, folder: RunFolder | None, corpus: Corpus, parts: Parts, *, accept: bool
 ) -> tuple[Checkpoint | None, list[str]]:
     """(the checkpoint, if there is one, and what to say). What rank 0 finds valid, all ranks load.
     Raises UserError.
@@ -27,7 +28,7 @@ def newest(
     path, messages = runtime.from_main(found)
     if path is None:
         return None, messages
-    saved = checkpoints.load(path)
+    saved = checkpoints.load(path, parts.target)
     if saved.state.corpus_digest != corpus.digest:
         messages.append(_changed_corpus(runtime, folder, corpus, path, accept=accept))
     return saved, [*messages, f"resumed from {path} at step {saved.state.step}"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from clipx import checkpoints
-from clipx.checkpoints import TrainState
+from clipx.checkpoints import Training, TrainState
 from clipx.distributed.runtime import Runtime
 from clipx.engine.state import Parts
 
@@ -128,17 +128,34 @@ class Saver:
         self._buffers.begin()
         self._begun, self._failed = time.monotonic(), None
         weights, training = self._parts.collect(Tensor.cpu if wait else self._buffers)
-        if self._folder is not None:
-            folder, ready = self._folder, self._buffers.ready()
-
-            def write() -> None:
-                ready()
-                checkpoints.save(folder, state, weights, training, self._about)
-                self.newest = state.step
-
+        write = self._write(state, weights, training)
+        if write is not None:
             self._writer.start(write)
         self._step = state.step
         return self.finish() if wait else None
+
+    def _write(
+        self, state: TrainState, weights: Mapping[str, Tensor], training: Training
+    ) -> Callable[[], None] | None:
+        """What this rank's thread has to do: without collectives, which are the main thread's."""
+        ready, sharded = self._buffers.ready(), self._parts.is_sharded
+        writers, rank = self._runtime.world_size if sharded else 1, self._runtime.rank
+        folder = self._folder
+        beside = checkpoints.temporary(folder, state.step) if folder is not None else None
+        if sharded:
+            beside = self._runtime.from_main(beside)
+        if beside is None:
+            return None
+
+        def write() -> None:
+            ready()
+            if folder is None:
+                checkpoints.save_part(beside, training, rank)
+            else:
+                checkpoints.save(folder, state, weights, training, self._about, num_writers=writers)
+                self.newest = state.step
+
+        return write
 
     def finish(self) -> str | None:
         """Wait for the save that is under way. Returns, on all ranks, what it met."""

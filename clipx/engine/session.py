@@ -3,7 +3,6 @@ resumed where it stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,25 +13,17 @@ from torch import Tensor
 from clipx import checkpoints
 from clipx.checkpoints import Checkpoint, TrainState
 from clipx.config import to_data, to_yaml
-from clipx.data.loader import Loaded, Source
+from clipx.data.loader import Loaded
 from clipx.data.tokenizers import build_tokenizer
-from clipx.data.transforms import Normalization
-from clipx.distributed.pool import build_pool
+from clipx.distributed.monitor import Monitor
 from clipx.distributed.runtime import start
-from clipx.distributed.wrap import wrap
-from clipx.engine.compiling import compile_towers
+from clipx.engine.assembly import build_source, build_step, new_encoder
 from clipx.engine.config import Plan, TrainConfig
-from clipx.engine.corpus import (
-    describe,
-    open_together,
-    pixel_batches,
-    write_table,
-)
+from clipx.engine.corpus import describe, open_together, write_table
 from clipx.engine.door import check, with_defaults
 from clipx.engine.ema import Ema
-from clipx.engine.features import feature_batches
+from clipx.engine.faults import judged
 from clipx.engine.health import counted, line, memory_gib, report_nonfinite
-from clipx.engine.optim import build_optimizer
 from clipx.engine.precision import build_precision
 from clipx.engine.resume import newest
 from clipx.engine.run import CORPUS, RunFolder
@@ -40,10 +31,7 @@ from clipx.engine.saving import Saver
 from clipx.engine.schedule import rate
 from clipx.engine.state import Parts, split_fingerprint
 from clipx.engine.status import State
-from clipx.engine.step import Step
 from clipx.losses import sigmoid
-from clipx.models.dual_encoder import DualEncoder
-from clipx.models.locked import split_locked
 from clipx.types import UserError
 
 _FINGERPRINT_MODULUS = 1 << 63
@@ -62,6 +50,20 @@ class Session:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.runtime = start(config.device, timeout_minutes=config.timeout_minutes)
+        self.monitor = Monitor(self.runtime, timeout_seconds=60 * config.timeout_minutes)
+        self.folder: RunFolder | None = None
+        try:
+            self._open()
+            self._build()
+        except BaseException as error:  # noqa: BLE001  raised below
+            final = judged(error, config, self.runtime, self.monitor)
+            if self.folder is not None:
+                self.folder.close("failed", f"{type(final).__name__}: {final}")
+            raise final from (None if final is error else error)
+
+    def _open(self) -> None:
+        """All that can be refused, before anything is written."""
+        config = self.config
         self.corpus = open_together(config, self.runtime)
         self.plan = Plan.of(config, self.corpus.num_samples)
         self.precision = build_precision(config.precision, self.runtime.device)
@@ -69,29 +71,36 @@ class Session:
             config.model.read(), sigmoid=isinstance(config.loss, sigmoid.Config)
         )
         torch.manual_seed(config.seed)
-        self.encoder = self._new_encoder()
+        self.encoder, self.messages = new_encoder(config.model, self.model_json, self.runtime)
         check(config, self.encoder, world_size=self.runtime.world_size)
         self.folder = self._folder()
-        try:
-            self._build()
-        except BaseException as error:
-            if self.folder is not None:
-                self.folder.close("failed", f"{type(error).__name__}: {error}")
-            raise
 
     def _build(self) -> None:
         config = self.config
         self.state = TrainState(corpus_digest=self.corpus.digest)
         self.asked, resumed_at = Asked(), None
-        source, trained, normalize = self._source()
-        self.source = source
-        self.step = self._step(trained, normalize)
+        self.source, trained, normalize = build_source(
+            config, self.runtime, self.corpus, self.encoder, self.model_json, self.precision.dtype
+        )
+        self.step = build_step(
+            config,
+            self.runtime,
+            trained,
+            self.precision,
+            pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
+            normalize=normalize,
+            mark=lambda phase: self.monitor.at(self.state.step + 1, phase),
+        )
         ema = Ema(self.encoder, config.ema) if config.ema is not None else None
         self.parts = Parts(self.runtime, self.encoder, self.step, ema)
         self.clamped = torch.zeros((), device=self.runtime.device)
         torch.manual_seed(config.seed + self.runtime.rank)  # ranks drop out different units
         saved, messages = newest(
-            self.runtime, self.folder, self.corpus, accept=config.data.accept_changed_corpus
+            self.runtime,
+            self.folder,
+            self.corpus,
+            self.parts,
+            accept=config.data.accept_changed_corpus,
         )
         if saved is not None:
             self._take_up(saved)
@@ -104,55 +113,6 @@ class Session:
             self.folder.status.update(**found)
             write_table(self.folder.path, self.corpus.table())
             self.messages += self.folder.messages
-
-    def _step(self, trained: DualEncoder, normalize: Callable[[Tensor], Tensor]) -> Step:
-        """trained: the part of the model that a step runs: all of it, or its heads"""
-        config, runtime = self.config, self.runtime
-        if config.grad_checkpointing:
-            trained.set_grad_checkpointing(True)
-        if config.compile == "towers":
-            compile_towers(trained)
-        model = wrap(
-            trained, trained, runtime, parallel=config.parallel, dtype=self.precision.dtype
-        )
-        return Step(
-            model=model,
-            encoder=trained,
-            optimizer=build_optimizer(trained, config.optim),  # of the shards, where there are any
-            loss=config.loss.build(),
-            pool=build_pool(config.pool, world_size=runtime.world_size),
-            precision=self.precision,
-            device=runtime.device,
-            clip_grad_norm=config.optim.clip_grad_norm,
-            micro_batch_size=config.micro_batch_size,
-            seed=config.seed,
-            pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
-            normalize=normalize,
-            average=runtime.average,
-        )
-
-    def _new_encoder(self) -> DualEncoder:
-        """The model as it is before the first step."""
-        model = self.config.model
-        initial = model.build_initial()
-        if initial is not None:
-            self.runtime.main_first(initial.prepare)
-        encoder = DualEncoder(self.model_json)
-        self.messages = [] if initial is None else initial.load(encoder)
-        encoder.lock(model.locked, model.unlocked_groups)
-        return encoder
-
-    def _source(self) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:
-        """(batches, the model that takes them, what is done to their images on the device)"""
-        if self.config.cache_features is None:
-            share = {"rank": self.runtime.rank, "world_size": self.runtime.world_size}
-            batches = pixel_batches(self.config, self.corpus, self.model_json, **share)
-            return batches, self.encoder, Normalization.of(self.model_json)
-        split = split_locked(self.encoder, self.model_json)
-        batches = feature_batches(
-            self.config, self.runtime, self.corpus, split, self.model_json, self.precision.dtype
-        )
-        return batches, split.heads, lambda features: features
 
     def _folder(self) -> RunFolder | None:
         folder, fault = None, None
@@ -252,6 +212,7 @@ class Session:
     def close(self, state: State, reason: str | None) -> None:
         """The folder is free for the next. A checkpoint that is being written is waited for."""
         self.saver.close()
+        self.monitor.close()
         if self.folder is not None:
             at = self.state
             found = {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}

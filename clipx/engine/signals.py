@@ -118,6 +118,17 @@ class Stop:
 _listening: list[Stop] = []
 
 
+def _hold() -> None:
+    """Before a fork: a signal that comes now waits until each process has its own handlers."""
+    if _listening:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _let_go() -> None:
+    if _listening:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def _leave_to_parent() -> None:
     """In a forked child, e.g. a data worker. A scheduler or a terminal signals every process of a
     job, and a child that died of it would take the step with it that its parent has yet to do.
@@ -128,6 +139,7 @@ def _leave_to_parent() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let_go()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_leave_to_parent)

@@ -52,6 +52,7 @@ class Step:
     pad_id: the token that captions are padded with
     normalize: images of a batch on the device -> the model's input
     average: mean over ranks of a small vector
+    mark: told which part of a step begins
     """
 
     model: Wrapped
@@ -67,6 +68,7 @@ class Step:
     pad_id: int = 0
     normalize: Callable[[Tensor], Tensor] = field(default=transforms.normalize)
     average: Callable[[Tensor], Tensor] = field(default=lambda values: values)
+    mark: Callable[[Literal["forward", "loss"]], None] = field(default=lambda phase: None)
 
     def __call__(self, batch: Batch, *asks: bool) -> Stepped:
         """Forward, backward, clip, update. Where the loss or the gradient of any rank is not
@@ -74,6 +76,7 @@ class Step:
 
         asks: what this rank asks of all, which travels with the metrics
         """
+        self.mark("forward")
         rows = rows_of(batch, seed=self.seed, num_draws=self.encoder.num_draws, device=self.device)
         ids = ids_of(batch, self.loss.id_kinds, pad_id=self.pad_id)
         ids = None if ids is None else ids.to(self.device, non_blocking=True)
@@ -101,6 +104,7 @@ class Step:
             return self.model(image, rows.text, rows.draws)
 
     def _loss(self, features: Features, ids: Tensor | None) -> LossOutput:
+        self.mark("loss")
         image, text, scale, bias = features
         return self.loss(image, text, logit_scale=scale, logit_bias=bias, pool=self.pool, ids=ids)
 

@@ -14,6 +14,7 @@ from clipx.distributed.runtime import Job, job
 from clipx.embed import Encoder
 from clipx.engine.config import Plan, TrainConfig, due
 from clipx.engine.evaluate import evaluate_in_training
+from clipx.engine.faults import judged
 from clipx.engine.progress import Reporter
 from clipx.engine.run import Logs, append_bad
 from clipx.engine.session import Session
@@ -45,15 +46,17 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     except Stopped as early:
         ended = ("stopped", str(early))
         raise
-    except BaseException as error:
-        ended = ("failed", f"{type(error).__name__}: {error}")
-        raise
+    except BaseException as error:  # noqa: BLE001  raised below
+        final = judged(error, config, runtime, session.monitor)
+        ended = ("failed", f"{type(final).__name__}: {final}")
+        raise final from (None if final is error else error)
     finally:
         report.close()
         if logs is not None:
             logs.close()
         session.close(*ended)
-    runtime.close()
+        if ended[0] != "failed":  # else peers may be gone, and nobody is to wait for them
+            runtime.close()
     return session.state
 
 
@@ -77,12 +80,14 @@ def loop(session: Session, logs: Logs | None, report: Reporter, stop: Stop) -> N
                     logs.log(record, everyones_bad)
                 session.tell(record)
                 report.log(record)
+            session.monitor.at(step, "elsewhere")
             began = time.perf_counter()
             save_if_due(session, report)
             if session.asked.stop and (step < plan.total or evaluations_due(session)):
                 raise stopped(session, why(session, stop))
             evaluate_if_due(session, logs, report, stop)  # after the checkpoint: it may fail
             meter.pause(time.perf_counter() - began)
+            session.monitor.at(step + 1, "data")
     except UserError:
         append_bad(Path(config.run_dir), session.state.step, bad)  # there is no later log line
         raise

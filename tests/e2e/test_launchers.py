@@ -1,4 +1,5 @@
-"""Whoever starts two processes, they train one model, the one that torchrun's train."""
+"""Whoever starts two processes, they train one model: srun, and `accelerate launch` with the files of
+launch/accelerate, as their heads tell people to. (tests/slurm/run.sh has the real srun.)"""
 
 from __future__ import annotations
 
@@ -10,35 +11,40 @@ from pathlib import Path
 import pytest
 from training import ROOT, environment, metrics, train, weights_digest, write_config
 
-STEPS = 10
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+TITLES = {"ddp": "2 x cpu (DDP)", "fsdp2": "2 x cpu (FSDP2)"}
 
 
-@pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> Path:
-    return write_config(tmp_path_factory.mktemp("short"), pairs, duration=f"{STEPS} steps")
-
-
-@pytest.fixture(scope="module")
-def by_torchrun(short: Path) -> Path:
-    train(short, processes=2)
-    return short.parent / "run"
-
-
-def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    env = environment() | variables
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=200, check=False
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TITLES)
+def test_accelerate_launches_training_on_cpus(kind: str, pairs: Path, tmp_path: Path) -> None:
+    """The losses are those of one process."""
+    config = write_config(tmp_path, pairs, duration="6 steps", ema=0.9, micro_batch_size=4)
+    file = ROOT / "launch" / "accelerate" / f"{kind}.yaml"
+    command = [*ACCELERATE, "--config_file", str(file)]
+    done = subprocess.run(
+        [*command, "-m", "clipx", "train", str(config), f"run_dir={tmp_path / kind}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment() | {"ACCELERATE_USE_CPU": "true"},
+        timeout=240,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(TITLES[kind]) == 1, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    train(config)
+    pairs_of_lines = zip(metrics(tmp_path / "run"), metrics(tmp_path / kind), strict=True)
+    for one, two in pairs_of_lines:
+        assert one["fingerprint"] == two["fingerprint"]
+        for key in ("loss", "grad_norm", "scale"):
+            assert two[f"train/{key}"] == pytest.approx(one[f"train/{key}"], rel=1e-4), key
 
 
-def assert_same(run_dir: Path, other: Path) -> None:
-    assert metrics(run_dir) == metrics(other)
-    assert weights_digest(run_dir, STEPS) == weights_digest(other, STEPS)
-
-
-def test_srun(short: Path, by_torchrun: Path, tmp_path: Path) -> None:
-    """Two tasks of a step, by the variables that SLURM sets; tests/slurm/run.sh has real ones."""
+def test_srun(pairs: Path, tmp_path: Path) -> None:
+    """Two tasks of a step, by the variables that SLURM sets: bit for bit what torchrun's two train."""
+    config = write_config(tmp_path, pairs, duration="6 steps")
     step = {
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_STEP_ID": "0",
@@ -47,7 +53,7 @@ def test_srun(short: Path, by_torchrun: Path, tmp_path: Path) -> None:
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NODEID": "0",
     }
-    command = [sys.executable, "-m", "clipx", "train", str(short), f"run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "clipx", "train", str(config), f"run_dir={tmp_path / 'srun'}"]
     tasks = [
         subprocess.Popen(
             command,
@@ -60,33 +66,18 @@ def test_srun(short: Path, by_torchrun: Path, tmp_path: Path) -> None:
     ]
     said = [task.communicate(timeout=200)[1] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
-    assert_same(tmp_path / "run", by_torchrun)
+    train(config, processes=2)
+    assert metrics(tmp_path / "srun") == metrics(tmp_path / "run")
+    assert weights_digest(tmp_path / "srun", 6) == weights_digest(tmp_path / "run", 6)
 
 
-@pytest.mark.slow
-def test_accelerate_launch_with_copies(short: Path, by_torchrun: Path, tmp_path: Path) -> None:
-    command = [*ACCELERATE, "--config_file", "launch/accelerate/ddp.yaml", "-m", "clipx", "train"]
-    done = run([*command, str(short), f"run_dir={tmp_path / 'run'}"], ACCELERATE_USE_CPU="true")
-    assert done.returncode == 0, done.stderr
-    assert_same(tmp_path / "run", by_torchrun)
-
-
-@pytest.mark.slow
-def test_accelerate_launch_with_shards(short: Path, by_torchrun: Path, tmp_path: Path) -> None:
-    """FSDP2 adds gradients up in another order than DDP: the same samples, nearly the same loss."""
-    command = [*ACCELERATE, "--config_file", "launch/accelerate/fsdp2.yaml", "-m", "clipx", "train"]
-    done = run([*command, str(short), f"run_dir={tmp_path / 'run'}"], ACCELERATE_USE_CPU="true")
-    assert done.returncode == 0, done.stderr
-    assert "FSDP2" in done.stderr
-    for mine, other in zip(metrics(tmp_path / "run"), metrics(by_torchrun), strict=True):
-        assert mine["fingerprint"] == other["fingerprint"]
-        assert mine["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
-
-
-def test_accelerate_launch_that_connects_nobody_is_refused(short: Path, tmp_path: Path) -> None:
+def test_accelerate_launch_that_connects_nobody_is_refused(pairs: Path, tmp_path: Path) -> None:
     """`--cpu` starts one process without a rank, whatever number of processes was asked for."""
-    command = [*ACCELERATE, "--cpu", "--num_processes", "2", "-m", "clipx", "train"]
-    done = run([*command, str(short), f"run_dir={tmp_path / 'run'}"])
+    config = write_config(tmp_path, pairs)
+    command = [*ACCELERATE, "--cpu", "--num_processes", "2", "-m", "clipx", "train", str(config)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment(), check=False
+    )
     assert done.returncode != 0
     assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu" in done.stderr
     assert not (tmp_path / "run/checkpoints").exists()

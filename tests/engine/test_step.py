@@ -12,6 +12,7 @@ from clipx.data.transforms import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.engine.optim import OptimConfig, build_optimizer
 from clipx.engine.rows import caption_ids, draws_of, ids_of
+from clipx.losses import infonce
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import LossOutput
@@ -119,6 +120,18 @@ def test_caption_ids_know_a_caption_whatever_it_is_padded_to() -> None:
     features = torch.tensor([[0.5, 1.0], [1.0, 0.5], [0.5, 1.0]])
     one, two, three = caption_ids(features, pad_id=0).tolist()
     assert one == three != two
+
+
+def test_a_loss_that_masks_false_negatives_is_told_the_ids() -> None:
+    """With one caption for all rows, nothing but positives is left: InfoNCE is 0."""
+    rows = batch()
+    rows.text[:] = rows.text[0]
+    for kind, losses in (("none", (1.0, 3.0)), ("caption", (0.0, 0.0)), ("image", (1.0, 3.0))):
+        encoder = model()
+        sgd = torch.optim.SGD(encoder.parameters(), lr=0.1)
+        masked = infonce.Config(false_negatives=kind).build()
+        loss = stepper(encoder, sgd, loss=masked, micro_batch_size=4)(rows).metrics["loss"].item()
+        assert losses[0] - 1e-6 <= loss <= losses[1] + 1e-6, kind
 
 
 def test_ids_have_one_column_a_kind() -> None:
