@@ -106,18 +106,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_runs(verbs: Any) -> None:
     runs = verbs.add_parser("runs", help="runs with step, loss, last checkpoint; alive or not")
-    runs.add_argument(
-        "targets",
-        nargs="*",
-        metavar="RUN",
-        help="run folders, folders of runs, or YAML files, for the run that they name "
-        "(default: runs); key=value may follow, as in training",
-    )
-    runs.add_argument(
-        "--check",
-        action="store_true",
-        help="print step/total of one run; exit with 0 when it is finished, 75 when not",
-    )
+    text = "folders of runs, or YAML files, perhaps with key=value, for the runs that they name"
+    runs.add_argument("targets", nargs="*", metavar="RUN", help=f"{text} (default: runs)")
+    text = "print step/total of one run; exit with 0 when it is finished, 75 when not"
+    runs.add_argument("--check", action="store_true", help=text)
     runs.add_argument("--json", action="store_true", help="one JSON list instead of a table")
     runs.set_defaults(run=_runs)
 

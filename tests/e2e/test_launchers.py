@@ -1,5 +1,5 @@
-"""Whoever starts two processes, they train one model: srun, and `accelerate launch` with the files of
-launch/accelerate, as their heads tell people to. (tests/slurm/run.sh has the real srun.)"""
+"""Whoever starts two processes, they train one model: `accelerate launch` with the files of
+launch/accelerate, as their heads tell people to, and srun (tests/slurm/run.sh has the real one)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_accelerate_launches_training_on_cpus(kind: str, pairs: Path, tmp_path: 
 
 
 def test_srun(pairs: Path, tmp_path: Path) -> None:
-    """Two tasks of a step, by the variables that SLURM sets: bit for bit what torchrun's two train."""
+    """Two tasks of a step, by SLURM's variables: bit for bit what torchrun's two train."""
     config = write_config(tmp_path, pairs, duration="6 steps")
     step = {
         "SLURM_JOB_ID": str(os.getpid()),
