@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done, 1 a fault, or something bad found by `clipx data index` and
 `verify`, 2 the user's mistake (a message, no traceback), 75 training has stopped early with a
-checkpoint (0 under torchrun and accelerate, which would restart it), 130 interrupted."""
+checkpoint (0 under torchrun and accelerate, which would restart it), or `clipx runs --check` found
+a run that is not finished, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -89,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_data_demo)
     _add_data_verbs(data)
 
+    _add_runs(verbs)
+
     config = verbs.add_parser("config", help="configs").add_subparsers(
         required=True, metavar="WHAT"
     )
@@ -99,6 +102,16 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value")
     show.set_defaults(run=_config_show)
     return top
+
+
+def _add_runs(verbs: Any) -> None:
+    runs = verbs.add_parser("runs", help="runs with step, loss, last checkpoint; alive or not")
+    text = "folders of runs, or YAML files, perhaps with key=value, for the runs that they name"
+    runs.add_argument("targets", nargs="*", metavar="RUN", help=f"{text} (default: runs)")
+    text = "print step/total of one run; exit with 0 when it is finished, 75 when not"
+    runs.add_argument("--check", action="store_true", help=text)
+    runs.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+    runs.set_defaults(run=_runs)
 
 
 def _add_eval(verbs: Any) -> None:
@@ -186,6 +199,16 @@ def _train(arguments: argparse.Namespace) -> None:
             if speaks():
                 print(f"clipx: {early}; the same command goes on", file=sys.stderr, flush=True)
             sys.exit(0 if restarts_failures() else EXIT_STOPPED)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from clipx.engine import runs
+
+    overrides = [text for text in arguments.targets if "=" in text]
+    targets = [text for text in arguments.targets if "=" not in text] or ["runs"]
+    if arguments.check:
+        sys.exit(runs.check(targets, overrides))
+    runs.show(targets, overrides, as_json=arguments.json)
 
 
 def _config_show(arguments: argparse.Namespace) -> None:

@@ -46,10 +46,11 @@ def resize(image: np.ndarray, target: tuple[int, int], out: Tensor) -> None:
     for axis in (0, 1) if columns_first else (1, 0):
         if image.shape[axis] != target[axis]:
             image = _pass(image, axis, target[axis])
-    pixels = np.ascontiguousarray(image).view(np.uint8).reshape(*target, 4)
-    planes = out.numpy()
-    for channel in range(3):
-        planes[channel] = pixels[..., channel]
+    pixels, planes = np.ascontiguousarray(image).view(np.uint8).reshape(*target, 4), out.numpy()
+    if (kernel := _kernel()) is None:
+        planes[:] = pixels[..., :3].transpose(2, 0, 1)
+    else:
+        kernel.planes(pixels, planes)
 
 
 def _pass(image: np.ndarray, axis: int, target: int) -> np.ndarray:
@@ -57,13 +58,17 @@ def _pass(image: np.ndarray, axis: int, target: int) -> np.ndarray:
     kernel = _kernel()
     if kernel is None:
         return _by_pillow(image, axis, target)
-    weights = _weights(image.shape[axis], target)
-    if axis == 1:
-        out = np.empty((image.shape[0], target), np.int32)
-        kernel.columns(image, *weights, out)
-    else:
-        out = np.empty((target, image.shape[1]), np.int32)
-        kernel.rows(np.ascontiguousarray(image).view(np.uint8), *weights, out.view(np.uint8))
+    if axis == 1:  # columns
+        image = _turned(kernel, image)
+    weights = _weights(len(image), target)
+    out = np.empty((target, image.shape[1]), np.int32)
+    kernel.rows(np.ascontiguousarray(image).view(np.uint8), *weights, out.view(np.uint8))
+    return out if axis == 0 else _turned(kernel, out)
+
+
+def _turned(kernel: ModuleType, image: np.ndarray) -> np.ndarray:
+    out = np.empty(image.shape[::-1], np.int32)
+    kernel.turn(image, out)
     return out
 
 

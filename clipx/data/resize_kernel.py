@@ -1,5 +1,5 @@
-"""The two passes of `resize`, compiled by numba: sums of weighted rows, a vector instruction for
-each inner loop, and the same for columns, strip by strip turned so that it stays in cache.
+"""The passes of `resize`, compiled by numba: sums of weighted rows, a vector instruction for each
+inner loop. Columns are the rows of the turned image.
 
 Numbers are 32-bit integers, which 255 x 2^22 x 1.3 (the sum of the weights' absolutes) fits.
 """
@@ -14,7 +14,6 @@ import numpy as np
 
 PRECISION = 22
 _HALF = 1 << (PRECISION - 1)
-_STRIP = 32
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,17 +42,23 @@ def rows(image: np.ndarray, first: np.ndarray, weights: np.ndarray, out: np.ndar
 
 
 @_compiled
-def columns(image: np.ndarray, first: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
-    """(H, W) packed pixels -> `out`, (H, T)."""
+def turn(image: np.ndarray, out: np.ndarray) -> None:
+    """(H, W) -> `out`, (W, H): eight rows at a time, whose pixels fill half a cache line."""
     height, width = image.shape
-    strip = np.zeros((width, _STRIP), np.int32)
-    done = np.empty((out.shape[1], _STRIP), np.int32)
-    for top in range(0, height, _STRIP):
-        number = min(_STRIP, height - top)
-        for y in range(number):
-            for x in range(width):
-                strip[x, y] = image[top + y, x]
-        rows(strip.view(np.uint8), first, weights, done.view(np.uint8))
-        for y in range(number):
-            for x in range(out.shape[1]):
-                out[top + y, x] = done[x, y]
+    whole = height - height % 8
+    for top in range(0, whole, 8):
+        for x in range(width):
+            for y in range(8):
+                out[x, top + y] = image[top + y, x]
+    for y in range(whole, height):
+        for x in range(width):
+            out[x, y] = image[y, x]
+
+
+@_compiled
+def planes(pixels: np.ndarray, out: np.ndarray) -> None:
+    """(H, W, 4) -> `out`, (3, H, W)"""
+    for y in range(pixels.shape[0]):
+        for x in range(pixels.shape[1]):
+            for channel in range(3):
+                out[channel, y, x] = pixels[y, x, channel]

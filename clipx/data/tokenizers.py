@@ -3,7 +3,6 @@ when a batch is collated, up to its longest caption."""
 
 from __future__ import annotations
 
-import math
 import string
 from collections.abc import Callable
 from functools import cached_property
@@ -37,6 +36,9 @@ CLEAN: dict[str, Callable[[str], str]] = {
 }
 
 
+_NO_ID = 1 << 32
+
+
 class ClipBPE:
     """OpenAI's byte-pair encoding, token for token as open_clip's SimpleTokenizer, with everything
     between two spaces looked up once: no token of it spans a space."""
@@ -49,9 +51,8 @@ class ClipBPE:
         self._ids = _IdsOfWords()
 
     def encode(self, text: str, context_length: int) -> list[int]:
-        ids, ids_of = [self.start], self._ids
-        for word in self._clean(repaired(text)).split():
-            ids += ids_of[word]
+        words = self._clean(repaired(text)).split()
+        ids = [self.start, *chain.from_iterable(map(self._ids.__getitem__, words))]
         del ids[context_length - 1 :]
         ids.append(self.end)
         return ids
@@ -69,36 +70,47 @@ class _IdsOfWords(dict[str, list[int]]):
 
         return SimpleTokenizer()
 
+    @cached_property
+    def _joined(self) -> dict[int, int]:
+        """Ids of two symbols, `first << 16 | second` -> id of both as one. Ids count up in the
+        order in which pairs were learned."""
+        id_of = self._reference.encoder
+        return {id_of[a] << 16 | id_of[b]: id_of[a + b] for a, b in self._reference.bpe_ranks}
+
+    @cached_property
+    def _byte_ids(self) -> list[int]:
+        return [self._reference.encoder[self._reference.byte_encoder[b]] for b in range(256)]
+
     def __missing__(self, word: str) -> list[int]:
         if len(self) >= self.most_words:
             self.clear()
-        tokens = self._reference.pat.findall(word)
-        ids = self._merged(word) if tokens == [word] else [i for t in tokens for i in self[t]]
+        if word.isalpha() or (tokens := self._reference.pat.findall(word)) == [word]:
+            ids = self._merged(word)
+        else:
+            ids = [i for token in tokens for i in self[token]]
         if len(word) <= self.longest_word:
             self[word] = ids
         return ids
 
     def _merged(self, token: str) -> list[int]:
         """Byte-pair encoding: the pair that was learned first becomes one symbol, wherever it
-        stands, until no pair is known."""
-        reference = self._reference
+        stands, until no pair is known. One place at a time does the same, since no pair with the
+        new symbol was learned before it."""
         if token in ("<start_of_text>", "<end_of_text>"):
-            return [reference.encoder[token]]
-        symbols = [reference.byte_encoder[b] for b in token.encode()]
-        symbols[-1] += "</w>"
-        while len(symbols) > 1:
-            ranks = [reference.bpe_ranks.get(pair, math.inf) for pair in pairwise(symbols)]
-            best = min(ranks)
-            if best == math.inf:
-                break
-            joined, i = [], 0
-            ranks.append(math.inf)  # the last symbol begins no pair
-            while i < len(symbols):
-                found = ranks[i] == best
-                joined.append(symbols[i] + symbols[i + 1] if found else symbols[i])
-                i += 1 + found
-            symbols = joined
-        return [reference.encoder[symbol] for symbol in symbols]
+            return [self._reference.encoder[token]]
+        byte_ids, joined = self._byte_ids, self._joined.get
+        ids = [byte_ids[byte] for byte in token.encode()]
+        ids[-1] += 256  # the same byte at the end of a word
+        pairs = [joined(a << 16 | b, _NO_ID) for a, b in pairwise(ids)]
+        while pairs and (first := min(pairs)) != _NO_ID:
+            i = pairs.index(first)
+            ids[i] = first
+            del ids[i + 1], pairs[i]
+            if i < len(pairs):
+                pairs[i] = joined(first << 16 | ids[i + 1], _NO_ID)
+            if i:
+                pairs[i - 1] = joined(ids[i - 1] << 16 | first, _NO_ID)
+        return ids
 
 
 class HuggingFace:

@@ -1,8 +1,8 @@
 """This process among its peers: device, rank, collectives on small values. The one user of
 Accelerator and of the environment.
 
-Plain `python -m clipx`, torchrun and accelerate launch all end here. Collectives cost nothing on
-one process.
+Plain `python -m clipx`, torchrun, accelerate launch and srun all end here. Collectives cost nothing
+on one process.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clipx.distributed import launcher
 from clipx.types import UserError
 
 T = TypeVar("T")
@@ -123,6 +124,10 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
             "device cuda: no CUDA device is visible; use device=cpu, or check the driver"
         )
     use_cpu = device == "cpu" or not torch.cuda.is_available()
+    launcher.adopt_srun(os.environ)
+    launcher.check(os.environ, gloo=use_cpu)
+    if not use_cpu:
+        launcher.check_devices(os.environ, visible=torch.cuda.device_count())
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*OMP_NUM_THREADS.*")
@@ -142,6 +147,7 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
 
 def speaks() -> bool:
     """True on the process that reports what all processes have met alike, group or no group."""
+    launcher.adopt_srun(os.environ)
     return os.environ.get("RANK", "0") == "0"
 
 
