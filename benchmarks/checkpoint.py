@@ -1,6 +1,6 @@
 """Training time that a checkpoint costs: waited for, written by a thread, and `torch.save`.
 
-    python benchmarks/checkpoint.py [--check] [--rounds 5] [--folder /a/disk]
+    python benchmarks/checkpoint.py [--check] [--rounds 3] [--folder /a/disk]
 
 Bursts of the same training steps on fixed batches, without a save and with one of each kind, take
 turns; the loss is what a burst takes longer than the one without in the same round, and figures are
@@ -55,7 +55,7 @@ class Case:
 
 CASES = {
     "demo": Case("demo_tiny", "configs/model/demo_tiny.json", 128, 12),
-    "vit": Case("ViT-B-32", "ViT-B-32", 16, 8),
+    "vit": Case("ViT-B-32", "ViT-B-32", 8, 6),
 }
 
 
@@ -168,7 +168,7 @@ def measure(case: Case, folder: Path, rounds: int) -> dict[str, float | str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail where the bar is not met")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--folder", type=Path, help="where to write; default: the temporary folder")
     arguments = parser.parse_args()

@@ -127,9 +127,9 @@ def save(
     """
     target, beside = folder / _name(state.step), temporary(folder, state.step)
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    _remove_leftovers(folder, but=beside)
     try:
-        beside.mkdir()
+        beside.mkdir(exist_ok=True)  # another rank may have been faster
         known = _write_tensors(beside, weights, training)
         _write_texts(beside, state, about)
         known |= optimizer_files.gather(beside, num_writers)
@@ -236,8 +236,9 @@ def load_model(
     return model.eval(), model_json, state
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(folder: Path, *, but: Path) -> None:
     """Half-written folders of killed processes. One run folder has one writer, so none of them is
     in use."""
     for path in folder.glob(".step_*"):
-        shutil.rmtree(path)
+        if path != but:
+            shutil.rmtree(path)

@@ -52,7 +52,7 @@ def file_of(rank: int) -> str:
 def write(tensors: Tensors, checkpoint: Path, rank: int) -> dict[str, Any]:
     """What the manifest says of the file. Raises OSError."""
     path = checkpoint / file_of(rank)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     offsets = {name: {"saved_offsets": list(part.offset)} for name, part in tensors.items()}
     about = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0"}
     digest = tensor_files.write({n: p.tensor for n, p in tensors.items()}, path, about)
@@ -60,41 +60,45 @@ def write(tensors: Tensors, checkpoint: Path, rank: int) -> dict[str, Any]:
 
 
 def write_for_rank_0(tensors: Tensors, checkpoint: Path, rank: int) -> None:
-    """`checkpoint`, which rank 0 makes, may not be there yet. Raises OSError."""
-    _wait_for([checkpoint], "rank 0 has not begun it")
-    marker = (checkpoint / file_of(rank)).with_suffix(".json")
+    """`checkpoint` is where rank 0 writes the rest, sooner or later than this. Raises OSError."""
+    marker = _marker(checkpoint, rank)
     try:
         found = write(tensors, checkpoint, rank)
+        _put(marker, found)
     except OSError as error:
-        marker.with_suffix(".tmp").write_text(json.dumps({"fault": str(error)}))
+        try:
+            _put(marker, {"fault": str(error)})
+        except OSError:
+            marker.touch()  # a full disk may have room for a name
         raise
-    else:
-        marker.with_suffix(".tmp").write_text(json.dumps(found))
-    finally:
-        marker.with_suffix(".tmp").rename(marker)
+
+
+def _marker(checkpoint: Path, rank: int) -> Path:
+    return (checkpoint / file_of(rank)).with_suffix(".json")
+
+
+def _put(marker: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    marker.with_suffix(".tmp").write_text(json.dumps(content))
+    marker.with_suffix(".tmp").rename(marker)
 
 
 def gather(checkpoint: Path, num_ranks: int) -> dict[str, dict[str, Any]]:
     """What the manifest says of the files of the other ranks, once they are all there. Raises
     OSError."""
-    markers = {
-        rank: (checkpoint / file_of(rank)).with_suffix(".json") for rank in range(1, num_ranks)
-    }
-    _wait_for([*markers.values()], "some ranks have not written their part")
-    found = {rank: json.loads(marker.read_text()) for rank, marker in markers.items()}
-    for rank, about in found.items():
+    found, deadline = {}, time.monotonic() + PEER_SECONDS
+    for rank in range(1, num_ranks):
+        marker = _marker(checkpoint, rank)
+        while not marker.exists():
+            if time.monotonic() > deadline:
+                raise OSError(f"rank {rank} has not written its part in {PEER_SECONDS:.0f} s")
+            time.sleep(0.02)
+        about = json.loads(marker.read_text() or '{"fault": "not even a word could be written"}')
         if "fault" in about:
             raise OSError(f"rank {rank}: {about['fault']}")
-        markers[rank].unlink()
-    return {file_of(rank): about for rank, about in found.items()}
-
-
-def _wait_for(paths: list[Path], fault: str) -> None:
-    deadline = time.monotonic() + PEER_SECONDS
-    while missing := [path for path in paths if not path.exists()]:
-        if time.monotonic() > deadline:
-            raise OSError(f"{fault} after {PEER_SECONDS:.0f} s: {missing[0]} is missing")
-        time.sleep(0.02)
+        marker.unlink()
+        found[file_of(rank)] = about
+    return found
 
 
 def split(optimizer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Part]]:

@@ -89,7 +89,7 @@ class RunFolder:
         self.messages = [self._lock.message] if self._lock.message else []
         try:
             self._check_same(config, (*MAY_CHANGE, *may_change))
-            (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            write_whole(path / "config.yaml", config_yaml)
             with (path / "version.json").open("a") as file:
                 file.write(self._version)
         except OSError as error:
@@ -124,6 +124,13 @@ class RunFolder:
                 f"run_dir {self.path} belongs to another config: {', '.join(changed)} differ. "
                 "Choose another run_dir=, or delete the folder to start again"
             )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A kill leaves the old content or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
@@ -179,8 +186,8 @@ class Logs:
         for path in paths:
             keep_until(path, step)
         self.evaluated = {record["step"] for record in read_lines(paths[1])}
-        metrics, self._results, self._quarantine = (JsonLines(path) for path in paths[:3])
-        self._trackers: list[Tracker] = [metrics]
+        self._metrics, self._results, self._quarantine = (JsonLines(path) for path in paths[:3])
+        self._trackers: list[Tracker] = [self._metrics]
         if tensorboard:
             self._trackers.append(TensorBoard(folder / "tensorboard", purge_step=step))
 
@@ -195,6 +202,12 @@ class Logs:
         self.evaluated.add(record["step"])
         for tracker in self._trackers[1:]:
             tracker.log(record)
+
+    @property
+    def fault(self) -> str | None:
+        """Why lines wait to be written, where they do."""
+        files = (self._metrics, self._results, self._quarantine)
+        return next((file.fault for file in files if file.fault), None)
 
     def close(self) -> None:
         for tracker in (*self._trackers, self._results, self._quarantine):

@@ -54,24 +54,24 @@ class HostBuffers:
 
 
 class Writer:
-    """One thread that does one thing at a time. `fault` is what the last one met, until taken."""
+    """One thread that does one thing at a time."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._fault: str | None = None
+        self._faults: list[str] = []
 
-    def start(self, act: Callable[[], None]) -> None:
-        """Waits for the one before. `act` raises OSError for what the user can mend."""
+    def start(self, what: str, act: Callable[[], None]) -> None:
+        """Waits for the one before."""
         self.wait()
         # Not a daemon: a run that ends by an error still ends with this checkpoint.
-        self._thread = threading.Thread(target=self._run, args=(act,), name="checkpoint")
+        self._thread = threading.Thread(target=self._run, args=(what, act), name="checkpoint")
         self._thread.start()
 
-    def _run(self, act: Callable[[], None]) -> None:
+    def _run(self, what: str, act: Callable[[], None]) -> None:
         try:
             act()
         except Exception as error:  # noqa: BLE001  in a thread nobody else would hear of it
-            self._fault = f"{type(error).__name__}: {error}"
+            self._faults.append(f"{what} not written: {type(error).__name__}: {error}")
 
     def wait(self) -> None:
         if self._thread is not None:
@@ -79,10 +79,9 @@ class Writer:
             self._thread = None
 
     def take_fault(self) -> str | None:
-        if self._thread is not None and not self._thread.is_alive():
-            self.wait()
-        fault, self._fault = self._fault, None
-        return fault
+        """What went wrong since the last call."""
+        faults, self._faults = self._faults, []
+        return "; ".join(faults) or None
 
 
 class Saver:
@@ -130,8 +129,7 @@ class Saver:
         weights, training = self._parts.collect(Tensor.cpu if wait else self._buffers)
         write = self._write(state, weights, training)
         if write is not None:
-            self._writer.start(write)
-        self._step = state.step
+            self._writer.start(f"checkpoint of step {state.step}", write)
         return self.finish() if wait else None
 
     def _write(
@@ -165,10 +163,9 @@ class Saver:
     def fault(self) -> str | None:
         """What the last save met, once, on rank 0."""
         fault = self._writer.take_fault()
-        if fault is None:
-            return None
-        self._failed = time.monotonic()
-        return f"checkpoint of step {self._step} not written: {fault}"
+        if fault is not None:
+            self._failed = time.monotonic()
+        return fault
 
     def close(self) -> None:
         self._writer.wait()

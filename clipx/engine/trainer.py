@@ -78,6 +78,8 @@ def loop(session: Session, logs: Logs | None, report: Reporter, stop: Stop) -> N
                 bad = []
                 if logs is not None:
                     logs.log(record, everyones_bad)
+                    if logs.fault:
+                        report.say(f"{logs.fault}; training goes on")
                 session.tell(record)
                 report.log(record)
             session.monitor.at(step, "elsewhere")
