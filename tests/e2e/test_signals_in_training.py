@@ -162,8 +162,9 @@ def test_a_second_run_in_a_folder_is_refused_on_all_ranks(
     assert first.running()
     first.kill()
     first.wait()
-    third = begun(start, config, run, "duration=4000 steps")
-    assert f"taken over from process {first.pids[0]} on" in third.said
+    third = start(["train", config, f"run_dir={run}", "duration=4000 steps"], tmp_path / "log3")
+    wait_until(lambda: f"taken over from process {first.pids[0]} on" in third.said, third)
+    assert third.running(), third.said
     third.kill(by=SIGTERM)
     assert third.wait() == [75], third.said
 
