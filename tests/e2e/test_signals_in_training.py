@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +18,15 @@ import pytest
 from incarnations import Incarnations, Ranks
 from test_chaos import wait_until
 from test_elastic import has_logged
-from training import metrics, weights_digest, write_config, write_test_set
+from training import (
+    ROOT,
+    clipx_command,
+    environment,
+    metrics,
+    weights_digest,
+    write_config,
+    write_test_set,
+)
 
 from clipx import checkpoints
 
@@ -167,6 +177,36 @@ def test_a_second_run_in_a_folder_is_refused_on_all_ranks(
     assert third.running(), third.said
     third.kill(by=SIGTERM)
     assert third.wait() == [75], third.said
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_again_after_one_was_killed(
+    start: Incarnations, config: Path, tmp_path: Path
+) -> None:
+    """The bits are those of two processes that nothing disturbed."""
+    run, other = tmp_path / "run", tmp_path / "undisturbed"
+    command = clipx_command("train", config, f"run_dir={run}", processes=2)
+    command.insert(command.index("--standalone"), "--max-restarts=2")
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment() | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as torchrun:
+        deadline = time.monotonic() + 90
+        while not (run / "checkpoints/step_00000010").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(int(str(status(run)["pid"])), SIGKILL)
+        said = torchrun.communicate(timeout=120)[1]
+    assert torchrun.returncode == 0, said
+    assert re.search(r"resumed from .*step_000000[123]0 at step", said), said
+    assert "Traceback" not in said
+    ranks = start(["train", config, f"run_dir={other}"], tmp_path / "log", world_size=2)
+    assert ranks.wait() == [0, 0]
+    assert weights_digest(run, LAST) == weights_digest(other, LAST)
+    assert metrics(run) == metrics(other)
 
 
 @pytest.mark.parametrize("end", [SIGKILL, SIGSTOP], ids=["dies", "hangs"])
