@@ -6,6 +6,7 @@ Arrays go back as numpy's, which need no shared memory between processes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,9 @@ def handed_over(runtime: Runtime, first: Parallel, second: Parallel) -> dict[str
     weights, training = before.collect()
     kept = [t is not None for t in weights.values()]
     assert all(kept) if runtime.is_main else not any(kept), "rank 0 alone holds it"
+    # The optimizer's parts travel over a file: see test_sharded_checkpoints.py.
+    optimizer = whole(before.step.optimizer.state_dict(), copy=torch.Tensor.clone)
+    training = replace(training, optimizer=optimizer)
     weights, training = runtime.from_main((dict(weights), training))
     return go_on(runtime, second, weights, training)
 
