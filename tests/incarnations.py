@@ -46,7 +46,7 @@ class Ranks:
     @property
     def said(self) -> str:
         """stdout and stderr of all ranks."""
-        return self._log.read_text(errors="replace")
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
 
 class Incarnations:
