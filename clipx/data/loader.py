@@ -27,6 +27,7 @@ from clipx.data.tokenizers import Tokenizer, pad
 from clipx.data.transforms import NUM_DRAWS, augment
 from clipx.types import Batch, RankError, UserError
 
+_LAST_SECONDS = 120  # a worker lives for after SIGTERM, if its parent does not end it before
 _FINGERPRINT_MASK = (1 << 63) - 1
 MIN_SEEN = 500
 """Samples before the share of bad ones is looked at: a small start proves nothing."""
@@ -192,6 +193,7 @@ def _from_workers(batches: Source, first: int, stop: int) -> Iterator[Loaded | U
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_signals,
     )
     try:
         yield from _start(loader)
@@ -202,6 +204,12 @@ def _from_workers(batches: Source, first: int, stop: int) -> Iterator[Loaded | U
             f"a data worker was ended from outside, most often for want of memory: {error}; "
             f"lower data.workers={workers}, or give the job more memory"
         ) from error
+
+
+def _outlive_signals(worker: int) -> None:
+    """In a worker: its parent needs the batches of one more step when the whole job is told to end.
+    Torch's own handler would die of any SIGTERM that is not the parent's."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_LAST_SECONDS))
 
 
 def _start(loader: DataLoader) -> Iterator[Loaded | UserError]:
