@@ -74,7 +74,7 @@ class TrainConfig:
     at the end that SLURM says its job has."""
     stop_margin: str | float = "2 minutes"
     """How long before the end of a SLURM job the run stops: a step, a save and the way out."""
-    timeout_minutes: float = Field(default=30, gt=0)
+    timeout_minutes: float = Field(default=30.0, gt=0)
     """How long ranks wait for one another before they give up and name the one that hangs. An
     evaluation, for which the others wait, must take less."""
     tensorboard: bool = False
