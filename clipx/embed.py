@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ class Encoder:
     """Both towers with their preprocessing.
 
     dtype: what matmuls run in; features are float32 and of unit norm whatever it is
+    source: where the model came from, for titles
     """
 
     def __init__(
@@ -35,11 +38,14 @@ class Encoder:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        source: str = "",
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
+        self.source = source
         self.model = model.to(self.device)
-        self.tokenizer: Tokenizer = build_tokenizer(model_json["text_cfg"])
+        self.text_cfg: dict[str, Any] = model_json["text_cfg"]
+        self.tokenizer: Tokenizer = build_tokenizer(self.text_cfg)
         self.embed_dim: int = model_json["embed_dim"]
         self.context_length = context_length(model_json)
         self.pad_to = fixed_text_length(model_json)
@@ -89,6 +95,15 @@ class Encoder:
                 )
         return torch.cat(rows)
 
+    def text_digest(self) -> str:
+        """Equal for two models whose text embeddings are equal."""
+        told = json.dumps([self.text_cfg, str(self.dtype), self.device.type], sort_keys=True)
+        digest = hashlib.sha256(told.encode())
+        for name, tensor in self.model.text.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def _pixels(self, picture: Picture) -> Tensor:
         if isinstance(picture, Tensor):
             if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
@@ -117,8 +132,14 @@ class Encoder:
             self.model.train(training)
 
 
-def load(path: Path | str, *, device: torch.device | str = "cpu") -> Encoder:
+def load(
+    path: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Encoder:
     """The model of a run folder (its newest valid checkpoint) or of a checkpoint. Raises
     UserError."""
-    model, model_json, _ = checkpoints.load_model(path)
-    return Encoder(model, model_json, device=device)
+    model, model_json, state = checkpoints.load_model(path)
+    source = f"{path} at step {state.step:,}, {state.position:,} samples seen"
+    return Encoder(model, model_json, device=device, dtype=dtype, source=source)

@@ -12,12 +12,12 @@ from clipx.checkpoints import TrainState
 from clipx.data.loader import load
 from clipx.embed import Encoder
 from clipx.engine.config import TrainConfig, due
-from clipx.engine.evaluate import evaluate_in_training
+from clipx.engine.evaluate import evaluate_in_training, flat
 from clipx.engine.progress import Reporter
 from clipx.engine.run import Logs, append_bad
 from clipx.engine.session import Session
 from clipx.engine.throughput import Meter
-from clipx.types import UserError
+from clipx.types import Setting, UserError
 
 
 def train(config: TrainConfig) -> TrainState:
@@ -80,20 +80,26 @@ def log_record(session: Session, metrics: dict[str, Tensor], meter: Meter) -> di
 
 
 def evaluate_if_due(session: Session, logs: Logs | None, report: Reporter) -> None:
-    """Rank 0 evaluates, the others wait. What a killed run had evaluated at this step is not done
+    """All ranks evaluate, each its share. What a killed run had evaluated at this step is not done
     again."""
-    step, plan = session.state.step, session.plan
+    step, plan, runtime = session.state.step, session.plan, session.runtime
     names = [n for n, every in plan.evaluate_every.items() if due(step, every, plan.total)]
-    if not names or step == 0:
+    if not names or step == 0 or runtime.from_main(logs is not None and step in logs.evaluated):
         return
     with session.parts.evaluated(session.model_json) as model:
-        if logs is not None and step not in logs.evaluated:
-            assert model is not None, "rank 0 has it"
-            device, dtype = session.runtime.device, session.precision.dtype
-            encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
-            chosen = {name: session.config.evaluators[name] for name in names}
-            results = evaluate_in_training(encoder, chosen, report.say)
-            logs.results({"step": step, "samples_seen": session.state.position, **results})
-            shown = [f"{k} {v:.2%}" for k, v in results.items() if k.endswith(("top1", "R@1"))]
-            report.say(f"step {step}  " + "  ".join(shown))
-    session.runtime.barrier()
+        device, dtype = runtime.device, session.precision.dtype
+        encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
+        chosen = {name: session.config.evaluators[name] for name in names}
+        setting = Setting(ranks=runtime, device=device)
+        results = evaluate_in_training(encoder, chosen, setting, report.say)
+    if logs is not None:
+        record = {"step": step, "samples_seen": session.state.position}
+        intervals = {
+            f"{n}-{k}_interval": v for n, r in results.items() for k, v in r.intervals.items()
+        }
+        logs.results({**record, **flat(results), **intervals})
+    shown = [f"{k} {v:.2%}" for k, v in flat(results).items() if k.endswith(("top1", "R@1"))]
+    report.say(f"step {step}  " + "  ".join(shown))
+    for name, result in results.items():
+        for alarm in result.alarms:
+            report.say(f"{name}: {alarm}")

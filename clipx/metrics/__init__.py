@@ -1,0 +1,15 @@
+"""Metrics as pure functions on tensors. Rates are fractions in [0, 1]."""
+
+from clipx.metrics.classification import calibration_error as calibration_error
+from clipx.metrics.classification import confusion as confusion
+from clipx.metrics.classification import mean_per_class_recall as mean_per_class_recall
+from clipx.metrics.classification import top_k_accuracy as top_k_accuracy
+from clipx.metrics.classification import top_k_hits as top_k_hits
+from clipx.metrics.intervals import bootstrap_interval as bootstrap_interval
+from clipx.metrics.intervals import mcnemar as mcnemar
+from clipx.metrics.intervals import mean_interval as mean_interval
+from clipx.metrics.intervals import median_interval as median_interval
+from clipx.metrics.intervals import paired_bootstrap as paired_bootstrap
+from clipx.metrics.intervals import wilson_interval as wilson_interval
+from clipx.metrics.retrieval import PairRanks as PairRanks
+from clipx.metrics.retrieval import count_closer as count_closer
