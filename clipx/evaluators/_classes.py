@@ -39,6 +39,14 @@ class LabeledSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def subset(self, rows: Tensor) -> LabeledSet:
+        """rows: (n,) numbers of samples"""
+        numbers, images = rows.tolist(), self.images
+        chosen = Images(
+            images.path, [images.keys[n] for n in numbers], lambda i: images.read(numbers[i])
+        )
+        return LabeledSet(chosen, self.label[rows], self.names)
+
     def features(self, encoder: Encoder, setting: Setting) -> Tensor:
         """(N, D)"""
         return embed_images(encoder, self.images.image, len(self), setting)
