@@ -16,8 +16,11 @@ from torch import Tensor
 from clipx import checkpoints
 from clipx.data import decode
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
-from clipx.data.transforms import Normalization, center
-from clipx.models.dual_encoder import DualEncoder
+from clipx.data.transforms import Normalization, center, squash
+from clipx.models.dual_encoder import DualEncoder, ModelConfig
+from clipx.models.hub import HUB, LOCAL
+from clipx.models.huggingface import is_transformers, load_transformers
+from clipx.models.initial import checkpoint, pretrained
 from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.types import UserError
 
@@ -51,6 +54,8 @@ class Encoder:
         self.pad_to = fixed_text_length(model_json)
         self.normalize = Normalization.of(model_json)
         self.image_size = image_size(model_json)
+        squashed = model_json.get("preprocess_cfg", {}).get("resize_mode") == "squash"
+        self._fit = squash if squashed else center
 
     @property
     def logit_scale(self) -> float:
@@ -70,7 +75,8 @@ class Encoder:
         rows = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(images), batch_size):
             part = [
-                center(self._pixels(p), self.image_size) for p in images[start : start + batch_size]
+                self._fit(self._pixels(p), self.image_size)
+                for p in images[start : start + batch_size]
             ]
             with self._inference():
                 rows.append(
@@ -132,14 +138,48 @@ class Encoder:
             self.model.train(training)
 
 
+OPEN_CLIP = "open_clip:"
+
+
 def load(
-    path: Path | str,
+    model: Path | str,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Encoder:
-    """The model of a run folder (its newest valid checkpoint) or of a checkpoint. Raises
-    UserError."""
-    model, model_json, state = checkpoints.load_model(path)
-    source = f"{path} at step {state.step:,}, {state.position:,} samples seen"
-    return Encoder(model, model_json, device=device, dtype=dtype, source=source)
+    """A trained model to embed with. Raises UserError.
+
+    model: a run folder (its newest valid checkpoint), a checkpoint,
+    `open_clip:ARCHITECTURE/TAG` or `open_clip:ARCHITECTURE/FILE`, `local-dir:FOLDER` or
+    `hf-hub:ORGANIZATION/REPOSITORY` in open_clip's layout, or a folder with a CLIPModel or
+    SiglipModel of transformers
+    """
+    name, folder = str(model), Path(model)
+    if name.startswith(OPEN_CLIP):
+        architecture, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
+        if not tag:
+            raise UserError(
+                f"{name} names no weights; write open_clip:ARCHITECTURE/TAG, for example "
+                "open_clip:ViT-B-32/laion2b_s34b_b79k"
+            )
+        initial = checkpoint.Config(tag) if Path(tag).is_file() else pretrained.Config(tag)
+        found, model_json = _published(ModelConfig(name=architecture, initial=initial))
+    elif name.startswith((LOCAL, HUB)):
+        config = ModelConfig(name=name, initial=checkpoint.Config(name))
+        found, model_json = _published(config)
+    elif is_transformers(folder):
+        found, model_json = load_transformers(folder)
+    else:
+        found, model_json, state = checkpoints.load_model(folder)
+        name = f"{folder} at step {state.step:,}, {state.position:,} samples seen"
+    return Encoder(found, model_json, device=device, dtype=dtype, source=name)
+
+
+def _published(config: ModelConfig) -> tuple[DualEncoder, dict[str, Any]]:
+    """A model with the weights that its config names."""
+    model_json, initial = config.read(), config.build_initial()
+    assert initial is not None, "the config names weights"
+    initial.prepare()
+    model = DualEncoder(model_json)
+    initial.load(model)
+    return model.eval(), model_json
