@@ -28,8 +28,11 @@ def whole(value: Any, *, keep: bool) -> Any:
 
 
 def placed_like(value: Tensor, reference: Tensor) -> Tensor:
-    """A whole tensor in the shards of `reference`, where that has any and is of the same shape."""
-    if not isinstance(reference, DTensor) or value.shape != reference.shape:
+    """A whole tensor in the shards of `reference`, where that has any and is of the same shape; one
+    that is in shards already stays as it is."""
+    if isinstance(value, DTensor) or not isinstance(reference, DTensor):
+        return value
+    if value.shape != reference.shape:
         return value
     value = value.to(reference.device)
     # Every rank has read the same file: no rank needs to send the others anything.

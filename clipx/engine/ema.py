@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
+from clipx.distributed.sharded import placed_like
 from clipx.engine.gradients import local
 
 _COUNT = "num_updates"
@@ -72,20 +72,9 @@ class Ema:
         assert not missing, f"no averages of {missing}"
         self._num_updates = int(state[_COUNT])
         for name, average in self._average.items():
-            local(average).copy_(_shard(state[name], like=average))
+            local(average).copy_(local(placed_like(state[name], average)))
 
 
 def _start(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     return tensor.clone() if not tensor.is_floating_point() else tensor.to(torch.float32, copy=True)
-
-
-def _shard(value: Tensor, *, like: Tensor) -> Tensor:
-    """This rank's part of `value`, which may be whole or in parts already."""
-    if isinstance(value, DTensor) or not isinstance(like, DTensor):
-        return local(value)
-    # src_data_rank=None: every rank has the whole tensor and cuts its own part out of it
-    whole = value.to(like.device)
-    return distribute_tensor(
-        whole, like.device_mesh, like.placements, src_data_rank=None
-    ).to_local()
