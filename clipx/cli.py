@@ -1,5 +1,7 @@
 """The command line. Exit codes: 0 done, 1 a fault, or something bad found by `clipx data index` and
-`verify`, 2 the user's mistake (a message, no traceback), 130 interrupted."""
+`verify`, 2 the user's mistake (a message, no traceback), 75 training has stopped early with a
+checkpoint (0 under torchrun and accelerate, which would restart it), or `clipx runs --check` found
+a run that is not finished, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipx.types import RankError, UserError
+from clipx.types import PeerError, RankError, Stopped, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         print(f"clipx: {error}; make room and start the same command again", file=sys.stderr)
         sys.exit(2)
+    except PeerError as error:
+        print(f"clipx: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("clipx: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -85,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_data_demo)
     _add_data_verbs(data)
 
+    _add_runs(verbs)
+
     config = verbs.add_parser("config", help="configs").add_subparsers(
         required=True, metavar="WHAT"
     )
@@ -95,6 +102,16 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value")
     show.set_defaults(run=_config_show)
     return top
+
+
+def _add_runs(verbs: Any) -> None:
+    runs = verbs.add_parser("runs", help="runs with step, loss, last checkpoint; alive or not")
+    text = "folders of runs, or YAML files, perhaps with key=value, for the runs that they name"
+    runs.add_argument("targets", nargs="*", metavar="RUN", help=f"{text} (default: runs)")
+    text = "print step/total of one run; exit with 0 when it is finished, 75 when not"
+    runs.add_argument("--check", action="store_true", help=text)
+    runs.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+    runs.set_defaults(run=_runs)
 
 
 def _add_eval(verbs: Any) -> None:
@@ -168,11 +185,30 @@ def _data_bench(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from clipx.config import load
-    from clipx.engine.config import TrainConfig
-    from clipx.engine.trainer import train
+    from clipx.engine.signals import EXIT_STOPPED, Stop
 
-    train(load(TrainConfig, arguments.config, arguments.overrides))
+    with Stop().listening() as stop:  # before the seconds that importing torch takes
+        from clipx.config import load
+        from clipx.distributed.runtime import restarts_failures, speaks
+        from clipx.engine.config import TrainConfig
+        from clipx.engine.trainer import train
+
+        try:
+            train(load(TrainConfig, arguments.config, arguments.overrides), stop)
+        except Stopped as early:
+            if speaks():
+                print(f"clipx: {early}; the same command goes on", file=sys.stderr, flush=True)
+            sys.exit(0 if restarts_failures() else EXIT_STOPPED)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    from clipx.engine import runs
+
+    overrides = [text for text in arguments.targets if "=" in text]
+    targets = [text for text in arguments.targets if "=" not in text] or ["runs"]
+    if arguments.check:
+        sys.exit(runs.check(targets, overrides))
+    runs.show(targets, overrides, as_json=arguments.json)
 
 
 def _config_show(arguments: argparse.Namespace) -> None:

@@ -5,9 +5,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from clipx.types import UserError
+
+
+def seal(folder: Path, known: Mapping[str, dict[str, Any]]) -> None:
+    """Write the manifest of all that is in a folder, which is on the disk then. Raises OSError.
+
+    known: what the manifest says of some files, by path in the folder: they need not be read again
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {}
+    for file in files:
+        name = str(file.relative_to(folder))
+        found = known.get(name)
+        manifest[name] = found or {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    folders = (path for path in folder.rglob("*") if path.is_dir())
+    for path in [*files, folder / "manifest.json", *folders, folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

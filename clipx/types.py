@@ -26,6 +26,15 @@ class RankError(UserError):
     """A user's mistake that one rank alone has met, so that it is that rank that must say it."""
 
 
+class PeerError(Exception):
+    """Another rank has ended this one. The command line exits with 1 after one line."""
+
+
+class Stopped(Exception):
+    """A run has ended before its last step, with a checkpoint, because it was asked to. The command
+    line exits with 75: the same command goes on."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One local batch.
@@ -158,3 +167,24 @@ class Duration:
             self.unit
         ]
         return max(1, round(self.amount * samples_per_unit / global_batch_size))
+
+
+_TIME = re.compile(
+    r"^\s*(?:([0-9.]+)\s*d(?:ays?)?)?\s*(?:([0-9.]+)\s*h(?:ours?)?)?\s*"
+    r"(?:([0-9.]+)\s*m(?:in(?:utes?)?)?)?\s*(?:([0-9.]+)\s*(?:s(?:ec(?:onds?)?)?)?)?\s*$"
+)
+
+
+def parse_seconds(text: str | float) -> float:
+    """`15 minutes`, `23h30m`, `1 day 2 hours`, `90s` or plain seconds. Raises ValueError."""
+    match = _TIME.match(str(text))
+    try:
+        parts = [float(part or 0) for part in match.groups()] if match else []
+        seconds = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        raise ValueError(
+            f"{text!r} is not a time; write for example '15 minutes', '23h30m' or 3600"
+        )
+    return seconds

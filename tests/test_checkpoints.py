@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from clipx import checkpoints
+from clipx import manifest as manifest_module
 from clipx.checkpoints import Training, TrainState
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
@@ -46,7 +47,8 @@ def save(folder: Path, step: int, *, keep: int = 3, **other: Any) -> Path:
     optimizer = trained(model).state_dict()
     training = Training(optimizer, random, ema=other.get("ema"))
     json_ = other.get("model_json", MODEL)
-    return checkpoints.save(folder, state, model.state_dict(), json_, training, keep=keep)
+    about = checkpoints.About(json_, keep=keep, **other.get("about", {}))
+    return checkpoints.save(folder, state, model.state_dict(), training, about)
 
 
 def names(folder: Path) -> list[str]:
@@ -58,7 +60,10 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     path = save(tmp_path / "c", 500, model=model)
     assert path == tmp_path / "c/step_00000500"
     assert names(path) == sorted(
-        ["model.safetensors", "open_clip_config.json", "training.pt", "state.json", "manifest.json"]
+        [
+            *("model.safetensors", "optimizer"),
+            *("open_clip_config.json", "training.pt", "state.json", "manifest.json"),
+        ]
     )
     saved = checkpoints.load(path)
     assert saved.state == TrainState(500, 4000, 2**63 - 500, "ab")
@@ -77,6 +82,19 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step_00001000", "step_100000000"]
     save(tmp_path, 100_000_001, keep=1)
     assert names(tmp_path) == ["step_100000001"]
+
+
+def test_those_of_multiples_are_kept_for_good(tmp_path: Path) -> None:
+    for step in range(1, 11):
+        save(tmp_path, step, keep=2, about={"keep_every": 4})
+    assert names(tmp_path) == [f"step_{step:08d}" for step in (4, 8, 9, 10)]
+
+
+def test_a_checkpoint_has_the_texts_of_its_run(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, about={"texts": {"config.yaml": "a: é\n"}})
+    assert (path / "config.yaml").read_text(encoding="utf-8") == "a: é\n"
+    (path / "config.yaml").write_text("a: b\n")
+    assert "config.yaml" in (checkpoints.verify(path) or "")
 
 
 @contextmanager
@@ -118,7 +136,7 @@ def test_a_fault_of_ours_midway_leaves_nothing(tmp_path: Path) -> None:
 
 def save_and_die(folder: Path) -> None:
     """The manifest is the last thing written; its first hash is the process's end."""
-    checkpoints._sha256 = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+    checkpoints.seal = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     save(folder, 2)
 
 
@@ -208,9 +226,8 @@ def test_scaler_pool_and_averages_come_back(tmp_path: Path) -> None:
     }
     model = nn.Linear(3, 2)
     training = Training(trained(model).state_dict(), [], **parts)
-    path = checkpoints.save(
-        tmp_path, TrainState(step=1), model.state_dict(), MODEL, training, keep=1
-    )
+    about = checkpoints.About(MODEL)
+    path = checkpoints.save(tmp_path, TrainState(step=1), model.state_dict(), training, about)
     found = checkpoints.load(path).training
     assert found.scaler == parts["scaler"]
     assert torch.equal(found.pool["image"], parts["pool"]["image"])
@@ -292,7 +309,7 @@ def test_a_checkpoint_that_does_not_fit_this_code_is_named(
     manifest = json.loads((path / "manifest.json").read_text())
     manifest[file] = {
         "bytes": (path / file).stat().st_size,
-        "sha256": checkpoints._sha256(path / file),
+        "sha256": manifest_module.sha256(path / file),
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="step_00000002 cannot be read: "):

@@ -9,7 +9,9 @@ elsewhere.
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -27,6 +29,7 @@ from clipx.data.tokenizers import Tokenizer, pad
 from clipx.data.transforms import NUM_DRAWS, augment
 from clipx.types import Batch, RankError, UserError
 
+_LAST_SECONDS = 120  # a worker lives for after a stranger's SIGTERM, if its parent does not end it
 _FINGERPRINT_MASK = (1 << 63) - 1
 MIN_SEEN = 500
 """Samples before the share of bad ones is looked at: a small start proves nothing."""
@@ -192,6 +195,7 @@ def _from_workers(batches: Source, first: int, stop: int) -> Iterator[Loaded | U
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_signals,
     )
     try:
         yield from _start(loader)
@@ -202,6 +206,23 @@ def _from_workers(batches: Source, first: int, stop: int) -> Iterator[Loaded | U
             f"a data worker was ended from outside, most often for want of memory: {error}; "
             f"lower data.workers={workers}, or give the job more memory"
         ) from error
+
+
+def _outlive_signals(worker: int) -> None:
+    """In a worker: its parent needs the batches of one more step when a whole job is told to end.
+    Torch's own handler would die of any SIGTERM that is not the parent's; who sent it only
+    `sigwaitinfo` tells, which macOS lacks."""
+    if sys.platform == "linux":
+        # Blocked in this thread, and so in all that it starts: the signal waits for who takes it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            signal.alarm(_LAST_SECONDS)
+        os._exit(0)
 
 
 def _start(loader: DataLoader) -> Iterator[Loaded | UserError]:

@@ -1,15 +1,17 @@
 """This process among its peers: device, rank, collectives on small values. The one user of
 Accelerator and of the environment.
 
-Plain `python -m clipx`, torchrun and accelerate launch all end here. Collectives cost nothing on
-one process.
+Plain `python -m clipx`, torchrun, accelerate launch and srun all end here. Collectives cost nothing
+on one process.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clipx.distributed import launcher
 from clipx.types import UserError
 
 T = TypeVar("T")
@@ -91,6 +94,17 @@ class Runtime:
         if self.world_size > 1:
             dist.barrier()
 
+    def store(self, timeout: timedelta) -> dist.Store | None:
+        """The key-value store of the process group, by a connection of its own, so that a thread
+        may use it while a collective of the main thread waits; None on one process."""
+        if self.world_size == 1:
+            return None
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        store = _get_default_store().clone()
+        store.set_timeout(timeout)
+        return store
+
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -110,6 +124,10 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
             "device cuda: no CUDA device is visible; use device=cpu, or check the driver"
         )
     use_cpu = device == "cpu" or not torch.cuda.is_available()
+    launcher.adopt_srun(os.environ)
+    launcher.check(os.environ, gloo=use_cpu)
+    if not use_cpu:
+        launcher.check_devices(os.environ, visible=torch.cuda.device_count())
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*OMP_NUM_THREADS.*")
@@ -129,4 +147,35 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
 
 def speaks() -> bool:
     """True on the process that reports what all processes have met alike, group or no group."""
+    launcher.adopt_srun(os.environ)
     return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a scheduler says of the job that this process belongs to.
+
+    id: None outside of a job; attempt: how often it was started before; end_time: unix seconds at
+    which it will be killed, None where that is not known
+    """
+
+    host: str
+    id: str | None = None
+    attempt: int = 0
+    end_time: float | None = None
+
+
+def job() -> Job:
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    return Job(
+        host=socket.gethostname(),
+        id=os.environ.get("SLURM_JOB_ID"),
+        attempt=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        end_time=float(end) if end else None,
+    )
+
+
+def restarts_failures() -> bool:
+    """Whether an agent watches this process that takes every exit code but 0 for a crash: torchrun
+    or `accelerate launch`."""
+    return any(n in os.environ for n in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"))

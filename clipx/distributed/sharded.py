@@ -1,29 +1,51 @@
 """Tensors that may be sharded (DTensor, as FSDP2 makes them) as whole ones, and back.
 
-Checkpoints hold whole tensors, so a run goes on with any number of ranks, sharded or not.
+Checkpoints hold whole weights, and parts of the optimizer's state that any number of ranks, sharded
+or not, can put together again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from clipx.optimizer_files import Part
 
 
-def whole(value: Any, *, keep: bool) -> Any:
-    """The same nest of dicts and lists with every tensor whole and on the CPU. All ranks take part;
-    those with `keep` False, which write no file, get None for each tensor and hold no copy."""
+def whole(value: Any, *, copy: Callable[[Tensor], Tensor] | None) -> Any:
+    """The same nest of dicts and lists with every tensor whole, as `copy` puts it into host memory.
+    All ranks take part; those without `copy`, which write no file, get None for each tensor."""
     if isinstance(value, Tensor):
         full = value.detach()
         full = full.full_tensor() if isinstance(full, DTensor) else full
-        return full.cpu() if keep else None
+        return copy(full) if copy else None
     if isinstance(value, Mapping):
-        return {key: whole(item, keep=keep) for key, item in value.items()}
+        return {key: whole(item, copy=copy) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(whole(item, keep=keep) for item in value)
+        return type(value)(whole(item, copy=copy) for item in value)
+    return value
+
+
+def own_part(value: Any, *, copy: Callable[[Tensor], Tensor], is_main: bool) -> Any:
+    """The same nest with, in place of each sharded tensor, what this rank holds of it; of tensors
+    that all ranks have, rank 0 keeps the copy. Nothing travels."""
+    if isinstance(value, DTensor):
+        _, offset = compute_local_shape_and_global_offset(
+            value.shape, value.device_mesh, value.placements
+        )
+        own = value.to_local().detach()
+        return Part(copy(own), tuple(offset)) if own.numel() else None
+    if isinstance(value, Tensor):
+        return copy(value.detach()) if is_main else None
+    if isinstance(value, Mapping):
+        return {key: own_part(item, copy=copy, is_main=is_main) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(own_part(item, copy=copy, is_main=is_main) for item in value)
     return value
 
 

@@ -15,7 +15,7 @@ from clipx.engine.compiling import CompileKind
 from clipx.engine.optim import OptimConfig
 from clipx.engine.precision import PrecisionKind
 from clipx.models.dual_encoder import ModelConfig
-from clipx.types import Duration, UserError
+from clipx.types import Duration, UserError, parse_seconds
 
 
 @config
@@ -59,7 +59,24 @@ class TrainConfig:
     device: Device = "auto"
     log_every: str = "20 steps"
     checkpoint_every: str = "1000 steps"
+    """Or a time, `15 minutes`, by the clock of rank 0. Evaluations have a checkpoint before them
+    in any case."""
     keep_checkpoints: int = Field(default=3, ge=1)
+    """The newest ones."""
+    keep_every: str | None = None
+    """Checkpoints that are kept for good, beside the newest: those of multiples of `10000 steps`,
+    which should be a multiple of checkpoint_every; null: none."""
+    save_async: bool = True
+    """Copy what a checkpoint holds, write it while training goes on. Costs host memory: three times
+    the weights with AdamW, a fourth time with `ema`."""
+    stop_after: str | float | None = None
+    """A time after which the run stops by itself with a checkpoint, `23h30m` or seconds; null: only
+    at the end that SLURM says its job has."""
+    stop_margin: str | float = "2 minutes"
+    """How long before the end of a SLURM job the run stops: a step, a save and the way out."""
+    timeout_minutes: float = Field(default=30.0, gt=0)
+    """How long ranks wait for one another before they give up and name the one that hangs. An
+    evaluation, for which the others wait, must take less."""
     tensorboard: bool = False
 
 
@@ -71,7 +88,11 @@ class Plan:
     warmup: int
     cooldown: int
     log_every: int
-    checkpoint_every: int
+    checkpoint_every: int | None
+    checkpoint_seconds: float | None
+    keep_every: int | None
+    stop_after: float | None
+    stop_margin: float
     evaluate_every: dict[str, int]
 
     @classmethod
@@ -89,13 +110,26 @@ class Plan:
                 global_batch_size=config.global_batch_size, epoch_samples=epoch_samples
             )
 
+        def seconds(key: str, text: str | float) -> float:
+            try:
+                return parse_seconds(text)
+            except ValueError as error:
+                faults.append(f"{key}: {error}")
+                return 1
+
         total, cooldown = steps("duration", config.duration), config.optim.schedule.cooldown
+        every, keep, after = config.checkpoint_every, config.keep_every, config.stop_after
+        timed = is_time(every)
         plan = cls(
             total=total,
             warmup=steps("optim.warmup", config.optim.warmup),
             cooldown=steps("optim.schedule.cooldown", cooldown) if cooldown else total // 5,
             log_every=steps("log_every", config.log_every),
-            checkpoint_every=steps("checkpoint_every", config.checkpoint_every),
+            checkpoint_every=None if timed else steps("checkpoint_every", every),
+            checkpoint_seconds=parse_seconds(every) if timed else None,
+            keep_every=steps("keep_every", keep) if keep else None,
+            stop_after=seconds("stop_after", after) if after else None,
+            stop_margin=seconds("stop_margin", config.stop_margin),
             evaluate_every={
                 n: steps(f"evaluators.{n}.every", e.every or config.duration)
                 for n, e in config.evaluators.items()
@@ -106,5 +140,13 @@ class Plan:
         return plan
 
 
-def due(step: int, every: int, total: int) -> bool:
-    return step % every == 0 or step == total
+def due(step: int, every: int | None, total: int) -> bool:
+    """every: None: only the last one is"""
+    return (every is not None and step % every == 0) or step == total
+
+
+def is_time(text: str) -> bool:
+    try:
+        return parse_seconds(text) > 0
+    except ValueError:
+        return False

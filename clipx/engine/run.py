@@ -6,6 +6,7 @@ metrics.jsonl      one line per log step                    results.jsonl    one
 quarantine.jsonl   one line per bad sample met              corpus.tsv       name, samples and
 digest of each shard
 nonfinite.jsonl    one line per skipped step and rank with its sample keys
+status.json        how far it is; is it alive               lock             held by its process
 checkpoints/       see clipx/checkpoints.py
 """
 
@@ -24,6 +25,9 @@ import yaml
 
 from clipx.config import differences
 from clipx.data.sample import BadSample
+from clipx.distributed.runtime import job
+from clipx.engine.lock import RunLock
+from clipx.engine.status import State, Status
 from clipx.trackers.jsonl import JsonLines, keep_until, read_lines
 from clipx.trackers.tensorboard import TensorBoard
 from clipx.types import Tracker, UserError
@@ -37,6 +41,11 @@ MAY_CHANGE = (
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_every",
+    "save_async",
+    "stop_after",
+    "stop_margin",
+    "timeout_minutes",
     "evaluators",
     "data.workers",
     "data.max_bad_fraction",
@@ -65,21 +74,40 @@ class RunFolder:
         config: dict[str, Any],
         config_yaml: str,
         *,
+        total_steps: int,
         may_change: Sequence[str] = (),
     ) -> None:
         """may_change: settings beside MAY_CHANGE that the user allows to differ"""
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self._config_yaml, self._version = config_yaml, json.dumps(code_version()) + "\n"
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._check_same(config, (*MAY_CHANGE, *may_change))
-            (path / "config.yaml").write_text(config_yaml, encoding="utf-8")
-            with (path / "version.json").open("a") as file:
-                file.write(json.dumps(code_version()) + "\n")
+            self._lock = RunLock(path, job())
         except OSError as error:
-            raise UserError(
-                f"run_dir {path} cannot be written: {error}; choose another with run_dir="
-            ) from error
+            raise _unwritable(path, error) from error
+        self.messages = [self._lock.message] if self._lock.message else []
+        try:
+            self._check_same(config, (*MAY_CHANGE, *may_change))
+            write_whole(path / "config.yaml", config_yaml)
+            with (path / "version.json").open("a") as file:
+                file.write(self._version)
+        except OSError as error:
+            self._lock.release()
+            raise _unwritable(path, error) from error
+        except UserError:
+            self._lock.release()
+            raise
+        self.status = Status(path / "status.json", job(), total_steps=total_steps)
+
+    def about(self) -> dict[str, str]:
+        """What each checkpoint says of the run that wrote it, by file name."""
+        return {"config.yaml": self._config_yaml, "version.json": self._version}
+
+    def close(self, state: State, reason: str | None) -> None:
+        """Say how it ended, and let others have it."""
+        self.status.end(state, reason)
+        self._lock.release()
 
     def _check_same(self, config: dict[str, Any], may_change: Sequence[str]) -> None:
         stored = self.path / "config.yaml"
@@ -96,6 +124,17 @@ class RunFolder:
                 f"run_dir {self.path} belongs to another config: {', '.join(changed)} differ. "
                 "Choose another run_dir=, or delete the folder to start again"
             )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A kill leaves the old content or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"run_dir {path} cannot be written: {error}; choose another with run_dir=")
 
 
 def code_version() -> dict[str, Any]:
@@ -147,8 +186,8 @@ class Logs:
         for path in paths:
             keep_until(path, step)
         self.evaluated = {record["step"] for record in read_lines(paths[1])}
-        metrics, self._results, self._quarantine = (JsonLines(path) for path in paths[:3])
-        self._trackers: list[Tracker] = [metrics]
+        self._metrics, self._results, self._quarantine = (JsonLines(path) for path in paths[:3])
+        self._trackers: list[Tracker] = [self._metrics]
         if tensorboard:
             self._trackers.append(TensorBoard(folder / "tensorboard", purge_step=step))
 
@@ -163,6 +202,12 @@ class Logs:
         self.evaluated.add(record["step"])
         for tracker in self._trackers[1:]:
             tracker.log(record)
+
+    @property
+    def fault(self) -> str | None:
+        """Why lines wait to be written, where they do."""
+        files = (self._metrics, self._results, self._quarantine)
+        return next((file.fault for file in files if file.fault), None)
 
     def close(self) -> None:
         for tracker in (*self._trackers, self._results, self._quarantine):

@@ -3,10 +3,9 @@ resumed where it stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,38 +13,36 @@ from torch import Tensor
 from clipx import checkpoints
 from clipx.checkpoints import Checkpoint, TrainState
 from clipx.config import to_data, to_yaml
-from clipx.data.loader import Loaded, Source
+from clipx.data.loader import Loaded
 from clipx.data.tokenizers import build_tokenizer
-from clipx.data.transforms import Normalization
-from clipx.distributed.pool import build_pool
+from clipx.distributed.monitor import Monitor
 from clipx.distributed.runtime import start
-from clipx.distributed.wrap import wrap
 from clipx.engine.allocator import keep_freed_memory
-from clipx.engine.compiling import compile_towers
+from clipx.engine.assembly import build_source, build_step, new_encoder
 from clipx.engine.config import Plan, TrainConfig
-from clipx.engine.corpus import (
-    changes,
-    describe,
-    open_together,
-    pixel_batches,
-    write_table,
-)
+from clipx.engine.corpus import describe, open_together, write_table
 from clipx.engine.door import check, with_defaults
 from clipx.engine.ema import Ema
-from clipx.engine.features import feature_batches
+from clipx.engine.faults import judged
 from clipx.engine.health import counted, line, memory_gib, report_nonfinite
-from clipx.engine.optim import build_optimizer
 from clipx.engine.precision import build_precision
+from clipx.engine.resume import newest
 from clipx.engine.run import CORPUS, RunFolder
+from clipx.engine.saving import Saver
 from clipx.engine.schedule import rate
 from clipx.engine.state import Parts, split_fingerprint
-from clipx.engine.step import Step
+from clipx.engine.status import State
 from clipx.losses import sigmoid
-from clipx.models.dual_encoder import DualEncoder
-from clipx.models.locked import split_locked
 from clipx.types import UserError
 
 _FINGERPRINT_MODULUS = 1 << 63
+
+
+class Asked(NamedTuple):
+    """What any rank asked for with the last step; all ranks see the same."""
+
+    stop: bool = False
+    save: bool = False
 
 
 class Session:
@@ -53,9 +50,23 @@ class Session:
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.runtime = start(config.device)
+        self.runtime = start(config.device, timeout_minutes=config.timeout_minutes)
         if self.runtime.device.type == "cpu":
             keep_freed_memory()
+        self.monitor = Monitor(self.runtime, timeout_seconds=60 * config.timeout_minutes)
+        self.folder: RunFolder | None = None
+        try:
+            self._open()
+            self._build()
+        except BaseException as error:  # noqa: BLE001  raised below
+            final = judged(error, config, self.runtime, self.monitor)
+            if self.folder is not None:
+                self.folder.close("failed", f"{type(final).__name__}: {final}")
+            raise final from (None if final is error else error)
+
+    def _open(self) -> None:
+        """All that can be refused, before anything is written."""
+        config = self.config
         self.corpus = open_together(config, self.runtime)
         self.plan = Plan.of(config, self.corpus.num_samples)
         self.precision = build_precision(config.precision, self.runtime.device)
@@ -63,68 +74,48 @@ class Session:
             config.model.read(), sigmoid=isinstance(config.loss, sigmoid.Config)
         )
         torch.manual_seed(config.seed)
-        self.encoder = self._new_encoder()
+        self.encoder, self.messages = new_encoder(config.model, self.model_json, self.runtime)
         check(config, self.encoder, world_size=self.runtime.world_size)
         self.folder = self._folder()
+
+    def _build(self) -> None:
+        config = self.config
         self.state = TrainState(corpus_digest=self.corpus.digest)
-        self.source, trained, normalize = self._source()
-        self.step = self._step(trained, normalize)
+        self.asked, resumed_at = Asked(), None
+        self.source, trained, normalize = build_source(
+            config, self.runtime, self.corpus, self.encoder, self.model_json, self.precision.dtype
+        )
+        self.step = build_step(
+            config,
+            self.runtime,
+            trained,
+            self.precision,
+            pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
+            normalize=normalize,
+            mark=lambda phase: self.monitor.at(self.state.step + 1, phase),
+        )
         ema = Ema(self.encoder, config.ema) if config.ema is not None else None
         self.parts = Parts(self.runtime, self.encoder, self.step, ema)
         self.clamped = torch.zeros((), device=self.runtime.device)
         torch.manual_seed(config.seed + self.runtime.rank)  # ranks drop out different units
-        self.messages += self._resume()
+        saved, messages = newest(
+            self.runtime,
+            self.folder,
+            self.corpus,
+            self.parts,
+            accept=config.data.accept_changed_corpus,
+        )
+        if saved is not None:
+            self._take_up(saved)
+            resumed_at = saved.state.step
+        self.messages += messages
+        self.saver = self._saver(resumed_at)
         if self.folder is not None:
+            at = self.state
+            found = {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
+            self.folder.status.update(**found)
             write_table(self.folder.path, self.corpus.table())
-
-    def _step(self, trained: DualEncoder, normalize: Callable[[Tensor], Tensor]) -> Step:
-        """trained: the part of the model that a step runs: all of it, or its heads"""
-        config, runtime = self.config, self.runtime
-        if config.grad_checkpointing:
-            trained.set_grad_checkpointing(True)
-        if config.compile == "towers":
-            compile_towers(trained)
-        model = wrap(
-            trained, trained, runtime, parallel=config.parallel, dtype=self.precision.dtype
-        )
-        return Step(
-            model=model,
-            encoder=trained,
-            optimizer=build_optimizer(trained, config.optim),  # of the shards, where there are any
-            loss=config.loss.build(),
-            pool=build_pool(config.pool, world_size=runtime.world_size),
-            precision=self.precision,
-            device=runtime.device,
-            clip_grad_norm=config.optim.clip_grad_norm,
-            micro_batch_size=config.micro_batch_size,
-            seed=config.seed,
-            pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
-            normalize=normalize,
-            average=runtime.average,
-        )
-
-    def _new_encoder(self) -> DualEncoder:
-        """The model as it is before the first step."""
-        model = self.config.model
-        initial = model.build_initial()
-        if initial is not None:
-            self.runtime.main_first(initial.prepare)
-        encoder = DualEncoder(self.model_json)
-        self.messages = [] if initial is None else initial.load(encoder)
-        encoder.lock(model.locked, model.unlocked_groups)
-        return encoder
-
-    def _source(self) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:
-        """(batches, the model that takes them, what is done to their images on the device)"""
-        if self.config.cache_features is None:
-            share = {"rank": self.runtime.rank, "world_size": self.runtime.world_size}
-            batches = pixel_batches(self.config, self.corpus, self.model_json, **share)
-            return batches, self.encoder, Normalization.of(self.model_json)
-        split = split_locked(self.encoder, self.model_json)
-        batches = feature_batches(
-            self.config, self.runtime, self.corpus, split, self.model_json, self.precision.dtype
-        )
-        return batches, split.heads, lambda features: features
+            self.messages += self.folder.messages
 
     def _folder(self) -> RunFolder | None:
         folder, fault = None, None
@@ -134,6 +125,7 @@ class Session:
                     Path(self.config.run_dir),
                     to_data(self.config),
                     to_yaml(self.config),
+                    total_steps=self.plan.total,
                     may_change=CORPUS if self.config.data.accept_changed_corpus else (),
                 )
             except UserError as error:
@@ -141,33 +133,23 @@ class Session:
         self.runtime.agree(fault)
         return folder
 
-    def _resume(self) -> list[str]:
-        """Take up the newest valid checkpoint, if there is one. What rank 0 finds valid, all ranks
-        load."""
-        found: tuple[Path | None, list[str]] = (None, [])
-        if self.folder is not None:
-            found = checkpoints.newest_valid(self.folder.checkpoints)
-        path, messages = self.runtime.gather(found)[0]
-        if path is None:
-            return messages
-        saved = checkpoints.load(path)
-        if saved.state.corpus_digest != self.corpus.digest:
-            messages.append(self._changed_corpus(path))
-        self._take_up(saved)
-        return [*messages, f"resumed from {path} at step {saved.state.step}"]
-
-    def _changed_corpus(self, path: Path) -> str:
-        """What differs from the corpus that the checkpoint was trained on. Raises UserError unless
-        the user accepts it."""
-        mine = changes(self.folder.path, self.corpus.table()) if self.folder is not None else ""
-        told = self.runtime.from_main(mine)
-        text = f"the corpus is not the one that {path} was trained on: {told}"
-        if not self.config.data.accept_changed_corpus:
-            raise UserError(
-                f"{text}. Give the old shards, start a new run_dir=, or go on with these by "
-                "data.accept_changed_corpus=true"
-            )
-        return f"{text}. Going on: in this epoch some samples come twice or not at all"
+    def _saver(self, newest: int | None) -> Saver:
+        config, folder = self.config, self.folder
+        about = checkpoints.About(
+            self.model_json,
+            keep=config.keep_checkpoints,
+            keep_every=self.plan.keep_every,
+            texts=folder.about() if folder else {},
+        )
+        return Saver(
+            self.runtime,
+            self.parts,
+            folder.checkpoints if folder else None,
+            about,
+            newest=newest,
+            every_seconds=self.plan.checkpoint_seconds,
+            asynchronous=config.save_async,
+        )
 
     def _take_up(self, saved: Checkpoint) -> None:
         self.parts.take_up(saved)
@@ -175,14 +157,18 @@ class Session:
         state = replace(saved.state, corpus_digest=self.corpus.digest)
         self.state = split_fingerprint(state, self.runtime)
 
-    def advance(self, batch: Loaded) -> dict[str, Tensor]:
-        """One optimizer step; `state` counts it once it is done. Raises UserError after too many
-        that could not be done."""
+    def advance(self, batch: Loaded, *, stop: bool = False) -> dict[str, Tensor]:
+        """One optimizer step; `state` counts it once it is done, and `asked` says what any rank
+        wants then. Raises UserError after too many steps that could not be done.
+
+        stop: this rank wants the run to end
+        """
         plan, optim = self.plan, self.config.optim
         share = rate(optim.schedule, self.state.step, plan.total, plan.warmup, plan.cooldown)
         for group in self.step.optimizer.param_groups:
             group["lr"] = optim.lr * share * group["lr_scale"]
-        stepped = self.step(batch)
+        stepped = self.step(batch, stop, self.saver.wants())
+        self.asked = Asked(*stepped.asked)
         state = replace(
             self.state,
             step=self.state.step + 1,
@@ -205,11 +191,8 @@ class Session:
         self.clamped.zero_()
         return found
 
-    def save(self) -> str | None:
-        """Write a checkpoint. Returns, on all ranks, what went wrong, or None.
-
-        A full disk is no reason to end a run that may go on.
-        """
+    def save(self, *, wait: bool) -> str | None:
+        """Write a checkpoint; see Saver.save."""
         runtime = self.runtime
         state = replace(
             self.state,
@@ -217,15 +200,28 @@ class Session:
             clamped_steps=int(self.clamped),
         )
         self.state = split_fingerprint(state, runtime)
-        weights, training = self.parts.collect()
-        fault: str | None = None
+        return self.saver.save(state, wait=wait)
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Those who watch from outside get what a log line has."""
         if self.folder is not None:
-            folder, keep = self.folder.checkpoints, self.config.keep_checkpoints
-            try:
-                checkpoints.save(folder, state, weights, self.model_json, training, keep=keep)
-            except OSError as error:
-                fault = f"checkpoint of step {state.step} not written: {error}"
-        return runtime.gather(fault)[0]
+            self.folder.status.update(
+                step=self.state.step,
+                samples_seen=self.state.position,
+                loss=record["train/loss"],
+                samples_per_second=record["train/samples_per_second"],
+                checkpoint=self.saver.newest,
+            )
+
+    def close(self, state: State, reason: str | None) -> None:
+        """The folder is free for the next. A checkpoint that is being written is waited for."""
+        self.saver.close()
+        self.monitor.close()
+        if self.folder is not None:
+            at = self.state
+            found = {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
+            self.folder.status.update(**found)
+            self.folder.close(state, reason)
 
     def describe(self) -> str:
         corpus, size = self.corpus, self.config.global_batch_size

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from clipx.checkpoints import Checkpoint, Training, TrainState
 from clipx.distributed.runtime import Runtime
-from clipx.distributed.sharded import load_optimizer, weights_like, whole
+from clipx.distributed.sharded import load_optimizer, own_part, weights_like, whole
 from clipx.distributed.wrap import Sharded
 from clipx.engine.ema import Ema
 from clipx.engine.step import Step
@@ -32,21 +33,45 @@ class Parts:
     step: Step
     ema: Ema | None
 
-    def collect(self) -> tuple[Mapping[str, Tensor], Training]:
-        """(weights, the rest), whole, on rank 0; the others, which take part, get no tensors."""
-        step, keep = self.step, self.runtime.is_main
+    def collect(
+        self, copy: Callable[[Tensor], Tensor] = Tensor.cpu
+    ) -> tuple[Mapping[str, Tensor], Training]:
+        """(weights, the rest), whole, on rank 0; the others, which take part, get no tensors. Of a
+        sharded model's optimizer every rank gets its own part: the largest of all, it does not
+        travel. Weights do, as they do for every forward pass: whoever uses them needs one file.
+
+        copy: of a tensor, in host memory
+        """
+        step, keep = self.step, copy if self.runtime.is_main else None
         device = self.runtime.device
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         random = self.runtime.gather({"torch": torch.get_rng_state(), "cuda": cuda})
         scaler = step.precision.scaler
+        optimizer = step.optimizer.state_dict()
+        if self.is_sharded:
+            optimizer = own_part(optimizer, copy=copy, is_main=self.runtime.is_main)
+        else:
+            optimizer = whole(optimizer, copy=keep)
         training = Training(
-            optimizer=whole(step.optimizer.state_dict(), keep=keep),
+            optimizer=optimizer,
             random=random,
             scaler=scaler.state_dict() if scaler else {},
-            pool=whole(step.pool.state_dict(), keep=keep),
-            ema=whole(self.ema.state_dict(), keep=keep) if self.ema else None,
+            pool=whole(step.pool.state_dict(), copy=keep),
+            ema=whole(self.ema.state_dict(), copy=keep) if self.ema else None,
         )
-        return whole(self.encoder.state_dict(), keep=keep), training
+        return whole(self.encoder.state_dict(), copy=keep), training
+
+    @property
+    def is_sharded(self) -> bool:
+        return isinstance(self.step.model, Sharded)
+
+    def target(self, number: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Where a tensor of the optimizer goes: this rank's part of it, where it is sharded."""
+        groups = self.step.optimizer.param_groups
+        parameter = [p for group in groups for p in group["params"]][number]
+        if isinstance(parameter, DTensor) and parameter.shape == shape:
+            return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        return torch.empty(shape, dtype=dtype)
 
     def take_up(self, saved: Checkpoint) -> None:
         """Raises UserError where the checkpoint lacks the averages that the run asks for."""
@@ -73,13 +98,14 @@ class Parts:
         Of a sharded model rank 0 gets a whole copy of its own, because a forward pass of shards
         needs all ranks, and an evaluator that failed on one of them would leave the others waiting.
         """
-        sharded = isinstance(self.step.model, Sharded)
+        sharded = self.is_sharded
         takes_part = sharded or self.runtime.is_main
         with self.ema.applied() if self.ema and takes_part else nullcontext():
             if not sharded:
                 yield self.encoder if self.runtime.is_main else None
                 return
-            weights, copy = whole(self.encoder.state_dict(), keep=self.runtime.is_main), None
+            kept = Tensor.cpu if self.runtime.is_main else None
+            weights, copy = whole(self.encoder.state_dict(), copy=kept), None
             if self.runtime.is_main:
                 with torch.random.fork_rng():  # first weights are drawn, for nothing
                     copy = DualEncoder(model_json)

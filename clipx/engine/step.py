@@ -8,6 +8,7 @@ more compute, and only one micro-batch's activations are alive.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -32,11 +33,13 @@ class Stepped:
     scale, clamped (1 where the clamp changed logit_scale)
     outcome: `overflow` is a gradient beyond float16's range, which the scaler answers
     bad_rows: of this rank, those with non-finite features, where the outcome is not `updated`
+    asked: for each thing that ranks may ask for, whether any of them did; all ranks see the same
     """
 
     metrics: dict[str, Tensor]
     outcome: Outcome
     bad_rows: list[int]
+    asked: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Step:
     pad_id: the token that captions are padded with
     normalize: images of a batch on the device -> the model's input
     average: mean over ranks of a small vector
+    mark: told which part of a step begins
     """
 
     model: Wrapped
@@ -64,10 +68,15 @@ class Step:
     pad_id: int = 0
     normalize: Callable[[Tensor], Tensor] = field(default=transforms.normalize)
     average: Callable[[Tensor], Tensor] = field(default=lambda values: values)
+    mark: Callable[[Literal["forward", "loss"]], None] = field(default=lambda phase: None)
 
-    def __call__(self, batch: Batch) -> Stepped:
+    def __call__(self, batch: Batch, *asks: bool) -> Stepped:
         """Forward, backward, clip, update. Where the loss or the gradient of any rank is not
-        finite, no rank updates."""
+        finite, no rank updates.
+
+        asks: what this rank asks of all, which travels with the metrics
+        """
+        self.mark("forward")
         rows = rows_of(batch, seed=self.seed, num_draws=self.encoder.num_draws, device=self.device)
         ids = ids_of(batch, self.loss.id_kinds, pad_id=self.pad_id)
         ids = None if ids is None else ids.to(self.device, non_blocking=True)
@@ -77,9 +86,8 @@ class Step:
         else:
             features, out = self._in_parts(rows.split(size), ids)
         self.model.finish_gradients()
-        metrics = self._measure(out)
-        # The one wait for the device of a step: the host must know before it updates.
-        if finite(metrics):
+        metrics, values, asked = self._measure(out, asks)
+        if all(map(math.isfinite, values)):
             metrics |= self._update()
             outcome, bad_rows = "updated", []
         else:
@@ -88,7 +96,7 @@ class Step:
         if self.precision.scaler is not None and outcome != "nonfinite":
             self.precision.scaler.update(overflowed=outcome == "overflow")
         self.optimizer.zero_grad(set_to_none=True)
-        return Stepped(metrics, outcome, bad_rows)
+        return Stepped(metrics, outcome, bad_rows, asked)
 
     def _embed(self, rows: Rows) -> Features:
         image = self.normalize(rows.image)
@@ -96,6 +104,7 @@ class Step:
             return self.model(image, rows.text, rows.draws)
 
     def _loss(self, features: Features, ids: Tensor | None) -> LossOutput:
+        self.mark("loss")
         image, text, scale, bias = features
         return self.loss(image, text, logit_scale=scale, logit_bias=bias, pool=self.pool, ids=ids)
 
@@ -147,16 +156,24 @@ class Step:
         if trained:
             torch.autograd.backward([o for o, _ in trained], [g for _, g in trained])
 
-    def _measure(self, out: LossOutput) -> dict[str, Tensor]:
+    def _measure(
+        self, out: LossOutput, asks: tuple[bool, ...]
+    ) -> tuple[dict[str, Tensor], list[float], tuple[bool, ...]]:
         """The loss, its metrics and the norm of the gradient before it is clipped, agreed on by all
-        ranks in one small reduction: a non-finite value of one rank is non-finite on all."""
+        ranks in one small reduction (a non-finite value of one rank is non-finite on all); the same
+        values on the host; what was asked."""
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.precision.scaler is not None:
             self.precision.scaler.unscale(trained)
         norm = clip_gradients(trained, self.clip_grad_norm)
         own = {"loss": out.loss, **out.metrics, "grad_norm": norm}
-        values = self.average(torch.stack([value.detach().float() for value in own.values()]))
-        return dict(zip(own, values.unbind(), strict=True))
+        asked = torch.tensor(asks, dtype=torch.float32).to(self.device, non_blocking=True)
+        stacked = torch.stack([value.detach().float() for value in own.values()])
+        means = self.average(torch.cat([stacked, asked]))
+        # The one wait for the device of a step: the host must know before it updates.
+        values = means.tolist()
+        metrics = dict(zip(own, means.unbind(), strict=False))
+        return metrics, values[: len(own)], tuple(value > 0 for value in values[len(own) :])
 
     def _update(self) -> dict[str, Tensor]:
         self.optimizer.step()
@@ -173,11 +190,7 @@ class Step:
         has no more to give."""
         scaler = self.precision.scaler
         overflow = scaler is not None and scaler.factor >= 1
-        return "overflow" if overflow and finite({"loss": metrics["loss"]}) else "nonfinite"
-
-
-def finite(values: dict[str, Tensor]) -> bool:
-    return bool(torch.stack(list(values.values())).isfinite().all())
+        return "overflow" if overflow and metrics["loss"].isfinite() else "nonfinite"
 
 
 def nonfinite_rows(features: Features) -> list[int]:

@@ -10,59 +10,89 @@ from torch import Tensor
 
 from clipx.checkpoints import TrainState
 from clipx.data.loader import load
+from clipx.distributed.runtime import Job, job
 from clipx.embed import Encoder
-from clipx.engine.config import TrainConfig, due
+from clipx.engine.config import Plan, TrainConfig, due
 from clipx.engine.evaluate import evaluate_in_training
+from clipx.engine.faults import judged
 from clipx.engine.progress import Reporter
 from clipx.engine.run import Logs, append_bad
 from clipx.engine.session import Session
+from clipx.engine.signals import Interrupted, Stop
+from clipx.engine.status import State
 from clipx.engine.throughput import Meter
-from clipx.types import UserError
+from clipx.types import Stopped, UserError
 
 
-def train(config: TrainConfig) -> TrainState:
+def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     """Train until `duration`, from the newest checkpoint of the run folder if it has one. Returns
-    the final state."""
+    the final state. Raises Stopped, after a checkpoint, where it ends before.
+
+    stop: hears of signals; None: only a time limit ends the run early
+    """
+    stop, began = stop or Stop(), time.time()
     session = Session(config)
-    runtime, plan = session.runtime, session.plan
+    runtime, plan, folder = session.runtime, session.plan, session.folder
+    stop.deadline = deadline(plan, job(), began)
     report = Reporter(total_steps=plan.total, first_step=session.state.step, show=runtime.is_main)
+    stop.on_first = lambda name: report.say(f"{name}: a checkpoint after this step, then the end")
     for message in [*session.messages, session.describe()]:
         report.say(message)
-    folder = session.folder
     logs = Logs(folder.path, session.state.step, tensorboard=config.tensorboard) if folder else None
-    meter = Meter()
-    bad = session.corpus.faults if runtime.is_main and session.state.step == 0 else []
+    ended: tuple[State, str | None] = ("failed", None)
     try:
-        evaluate_if_due(session, logs, report)
+        loop(session, logs, report, stop)
+        ended = ("finished", None)
+    except Stopped as early:
+        ended = ("stopped", str(early))
+        raise
+    except BaseException as error:  # noqa: BLE001  raised below
+        final = judged(error, config, runtime, session.monitor)
+        ended = ("failed", f"{type(final).__name__}: {final}")
+        raise final from (None if final is error else error)
+    finally:
+        report.close()
+        if logs is not None:
+            logs.close()
+        session.close(*ended)
+        if ended[0] != "failed":  # else peers may be gone, and nobody is to wait for them
+            runtime.close()
+    return session.state
+
+
+def loop(session: Session, logs: Logs | None, report: Reporter, stop: Stop) -> None:
+    """The steps that are left, with what is due between them. Raises Stopped."""
+    config, plan, meter = session.config, session.plan, Meter()
+    bad = session.corpus.faults if logs is not None and session.state.step == 0 else []
+    try:
+        evaluate_if_due(session, logs, report, stop)
         for batch in meter.timed(load(session.source, session.state.step, plan.total)):
-            metrics = session.advance(batch)
+            metrics = session.advance(batch, stop=stop.reason is not None)
             step = session.state.step
             bad += batch.bad
             meter.add(config.global_batch_size)
             report.step(step)
             if due(step, plan.log_every, plan.total):
                 record = log_record(session, metrics, meter)
-                everyones_bad = [b for rank in runtime.gather(bad) for b in rank]
+                everyones_bad = [b for rank in session.runtime.gather(bad) for b in rank]
                 bad = []
                 if logs is not None:
                     logs.log(record, everyones_bad)
+                    if logs.fault:
+                        report.say(f"{logs.fault}; training goes on")
+                session.tell(record)
                 report.log(record)
+            session.monitor.at(step, "elsewhere")
             began = time.perf_counter()
-            if due(step, plan.checkpoint_every, plan.total) and (fault := session.save()):
-                if step == plan.total:  # no later save will make up for it
-                    raise UserError(f"{fault}; make room and start the same command again")
-                report.say(f"{fault}; the last good one stays, training goes on")
-            evaluate_if_due(session, logs, report)  # after the checkpoint: an evaluation may fail
+            save_if_due(session, report)
+            if session.asked.stop and (step < plan.total or evaluations_due(session)):
+                raise stopped(session, why(session, stop))
+            evaluate_if_due(session, logs, report, stop)  # after the checkpoint: it may fail
             meter.pause(time.perf_counter() - began)
+            session.monitor.at(step + 1, "data")
     except UserError:
         append_bad(Path(config.run_dir), session.state.step, bad)  # there is no later log line
         raise
-    finally:
-        report.close()
-        if logs is not None:
-            logs.close()
-    runtime.close()
-    return session.state
 
 
 def log_record(session: Session, metrics: dict[str, Tensor], meter: Meter) -> dict[str, Any]:
@@ -79,21 +109,68 @@ def log_record(session: Session, metrics: dict[str, Tensor], meter: Meter) -> di
     }
 
 
-def evaluate_if_due(session: Session, logs: Logs | None, report: Reporter) -> None:
-    """Rank 0 evaluates, the others wait. What a killed run had evaluated at this step is not done
-    again."""
-    step, plan = session.state.step, session.plan
-    names = [n for n, every in plan.evaluate_every.items() if due(step, every, plan.total)]
-    if not names or step == 0:
+def save_if_due(session: Session, report: Reporter) -> None:
+    """An evaluation has a checkpoint before it, and so has the end, which waits for it: no later
+    save would make up for one that failed. Raises UserError where the last one did."""
+    step, plan, asked = session.state.step, session.plan, session.asked
+    if fault := session.saver.fault():
+        report.say(f"{fault}; the last good one stays, training goes on")
+    last = step == plan.total or asked.stop
+    wanted = last or asked.save or due(step, plan.checkpoint_every, plan.total)
+    if not wanted and not evaluations_due(session):
         return
+    if fault := session.save(wait=last):
+        if last:
+            raise UserError(f"{fault}; make room and start the same command again")
+        report.say(f"{fault}; the last good one stays, training goes on")
+
+
+def evaluations_due(session: Session) -> list[str]:
+    step, plan = session.state.step, session.plan
+    return [n for n, every in plan.evaluate_every.items() if step and due(step, every, plan.total)]
+
+
+def evaluate_if_due(session: Session, logs: Logs | None, report: Reporter, stop: Stop) -> None:
+    """Rank 0 evaluates, the others wait. What a killed run had evaluated at this step is not done
+    again. Raises Stopped where a signal came in between."""
+    step, names = session.state.step, evaluations_due(session)
+    if not names:
+        return
+    reason = None
     with session.parts.evaluated(session.model_json) as model:
         if logs is not None and step not in logs.evaluated:
             assert model is not None, "rank 0 has it"
             device, dtype = session.runtime.device, session.precision.dtype
             encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
             chosen = {name: session.config.evaluators[name] for name in names}
-            results = evaluate_in_training(encoder, chosen, report.say)
-            logs.results({"step": step, "samples_seen": session.state.position, **results})
-            shown = [f"{k} {v:.2%}" for k, v in results.items() if k.endswith(("top1", "R@1"))]
-            report.say(f"step {step}  " + "  ".join(shown))
-    session.runtime.barrier()
+            try:
+                with stop.interrupting():
+                    results = evaluate_in_training(encoder, chosen, report.say)
+            except Interrupted:
+                reason = stop.reason
+            else:
+                logs.results({"step": step, "samples_seen": session.state.position, **results})
+                shown = [f"{k} {v:.2%}" for k, v in results.items() if k.endswith(("top1", "R@1"))]
+                report.say(f"step {step}  " + "  ".join(shown))
+    if reason := session.runtime.from_main(reason):
+        raise stopped(session, reason)
+
+
+def stopped(session: Session, reason: str) -> Stopped:
+    """All ranks take part."""
+    if fault := session.saver.finish():
+        raise UserError(f"{fault}; make room and start the same command again")
+    step, total = session.state.step, session.plan.total
+    return Stopped(f"stopped at step {step} of {total} by {reason}, with a checkpoint")
+
+
+def why(session: Session, stop: Stop) -> str:
+    """What made the first of the ranks that were asked stop. All ranks take part."""
+    return next(reason for reason in session.runtime.gather(stop.reason) if reason)
+
+
+def deadline(plan: Plan, job: Job, began: float) -> float | None:
+    """Unix seconds at which to stop, None where nothing limits the run."""
+    ends = [] if plan.stop_after is None else [began + plan.stop_after]
+    ends += [] if job.end_time is None else [job.end_time - plan.stop_margin]
+    return min(ends, default=None)

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 
 class JsonLines:
-    """Appends to a file, line by line, so that a killed run has lost nothing it logged."""
+    """Appends to a file, line by line, so that a killed run has lost nothing it logged.
+
+    On a full disk lines wait for the next one, so that training goes on; `fault` says why they do.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._waiting = path, b""
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.fault: str | None = None
 
     def log(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._waiting += (json.dumps(record) + "\n").encode()
+        try:
+            self._write()
+        except OSError as error:
+            self.fault = f"{self._path.name} waits to be written: {error}"
+
+    def _write(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+        self.fault = None
 
     def close(self) -> None:
-        self._file.close()
+        """Raises OSError where lines are lost."""
+        try:
+            self._write()
+        finally:
+            os.close(self._file)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ Arrays go back as numpy's, which need no shared memory between processes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Recording(torch.optim.SGD):
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         named = {n: p.grad for n, p in self.encoder.named_parameters() if p.grad is not None}
-        self.gradients = whole(named, keep=True)
+        self.gradients = whole(named, copy=torch.Tensor.cpu)
 
 
 def build(
@@ -138,9 +139,10 @@ def gradients(runtime: Runtime, parallel: Parallel, **settings: Any) -> dict[str
 
 def trained(parts: Parts) -> dict[str, Any]:
     """Weights and averages, whole."""
-    weights = whole(parts.encoder.state_dict(), keep=True)
+    weights = whole(parts.encoder.state_dict(), copy=torch.Tensor.cpu)
     assert parts.ema is not None
-    return {"weights": arrays(weights), "ema": arrays(whole(parts.ema.state_dict(), keep=True))}
+    averages = whole(parts.ema.state_dict(), copy=torch.Tensor.cpu)
+    return {"weights": arrays(weights), "ema": arrays(averages)}
 
 
 def handed_over(runtime: Runtime, first: Parallel, second: Parallel) -> dict[str, Any]:
@@ -150,6 +152,9 @@ def handed_over(runtime: Runtime, first: Parallel, second: Parallel) -> dict[str
     weights, training = before.collect()
     kept = [t is not None for t in weights.values()]
     assert all(kept) if runtime.is_main else not any(kept), "rank 0 alone holds it"
+    # The optimizer's parts travel over a file: see test_sharded_checkpoints.py.
+    optimizer = whole(before.step.optimizer.state_dict(), copy=torch.Tensor.clone)
+    training = replace(training, optimizer=optimizer)
     weights, training = runtime.from_main((dict(weights), training))
     return go_on(runtime, second, weights, training)
 

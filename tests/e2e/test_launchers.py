@@ -1,14 +1,17 @@
-"""`accelerate launch` with the files of launch/accelerate, as their heads tell people to."""
+"""Whoever starts two processes, they train one model: `accelerate launch` with the files of
+launch/accelerate, as their heads tell people to, and srun (tests/slurm/run.sh has the real one)."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from training import ROOT, environment, metrics, train, write_config
+from training import ROOT, environment, metrics, train, weights_digest, write_config
 
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 TITLES = {"ddp": "2 x cpu (DDP)", "fsdp2": "2 x cpu (FSDP2)"}
 
 
@@ -18,7 +21,7 @@ def test_accelerate_launches_training_on_cpus(kind: str, pairs: Path, tmp_path: 
     """The losses are those of one process."""
     config = write_config(tmp_path, pairs, duration="6 steps", ema=0.9, micro_batch_size=4)
     file = ROOT / "launch" / "accelerate" / f"{kind}.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    command = [*ACCELERATE, "--config_file", str(file)]
     done = subprocess.run(
         [*command, "-m", "clipx", "train", str(config), f"run_dir={tmp_path / kind}"],
         capture_output=True,
@@ -37,3 +40,44 @@ def test_accelerate_launches_training_on_cpus(kind: str, pairs: Path, tmp_path: 
         assert one["fingerprint"] == two["fingerprint"]
         for key in ("loss", "grad_norm", "scale"):
             assert two[f"train/{key}"] == pytest.approx(one[f"train/{key}"], rel=1e-4), key
+
+
+def test_srun(pairs: Path, tmp_path: Path) -> None:
+    """Two tasks of a step, by SLURM's variables: bit for bit what torchrun's two train."""
+    config = write_config(tmp_path, pairs, duration="6 steps")
+    step = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NODEID": "0",
+    }
+    command = [sys.executable, "-m", "clipx", "train", str(config), f"run_dir={tmp_path / 'srun'}"]
+    tasks = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment() | step | {"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(2)
+    ]
+    said = [task.communicate(timeout=200)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    train(config, processes=2)
+    assert metrics(tmp_path / "srun") == metrics(tmp_path / "run")
+    assert weights_digest(tmp_path / "srun", 6) == weights_digest(tmp_path / "run", 6)
+
+
+def test_accelerate_launch_that_connects_nobody_is_refused(pairs: Path, tmp_path: Path) -> None:
+    """`--cpu` starts one process without a rank, whatever number of processes was asked for."""
+    config = write_config(tmp_path, pairs)
+    command = [*ACCELERATE, "--cpu", "--num_processes", "2", "-m", "clipx", "train", str(config)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment(), check=False
+    )
+    assert done.returncode != 0
+    assert "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu" in done.stderr
+    assert not (tmp_path / "run/checkpoints").exists()

@@ -58,7 +58,7 @@ def test_a_run_and_its_checkpoints_give_the_newest_weights(tmp_path: Path) -> No
         state = TrainState(step=step)
         folder = tmp_path / "checkpoints"
         path = checkpoints.save(
-            folder, state, trained.state_dict(), MODEL, Training({}, []), keep=3
+            folder, state, trained.state_dict(), Training({}, []), checkpoints.About(MODEL, keep=3)
         )
     assert equal(load_from(tmp_path), model(10))
     assert equal(load_from(path.with_name("step_00000005")), model(5))
@@ -142,7 +142,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(tmp_path: Path) -> 
         trained = model(step)
         state = TrainState(step=step)
         path = checkpoints.save(
-            tmp_path / "checkpoints", state, trained.state_dict(), MODEL, Training({}, []), keep=3
+            tmp_path / "checkpoints",
+            state,
+            trained.state_dict(),
+            Training({}, []),
+            checkpoints.About(MODEL, keep=3),
         )
     weights = bytearray((path / "model.safetensors").read_bytes())
     weights[-1] ^= 1

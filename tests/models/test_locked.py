@@ -139,7 +139,11 @@ def test_a_checkpoint_needs_neither_the_text_folder_nor_its_normalization(
 ) -> None:
     model = encoder(cfg, LOCKED)
     path = checkpoints.save(
-        tmp_path / "c", TrainState(), model.state_dict(), cfg, Training({}, []), keep=1
+        tmp_path / "c",
+        TrainState(),
+        model.state_dict(),
+        Training({}, []),
+        checkpoints.About(cfg, keep=1),
     )
     (tmp_path / "bert").rename(tmp_path / "gone")
     loaded = embed.load(path)

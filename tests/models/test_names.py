@@ -70,7 +70,11 @@ def test_a_checkpoint_is_a_folder_of_open_clips(tmp_path: Path) -> None:
     model = DualEncoder(MODEL).eval()
     json_ = MODEL | {"preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     path = checkpoints.save(
-        tmp_path, TrainState(), model.state_dict(), json_, Training({}, []), keep=1
+        tmp_path,
+        TrainState(),
+        model.state_dict(),
+        Training({}, []),
+        checkpoints.About(json_, keep=1),
     )
     cfg = read_model_json(f"local-dir:{path}")
     assert {key: cfg[key] for key in MODEL} == MODEL

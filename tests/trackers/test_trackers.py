@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -102,13 +103,43 @@ BASE = {"run_dir": "a", "seed": 0, "data": {"shards": "s", "workers": 1}, "optim
 def test_a_run_folder_goes_on_with_its_own_config_only(
     tmp_path: Path, change: dict[str, object], refused: str | None
 ) -> None:
-    RunFolder(tmp_path, BASE, yaml.safe_dump(BASE))
+    RunFolder(tmp_path, BASE, yaml.safe_dump(BASE), total_steps=5).close("stopped", None)
     other = BASE | change
     if refused is None:
-        RunFolder(tmp_path, other, yaml.safe_dump(other))
+        again = RunFolder(tmp_path, other, yaml.safe_dump(other), total_steps=5)
+        again.close("stopped", None)
         assert len((tmp_path / "version.json").read_text().splitlines()) == 2
         assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == other
     else:
         with pytest.raises(UserError, match=f"belongs to another config: {refused}"):
-            RunFolder(tmp_path, other, yaml.safe_dump(other))
+            RunFolder(tmp_path, other, yaml.safe_dump(other), total_steps=5)
+        assert not (tmp_path / "lock").exists()
         assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == BASE
+
+
+def test_lines_wait_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a line fits, and is not written twice."""
+    path, write, room = tmp_path / "a.jsonl", os.write, [4]
+
+    def into_little_room(file: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        count = write(file, data[: room[0]])
+        room[0] -= count
+        return count
+
+    monkeypatch.setattr("clipx.trackers.jsonl.os.write", into_little_room)
+    tracker = JsonLines(path)
+    tracker.log({"step": 1})
+    assert tracker.fault == "a.jsonl waits to be written: [Errno 28] No space left on device"
+    tracker.log({"step": 2})
+    room[0] = 10**6
+    tracker.log({"step": 3})
+    assert tracker.fault is None
+    tracker.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    room[0] = 0
+    tracker = JsonLines(path)
+    tracker.log({"step": 4})
+    with pytest.raises(OSError, match="No space left"):
+        tracker.close()

@@ -1,0 +1,151 @@
+"""Which rank is to blame when ranks wait for one another in vain.
+
+A collective that fails says that some peer is gone or late, not which. So a thread of every rank
+puts into the group's store, once a second, a count that rises while its process lives, and how far
+its main thread has come. Whoever meets a fault reads them twice: a rank whose count stands still is
+dead or cut off, and one that is behind the others is what they wait for. Training never waits for
+any of this.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from datetime import timedelta
+from typing import Any, Literal, NamedTuple
+
+from clipx.distributed.runtime import Runtime
+
+BEAT_SECONDS = 1.0
+LOOK_SECONDS = 3.0
+"""A rank that has not beaten for so long is dead, or its network is."""
+GRACE_SECONDS = 10.0
+"""The process group gives up first, by its own timeout: its error has more to say."""
+EXIT_FAULT = 1
+
+Phase = Literal["data", "forward", "loss", "elsewhere"]
+_ORDER: dict[Phase, int] = {"data": 0, "forward": 1, "loss": 2, "elsewhere": 3}
+_DOING = {
+    0: "waits for data",
+    1: "embeds its batch",
+    2: "exchanges embeddings or gradients",
+    3: "saves, evaluates or starts",
+}
+
+
+class Beat(NamedTuple):
+    """A rank by its own account."""
+
+    count: int
+    step: int
+    phase: int
+    host: str
+
+
+class Monitor:
+    """Of this rank. Alone, it only notes where the main thread is."""
+
+    def __init__(self, runtime: Runtime, *, timeout_seconds: float) -> None:
+        """All ranks take part."""
+        self._rank, self._size = runtime.rank, runtime.world_size
+        self._timeout = timeout_seconds
+        self._host = socket.gethostname()
+        self._count = 0
+        self._ended = threading.Event()
+        self._at: tuple[int, int, float] = (0, _ORDER["elsewhere"], time.monotonic())
+        self._store: Any = runtime.store(timedelta(seconds=2 * LOOK_SECONDS))
+        if self._store is not None:
+            # The store may have served an earlier start of these processes.
+            self._prefix = f"clipx/{runtime.from_main(f'{os.getpid()}.{time.time()}')}"
+            self._beat()
+            runtime.barrier()
+            threading.Thread(target=self._watch, daemon=True, name="monitor").start()
+
+    def at(self, step: int, phase: Phase) -> None:
+        """Told by the main thread what it begins."""
+        self._at = (step, _ORDER[phase], time.monotonic())
+
+    def close(self) -> None:
+        self._ended.set()
+
+    def is_first(self) -> bool:
+        """True for the first rank that asks: the one to tell what happened in full."""
+        if self._store is None:
+            return True
+        try:
+            return self._store.add(f"{self._prefix}/faults", 1) == 1
+        except RuntimeError:
+            return self._rank == min(1, self._size - 1)  # the store has gone with rank 0
+
+    def blame(self) -> str:
+        """Who is silent or behind. Takes LOOK_SECONDS."""
+        try:
+            before = self._read()
+            time.sleep(LOOK_SECONDS)
+            return verdict(self._rank, before, self._read())
+        except RuntimeError:
+            return "rank 0, which keeps what ranks know of one another, cannot be reached"
+
+    def _key(self, rank: int) -> str:
+        return f"{self._prefix}/{rank}"
+
+    def _beat(self) -> None:
+        self._count += 1
+        step, phase, _ = self._at
+        self._store.set(self._key(self._rank), f"{self._count} {step} {phase} {self._host}")
+
+    def _read(self) -> list[Beat]:
+        found = []
+        for text in self._store.multi_get([self._key(rank) for rank in range(self._size)]):
+            count, step, phase, host = text.decode().split(" ", 3)
+            found.append(Beat(int(count), int(step), int(phase), host))
+        return found
+
+    def _watch(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            try:
+                self._beat()
+            except RuntimeError:
+                continue  # the main thread will meet what has happened to the network
+            step, phase, since = self._at
+            waited = time.monotonic() - since
+            if phase != _ORDER["elsewhere"] and waited > self._timeout + GRACE_SECONDS:
+                self._give_up(step, waited)
+
+    def _give_up(self, step: int, waited: float) -> None:
+        """The main thread is where no exception reaches it: a hanging read, or a device that waits
+        for another."""
+        text = f"rank {self._rank} on {self._host} has been in step {step} for {waited:.0f} s"
+        print(f"clipx: {text}: {self.blame()}", file=sys.stderr, flush=True)
+        if self.is_first():
+            main = sys._current_frames()[threading.main_thread().ident or 0]
+            traceback.print_stack(main, file=sys.stderr)
+        os._exit(EXIT_FAULT)
+
+
+def verdict(rank: int, before: list[Beat], after: list[Beat]) -> str:
+    """What two looks at all ranks' beats, some beats apart, tell `rank`."""
+    silent = [r for r, (a, b) in enumerate(zip(before, after, strict=True)) if a.count == b.count]
+    silent = [r for r in silent if r != rank]
+    if silent:
+        return f"{_named(silent, after)} gone silent: its process, host or network is down"
+    last = max((beat.step, beat.phase) for beat in after)
+    behind = [r for r, beat in enumerate(after) if (beat.step, beat.phase) < last]
+    if behind:
+        slowest = min(behind, key=lambda r: (after[r].step, after[r].phase))
+        beat = after[slowest]
+        return (
+            f"the others wait for rank {slowest} on {beat.host}, which in step {beat.step} still "
+            f"{_DOING[beat.phase]}"
+        )
+    return "all ranks live and are equally far: the network between them fails"
+
+
+def _named(ranks: list[int], beats: list[Beat]) -> str:
+    shown = ", ".join(f"rank {r} on {beats[r].host}" for r in ranks[:4])
+    more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
+    return f"{shown}{more} {'has' if len(ranks) == 1 else 'have'}"

@@ -1,0 +1,93 @@
+"""One run folder has one writer: the file `lock`, held by rank 0 for the life of its process.
+
+The kernel's lock decides on one host, and on file systems that share locks. Across hosts it may be
+missing (somebody lives who holds none) or left over (its host died), so there the content and the
+heartbeat of status.json decide.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from clipx.data import file_locks
+from clipx.distributed.runtime import Job
+from clipx.engine import status
+from clipx.types import UserError
+
+SILENT_SECONDS = 3 * status.BEAT_SECONDS
+"""A holder on another host whose status stays as it is for so long is dead."""
+LONG_DEAD_SECONDS = 600.0  # more than the clocks of two hosts differ by
+DYING_SECONDS = 5.0
+"""A killed process keeps its lock until the kernel has taken it apart."""
+
+
+class RunLock:
+    """`message` says whose lock was taken over, where that was so. Raises UserError where a living
+    process has the folder."""
+
+    def __init__(self, folder: Path, job: Job) -> None:
+        self._path = folder / "lock"
+        holder = status.read(self._path)
+        elsewhere = bool(holder) and holder.get("host") != job.host
+        if elsewhere and not _is_earlier_start(holder, job) and beats(folder):
+            raise UserError(_refusal(folder, holder))
+        descriptor = self._claim(0.0 if elsewhere else DYING_SECONDS)
+        if descriptor is None and elsewhere:
+            self._path.unlink(missing_ok=True)  # its server keeps the lock of a host that is gone
+            descriptor = self._claim(0.0)
+        if descriptor is None:
+            raise UserError(_refusal(folder, status.read(self._path)))
+        self._descriptor = descriptor
+        content = {"host": job.host, "pid": os.getpid(), "job": job.id, "attempt": job.attempt}
+        os.pwrite(descriptor, json.dumps(content).encode(), 0)
+        self.message = f"taken over from {_named(holder)}, which is gone" if holder else None
+
+    def _claim(self, patience: float) -> int | None:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return file_locks.claim(self._path, wait=False)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    return None
+                time.sleep(0.1)
+
+    def release(self) -> None:
+        file_locks.release(self._path, self._descriptor)
+
+
+def beats(folder: Path) -> bool:
+    """Whether somebody keeps the status of a run fresh. Waits SILENT_SECONDS for a sign where
+    there might be one."""
+    first = status.read(folder / "status.json")
+    if first.get("state") != "running":
+        return False
+    if time.time() - float(first["updated"]) > LONG_DEAD_SECONDS:
+        return False
+    deadline = time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < deadline:
+        if status.read(folder / "status.json").get("updated") not in (first["updated"], None):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _is_earlier_start(holder: dict[str, Any], job: Job) -> bool:
+    """The scheduler has started this very job again, so it has ended it before."""
+    return job.id is not None and holder.get("job") == job.id and holder["attempt"] < job.attempt
+
+
+def _named(holder: dict[str, Any]) -> str:
+    of_job = f" of job {holder['job']}" if holder.get("job") else ""
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}{of_job}"
+
+
+def _refusal(folder: Path, holder: dict[str, Any]) -> str:
+    return (
+        f"run_dir {folder} is in use by {_named(holder)}; wait for it, stop it (SIGTERM makes it "
+        "write a checkpoint first), or choose another run_dir="
+    )

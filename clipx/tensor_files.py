@@ -1,0 +1,74 @@
+"""Safetensors files, written tensor by tensor and hashed on the way.
+
+`safetensors.torch.save_file` first makes a second copy of all it writes, and a hash afterwards
+reads the file again; here a checkpoint needs neither. The format: 8 bytes of length, a JSON header
+padded by blanks to a multiple of 8, then the tensors' bytes, end to end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_PIECE = 16 << 20  # bytes given to the file at a time: what a hash finds in the cache
+
+
+def write(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] = {}) -> str:
+    """The SHA-256 of the file, which is on the disk when this returns. Raises OSError.
+
+    about: texts that its header has too
+    """
+    ordered = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))  # aligned
+    header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
+    end = 0
+    for name in ordered:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb", buffering=0) as file:
+        for piece in (len(text).to_bytes(8, "little"), text):
+            _put(file.fileno(), memoryview(piece), digest)
+        for name in ordered:
+            _put(file.fileno(), _bytes(tensors[name]), digest)
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _put(descriptor: int, data: memoryview, digest: hashlib._Hash) -> None:
+    """Other threads run while a piece is written and hashed."""
+    for begin in range(0, len(data), _PIECE):
+        piece = data[begin : begin + _PIECE]
+        digest.update(piece)
+        while piece:
+            piece = piece[os.write(descriptor, piece) :]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if len(flat) else memoryview(b"")

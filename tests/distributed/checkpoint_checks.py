@@ -1,0 +1,89 @@
+"""What each rank does to save a model in training and to take it up again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from wrap_checks import MODEL, Arrays, adamw, arrays, build, take
+
+from clipx import checkpoints, tensor_files
+from clipx.checkpoints import About, TrainState
+from clipx.distributed.runtime import Runtime
+from clipx.distributed.sharded import whole
+from clipx.distributed.wrap import Parallel
+from clipx.engine.saving import Saver
+from clipx.engine.state import Parts
+
+
+def everything(parts: Parts) -> Arrays:
+    """Weights, averages, and what the optimizer has of each parameter: whole."""
+    assert parts.ema is not None
+    groups = {
+        "weights": parts.encoder.state_dict(),
+        "ema": parts.ema.state_dict(),
+        **{str(n): items for n, items in parts.step.optimizer.state_dict()["state"].items()},
+    }
+    found = {
+        f"{group}.{name}": tensor
+        for group, tensors in whole(groups, copy=Tensor.clone).items()
+        for name, tensor in tensors.items()
+    }
+    return arrays(found)
+
+
+def save(runtime: Runtime, folder: Path, parallel: Parallel, fault: bool) -> dict[str, Any]:
+    """Two steps, a checkpoint, and two more steps before its first byte is written.
+
+    fault: of the last rank's disk
+    """
+    parts = build(runtime, parallel, adamw)
+    take(parts, range(2))
+    write = tensor_files.write
+
+    def slow(*arguments: Any) -> str:
+        time.sleep(0.5)
+        if fault and runtime.rank == runtime.world_size - 1:
+            raise OSError(28, "No space left on device")
+        return write(*arguments)
+
+    tensor_files.write = slow
+    saver = Saver(
+        runtime,
+        parts,
+        folder if runtime.is_main else None,
+        About(MODEL),
+        newest=None,
+        every_seconds=None,
+        asynchronous=True,
+    )
+    expected = everything(parts)
+    began = time.monotonic()
+    assert saver.save(TrainState(step=2), wait=False) is None
+    held = time.monotonic() - began
+    take(parts, range(2, 4))
+    fault_said = saver.finish()
+    tensor_files.write = write
+    return {"expected": expected, "held": held, "fault": fault_said, "newest": saver.newest}
+
+
+def load(runtime: Runtime, folder: Path, parallel: Parallel) -> dict[str, Any]:
+    path, _ = checkpoints.newest_valid(folder)
+    assert path is not None
+    parts = build(runtime, parallel, adamw)
+    saved = checkpoints.load(path, parts.target)
+    parts.take_up(saved)
+    moments = [items["exp_avg"] for items in parts.step.optimizer.state_dict()["state"].values()]
+    here = sum(local(tensor).numel() for tensor in moments)
+    found = everything(parts)
+    take(parts, range(2, 4))  # and it goes on
+    return {"found": found, "numbers": here}
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
