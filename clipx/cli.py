@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
 
-    _add_eval(verbs)
+    _add_eval_verbs(verbs)
 
     data = verbs.add_parser("data", help="corpora").add_subparsers(required=True, metavar="WHAT")
     demo = data.add_parser(
@@ -114,23 +114,34 @@ def _add_runs(verbs: Any) -> None:
     runs.set_defaults(run=_runs)
 
 
-def _add_eval(verbs: Any) -> None:
-    evaluate = verbs.add_parser(
-        "eval", help="zero-shot classification and retrieval of a run or checkpoint"
-    )
+def _add_eval_verbs(verbs: Any) -> None:
+    evaluate = verbs.add_parser("eval", help="measure a model on test sets, with intervals")
     evaluate.add_argument(
-        "run_dir", type=Path, metavar="RUN", help="run folder or checkpoints/step_* folder"
+        "model",
+        metavar="MODEL",
+        help="run folder, checkpoints/step_* folder, open_clip:ARCHITECTURE/TAG, "
+        "local-dir:FOLDER, hf-hub:ORGANIZATION/REPOSITORY, or a transformers CLIPModel or "
+        "SiglipModel folder",
     )
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for the suite")
     evaluate.add_argument(
         "--set",
         type=Path,
         action="append",
         metavar="DIR",
         dest="sets",
+        default=[],
         help="test set; may be repeated (default: the run's evaluators)",
     )
     evaluate.add_argument(
-        "--json", action="store_true", help="one JSON object on stdout instead of a table"
+        "--suite", type=Path, metavar="YAML", help="e.g. configs/evaluators/imagenet.yaml"
+    )
+    evaluate.add_argument(
+        "--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the towers"
+    )
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="results, also for each sample")
+    evaluate.add_argument(
+        "--json", action="store_true", help="one JSON object a metric on stdout, not a table"
     )
     evaluate.add_argument(
         "--picture", type=Path, metavar="PNG", help="write test images with the model's guesses"
@@ -139,6 +150,12 @@ def _add_eval(verbs: Any) -> None:
         "--raw", action="store_true", help="the weights, where a run also has averages of them"
     )
     evaluate.set_defaults(run=_eval)
+
+    compare = verbs.add_parser("compare", help="do two evaluations differ by more than chance?")
+    compare.add_argument("first", type=Path, metavar="A", help="folder of `clipx eval --out`")
+    compare.add_argument("second", type=Path, metavar="B", help="another, of the same test sets")
+    compare.add_argument("--json", action="store_true", help="one JSON object a metric on stdout")
+    compare.set_defaults(run=_compare)
 
 
 def _add_data_verbs(data: Any) -> None:
@@ -226,18 +243,39 @@ def _data_demo(arguments: argparse.Namespace) -> None:
 
 def _eval(arguments: argparse.Namespace) -> None:
     from clipx.engine import evaluate_run
-    from clipx.engine.evaluate import evaluate
+    from clipx.engine.results import lines_of, write_results
 
-    encoder, state = evaluate_run.load_run(arguments.run_dir, averaged=not arguments.raw)
-    evaluators = evaluate_run.chosen_evaluators(arguments.run_dir, arguments.sets)
-    results = {"step": state.step, "samples_seen": state.position}
-    results |= evaluate(encoder, evaluators)
+    done = evaluate_run.run(
+        arguments.model,
+        sets=arguments.sets,
+        suite=arguments.suite,
+        overrides=arguments.overrides,
+        precision=arguments.precision,
+        averaged=not arguments.raw,
+    )
+    if done.runtime.is_main:
+        if arguments.json:
+            for name, result in done.results.items():
+                for line in lines_of(arguments.model, name, result):
+                    print(json.dumps(line))
+        else:
+            evaluate_run.print_table(done.encoder.source, done.results)
+        if arguments.out:
+            write_results(arguments.out, arguments.model, done.results)
+        if arguments.picture:
+            evaluate_run.write_picture(done.encoder, done.evaluators, arguments.picture)
+    done.runtime.close()
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from clipx.engine.compare import as_records, compare, print_comparison
+
+    found = compare(arguments.first, arguments.second)
     if arguments.json:
-        print(json.dumps(results))
+        for record in as_records(found):
+            print(json.dumps(record))
     else:
-        evaluate_run.print_table(results)
-    if arguments.picture:
-        evaluate_run.write_picture(encoder, evaluators, arguments.picture)
+        print_comparison(found)
 
 
 if __name__ == "__main__":

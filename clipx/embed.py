@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +16,11 @@ from torch import Tensor
 from clipx import checkpoints
 from clipx.data import decode
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
-from clipx.data.transforms import Normalization, center
-from clipx.models.dual_encoder import DualEncoder
+from clipx.data.transforms import Normalization, center, squash
+from clipx.models.dual_encoder import DualEncoder, ModelConfig
+from clipx.models.hub import HUB, LOCAL
+from clipx.models.huggingface import is_transformers, load_transformers
+from clipx.models.initial import checkpoint, pretrained
 from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.types import UserError
 
@@ -26,6 +31,7 @@ class Encoder:
     """Both towers with their preprocessing.
 
     dtype: what matmuls run in; features are float32 and of unit norm whatever it is
+    source: where the model came from, for titles
     """
 
     def __init__(
@@ -35,16 +41,21 @@ class Encoder:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        source: str = "",
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype
+        self.source = source
         self.model = model.to(self.device)
-        self.tokenizer: Tokenizer = build_tokenizer(model_json["text_cfg"])
+        self.text_cfg: dict[str, Any] = model_json["text_cfg"]
+        self.tokenizer: Tokenizer = build_tokenizer(self.text_cfg)
         self.embed_dim: int = model_json["embed_dim"]
         self.context_length = context_length(model_json)
         self.pad_to = fixed_text_length(model_json)
         self.normalize = Normalization.of(model_json)
         self.image_size = image_size(model_json)
+        squashed = model_json.get("preprocess_cfg", {}).get("resize_mode") == "squash"
+        self._fit = squash if squashed else center
 
     @property
     def logit_scale(self) -> float:
@@ -64,7 +75,8 @@ class Encoder:
         rows = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(images), batch_size):
             part = [
-                center(self._pixels(p), self.image_size) for p in images[start : start + batch_size]
+                self._fit(self._pixels(p), self.image_size)
+                for p in images[start : start + batch_size]
             ]
             with self._inference():
                 rows.append(
@@ -88,6 +100,15 @@ class Encoder:
                     ).cpu()
                 )
         return torch.cat(rows)
+
+    def text_digest(self) -> str:
+        """Equal for two models whose text embeddings are equal."""
+        told = json.dumps([self.text_cfg, str(self.dtype), self.device.type], sort_keys=True)
+        digest = hashlib.sha256(told.encode())
+        for name, tensor in self.model.text.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def _pixels(self, picture: Picture) -> Tensor:
         if isinstance(picture, Tensor):
@@ -117,8 +138,50 @@ class Encoder:
             self.model.train(training)
 
 
-def load(path: Path | str, *, device: torch.device | str = "cpu") -> Encoder:
-    """The model of a run folder (its newest valid checkpoint) or of a checkpoint. Raises
-    UserError."""
-    model, model_json, _ = checkpoints.load_model(path)
-    return Encoder(model, model_json, device=device)
+OPEN_CLIP = "open_clip:"
+
+
+def load(
+    model: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    averaged: bool = True,
+) -> Encoder:
+    """A trained model to embed with. Raises UserError.
+
+    model: a run folder (its newest valid checkpoint), a checkpoint,
+    `open_clip:ARCHITECTURE/TAG` or `open_clip:ARCHITECTURE/FILE`, `local-dir:FOLDER` or
+    `hf-hub:ORGANIZATION/REPOSITORY` in open_clip's layout, or a folder with a CLIPModel or
+    SiglipModel of transformers
+    averaged: of a run's checkpoint, as for `checkpoints.load_model`
+    """
+    name, folder = str(model), Path(model)
+    if name.startswith(OPEN_CLIP):
+        architecture, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
+        if not tag:
+            raise UserError(
+                f"{name} names no weights; write open_clip:ARCHITECTURE/TAG, for example "
+                "open_clip:ViT-B-32/laion2b_s34b_b79k"
+            )
+        initial = checkpoint.Config(tag) if Path(tag).is_file() else pretrained.Config(tag)
+        found, model_json = _published(ModelConfig(name=architecture, initial=initial))
+    elif name.startswith((LOCAL, HUB)):
+        config = ModelConfig(name=name, initial=checkpoint.Config(name))
+        found, model_json = _published(config)
+    elif is_transformers(folder):
+        found, model_json = load_transformers(folder)
+    else:
+        found, model_json, state = checkpoints.load_model(folder, averaged=averaged)
+        name = f"{folder} at step {state.step:,}, {state.position:,} samples seen"
+    return Encoder(found, model_json, device=device, dtype=dtype, source=name)
+
+
+def _published(config: ModelConfig) -> tuple[DualEncoder, dict[str, Any]]:
+    """A model with the weights that its config names."""
+    model_json, initial = config.read(), config.build_initial()
+    assert initial is not None, "the config names weights"
+    initial.prepare()
+    model = DualEncoder(model_json)
+    initial.load(model)
+    return model.eval(), model_json

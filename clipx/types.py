@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:  # `clipx --help` must not wait for torch
+    from pathlib import Path
+
+    import torch
     from torch import Tensor
 
 
@@ -127,11 +130,72 @@ class Encoder(Protocol):
     def logit_scale(self) -> float: ...
     def encode_image(self, images: Any) -> Tensor: ...
     def encode_text(self, texts: list[str]) -> Tensor: ...
+    def text_digest(self) -> str:
+        """Equal for two models whose text embeddings are equal."""
+        ...
+
+
+class Ranks(Protocol):
+    """The processes that evaluate together. `clipx.distributed.runtime.Runtime` is one."""
+
+    rank: int
+    world_size: int
+
+    def gather(self, value: Any) -> list[Any]:
+        """One picklable value of each rank, in rank order."""
+        ...
+
+
+@dataclass
+class Alone:
+    """One process."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where an evaluator runs.
+
+    cache: folder for text classifiers, which a model that is evaluated again need not embed again;
+    None: not kept, as for a model in training
+    progress: told how many of how many samples are embedded
+    device: for large products of embeddings
+    """
+
+    ranks: Ranks = field(default_factory=Alone)
+    cache: Path | None = None
+    progress: Callable[[int, int], None] = lambda done, total: None
+    device: torch.device | str = "cpu"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluator found; the same on all ranks.
+
+    metrics: name (without the name of the set) -> value, a fraction where it is a rate
+    intervals: name -> (low, high) of 95 %
+    keys: one a sample, by which two models' results are paired
+    samples: name -> (N,) float, one value a sample, of which the metric is the mean
+    tables: name -> rows for people and reports, plain data
+    alarms: what a person should look at
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    samples: dict[str, Tensor] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    alarms: list[str] = field(default_factory=list)
 
 
 class Evaluator(Protocol):
-    def evaluate(self, encoder: Encoder) -> dict[str, float]:
-        """Metric name (without the name of the set) -> value, as a fraction where it is a rate."""
+    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+        """All ranks take part and get the same."""
         ...
 
 

@@ -62,12 +62,12 @@ def config(tmp_path: Path, corpus: Path) -> Path:
         ([], "the following arguments are required: VERB"),
         (["fly"], "invalid choice: 'fly'"),
         (["train"], "the following arguments are required: config"),
-        (["eval"], "the following arguments are required: RUN"),
+        (["eval"], "the following arguments are required: MODEL"),
         (["data"], "the following arguments are required: WHAT"),
         (["data", "demo", "--preset", "huge"], "invalid choice: 'huge'"),
         (["config", "show", "nowhere.yaml"], "clipx: config nowhere.yaml does not exist"),
         (["train", "nowhere.yaml"], "clipx: config nowhere.yaml does not exist"),
-        (["eval", "nowhere"], "clipx: nowhere is no folder; give a run folder"),
+        (["eval", "nowhere"], "clipx: nowhere has no config.yaml with evaluators; name a test set"),
     ],
 )
 def test_a_wrong_command_exits_with_2(
@@ -147,7 +147,7 @@ def test_mistakes_of_eval_are_named(
     for arguments, message in (
         ([run], "has no config.yaml with evaluators; name a test set with --set"),
         ([run, "--set", tmp_path / "nowhere"], "nowhere does not exist"),
-        ([run, "--set", broken], "has the label '7', but classnames.txt names 1 classes"),
+        ([run, "--set", broken], "has the label '7' at sample 0.tar/0, but classnames.txt"),
         ([run, "--set", captions, "--picture", tmp_path / "a.png"], "no classification set"),
         ([tmp_path, "--set", captions], "holds no usable checkpoint"),
     ):

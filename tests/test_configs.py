@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipx.config import load, read_layers
+from clipx.config import load
 from clipx.engine.config import Plan, TrainConfig
+from clipx.engine.evaluate_run import Suite
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import read_model_json
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted((ROOT / "configs/run").rglob("*.yaml"))
-LAYERS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path not in RUNS)
+SUITES = sorted((ROOT / "configs/evaluators").glob("*.yaml"))
 MODELS = sorted((ROOT / "configs/model").glob("*.json"))
 
 
@@ -39,18 +40,16 @@ def test_a_run_loads_with_its_model_loss_and_durations(
     assert plan.warmup <= plan.total
 
 
-@pytest.mark.parametrize("path", [*RUNS, *LAYERS], ids=name)
+@pytest.mark.parametrize("path", [*RUNS, *SUITES], ids=name)
 def test_a_config_begins_with_what_it_is_for(path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ")
     assert len(first) > 20
 
 
-@pytest.mark.parametrize("path", LAYERS, ids=name)
-def test_a_layer_is_used_by_a_run(path: Path) -> None:
-    layer = read_layers(path)
-    assert layer
-    assert any(path.name in run.read_text(encoding="utf-8") for run in RUNS)
+@pytest.mark.parametrize("path", SUITES, ids=name)
+def test_a_suite_of_test_sets_loads(path: Path) -> None:
+    assert load(Suite, path).evaluators
 
 
 @pytest.mark.parametrize("path", MODELS, ids=name)

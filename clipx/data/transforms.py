@@ -129,6 +129,14 @@ def center(image: Tensor, size: int) -> Tensor:
     return out[:, top : top + size, left : left + size]
 
 
+def squash(image: Tensor, size: int) -> Tensor:
+    """(3, H, W) uint8 -> (3, size, size) uint8: both sides to `size`. What SigLIP sees, and every
+    model whose `preprocess_cfg` has the resize_mode squash."""
+    out = torch.empty((3, size, size), dtype=torch.uint8)
+    resize(packed(image), (size, size), out)
+    return out
+
+
 @dataclass(frozen=True)
 class Normalization:
     """uint8 pixels -> what a model expects of them."""

@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
+import random
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from clipx.evaluators import retrieval, zero_shot
+from clipx.evaluators._ranks import Known, alike
 from clipx.evaluators._sets import is_classification
-from clipx.types import Encoder, UserError
+from clipx.types import Encoder, Result, Setting, UserError
 
 
-def evaluate(encoder: Encoder, evaluators: Mapping[str, Any]) -> dict[str, float]:
-    """`<name>-<metric>` -> value, over all evaluators. The first that fails raises.
+def evaluate(
+    encoder: Encoder, evaluators: Mapping[str, Any], setting: Setting | None = None
+) -> dict[str, Result]:
+    """What each evaluator found, by its name. The first that fails on any rank raises on all.
 
     evaluators: name -> Config with `build()`
     """
-    results: dict[str, float] = {}
+    setting, results = setting or Setting(), {}
     for name, config in evaluators.items():
-        results |= {f"{name}-{k}": v for k, v in config.build().evaluate(encoder).items()}
+
+        def run(config: Any = config) -> Result:
+            return config.build().evaluate(encoder, setting)
+
+        results[name] = alike(setting.ranks, run)
     return results
 
 
 def evaluate_in_training(
-    encoder: Encoder, evaluators: Mapping[str, Any], say: Callable[[str], None]
-) -> dict[str, float]:
+    encoder: Encoder,
+    evaluators: Mapping[str, Any],
+    setting: Setting,
+    say: Callable[[str], None],
+) -> dict[str, Result]:
     """The same, but an evaluator that fails is reported and left out: training is worth more than
-    one number."""
-    results: dict[str, float] = {}
-    for name, config in evaluators.items():
-        try:
-            results |= evaluate(encoder, {name: config})
-        except UserError as error:
-            say(f"evaluator {name} failed, training goes on: {error}")
-        except Exception:  # noqa: BLE001 reported in full
-            say(f"evaluator {name} failed, training goes on:\n{traceback.format_exc()}")
+    one number. All ranks take part, and no random state changes."""
+    results: dict[str, Result] = {}
+    with unchanged_random_state(setting.device):
+        for name, config in evaluators.items():
+            try:
+                results |= evaluate(encoder, {name: config}, setting)
+            except UserError as error:
+                say(f"evaluator {name} failed, training goes on: {error}")
+            except Exception as error:
+                if setting.ranks.world_size > 1 and not isinstance(error, Known):
+                    raise  # a peer is gone
+                say(f"evaluator {name} failed, training goes on:\n{traceback.format_exc()}")
     return results
+
+
+@contextmanager
+def unchanged_random_state(device: torch.device | str) -> Iterator[None]:
+    """Python's, NumPy's and torch's generators end as they began."""
+    python, numpy = random.getstate(), np.random.get_state()
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def flat(results: Mapping[str, Result]) -> dict[str, float]:
+    """`<set>-<metric>` -> value, over all sets."""
+    return {f"{n}-{k}": v for n, result in results.items() for k, v in result.metrics.items()}
 
 
 def evaluator_for(path: Path) -> zero_shot.Config | retrieval.Config:

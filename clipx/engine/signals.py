@@ -27,7 +27,8 @@ to the whole group and then to each process. Nobody presses a key twice to say s
 
 
 class Interrupted(BaseException):
-    """A signal came in a part of the main thread that may be left at any point."""
+    """A signal, whose name it has, came in a part of the main thread that may be left at any
+    point."""
 
 
 class Stop:
@@ -81,16 +82,29 @@ class Stop:
         come already raises it at once."""
         self._may_interrupt = True
         try:
-            if self._asked:
-                raise Interrupted
+            self._interrupt_if_asked()
             yield
         finally:
             self._may_interrupt = False
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, within `interrupting`, a signal waits: other ranks take part in what is done."""
+        before, self._may_interrupt = self._may_interrupt, False
+        yield
+        self._may_interrupt = before  # not after an exception: nothing interrupts the tidying up
+        if before:
+            self._interrupt_if_asked()
+
+    def _interrupt_if_asked(self) -> None:
+        if self._asked:
+            self._may_interrupt = False
+            raise Interrupted(self._asked[0][0].name)
+
     def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
         if self._may_interrupt:
             self._may_interrupt = False  # or a repetition would interrupt the tidying up
-            raise Interrupted
+            raise Interrupted(signal.Signals(number).name)  # the thread may not know of it yet
 
     def _listen(self, reader: int) -> None:
         while numbers := os.read(reader, 64):

@@ -91,25 +91,20 @@ class Parts:
             self._set_random(training.random[self.runtime.rank])
 
     @contextmanager
-    def evaluated(self, model_json: dict[str, Any]) -> Iterator[DualEncoder | None]:
-        """The model that evaluations see, on rank 0: the averages of the weights, where there are
-        any. None on other ranks, which take part.
+    def evaluated(self, model_json: dict[str, Any]) -> Iterator[DualEncoder]:
+        """The model that evaluations see: the averages of the weights, where there are any.
 
-        Of a sharded model rank 0 gets a whole copy of its own, because a forward pass of shards
-        needs all ranks, and an evaluator that failed on one of them would leave the others waiting.
+        Of a sharded model every rank gets a whole copy of its own, because a forward pass of shards
+        needs all ranks at once, and each has its own share of the samples.
         """
-        sharded = self.is_sharded
-        takes_part = sharded or self.runtime.is_main
-        with self.ema.applied() if self.ema and takes_part else nullcontext():
-            if not sharded:
-                yield self.encoder if self.runtime.is_main else None
+        with self.ema.applied() if self.ema else nullcontext():
+            if not self.is_sharded:
+                yield self.encoder
                 return
-            kept = Tensor.cpu if self.runtime.is_main else None
-            weights, copy = whole(self.encoder.state_dict(), copy=kept), None
-            if self.runtime.is_main:
-                with torch.random.fork_rng():  # first weights are drawn, for nothing
-                    copy = DualEncoder(model_json)
-                copy.load_state_dict(weights)
+            weights = whole(self.encoder.state_dict(), copy=Tensor.cpu)
+            with torch.random.fork_rng():  # first weights are drawn, for nothing
+                copy = DualEncoder(model_json)
+            copy.load_state_dict(weights)
         yield copy
 
     def _set_random(self, state: dict[str, Any]) -> None:

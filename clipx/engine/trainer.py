@@ -13,15 +13,16 @@ from clipx.data.loader import load
 from clipx.distributed.runtime import Job, job
 from clipx.embed import Encoder
 from clipx.engine.config import Plan, TrainConfig, due
-from clipx.engine.evaluate import evaluate_in_training
+from clipx.engine.evaluate import evaluate_in_training, flat
 from clipx.engine.faults import judged
 from clipx.engine.progress import Reporter
+from clipx.engine.rounds import in_rounds
 from clipx.engine.run import Logs, append_bad
 from clipx.engine.session import Session
 from clipx.engine.signals import Interrupted, Stop
 from clipx.engine.status import State
 from clipx.engine.throughput import Meter
-from clipx.types import Stopped, UserError
+from clipx.types import Ranks, Result, Setting, Stopped, UserError
 
 
 def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
@@ -131,29 +132,40 @@ def evaluations_due(session: Session) -> list[str]:
 
 
 def evaluate_if_due(session: Session, logs: Logs | None, report: Reporter, stop: Stop) -> None:
-    """Rank 0 evaluates, the others wait. What a killed run had evaluated at this step is not done
-    again. Raises Stopped where a signal came in between."""
-    step, names = session.state.step, evaluations_due(session)
-    if not names:
+    """All ranks evaluate, each its share. What a killed run had evaluated at this step is not done
+    again. Raises Stopped where any rank was asked to stop in between."""
+    step, names, runtime = session.state.step, evaluations_due(session), session.runtime
+    if not names or runtime.from_main(logs is not None and step in logs.evaluated):
         return
-    reason = None
+    chosen = {name: session.config.evaluators[name] for name in names}
     with session.parts.evaluated(session.model_json) as model:
-        if logs is not None and step not in logs.evaluated:
-            assert model is not None, "rank 0 has it"
-            device, dtype = session.runtime.device, session.precision.dtype
-            encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
-            chosen = {name: session.config.evaluators[name] for name in names}
-            try:
-                with stop.interrupting():
-                    results = evaluate_in_training(encoder, chosen, report.say)
-            except Interrupted:
-                reason = stop.reason
-            else:
-                logs.results({"step": step, "samples_seen": session.state.position, **results})
-                shown = [f"{k} {v:.2%}" for k, v in results.items() if k.endswith(("top1", "R@1"))]
-                report.say(f"step {step}  " + "  ".join(shown))
-    if reason := session.runtime.from_main(reason):
-        raise stopped(session, reason)
+        device, dtype = runtime.device, session.precision.dtype
+        encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
+
+        def evaluate(ranks: Ranks) -> dict[str, Result]:
+            setting = Setting(ranks=ranks, device=device)
+            return evaluate_in_training(encoder, chosen, setting, report.say)
+
+        try:
+            results = in_rounds(runtime, stop, evaluate)
+        except Interrupted as asked:
+            raise stopped(session, str(asked)) from None
+    tell(results, session, logs, report)
+
+
+def tell(results: dict[str, Result], session: Session, logs: Logs | None, report: Reporter) -> None:
+    values = flat(results)
+    if logs is not None:
+        record = {"step": session.state.step, "samples_seen": session.state.position}
+        intervals = {
+            f"{n}-{k}_interval": v for n, r in results.items() for k, v in r.intervals.items()
+        }
+        logs.results({**record, **values, **intervals})
+    shown = [f"{k} {v:.2%}" for k, v in values.items() if k.endswith(("top1", "R@1"))]
+    report.say(f"step {session.state.step}  " + "  ".join(shown))
+    for name, result in results.items():
+        for alarm in result.alarms:
+            report.say(f"{name}: {alarm}")
 
 
 def stopped(session: Session, reason: str) -> Stopped:

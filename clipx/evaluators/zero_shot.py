@@ -3,84 +3,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators._sets import batches, lines, read_set
-from clipx.types import Encoder, UserError
+from clipx.evaluators._classes import LabeledSet, classifier, read_labeled, read_templates
+from clipx.types import Encoder, Result, Setting
 
 
 @config
 class Config:
-    """A folder in CLIP_benchmark's webdataset layout."""
+    """A set of images with classes, in CLIP_benchmark's webdataset layout or in class folders."""
 
     path: str
+    split: str | None = None
+    """Folder of the split; null: `test` or `val` where there is one."""
+    classes: str | None = None
+    """imagenet, imagenet-v2, imagenet-a, imagenet-r, imagenet-sketch, or a file with one class name
+    a line; null: the set's classnames.txt, else the names of its folders."""
+    templates: str | None = None
+    """openai (80 prompts), simple (7), or a file with one prompt a line; null: the set's own."""
     every: str | None = None
     """How often in training, as a duration; null: at the end only."""
 
     def build(self) -> ZeroShot:
-        return ZeroShot(Path(self.path))
+        return ZeroShot(
+            Path(self.path), split=self.split, classes=self.classes, templates=self.templates
+        )
 
 
 class ZeroShot:
-    def __init__(self, path: Path) -> None:
-        self.class_names = lines(path / "classnames.txt")
-        self.templates = lines(path / "zeroshot_classification_templates.txt")
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        *,
+        split: str | None = None,
+        classes: str | None = None,
+        templates: str | None = None,
+    ) -> None:
+        self.templates = read_templates(path, templates)
+        self.set = read_labeled(path, split, classes)
 
-    def evaluate(self, encoder: Encoder) -> dict[str, float]:
-        scores, label = self.scores(encoder)
-        return {
-            "zeroshot-top1": metrics.top_k_accuracy(scores, label, 1),
-            "zeroshot-top5": metrics.top_k_accuracy(scores, label, 5),
-            "zeroshot-mean_per_class_recall": metrics.mean_per_class_recall(
-                scores.argmax(1), label, len(self.class_names)
-            ),
-            "num_samples": len(label),
-        }
-
-    def scores(self, encoder: Encoder) -> tuple[Tensor, Tensor]:
-        """((N, C) cosine similarities, (N,) labels)"""
-        weights = classifier(encoder, self.class_names, self.templates)
-        features, labels = [], []
-        for part in batches(self.samples(), 256):
-            features.append(encoder.encode_image([image for image, _ in part]))
-            labels += [label for _, label in part]
-        if not labels:
-            raise UserError(f"test set {self.path} has no samples")
-        return torch.cat(features) @ weights.T, torch.tensor(labels)
-
-    def samples(self) -> Iterator[tuple[Tensor, int]]:
-        """((3, H, W) uint8, class index) of each image. Raises UserError at a label without a class
-        name."""
-        for image, text in read_set(self.path, "cls"):
-            if not text.strip().isdecimal() or int(text) >= len(self.class_names):
-                raise UserError(
-                    f"test set {self.path} has the label {text.strip()!r}, "
-                    f"but classnames.txt names {len(self.class_names)} classes, from 0 on"
-                )
-            yield image, int(text)
+    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+        weights = classifier(encoder, self.set.names, self.templates, setting)
+        scores = self.set.features(encoder, setting) @ weights.T
+        return classification_result(scores, encoder.logit_scale, self.set)
 
 
-def classifier(encoder: Encoder, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """(C, D) unit rows: for each class, the normalized mean of its normalized prompt embeddings."""
-    wrong = [t for t in templates if "{c}" not in t and "{}" not in t]
-    if wrong:
-        raise UserError(
-            f"prompt template {wrong[0]!r} has no place for the class name; "
-            "write {c} where it belongs"
+def classification_result(scores: Tensor, logit_scale: float, labeled: LabeledSet) -> Result:
+    """scores: (N, C) cosine similarities"""
+    label, num_classes = labeled.label, len(labeled.names)
+    predicted = scores.argmax(1)
+    hits = {f"zeroshot-top{k}": metrics.top_k_hits(scores, label, k).double() for k in (1, 5)}
+    correct = predicted == label
+    confidence = (logit_scale * scores).softmax(1).amax(1)
+    count = len(label)
+
+    def recall(rows: Tensor) -> float:
+        return metrics.mean_per_class_recall(predicted[rows], label[rows], num_classes)
+
+    def calibration(rows: Tensor) -> float:
+        return metrics.calibration_error(confidence[rows], correct[rows])
+
+    every = torch.arange(count)
+    more = {"zeroshot-mean_per_class_recall": recall, "zeroshot-ece": calibration}
+    return Result(
+        metrics={n: h.mean().item() for n, h in hits.items()}
+        | {name: statistic(every) for name, statistic in more.items()}
+        | {"num_samples": count},
+        intervals={n: metrics.mean_interval(h) for n, h in hits.items()}
+        | {n: metrics.bootstrap_interval(s, count) for n, s in more.items()},
+        keys=list(labeled.images.keys),
+        samples=hits,
+        tables={
+            "per_class": per_class(predicted, label, labeled.names),
+            "confusion": confused(predicted, label, labeled.names),
+        },
+    )
+
+
+def per_class(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Recall of each class that occurs, with its interval, worst first."""
+    rows = []
+    for number, name in enumerate(names):
+        of_class = predicted[label == number]
+        if len(of_class) == 0:
+            continue
+        recall = (of_class == number).double().mean().item()
+        low, high = metrics.wilson_interval(recall, len(of_class))
+        rows.append(
+            {"class": name, "samples": len(of_class), "recall": recall, "low": low, "high": high}
         )
-    prompts = [
-        t.replace("{c}", name).replace("{}", name) for name in class_names for t in templates
+    return sorted(rows, key=lambda row: row["recall"])
+
+
+def confused(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Which class is taken for which other and how often, most often first."""
+    counts = metrics.confusion(predicted, label, len(names)).fill_diagonal_(0)
+    order = counts.flatten().argsort(descending=True, stable=True)[: int((counts > 0).sum())]
+    return [
+        {
+            "class": names[place // len(names)],
+            "taken_for": names[place % len(names)],
+            "count": int(counts.flatten()[place]),
+        }
+        for place in order.tolist()
     ]
-    embeddings = encoder.encode_text(prompts).view(len(class_names), len(templates), -1)
-    return F.normalize(embeddings.mean(1), dim=-1)
 
 
 def zero_shot(

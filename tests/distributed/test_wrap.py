@@ -92,10 +92,11 @@ def test_a_broken_sample_of_one_rank_is_skipped_by_all(ranks: Ranks, kind: str) 
         assert found["bad_rows"] == ([1] if found is last else [])
 
 
-def test_rank_0_evaluates_a_copy_of_the_averages(ranks: Ranks) -> None:
+def test_every_rank_evaluates_a_copy_of_the_averages(ranks: Ranks) -> None:
     first = ranks[0]["copied"]
-    for name, value in first["seen"].items():
-        assert np.array_equal(value, first["ema"][name]), name
+    for rank in ranks:
+        for name, value in rank["copied"]["seen"].items():
+            assert np.array_equal(value, first["ema"][name]), name
     assert any(not np.array_equal(first["seen"][n], v) for n, v in first["weights"].items())
     for rank in ranks:
         for name, value in rank["copied"]["weights"].items():

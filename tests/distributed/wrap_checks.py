@@ -224,15 +224,14 @@ def poisoned(runtime: Runtime, parallel: Parallel) -> dict[str, Any]:
 
 
 def copied(runtime: Runtime) -> dict[str, Any]:
-    """What rank 0 evaluates of a sharded model, and what is left of the model afterwards."""
+    """What every rank evaluates of a sharded model, and what is left of the model afterwards."""
     parts = build(runtime, "fsdp2", adamw)
     take(parts, range(2))
     before = trained(parts)
     random = torch.get_rng_state()
     with parts.evaluated(MODEL) as model:
-        assert (model is None) == (not runtime.is_main)
-        seen = {} if model is None else arrays(model.state_dict())
-        features = np.zeros(0) if model is None else encoded(model)
+        seen = arrays(model.state_dict())
+        features = encoded(model)
     assert torch.equal(random, torch.get_rng_state()), "an evaluation never changes training"
     return before | {"seen": seen, "features": features, "after": trained(parts)["weights"]}
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from clipx.engine.evaluate import evaluate, evaluate_in_training
-from clipx.types import UserError
+from clipx.engine.evaluate import evaluate, evaluate_in_training, flat
+from clipx.types import Result, Setting, UserError
 
 
 @dataclass
@@ -20,10 +23,11 @@ class Fixed:
     def build(self) -> Fixed:
         return self
 
-    def evaluate(self, encoder: Any) -> dict[str, float]:
+    def evaluate(self, encoder: Any, setting: Setting) -> Result:
+        random.random(), np.random.rand(), torch.rand(1)
         if isinstance(self.value, Exception):
             raise self.value
-        return {"top1": self.value, "num_samples": 2}
+        return Result({"top1": self.value, "num_samples": 2})
 
 
 SETS = {
@@ -35,19 +39,36 @@ SETS = {
 GOOD = {"a-top1": 0.5, "a-num_samples": 2, "b-top1": 0.25, "b-num_samples": 2}
 
 
+ENCODER: Any = None
+
+
 def test_results_are_named_by_their_set() -> None:
-    assert evaluate(None, {"a": SETS["a"], "b": SETS["b"]}) == GOOD  # type: ignore[arg-type]
+    assert flat(evaluate(ENCODER, {"a": SETS["a"], "b": SETS["b"]})) == GOOD
 
 
 def test_from_the_command_line_a_fault_is_raised() -> None:
     with pytest.raises(UserError, match="no such set"):
-        evaluate(None, SETS)  # type: ignore[arg-type]
+        evaluate(ENCODER, SETS)
 
 
 def test_in_training_a_fault_is_told_and_the_others_go_on() -> None:
     said: list[str] = []
-    assert evaluate_in_training(None, SETS, said.append) == GOOD  # type: ignore[arg-type]
+    assert flat(evaluate_in_training(ENCODER, SETS, Setting(), said.append)) == GOOD
     assert said[0] == "evaluator user failed, training goes on: no such set"
     assert said[1].startswith("evaluator ours failed, training goes on:\nTraceback")
     assert "ZeroDivisionError: of ours" in said[1]
     assert len(said) == 2
+
+
+def drawn() -> tuple[float, float, float]:
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_random_states_are_as_before_also_after_a_fault() -> None:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = drawn()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    evaluate_in_training(ENCODER, SETS, Setting(), lambda text: None)
+    assert drawn() == expected

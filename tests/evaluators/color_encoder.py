@@ -22,3 +22,6 @@ class ColorEncoder:
 
     def encode_text(self, texts: list[str]) -> Tensor:
         return torch.tensor([self.texts[text] for text in texts], dtype=torch.float32)
+
+    def text_digest(self) -> str:
+        return repr(sorted(self.texts.items()))

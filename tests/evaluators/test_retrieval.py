@@ -1,4 +1,4 @@
-"""Retrieval against numbers worked by hand."""
+"""Retrieval against numbers worked by hand and against the whole matrix of scores."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from color_encoder import ColorEncoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from samples import png, solid, write_test_set
+from torch import Tensor
+from torch.nn import functional as F
 
 from clipx.evaluators import retrieval
-from clipx.evaluators.retrieval import retrieval_metrics
-from clipx.types import UserError
+from clipx.evaluators.retrieval import pair_ranks, retrieval_result
+from clipx.metrics import retrieval as blocks
+from clipx.types import Result, Setting, UserError
 
 # Images A, B, C are the axes, so the numbers of a caption are its similarities to A, B, C.
 CAPTIONS = {
@@ -26,12 +31,22 @@ EXPECTED = {
     "image_to_text_R@5": 1.0,
     "image_to_text_R@10": 1.0,
     "image_to_text_median_rank": 1.0,  # of 2, 1, 1
+    # A: a1 at rank 2, and a2 at 0 behind c2, a1 and, since ties count against it, b1 and c1: rank 5
+    # B: b1 at rank 1. C: c1 at rank 1, and c2 behind it and a2, whose 0.6 ties with its own: rank 3
+    "image_to_text_mAP": ((1 / 2 + 2 / 5) / 2 + 1 + (1 + 2 / 3) / 2) / 3,
     "text_to_image_R@1": 2 / 5,
     "text_to_image_R@5": 1.0,
     "text_to_image_R@10": 1.0,
     "text_to_image_median_rank": 2.0,  # of 2, 3, 1, 1, 2
+    "text_to_image_mAP": (1 / 2 + 1 / 3 + 1 + 1 + 1 / 2) / 5,
     "num_samples": 3,
+    "num_captions": 5,
 }
+
+
+def evaluated(path: Path, captions: dict[str, list[float]]) -> Result:
+    config = retrieval.Config(path=str(path))
+    return config.build().evaluate(ColorEncoder(captions), Setting())
 
 
 def test_a_set_on_disk_by_hand(tmp_path: Path) -> None:
@@ -43,37 +58,102 @@ def test_a_set_on_disk_by_hand(tmp_path: Path) -> None:
             "C": {"png": solid((0, 0, 255)), "txt": "c1\r\nc2\r\n"},
         },
     )
-    found = retrieval.Config(path=str(path)).build().evaluate(ColorEncoder(CAPTIONS))
-    assert found == pytest.approx(EXPECTED)
+    found = evaluated(path, CAPTIONS)
+    assert found.metrics == pytest.approx(EXPECTED)
+    assert found.keys == ["0.tar/A", "1.tar/B", "1.tar/C"]
+    assert found.samples["text_to_image_R@1"].tolist() == [0, 1, 0.5]  # of each image's captions
+    for name, (low, high) in found.intervals.items():
+        assert low <= found.metrics[name] <= high, name
+    assert set(found.intervals) == set(EXPECTED) - {"num_samples", "num_captions"}
 
 
 def test_recall_counts_the_best_five_and_ten() -> None:
     # Image i of 20 finds its only caption behind i others: their similarity is higher.
     similarity = torch.eye(20) * 0.5 + torch.ones(20, 20).tril(-1)
-    found = retrieval_metrics(torch.eye(20), similarity.T.contiguous(), torch.arange(20))
+    ranks = pair_ranks(torch.eye(20), similarity.T.contiguous(), torch.arange(20), Setting())
+    found = retrieval_result(ranks, [str(n) for n in range(20)]).metrics
     assert [found[f"image_to_text_R@{k}"] for k in (1, 5, 10)] == pytest.approx([0.05, 0.25, 0.5])
     assert found["image_to_text_median_rank"] == 10.5
+
+
+def dense(image: Tensor, text: Tensor, owner: Tensor) -> dict[str, float]:
+    """The definitions, on the whole matrix. Recall as CLIP_benchmark has it: whether the best k
+    hold a match."""
+    scores = image @ text.T
+    match = owner[None, :] == torch.arange(len(image))[:, None]
+    out = {}
+    for direction, s, m in (("image_to_text", scores, match), ("text_to_image", scores.T, match.T)):
+        sorted_match = m.gather(1, s.argsort(1, descending=True)).double()
+        for k in (1, 5, 10):
+            out[f"{direction}_R@{k}"] = (sorted_match[:, :k].sum(1) > 0).double().mean().item()
+        place = torch.arange(1, s.shape[1] + 1)
+        precision = sorted_match.cumsum(1) / place * sorted_match
+        out[f"{direction}_mAP"] = (precision.sum(1) / sorted_match.sum(1)).mean().item()
+        first = sorted_match.argmax(1) + 1
+        out[f"{direction}_median_rank"] = first.double().quantile(0.5).item()
+    return out
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    captions=st.lists(st.integers(1, 6), min_size=1, max_size=30),
+    size=st.tuples(st.integers(1, 8), st.integers(1, 40)),
+    seed=st.integers(0, 1000),
+)
+def test_any_number_of_captions_and_any_blocks_equal_the_whole_matrix(
+    captions: list[int], size: tuple[int, int], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    owner = torch.arange(len(captions)).repeat_interleave(torch.tensor(captions))
+    image = F.normalize(torch.randn(len(captions), 8, generator=generator), dim=-1)
+    text = F.normalize(image[owner] + torch.randn(len(owner), 8, generator=generator), dim=-1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "IMAGES", size[0])
+        patch.setattr(blocks, "CAPTIONS", size[1])
+        found = retrieval_result(
+            pair_ranks(image, text, owner, Setting()), [str(n) for n in range(len(image))]
+        )
+    for name, value in dense(image, text, owner).items():
+        assert found.metrics[name] == pytest.approx(value, rel=1e-12), name
+
+
+def test_ties_count_against_the_pair() -> None:
+    """A model that gives every picture and text the same embedding finds nothing."""
+    row = torch.tensor([[1.0, 0, 0]])
+    ranks = pair_ranks(row.expand(6, 3), row.expand(12, 3), torch.arange(12) // 2, Setting())
+    assert ranks.text_to_image().tolist() == [6] * 12
+    assert ranks.image_to_text().tolist() == [11] * 6  # behind the ten captions of others
 
 
 def test_a_random_encoder_is_at_chance() -> None:
     # 1000 images: recall@10 is 1 % with a standard deviation of 0.32 %, the median rank 500 with
     # one of 1000 / 2 / sqrt(1000) = 16.
     generator = torch.Generator().manual_seed(0)
-    image, text = (
-        torch.nn.functional.normalize(torch.randn(1000, 64, generator=generator), dim=-1)
-        for _ in range(2)
-    )
-    found = retrieval_metrics(image, text, torch.arange(1000))
+    image, text = (F.normalize(torch.randn(1000, 64, generator=generator), dim=-1) for _ in "ab")
+    ranks = pair_ranks(image, text, torch.arange(1000), Setting())
+    found = retrieval_result(ranks, [str(n) for n in range(1000)])
     for direction in ("image_to_text", "text_to_image"):
-        assert abs(found[f"{direction}_R@10"] - 0.01) < 4 * 0.0032
-        assert abs(found[f"{direction}_median_rank"] - 500) < 4 * 16
+        assert abs(found.metrics[f"{direction}_R@10"] - 0.01) < 4 * 0.0032
+        assert abs(found.metrics[f"{direction}_median_rank"] - 500) < 4 * 16
+
+
+def test_the_interval_of_captions_allows_for_those_of_an_image_being_alike() -> None:
+    """20 captions of each of 50 images, all found or none: 50 trials, not 1000."""
+    closer = (torch.arange(50) % 2).repeat_interleave(20)
+    owner = torch.arange(50).repeat_interleave(20)
+    found = retrieval_result(blocks.PairRanks(closer, closer, owner), [str(n) for n in range(50)])
+    low, high = found.intervals["text_to_image_R@1"]
+    assert found.metrics["text_to_image_R@1"] == 0.5
+    assert high - low > 4 * (0.25 / 1000) ** 0.5 * 2  # of 1000 trials it would be 4 * 0.0158
 
 
 @pytest.mark.parametrize(
     ("members", "complaint"),
     [
         ({"png": png(0)}, r"sample 0 of .* has no image or no \.txt member"),
-        ({"png": b"", "txt": "x"}, "sample 0 of .* does not decode: 0 bytes"),
+        ({"png": b"", "txt": "x"}, r"sample 0\.tar/0 of .* does not decode: 0 bytes"),
+        ({"png": png(0), "txt": " \n"}, r"has an image without a caption, 0\.tar/0"),
+        ({"png": png(0), "txt": b"\xff"}, "sample 0 of .* does not decode: 'utf-8'"),
     ],
 )
 def test_a_sample_that_does_not_fit_is_named(
@@ -81,9 +161,9 @@ def test_a_sample_that_does_not_fit_is_named(
 ) -> None:
     path = write_test_set(tmp_path, {"0": members})
     with pytest.raises(UserError, match=complaint):
-        retrieval.Config(path=str(path)).build().evaluate(ColorEncoder({}))
+        evaluated(path, {})
 
 
 def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no shards test/\*\.tar"):
-        retrieval.Config(path=str(tmp_path)).build().evaluate(ColorEncoder({}))
+    with pytest.raises(UserError, match=r"has no shards \*\.tar"):
+        evaluated(tmp_path, {})

@@ -12,11 +12,13 @@ from color_encoder import ColorEncoder
 from samples import png, solid, write_shard, write_test_set
 
 import clipx
+from clipx import metrics
 from clipx.data.decode import decode
 from clipx.engine.evaluate import evaluator_for
 from clipx.evaluators import retrieval, zero_shot
-from clipx.evaluators.zero_shot import ZeroShot, classifier
-from clipx.types import UserError
+from clipx.evaluators._classes import classifier
+from clipx.evaluators.zero_shot import ZeroShot
+from clipx.types import Result, Setting, UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 ENCODER = ColorEncoder(
@@ -39,7 +41,11 @@ def sample(color: tuple[int, int, int], label: Any) -> dict[str, Any]:
     return {"png": solid(color), "cls": str(label)}
 
 
-def test_metrics_by_hand(tmp_path: Path) -> None:
+def evaluated(path: Path, **settings: Any) -> Result:
+    return zero_shot.Config(path=str(path), **settings).build().evaluate(ENCODER, Setting())
+
+
+def six_samples(folder: Path) -> Path:
     first = {
         "0": sample(RED, 0),  # right
         "1": sample(GREEN, 1),  # right
@@ -50,27 +56,61 @@ def test_metrics_by_hand(tmp_path: Path) -> None:
         "4": sample(BLUE, 1),  # blue
         "5": sample(RED, 2),  # red
     }
-    path = write_test_set(tmp_path, first, second, **FILES)
-    assert zero_shot.Config(path=str(path)).build().evaluate(ENCODER) == pytest.approx(
+    return write_test_set(folder, first, second, **FILES)
+
+
+def test_metrics_by_hand(tmp_path: Path) -> None:
+    found = evaluated(six_samples(tmp_path))
+    # Logits are 5 times the cosines; green's classifier is (0, 1, 1) / sqrt(2).
+    half = 0.5**0.5
+    sure = {
+        "red": softmax_of_first(1, 0, 0),
+        "green": softmax_of_first(half, 0, 0),
+        "mixed": softmax_of_first(3 / 5**0.5 * half, 2 / 5**0.5, 0),
+        "blue": softmax_of_first(1, half, 0),
+    }
+    # Of 15 bins, red and green share the last, where two of three are right; mixed has its own;
+    # blue is right once of two.
+    assert [math.ceil(value * 15) for value in sure.values()] == [15, 15, 9, 13]
+    bins = [
+        abs(2 * sure["red"] + sure["green"] - 2),
+        1 - sure["mixed"],
+        abs(2 * sure["blue"] - 1),
+    ]
+    assert found.metrics == pytest.approx(
         {
             "zeroshot-top1": 4 / 6,
             "zeroshot-top5": 1.0,  # of three classes
             "zeroshot-mean_per_class_recall": (1 / 1 + 2 / 3 + 1 / 2) / 3,
+            "zeroshot-ece": sum(bins) / 6,
             "num_samples": 6,
         }
     )
+    assert found.intervals["zeroshot-top1"] == metrics.wilson_interval(4 / 6, 6)
+    assert found.keys == [f"{n // 3}.tar/{n}" for n in range(6)]
+    assert found.samples["zeroshot-top1"].tolist() == [1, 1, 1, 1, 0, 0]
 
 
-def test_scores_are_cosine_similarities(tmp_path: Path) -> None:
-    path = write_test_set(tmp_path, {"0": sample((0, 30, 40), 1)}, **FILES)
-    scores, label = ZeroShot(path).scores(ENCODER)
-    assert label.tolist() == [1]
-    torch.testing.assert_close(scores, torch.tensor([[0, 1.4 / math.sqrt(2), 0.8]]))
+def softmax_of_first(*cosines: float) -> float:
+    return math.exp(5 * cosines[0]) / sum(math.exp(5 * c) for c in cosines)
+
+
+def test_tables_say_which_class_is_taken_for_which(tmp_path: Path) -> None:
+    tables = evaluated(six_samples(tmp_path)).tables
+    assert [(row["class"], row["samples"], row["recall"]) for row in tables["per_class"]] == [
+        ("blue", 2, 0.5),
+        ("green", 3, pytest.approx(2 / 3)),
+        ("red", 1, 1.0),
+    ]
+    assert tables["confusion"] == [
+        {"class": "green", "taken_for": "blue", "count": 1},
+        {"class": "blue", "taken_for": "red", "count": 1},
+    ]
 
 
 def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     write_test_set(tmp_path, *({"a": sample(RED, n % 3)} for n in range(11)), **FILES)
-    assert [label for _, label in ZeroShot(tmp_path).samples()] == [n % 3 for n in range(11)]
+    assert ZeroShot(tmp_path).set.label.tolist() == [n % 3 for n in range(11)]
 
 
 def test_the_kind_of_a_set_is_told_by_its_files(tmp_path: Path) -> None:
@@ -85,7 +125,10 @@ def test_the_kind_of_a_set_is_told_by_its_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"classnames": ["red"]}, "the label '2', but classnames.txt names 1 classes, from 0 on"),
+        (
+            {"classnames": ["red"]},
+            "the label '2' at sample .*0, but classnames.txt names 1 classes, from 0 on",
+        ),
         ({"zeroshot_classification_templates": ["a car"]}, r"'a car' has no place .* write \{c\}"),
         ({"zeroshot_classification_templates": [""]}, "templates.txt is empty"),
         ({"classnames": ["", " "]}, "classnames.txt is empty"),
@@ -96,20 +139,20 @@ def test_files_that_do_not_fit_are_named(
 ) -> None:
     path = write_test_set(tmp_path, {"0": sample(BLUE, 2)}, **(FILES | change))
     with pytest.raises(UserError, match=complaint):
-        ZeroShot(path).evaluate(ENCODER)
+        ZeroShot(path).evaluate(ENCODER, Setting())
 
 
 @pytest.mark.parametrize(
     ("members", "complaint"),
     [
-        (sample(RED, 3), "the label '3', but classnames.txt names 3 classes"),
+        (sample(RED, 3), "the label '3' at sample 0.tar/7, but classnames.txt names 3 classes"),
         (sample(RED, -1), "the label '-1'"),
         (sample(RED, "red"), "the label 'red'"),
         (sample(RED, "\u00b2"), "the label '\u00b2'"),  # a digit to str.isdigit, not to int
         (sample(RED, ""), "the label ''"),
         ({"png": png(0)}, r"sample 7 of .*0\.tar has no image or no \.cls member"),
         ({"cls": "0"}, r"sample 7 of .*0\.tar has no image or no \.cls member"),
-        ({"png": b"<html>", "cls": "0"}, r"sample 7 of .*0\.tar does not decode: .*starts with"),
+        ({"png": b"<html>", "cls": "0"}, r"sample 0\.tar/7 of .* does not decode: .*starts with"),
     ],
 )
 def test_a_sample_that_does_not_fit_is_named(
@@ -117,18 +160,20 @@ def test_a_sample_that_does_not_fit_is_named(
 ) -> None:
     path = write_test_set(tmp_path, {"7": members}, **FILES)
     with pytest.raises(UserError, match=complaint):
-        ZeroShot(path).evaluate(ENCODER)
+        ZeroShot(path).evaluate(ENCODER, Setting())
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     path = write_test_set(tmp_path, **FILES)
-    with pytest.raises(UserError, match=r"has no shards test/\*\.tar"):
-        ZeroShot(path).evaluate(ENCODER)
+    with pytest.raises(UserError, match=r"neither shards \*\.tar nor class folders"):
+        ZeroShot(path).evaluate(ENCODER, Setting())
     write_shard(path / "test/0.tar", {"0": sample(RED, 0)})
-    for name in ("zeroshot_classification_templates.txt", "classnames.txt"):
-        (path / name).unlink()
-        with pytest.raises(UserError, match=rf"{name} cannot be read: No such file"):
-            ZeroShot(path)
+    (path / "classnames.txt").unlink()
+    with pytest.raises(UserError, match=r"classnames.txt cannot be read: No such file"):
+        ZeroShot(path)
+    (path / "zeroshot_classification_templates.txt").unlink()
+    with pytest.raises(UserError, match=r"cannot be read: No such file .*templates=openai or"):
+        ZeroShot(path)
 
 
 def test_the_classifier_averages_directions_not_prompts() -> None:

@@ -1,0 +1,61 @@
+"""k-nearest-neighbor classification on frozen image features: nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from clipx import metrics
+from clipx.config import config
+from clipx.evaluators._classes import read_labeled
+from clipx.types import Encoder, Result, Setting, UserError
+
+
+@config
+class Config:
+    """A set of images with classes that has training samples too."""
+
+    path: str
+    train_split: str = "train"
+    split: str | None = None
+    """Of the test samples; null: `test` or `val` where there is one."""
+    classes: str | None = None
+    """As of zero_shot."""
+    k: int = Field(default=20, ge=1)
+    """Neighbors that vote, each with one vote."""
+    every: str | None = None
+
+    def build(self) -> Knn:
+        return Knn(self)
+
+
+class Knn:
+    def __init__(self, settings: Config) -> None:
+        path, classes = Path(settings.path), settings.classes
+        self.k = settings.k
+        self.train = read_labeled(path, settings.train_split, classes)
+        self.test = read_labeled(path, settings.split, classes)
+        if self.k > len(self.train):
+            raise UserError(f"k {self.k} is more than the {len(self.train)} training samples")
+
+    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+        train = self.train.features(encoder, setting)
+        test = self.test.features(encoder, setting)
+        predicted = vote(train, self.train.label, test, self.k, len(self.train.names))
+        hits = (predicted == self.test.label).double()
+        return Result(
+            metrics={"knn-top1": hits.mean().item(), "num_samples": len(hits)},
+            intervals={"knn-top1": metrics.mean_interval(hits)},
+            keys=list(self.test.images.keys),
+            samples={"knn-top1": hits},
+        )
+
+
+def vote(train: Tensor, label: Tensor, test: Tensor, k: int, num_classes: int) -> Tensor:
+    """(N,) the class that most of the k nearest training rows have; of equals the first."""
+    _, nearest = metrics.nearest_neighbors(test, train, k)
+    votes = torch.zeros(len(test), num_classes, dtype=torch.int64)
+    return votes.scatter_add_(1, label[nearest], torch.ones_like(nearest)).argmax(1)

@@ -1,0 +1,115 @@
+"""Linear probe: logistic regression on frozen image features, on all training samples or on a few
+of each class (arXiv:2103.00020, appendix A.3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from clipx import metrics
+from clipx.config import config
+from clipx.evaluators._classes import LabeledSet, read_labeled
+from clipx.evaluators._logistic import best_strength, fit, logits
+from clipx.evaluators._ranks import main_only
+from clipx.types import Encoder, Result, Setting, UserError
+
+
+@config
+class Config:
+    """A set of images with classes that has training samples too."""
+
+    path: str
+    train_split: str = "train"
+    split: str | None = None
+    """Of the test samples; null: `test` or `val` where there is one."""
+    classes: str | None = None
+    """As of zero_shot."""
+    shots: int | None = Field(default=None, ge=1)
+    """Training samples of each class, drawn at random; null: all."""
+    strength: float | None = Field(default=None, gt=0)
+    """L2 regularization; null: found by the paper's sweep on a fifth of the training samples."""
+    seed: int = Field(default=0, ge=0)
+    every: str | None = None
+
+    def build(self) -> LinearProbe:
+        return LinearProbe(self)
+
+
+class LinearProbe:
+    def __init__(self, settings: Config) -> None:
+        self.settings = settings
+        path, classes = Path(settings.path), settings.classes
+        train = read_labeled(path, settings.train_split, classes)
+        self.train = few_shot(train, settings.shots, settings.seed)
+        self.test = read_labeled(path, settings.split, classes)
+        if list(train.names) != list(self.test.names):
+            raise UserError(
+                f"test set {path} has other classes in its training split than in its test split"
+            )
+        if len(self.train.label.unique()) < 2:
+            raise UserError(f"training split of {path} has samples of one class only")
+
+    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+        train = self.train.features(encoder, setting)
+        test = self.test.features(encoder, setting)
+        scores, strength = main_only(setting.ranks, lambda: self._scores(train, test))
+        return probe_result(scores, self.test, {"probe-strength": strength})
+
+    def _scores(self, train: Tensor, test: Tensor) -> tuple[Tensor, float]:
+        label, count = self.train.label, len(self.train.names)
+        strength = self.settings.strength or sweep(train, label, count, self.settings.seed)
+        return logits(test, fit(train, label, count, strength)), strength
+
+
+def few_shot(labeled: LabeledSet, shots: int | None, seed: int) -> LabeledSet:
+    """`shots` samples of each class, drawn at random. Raises UserError where there are fewer."""
+    if shots is None:
+        return labeled
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for number, name in enumerate(labeled.names):
+        places = (labeled.label == number).nonzero().flatten()
+        if len(places) < shots:
+            raise UserError(
+                f"{labeled.images.path} has {len(places)} training samples of {name!r}; "
+                f"shots {shots} needs as many of each class"
+            )
+        chosen.append(places[torch.randperm(len(places), generator=generator)[:shots]])
+    return labeled.subset(torch.cat(chosen).sort().values)
+
+
+def sweep(features: Tensor, label: Tensor, num_classes: int, seed: int) -> float:
+    """The strength that is best on a fifth of the samples after a fit to the others. The final fit
+    is then to all of them."""
+    order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
+    cut = max(1, len(label) // 5)
+    held, kept = order[:cut], order[cut:]
+
+    def accuracy(strength: float) -> float:
+        weights = fit(features[kept], label[kept], num_classes, strength)
+        return metrics.top_k_accuracy(logits(features[held], weights), label[held], 1)
+
+    return best_strength(accuracy)
+
+
+def probe_result(scores: Tensor, test: LabeledSet, more: dict[str, float]) -> Result:
+    """scores: (N, C)"""
+    label, predicted = test.label, scores.argmax(1)
+    hits = {f"probe-top{k}": metrics.top_k_hits(scores, label, k).double() for k in (1, 5)}
+
+    def recall(rows: Tensor) -> float:
+        return metrics.mean_per_class_recall(predicted[rows], label[rows], len(test.names))
+
+    name = "probe-mean_per_class_recall"
+    return Result(
+        metrics={n: h.mean().item() for n, h in hits.items()}
+        | {name: recall(torch.arange(len(label))), "num_samples": len(label)}
+        | more,
+        intervals={n: metrics.mean_interval(h) for n, h in hits.items()}
+        | {name: metrics.bootstrap_interval(recall, len(label))},
+        keys=list(test.images.keys),
+        samples=hits,
+    )

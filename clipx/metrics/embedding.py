@@ -1,0 +1,66 @@
+"""The health of an embedding space. Features are (N, D) float32 of unit norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def alignment(image: Tensor, text: Tensor) -> float:
+    """Mean squared distance of matching rows, 0 to 4 (arXiv:2005.10242)."""
+    return (image - text).double().square().sum(1).mean().item()
+
+
+def uniformity(features: Tensor, *, temperature: float = 2.0, block: int = 4096) -> float:
+    """Log of the mean over pairs of exp(-t d^2) (arXiv:2005.10242): 0 where all rows are one
+    point, near -2 t = -4 where they are spread over the whole sphere."""
+    total = torch.zeros((), dtype=torch.float64)
+    for start in range(0, len(features), block):
+        similarity = features[start : start + block] @ features.T
+        squared = (2 - 2 * similarity).clamp_(min=0).double()
+        rows = torch.arange(len(similarity))
+        squared[rows, rows + start] = torch.inf  # a row is no pair with itself
+        total += (-temperature * squared).exp().sum()
+    return (total / (len(features) * (len(features) - 1))).log().item()
+
+
+def effective_rank(features: Tensor) -> float:
+    """Exponential of the entropy of the singular values' shares, 1 to D (Roy and Vetterli, 2007),
+    of centered features: how many dimensions are in use."""
+    centered = features.double() - features.double().mean(0)
+    share = torch.linalg.svdvals(centered)
+    total = share.sum()
+    if total < 1e-9:
+        return 1.0
+    share = share[share > 1e-12 * total] / total
+    return (-(share * share.log()).sum()).exp().item()
+
+
+def modality_gap(image: Tensor, text: Tensor) -> float:
+    """Distance of the two means, 0 to 2 (arXiv:2203.02053)."""
+    return (image.double().mean(0) - text.double().mean(0)).norm().item()
+
+
+def mean_norm(features: Tensor) -> float:
+    """Norm of the mean row: 0 where directions cancel out, 1 where all are the same."""
+    return features.double().mean(0).norm().item()
+
+
+def dead_dimensions(features: Tensor, *, threshold: float = 0.01) -> float:
+    """Share of the dimensions that hardly vary: by less than `threshold` of what each would if the
+    rows were spread evenly, 1 / sqrt(D)."""
+    even = features.shape[1] ** -0.5
+    return (features.double().std(0, correction=0) < threshold * even).double().mean().item()
+
+
+def hubness(neighbors: Tensor, num_candidates: int) -> float:
+    """Skewness of how often a candidate is among the k nearest (Radovanovic et al., JMLR 2010):
+    about 0 where all are found alike, large where a few are found by everybody.
+
+    neighbors: (N, k) indices of candidates
+    """
+    count = torch.bincount(neighbors.flatten(), minlength=num_candidates).double()
+    spread = count.std(correction=0)
+    if spread == 0:
+        return 0.0
+    return ((count - count.mean()) / spread).pow(3).mean().item()

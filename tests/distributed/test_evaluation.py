@@ -1,0 +1,62 @@
+"""Evaluation shared out over processes: the same numbers on every rank and for every number of
+them, and nobody waits for a rank that failed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from evaluation_checks import FOLDER, evaluated, failing
+from run_ranks import run_ranks
+from training import COLORS, picture, png, write_tar
+
+COUNT = 331  # prime: no number of ranks divides it, and the last batch is short
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("sets")
+    names = list(COLORS)
+    for kind, label in (("classes", "cls"), ("captions", "txt")):
+        members: dict[str, bytes] = {}
+        for n in range(COUNT):
+            captions = "\n".join(f"{n} {names[n % 4]} {k}" for k in range(1 + n % 3))
+            members[f"{n:03d}.png"] = png(picture(names[n % 4], "bar", n))
+            members[f"{n:03d}.{label}"] = (str(n % 4) if label == "cls" else captions).encode()
+        write_tar(folder / kind / "test/0.tar", members)
+    (folder / "classes/classnames.txt").write_text("\n".join(names))
+    (folder / "classes/zeroshot_classification_templates.txt").write_text("a {c} bar")
+    os.environ[FOLDER] = str(folder)
+    try:
+        return {size: run_ranks(evaluated, size) for size in (1, 2, 4)}
+    finally:
+        del os.environ[FOLDER]
+
+
+def test_one_two_and_four_processes_find_the_same_to_the_last_bit(
+    results: dict[int, list[dict[str, Any]]],
+) -> None:
+    reference = results[1][0]["results"]
+    assert reference["classes"]["metrics"]["num_samples"] == COUNT
+    assert 0 < reference["classes"]["metrics"]["zeroshot-top1"] < 1
+    assert reference["captions"]["metrics"]["num_captions"] == sum(1 + n % 3 for n in range(COUNT))
+    for size, ranks in results.items():
+        for rank in ranks:
+            assert rank["results"] == reference, size
+
+
+def test_every_batch_is_embedded_by_one_rank(results: dict[int, list[dict[str, Any]]]) -> None:
+    for ranks in results.values():
+        batches = [rank["batches"] for rank in ranks]
+        assert sum(batches) == 2 * -(-COUNT // 64)
+        assert max(batches) - min(batches) <= 2
+
+
+def test_a_rank_that_fails_leaves_nobody_waiting() -> None:
+    first, second = run_ranks(failing, 2)
+    assert first["metrics"] == second["metrics"] == {"c": {"sum": 2.0}}
+    assert first["said"] == second["said"]
+    assert first["said"][0] == "evaluator a failed, training goes on: not on this machine"
+    assert "rank 1 failed:\nTraceback" in first["said"][1]
+    assert "ZeroDivisionError: on one rank" in first["said"][1]

@@ -1,0 +1,132 @@
+"""Logistic regression, k-shot and nearest neighbors against scikit-learn; the sweep by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from samples import solid
+from test_class_folders import Knowing, write_folders
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipx.evaluators import anomaly, clustering, dedup, knn, linear_probe
+from clipx.evaluators._logistic import best_strength, fit, logits
+from clipx.evaluators.anomaly import anomaly_score
+from clipx.evaluators.dedup import dedup_result
+from clipx.types import Setting, UserError
+
+linear_model = pytest.importorskip("sklearn.linear_model")
+
+
+def noisy_classes(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(count) % 4
+    rows = torch.eye(4, 12)[label] + 0.6 * torch.randn(count, 12, generator=generator)
+    return F.normalize(rows, dim=-1), label
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1.0, 30.0])
+def test_the_fit_is_scikit_learns_to_the_last_digits(strength: float) -> None:
+    features, label = noisy_classes(150, 0)
+    test, _ = noisy_classes(60, 1)
+    model = linear_model.LogisticRegression(C=1 / strength, tol=1e-10, max_iter=10_000)
+    model.fit(features.double().numpy(), label.numpy())
+    weights = fit(features, label, 4, strength)
+    found = logits(test, weights).softmax(1)
+    expected = torch.from_numpy(model.predict_proba(test.double().numpy()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        weights[:-1], torch.from_numpy(model.coef_.T), rtol=0, atol=1e-5 / min(1, strength)
+    )
+
+
+def test_the_sweep_finds_the_peak_to_an_eighth_of_a_decade() -> None:
+    tried: list[float] = []
+
+    def accuracy(strength: float) -> float:
+        tried.append(strength)
+        return -abs(torch.tensor(strength).log10().item() - 1.37)
+
+    assert best_strength(accuracy) == pytest.approx(10**1.375)
+    assert len(tried) <= 7 + 2 * 4, "halved four times: 2, 1, 1/2, 1/4, 1/8"
+    assert min(tried) == pytest.approx(1e-6)
+    assert max(tried) == pytest.approx(1e6)
+    assert best_strength(lambda strength: strength) == pytest.approx(1e6)
+
+
+def test_the_vote_is_scikit_learns() -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, label = noisy_classes(120, 2)
+    test, _ = noisy_classes(200, 3)
+    for k in (1, 4, 20):
+        model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(train, label)
+        assert knn.vote(train, label, test, k, 4).tolist() == model.predict(test).tolist()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split, count in (("train", 6), ("test", 4)):
+        write_folders(tmp_path / split, ["a", "b", "c"], images=count)
+    return tmp_path
+
+
+ENCODER = Knowing(["a", "b", "c"])
+
+
+def test_probes_of_perfect_features_are_perfect(folder: Path) -> None:
+    for config, metric in (
+        (linear_probe.Config(path=str(folder)), "probe-top1"),
+        (linear_probe.Config(path=str(folder), shots=2, strength=0.1), "probe-top1"),
+        (knn.Config(path=str(folder), k=3), "knn-top1"),
+        (clustering.Config(path=str(folder)), "nmi"),
+        (clustering.Config(path=str(folder)), "ari"),
+        (anomaly.Config(path=str(folder), normal=["a", "b"]), "anomaly-auroc"),
+    ):
+        found = config.build().evaluate(ENCODER, Setting())
+        assert found.metrics[metric] == pytest.approx(1.0)
+        assert found.metrics["num_samples"] == 12
+
+
+def test_shots_are_drawn_from_each_class(folder: Path) -> None:
+    probe = linear_probe.Config(path=str(folder), shots=2, seed=1).build()
+    assert probe.train.label.tolist() == [0, 0, 1, 1, 2, 2]
+    keys = list(probe.train.images.keys)
+    assert probe.train.images.image(1)[2, 0, 0] == 255 - int(Path(keys[1]).stem)
+    other = linear_probe.Config(path=str(folder), shots=2, seed=2).build()
+    assert keys != list(other.train.images.keys)
+    with pytest.raises(UserError, match="has 6 training samples of 'a'; shots 7 needs as many"):
+        linear_probe.Config(path=str(folder), shots=7).build()
+    with pytest.raises(UserError, match="k 19 is more than the 18 training samples"):
+        knn.Config(path=str(folder), k=19).build()
+    with pytest.raises(UserError, match="normal class 'd' is none of"):
+        anomaly.Config(path=str(folder), normal=["d"]).build()
+
+
+def test_dedup_by_hand() -> None:
+    rows = torch.tensor([[1.0, 0], [0.98, 0.199], [0, 1], [-1, 0], [0.6, 0.8]])
+    found = dedup_result(rows, torch.tensor([0, 0, 1, 2, 3]), 0.9)
+    # nearest others: 0.98, 0.98, 0.8 (the last), 0 (the third), 0.8
+    assert found.samples["duplicate_share"].tolist() == [1, 1, 0, 0, 0]
+    assert found.metrics["dedup-auroc"] == 1.0
+    assert found.metrics["dedup-nearest_recall"] == 1.0
+    assert found.metrics["duplicate_share"] == 0.4
+    nothing = dedup_result(rows, torch.arange(5), 0.9)
+    assert "dedup-auroc" not in nothing.metrics
+
+
+def test_dedup_of_a_folder(tmp_path: Path) -> None:
+    write_folders(tmp_path, ["a", "b"], images=2)
+    write_folders(tmp_path, ["c"])
+    (tmp_path / "c/0.png").write_bytes(solid((2, 0, 0)))
+    found = dedup.Config(path=str(tmp_path)).build().evaluate(ENCODER, Setting())
+    assert found.metrics["dedup-auroc"] == 1.0
+    assert found.keys[-1] == "c/0.png"
+
+
+def test_the_anomaly_score_is_the_mean_distance_to_the_nearest_normal_rows() -> None:
+    normal = torch.tensor([[1.0, 0], [0, 1], [-1, 0]])
+    found = anomaly_score(normal, torch.tensor([[1.0, 0], [0.6, -0.8]]), 2)
+    torch.testing.assert_close(found, torch.tensor([1 - 0.5, 1 + 0.0]))

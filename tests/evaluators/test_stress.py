@@ -1,0 +1,236 @@
+"""Corruptions, written words, wordings, slices and the health of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from color_encoder import ColorEncoder
+from PIL import Image
+from samples import picture, solid, write_test_set
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipx.config import build
+from clipx.engine.evaluate_run import Suite
+from clipx.evaluators import (
+    embedding_health,
+    fairness,
+    prompt_sensitivity,
+    robustness,
+    typographic,
+    zero_shot,
+)
+from clipx.evaluators._corruptions import CORRUPTIONS
+from clipx.evaluators.embedding_health import health
+from clipx.evaluators.fairness import slice_result
+from clipx.evaluators.typographic import written_on
+from clipx.types import Result, Setting, UserError
+
+
+class Bright:
+    """Sees only how bright a picture is: bright ones are class 0, dark ones class 1."""
+
+    image_size, logit_scale = 32, 1.0
+
+    def encode_image(self, images: Any) -> Tensor:
+        bright = torch.stack([image.float().mean() / 255 for image in images])
+        return F.normalize(torch.stack([bright, 1 - bright], dim=1), dim=-1)
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        return torch.tensor([[1.0, 0] if "bright" in text else [0, 1] for text in texts])
+
+    def text_digest(self) -> str:
+        return "bright"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    samples = {
+        f"{n}": {"png": solid((200,) * 3 if n % 2 == 0 else (110,) * 3), "cls": str(n % 2)}
+        for n in range(8)
+    }
+    return write_test_set(
+        tmp_path / "set",
+        samples,
+        classnames=["bright", "dark"],
+        zeroshot_classification_templates=["a {c} picture", "{c}"],
+    )
+
+
+def distance(image: Image.Image, other: Image.Image) -> float:
+    return float(np.abs(np.asarray(image, float) - np.asarray(other, float)).mean())
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_grows_with_its_severity_and_keeps_the_size(name: str) -> None:
+    pixels = np.random.default_rng(0).integers(60, 190, (64, 96, 3), dtype=np.uint8)
+    image = Image.blend(picture(3, (96, 64)), Image.fromarray(pixels), 0.5)
+    corrupted = [CORRUPTIONS[name](image, s, np.random.default_rng(5)) for s in range(1, 6)]
+    assert {c.size for c in corrupted} == {(96, 64)}
+    far = [distance(image, c) for c in corrupted]
+    assert far[0] > 0.1
+    # What a far rotation brings into view is gray, which may lie nearer than what it took away.
+    assert all(b > 0.95 * a for a, b in pairwise(far)), far
+    assert far[-1] > 1.2 * far[0]
+    again = CORRUPTIONS[name](image, 3, np.random.default_rng(5))
+    assert distance(again, corrupted[2]) == 0
+
+
+def test_accuracy_under_corruption_by_hand(folder: Path) -> None:
+    """Brightness adds 0.1 to 0.5: 110 / 255 = 0.43 is taken for bright from 0.1 on."""
+    config = robustness.Config(
+        path=str(folder), corruptions=["brightness", "jpeg"], severities=[1, 5]
+    )
+    found = config.build().evaluate(Bright(), Setting())
+    assert found.metrics["clean-top1"] == 1.0
+    assert found.metrics["brightness-top1"] == 0.5
+    assert found.metrics["jpeg-top1"] == 1.0
+    assert found.metrics["corrupted-top1"] == found.metrics["relative-top1"] == 0.75
+    low, high = found.intervals["relative-top1"]
+    assert low < 0.75 < high
+    rows = {(r["corruption"], r["severity"]): r["top1"] for r in found.tables["severities"]}
+    assert rows == {
+        ("brightness", 1): 0.5,
+        ("brightness", 5): 0.5,
+        ("jpeg", 1): 1.0,
+        ("jpeg", 5): 1.0,
+    }
+    with pytest.raises(UserError, match="corruption 'fog' is none of gaussian_noise, shot_noise"):
+        robustness.Config(path=str(folder), corruptions=["fog"]).build()
+    assert len(robustness.Config(path=str(folder), limit=3).build().set) == 3
+
+
+def test_what_is_written_is_another_class_and_fits_the_picture(folder: Path) -> None:
+    evaluator = typographic.Config(path=str(folder)).build()
+    assert not (evaluator.written == evaluator.set.label).any()
+    found = evaluator.evaluate(Bright(), Setting()).metrics
+    assert found["clean-top1"] == 1.0
+    assert found["attacked-top1"] + found["read_share"] == 1.0  # two classes
+    gray = Image.new("RGB", (64, 48), (128, 128, 128))
+    for text in ("x", "a rather long name of a class"):
+        pixels = np.asarray(written_on(gray, text))
+        assert (pixels == 255).any(), "the label"
+        assert pixels.min() < 110, "the letters"
+        assert (pixels[:3] == 128).all(), "not over the edge"
+
+
+class Worded(Bright):
+    """Takes `a bright picture` for a dark one."""
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        rows = {"a bright picture": [0.0, 1], "a dark picture": [1.0, 0]}
+        plain = super().encode_text(texts)
+        return torch.stack(
+            [torch.tensor(rows[t]) if t in rows else p for t, p in zip(texts, plain, strict=True)]
+        )
+
+
+def test_the_spread_over_wordings_by_hand(folder: Path) -> None:
+    found = prompt_sensitivity.Config(path=str(folder)).build().evaluate(Worded(), Setting())
+    assert found.metrics["best-top1"] == 1.0
+    assert found.metrics["worst-top1"] == 0.0
+    assert found.metrics["template_gap"] == 1.0
+    assert found.metrics["single-top1"] == 0.5
+    templates = [(row["template"], row["top1"]) for row in found.tables["templates"]]
+    assert templates == [("a {c} picture", 0.0), ("{c}", 1.0)]
+
+
+def sliced(values: list[float], slices: list[str]) -> Result:
+    whole = Result({}, keys=[str(n) for n in range(len(values))])
+    whole.samples["hit"] = torch.tensor(values, dtype=torch.float64)
+    return slice_result(whole, slices)
+
+
+def test_slices_by_hand() -> None:
+    found = sliced([1, 1, 1, 0, 0, 1, 0, 0], list("aaaabbbb"))
+    assert found.metrics["hit"] == 0.5
+    assert found.metrics["hit-worst_slice"] == 0.25
+    assert found.metrics["hit-slice_gap"] == 0.5
+    assert [(r["slice"], r["value"], r["samples"]) for r in found.tables["slices"]] == [
+        ("b", 0.25, 4),
+        ("a", 0.75, 4),
+    ]
+    low, high = found.intervals["hit-slice_gap"]
+    assert low < 0.5 < high
+
+
+def test_the_gap_of_the_slices_has_the_interval_of_a_difference_of_rates() -> None:
+    hits = [float(n % 10 < 9) for n in range(400)] + [float(n % 2) for n in range(400)]
+    low, high = sliced(hits, ["a"] * 400 + ["b"] * 400).intervals["hit-slice_gap"]
+    expected = 2 * 1.96 * (0.9 * 0.1 / 400 + 0.5 * 0.5 / 400) ** 0.5
+    assert high - low == pytest.approx(expected, rel=0.15)  # 1000 resamples
+    assert (low + high) / 2 == pytest.approx(0.4, abs=0.01)
+
+
+def test_any_evaluator_is_sliced_by_a_column_of_a_table(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "slices.csv"
+    rows = [f"0.tar/{n},{'day' if n < 4 else 'night'}" for n in range(8)]
+    table.write_text("\n".join(["key,light", *rows]))
+    told: dict[str, Any] = {
+        "name": "fairness",
+        "of": {"name": "zero_shot", "path": str(folder)},
+        "table": str(table),
+        "column": "light",
+    }
+    config = build(Suite, {"evaluators": {"a": told}}, where="a test").evaluators["a"]
+    assert config.of == zero_shot.Config(path=str(folder))
+    found = config.build().evaluate(Bright(), Setting())
+    assert found.metrics["zeroshot-top1-worst_slice"] == 1.0
+    assert found.metrics["num_slices"] == 2
+    with pytest.raises(UserError, match=r"has no column 'skin', but key, light"):
+        fairness.read_column(table, "skin")
+    table.write_text("\n".join(["key,light", *rows[:-2]]))
+    with pytest.raises(UserError, match=r"lacks 2 of 8 samples, first 0\.tar/6"):
+        config.build().evaluate(Bright(), Setting())
+
+
+def spread(seed: int) -> Tensor:
+    return F.normalize(torch.randn(300, 32, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_a_healthy_space_raises_no_alarm() -> None:
+    found = health(spread(0), F.normalize(spread(0) + spread(1), dim=-1))
+    assert found.alarms == []
+    assert found.metrics["image_effective_rank"] > 28
+    assert found.metrics["image_dead_share"] == 0
+    low, high = found.intervals["alignment"]
+    assert low < found.metrics["alignment"] < high
+
+
+@pytest.mark.parametrize(
+    ("image", "alarm"),
+    [
+        (lambda: F.normalize(torch.ones(300, 32) + 0.01 * spread(0), dim=-1), "image .*collapse"),
+        (lambda: torch.eye(32)[[0, 1] * 150], "image embeddings collapse: effective rank 1.0"),
+        (lambda: F.pad(spread(0)[:, :8], (0, 24)), "75% of the image dimensions hardly vary"),
+    ],
+)
+def test_a_collapse_raises_an_alarm(image: Callable[[], Tensor], alarm: str) -> None:
+    assert any(_found(alarm, text) for text in health(image(), spread(1)).alarms)
+
+
+def _found(pattern: str, text: str) -> bool:
+    import re
+
+    return re.search(pattern, text) is not None
+
+
+def test_health_of_a_set_takes_the_first_caption_of_each_image(tmp_path: Path) -> None:
+    colors = {"red": [1.0, 0, 0], "green": [0, 1.0, 0], "other": [0, 0, 1.0]}
+    path = write_test_set(
+        tmp_path,
+        {
+            "0": {"png": solid((255, 0, 0)), "txt": "red\nother"},
+            "1": {"png": solid((0, 255, 0)), "txt": "green"},
+        },
+    )
+    config = embedding_health.Config(path=str(path))
+    found = config.build().evaluate(ColorEncoder(colors), Setting())
+    assert found.metrics["alignment"] == pytest.approx(0)
+    assert found.metrics["num_samples"] == 2
