@@ -4,10 +4,11 @@ them, and nobody waits for a rank that failed."""
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import pytest
-from evaluation_checks import FOLDER, evaluated, failing
+from evaluation_checks import FOLDER, evaluated, failing, overdue, signaled
 from run_ranks import run_ranks
 from training import COLORS, picture, png, write_tar
 
@@ -55,8 +56,28 @@ def test_every_batch_is_embedded_by_one_rank(results: dict[int, list[dict[str, A
 
 def test_a_rank_that_fails_leaves_nobody_waiting() -> None:
     first, second = run_ranks(failing, 2)
-    assert first["metrics"] == second["metrics"] == {"c": {"sum": 2.0}}
-    assert first["said"] == second["said"]
-    assert first["said"][0] == "evaluator a failed, training goes on: not on this machine"
-    assert "rank 1 failed:\nTraceback" in first["said"][1]
-    assert "ZeroDivisionError: on one rank" in first["said"][1]
+    assert first["metrics"] == second["metrics"] == {"fine": {"sum": 2.0}}
+    for rank, said in enumerate((first["said"], second["said"])):
+        told = dict(re.findall(r"evaluator (\w+) failed, training goes on:\s(.*)", "\n".join(said)))
+        assert list(told) == ["build", "work", "between", "end", "size"], rank
+        assert told["build"] == "not on this machine"
+        assert told["size"].startswith("ranks have read test sets of different sizes"), rank
+        text = "\n".join(said)
+        for fault in ("ZeroDivisionError: on one rank", "MemoryError: on one rank, in no round"):
+            assert "rank 1 failed:\nTraceback" in text, rank
+            assert fault in text, rank
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_signal_at_any_time_ends_an_evaluation_on_all_ranks_alike(world_size: int) -> None:
+    ranks = run_ranks(signaled, world_size)
+    assert all(outcomes == ranks[0] for outcomes in ranks)
+    for ended, asked in ranks[0]:
+        assert ended in (None, *asked)
+    assert any(ended for ended, _ in ranks[0]), "no signal came in time"
+    assert any(ended is None for ended, _ in ranks[0])
+
+
+def test_a_time_limit_of_one_rank_is_one_of_all() -> None:
+    assert run_ranks(overdue, 1) == ["the time limit"]
+    assert run_ranks(overdue, 2) == ["the time limit"] * 2

@@ -97,6 +97,23 @@ except Interrupted:
     assert done.stdout == "left\nnot entered\n", done.stderr
 
 
+def test_what_is_done_with_peers_is_done_to_its_end_first() -> None:
+    body = """
+try:
+    with stop.interrupting():
+        with stop.held():
+            send(signal.SIGUSR1)
+            print("done", stop.reason)
+        print("never")
+except Interrupted as signal:
+    print("left by", signal)
+with stop.held():
+    print("held alone")
+"""
+    done = run(body)
+    assert done.stdout == "done SIGUSR1\nleft by SIGUSR1\nheld alone\n", done.stderr
+
+
 def test_a_forked_child_lives_on_and_its_signals_are_not_its_parents() -> None:
     body = """
 child = os.fork()
