@@ -110,23 +110,34 @@ def test_a_second_signal_ends_at_once_and_what_was_saved_is_kept(
     assert not complaints
 
 
+@pytest.mark.parametrize("signaled", [(0,), (1,), (0, 1)], ids=["first", "last", "both"])
 def test_a_signal_in_an_evaluation_leaves_it_and_it_is_done_again(
-    start: Incarnations, pairs: Path, tmp_path: Path
+    signaled: tuple[int, ...], start: Incarnations, pairs: Path, tmp_path: Path
 ) -> None:
+    """It takes seconds: the signal comes long before it would be done."""
     shapes = write_test_set(tmp_path / "set")
     config = write_config(tmp_path, pairs, duration="12 steps", checkpoint_every="100 steps")
-    evaluators = f"evaluators={{tiny: {{name: zero_shot, path: {shapes}, every: 6 steps}}}}"
+    noises = ", ".join(20 * ["gaussian_noise"])
+    tiny = f"tiny: {{name: zero_shot, path: {shapes}, every: 6 steps}}"
+    slow = f"slow: {{name: robustness, path: {shapes}, every: 6 steps, corruptions: [{noises}]}}"
+    command = ["train", config, f"evaluators={{{tiny}, {slow}}}"]
     run = tmp_path / "run"
-    ranks = start(["train", config, evaluators], tmp_path / "log", world_size=2)
+    ranks = start(command, tmp_path / "log", world_size=2)
     wait_until(lambda: (run / "checkpoints/step_00000006").exists(), ranks)
-    ranks.kill(by=SIGUSR1)
-    codes = ranks.wait()
-    assert codes in ([75, 75], [0, 0]), ranks.said
+    ranks.kill(*signaled, by=SIGUSR1)
+    assert ranks.wait() == [75, 75], ranks.said
+    assert "stopped at step 6 of 12 by SIGUSR1, with a checkpoint" in ranks.said
+    assert "failed, training goes on" not in ranks.said
     assert (run / "checkpoints/step_00000006").exists(), "an evaluation has a checkpoint before it"
-    again = start(["train", config, evaluators], tmp_path / "log", world_size=2)
+    assert not results(run)
+    again = start(command, tmp_path / "log2", world_size=2)
     assert again.wait() == [0, 0], again.said
-    results = [json.loads(x)["step"] for x in (run / "results.jsonl").read_text().splitlines()]
-    assert results == [6, 12]
+    assert [record["step"] for record in results(run)] == [6, 12]
+
+
+def results(run: Path) -> list[dict[str, object]]:
+    file = run / "results.jsonl"
+    return [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
 
 
 def test_a_run_stops_by_itself_before_its_time_is_over(
