@@ -166,8 +166,8 @@ EVAL = """#!/bin/bash
 checkpoints=({checkpoints})
 [ ! -d .venv ] || export PATH="$PWD/.venv/bin:$PATH"
 checkpoint=${{checkpoints[$SLURM_ARRAY_TASK_ID]}}
-srun python -m clipx eval "$checkpoint" --json >"{folder}/$(basename "$checkpoint").json.new" &&
-  mv "{folder}/$(basename "$checkpoint").json.new" "{folder}/$(basename "$checkpoint").json"
+srun python -m clipx eval "$checkpoint" --json >"{folder}/$(basename "$checkpoint").jsonl.new" &&
+  mv "{folder}/$(basename "$checkpoint").jsonl.new" "{folder}/$(basename "$checkpoint").jsonl"
 """
 
 
@@ -178,7 +178,7 @@ def eval_job(options: argparse.Namespace, more: Sequence[str]) -> Job:
     every = sorted((run / "checkpoints").glob("step_*"))[:: -options.every][
         ::-1
     ]  # the last is among them
-    left = [path for path in every if not (folder / f"{path.name}.json").exists()]
+    left = [path for path in every if not (folder / f"{path.name}.jsonl").exists()]
     if not left:
         found = f"{len(every)} are all evaluated in {folder}" if every else "there are none"
         raise UserError(f"{run} has no checkpoint to evaluate: {found}")

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from clipx.config import config
-from clipx.types import Encoder
+from clipx.types import Encoder, Result, Setting
 
 
 @config
@@ -23,6 +23,6 @@ class Pace:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def evaluate(self, encoder: Encoder) -> dict[str, float]:
+    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         time.sleep(float(self.path.read_text()))
-        return {}
+        return Result({})

@@ -108,7 +108,7 @@ def test_evaluations_are_an_array_over_what_has_no_result(
     for step in CHECKPOINTS:
         (run / f"checkpoints/step_{step:08d}").mkdir(parents=True)
     (run / "evals").mkdir()
-    (run / "evals/step_00000300.json").touch()
+    (run / "evals/step_00000300.jsonl").touch()
     said = dry(capsys, "--eval", run, "--every=2", "--at-once=4", "--gpus-per-node=1", "--qos=low")
     command, _, script = said.partition("\n\n")
     assert {"--array=0-1%4", "--gpus-per-node=1", "--qos=low"} <= set(command.split())
@@ -137,9 +137,9 @@ def test_the_script_of_an_array_job_evaluates_its_own_checkpoint(tmp_path: Path)
         env = {"PATH": f"{srun.parent}:/usr/bin:/bin", "SLURM_ARRAY_TASK_ID": str(task)}
         done = subprocess.run(["bash"], input=script, env=env, text=True, cwd=tmp_path, check=False)
         assert done.returncode == code
-    said = (run / "evals/step_00000300.json").read_text()
+    said = (run / "evals/step_00000300.jsonl").read_text()
     assert said == f"python -m clipx eval {run}/checkpoints/step_00000300 --json\n"
-    assert not (run / "evals/step_00000400.json").exists()
+    assert not (run / "evals/step_00000400.jsonl").exists()
 
 
 @pytest.mark.parametrize(
