@@ -21,7 +21,7 @@ has_torch() { "$python" -c 'import torch, torchvision' 2>/dev/null; }
 has_torch || "$python" -m pip install --quiet torch==2.14.1 torchvision==0.29.1 ||
     "$python" -m pip install --quiet torch torchvision
 
-"$python" -m pip install --quiet 'clip-benchmark==1.6.2' 'numpy<2.4' 'open_clip_torch==3.3.0'
+"$python" -m pip install --quiet 'clip-benchmark==1.6.2' 'numpy<2.4' 'open_clip_torch==3.3.0' requests  # which it imports, undeclared
 
 "$python" - <<'PY'
 import importlib.metadata as metadata

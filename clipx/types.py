@@ -130,9 +130,7 @@ class Encoder(Protocol):
     def logit_scale(self) -> float: ...
     def encode_image(self, images: Any) -> Tensor: ...
     def encode_text(self, texts: list[str]) -> Tensor: ...
-    def text_digest(self) -> str:
-        """Equal for two models whose text embeddings are equal."""
-        ...
+    def text_digest(self) -> str: ...  # equal where all text embeddings are
 
 
 class Ranks(Protocol):
@@ -161,8 +159,7 @@ class Alone:
 class Setting:
     """Where an evaluator runs.
 
-    cache: folder for text classifiers, which a model that is evaluated again need not embed again;
-    None: not kept, as for a model in training
+    cache: folder where text classifiers are kept; None: not, as for a model in training
     progress: told how many of how many samples are embedded
     device: for large products of embeddings
     """
@@ -194,9 +191,7 @@ class Result:
 
 
 class Evaluator(Protocol):
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
-        """All ranks take part and get the same."""
-        ...
+    def evaluate(self, encoder: Encoder, setting: Setting) -> Result: ...  # the same on all ranks
 
 
 class Tracker(Protocol):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipx.cli import parser
+from clipx.cli import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,7 +29,7 @@ def shell_lines() -> list[str]:
 
 @pytest.mark.parametrize("line", [x for x in shell_lines() if x.startswith("clipx ")])
 def test_clipx_commands_in_the_documentation_parse(line: str) -> None:
-    assert parser().parse_args(shlex.split(line)[1:]).run is not None
+    assert parse(shlex.split(line)[1:]).run is not None
 
 
 @pytest.mark.parametrize("line", [x for x in shell_lines() if not x.startswith("clipx ")])
