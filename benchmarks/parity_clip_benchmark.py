@@ -62,7 +62,7 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     top.add_argument("--model", type=Path, help="run or checkpoint folder (default: trained here)")
-    top.add_argument("--steps", type=int, default=60, help="of the model that is trained here")
+    top.add_argument("--steps", type=int, default=300, help="of the model that is trained here")
     top.add_argument("--data", type=Path, default=ROOT / "data/demo/eval", help="the test sets")
     top.add_argument("--env", type=Path, default=ROOT / ".venv-clip-benchmark")
     top.add_argument("--check", action="store_true", help="fail where two numbers differ")

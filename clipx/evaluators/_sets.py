@@ -58,8 +58,12 @@ def split_folder(path: Path, split: str | None) -> Path:
     if split is None:
         return next((path / s for s in ("test", "val") if (path / s).is_dir()), path)
     if not (path / split).is_dir():
-        there = ", ".join(p.name for p in sorted(path.iterdir()) if p.is_dir()) or "no folders"
-        raise UserError(f"test set {path} has no split {split!r}; it has {there}")
+        there = [p.name for p in sorted(path.iterdir()) if p.is_dir()] or ["no folders"]
+        shown = ", ".join(there[:5]) + (" ..." if len(there) > 5 else "")
+        raise UserError(
+            f"test set {path} has no split {split!r}; it has {shown}. Give the folder above, another "
+            "split, or split=null where these are the classes"
+        )
     return path / split
 
 

@@ -30,7 +30,7 @@ def write_run(folder: Path, *, checkpoints: tuple[int, ...] = (), **changes: Any
         "job": None,
         "attempt": 0,
         "started": NOW,
-        "updated": NOW,
+        "updated": time.time(),  # not NOW: the module may have been imported minutes ago
         "step": 40,
         "total_steps": 100,
         "samples_seen": 20_480,
