@@ -61,8 +61,8 @@ def split_folder(path: Path, split: str | None) -> Path:
         there = [p.name for p in sorted(path.iterdir()) if p.is_dir()] or ["no folders"]
         shown = ", ".join(there[:5]) + (" ..." if len(there) > 5 else "")
         raise UserError(
-            f"test set {path} has no split {split!r}; it has {shown}. Give the folder above, another "
-            "split, or split=null where these are the classes"
+            f"test set {path} has no split {split!r}; it has {shown}. Give the folder above, "
+            "another split, or split=null where these are the classes"
         )
     return path / split
 
