@@ -81,9 +81,7 @@ def parser() -> argparse.ArgumentParser:
     config = verbs.add_parser("config", help="configs").add_subparsers(
         required=True, metavar="WHAT"
     )
-    show = config.add_parser(
-        "show", help="print a config with all its layers and defaults resolved"
-    )
+    show = config.add_parser("show", help="print a config with all layers and defaults resolved")
     show.add_argument("config", type=Path)
     show.add_argument("overrides", nargs="*", metavar="key=value")
     show.set_defaults(run=_config_show)
@@ -142,6 +140,11 @@ def _add_eval_verbs(verbs: Any) -> None:
     compare.add_argument("second", type=Path, metavar="B", help="another, of the same test sets")
     compare.add_argument("--json", action="store_true", help="one JSON object a metric on stdout")
     compare.set_defaults(run=_compare)
+
+    report = verbs.add_parser("report", help="one HTML file about a run, its model and its data")
+    report.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
+    report.set_defaults(run=_report)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -213,6 +216,12 @@ def _compare(arguments: argparse.Namespace) -> None:
             print(json.dumps(record))
     else:
         print_comparison(found)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from clipx.report.write import write_report
+
+    print(write_report(arguments.folder, arguments.out))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,144 @@
+"""What the evaluations of results.jsonl found, with intervals, at the end and over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clipx.report.page import Section, grid, missing, sub, table, text
+from clipx.report.record import Record, Score, SetScores, scores_of
+from clipx.viz.line_chart import LineChart, Point, Series
+from clipx.viz.markup import Markup, element, join
+from clipx.viz.scales import exact_text
+
+_RATES = ("top", "R@", "mAP", "recall", "ece", "accuracy", "share", "gap", "worst", "slice")
+_NO_RATES = ("modality_gap",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """metrics: name -> title, of a table's columns; the first two are drawn over time"""
+
+    title: str
+    metrics: dict[str, str]
+
+
+TASKS = (
+    Task(
+        "Zero-shot classification",
+        {
+            "zeroshot-top1": "top-1 accuracy",
+            "zeroshot-top5": "top-5 accuracy",
+            "zeroshot-mean_per_class_recall": "mean per-class recall",
+            "zeroshot-ece": "calibration error",
+        },
+    ),
+    Task(
+        "Retrieval",
+        {
+            "image_to_text_R@1": "image to text, R@1",
+            "text_to_image_R@1": "text to image, R@1",
+            "image_to_text_R@5": "image to text, R@5",
+            "text_to_image_R@5": "text to image, R@5",
+            "image_to_text_R@10": "image to text, R@10",
+            "text_to_image_R@10": "text to image, R@10",
+            "image_to_text_median_rank": "image to text, median rank",
+            "text_to_image_median_rank": "text to image, median rank",
+        },
+    ),
+)
+
+
+def section(record: Record) -> Section:
+    scores, children = scores_of(record.results), []
+    if not scores:
+        why = "results.jsonl has no evaluation: give the run evaluators, or see `clipx eval RUN`."
+        return Section("scores", "Evaluation", [missing(why)])
+    newest = max(s.step for sets in scores.values() for found in sets.values() for s in found)
+    told = f"Values of results.jsonl at step {newest:,}, with their 95 % intervals."
+    children.append(text(told))
+    left = dict(scores)
+    for task in TASKS:
+        first = next(iter(task.metrics))
+        sets = {name: found for name, found in scores.items() if first in found}
+        if sets:
+            children += [sub(task.title), task_table(task, sets), *over_time(task, sets)]
+        left = {name: found for name, found in left.items() if name not in sets}
+    left = {name: found for name, found in left.items() if "alignment" not in found}  # see space
+    if left:
+        children += [sub("Other evaluations"), other_table(left)]
+    return Section("scores", "Evaluation", children)
+
+
+def task_table(task: Task, sets: dict[str, SetScores]) -> Markup:
+    there = {m: t for m, t in task.metrics.items() if any(m in found for found in sets.values())}
+    rows = []
+    for name, found in sets.items():
+        cells = [cell(metric, found[metric][-1]) if metric in found else "" for metric in there]
+        rows.append([name, last_count(found), *cells])
+    columns = ["set", "samples", *there.values()]
+    return table(columns, rows, title=f"{task.title}: value (95 % interval)", numbers=[1])
+
+
+def other_table(sets: dict[str, SetScores]) -> Markup:
+    rows = [
+        [name, last_count(found), metric, cell(metric, values[-1])]
+        for name, found in sets.items()
+        for metric, values in found.items()
+        if not metric.startswith("num_")
+    ]
+    return table(
+        ["set", "samples", "metric", "value (95 % interval)"],
+        rows,
+        title="Other metrics, by evaluator",
+        numbers=[1],
+    )
+
+
+def last_count(found: SetScores) -> str:
+    return exact_text(found["num_samples"][-1].value) if "num_samples" in found else ""
+
+
+def is_rate(metric: str) -> bool:
+    return any(w in metric for w in _RATES) and not any(w in metric for w in _NO_RATES)
+
+
+def value_text(metric: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if is_rate(metric) else exact_text(value)
+
+
+def cell(metric: str, score: Score) -> Markup:
+    """The value, its interval below it, and for rates both on a line from 0 to 100 %."""
+    value = element("strong", value_text(metric, score.value))
+    if score.low is None or score.high is None:
+        return value
+    ends = f"{value_text(metric, score.low)} to {value_text(metric, score.high)}"
+    interval = element("span", ends, class_="interval")
+    if not is_rate(metric):
+        return join(value, interval)
+    width = max(0.0, score.high - score.low)
+    inner = element("i", style=f"left:{100 * score.low:.1f}%;width:{100 * width:.1f}%")
+    dot = element("b", style=f"left:{100 * score.value:.1f}%")
+    return join(value, element("span", inner, dot, class_="whisker"), interval)
+
+
+def over_time(task: Task, sets: dict[str, SetScores]) -> list[Markup]:
+    """A chart for each set that was evaluated more than once."""
+    metrics = [*task.metrics][:2]
+    charts = []
+    for name, found in sets.items():
+        series = [
+            Series(task.metrics[m], [point(s) for s in found[m]]) for m in metrics if m in found
+        ]
+        if len(series[0].points) > 1:
+            percent = is_rate(metrics[0])
+            charts.append(LineChart(name, series, zero=True, percent=percent).figure())
+    if charts:
+        return [grid(*charts)]
+    why = "Each set was evaluated once, so there is no curve; evaluators.<set>.every asks for more."
+    return [missing(why)]
+
+
+def point(score: Score) -> Point:
+    nan = float("nan")
+    low, high = (nan if v is None else v for v in (score.low, score.high))
+    return Point(score.step, score.value, low, high)
