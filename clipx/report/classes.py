@@ -22,9 +22,8 @@ def section(seen: Seen) -> Section:
     children: list[Markup] = []
     for found in seen.classified:
         children += [sub(found.name), text(summary(found)), *of_set(found)]
-    if not children:
-        why = seen.faults.get("model") or seen.faults.get("sets")
-        children.append(missing(why or "The run has no zero_shot evaluator whose set is here."))
+    otherwise = "The run has no zero_shot evaluator."
+    children += map(missing, seen.missing("classes", otherwise, there=bool(children)))
     return Section("classes", "Classes", children)
 
 

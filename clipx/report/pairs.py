@@ -19,10 +19,8 @@ def section(seen: Seen) -> Section:
         children += [sub(paired.name), text(summary(paired))]
         children += [by_caption(paired, m) for m in queries(len(paired.text))]
         children += [by_image(paired, n) for n in queries(len(paired.image), shift=True)]
-    if not children:
-        why = seen.faults.get("model") or seen.faults.get("sets")
-        told = "The run has no retrieval evaluator whose set is here."
-        children.append(missing(why or told))
+    otherwise = "The run has no retrieval evaluator."
+    children += map(missing, seen.missing("pairs", otherwise, there=bool(children)))
     return Section("retrieval", "Retrieval", children)
 
 

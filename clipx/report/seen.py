@@ -65,13 +65,18 @@ class Paired:
 
 @dataclass(frozen=True)
 class Seen:
-    """faults: why there is nothing of the model, or of a set, by its name"""
+    """faults: why something is not there, of the `model`, the `classes` or the `pairs`"""
 
     facts: list[tuple[str, str]] = field(default_factory=list)
     classified: list[Classified] = field(default_factory=list)
     paired: list[Paired] = field(default_factory=list)
-    faults: dict[str, str] = field(default_factory=dict)
+    faults: dict[str, list[str]] = field(default_factory=dict)
     source: str = ""
+
+    def missing(self, part: str, otherwise: str, *, there: bool) -> list[str]:
+        """Lines on what a section lacks. there: it has something to show"""
+        found = [*self.faults.get("model", []), *self.faults.get(part, [])]
+        return found if found or there else [otherwise]
 
 
 def look(run: Path, say: Callable[[str], None]) -> Seen:
@@ -80,14 +85,14 @@ def look(run: Path, say: Callable[[str], None]) -> Seen:
     try:
         encoder = embed.load(run, device=device, dtype=compute_dtype("auto", device))
     except UserError as error:
-        return Seen(faults={"model": str(error)})
+        return Seen(faults={"model": [str(error)]})
     parameters = sum(p.numel() for p in encoder.model.parameters())
     told = [("Checkpoint", encoder.source), ("Parameters", f"{parameters:,}")]
     seen = Seen(told, source=encoder.source)
     try:
         evaluators = chosen_evaluators(str(run), [], None, [])
     except UserError as error:
-        seen.faults["sets"] = str(error)
+        seen.faults["model"] = [str(error)]
         return seen
     setting = Setting(device=device)
     for name, config in in_order(evaluators):
@@ -98,7 +103,8 @@ def look(run: Path, say: Callable[[str], None]) -> Seen:
             else:
                 seen.paired.append(pair(name, config, encoder, setting))
         except UserError as error:
-            seen.faults[name] = str(error)
+            part = "classes" if isinstance(config, zero_shot.Config) else "pairs"
+            seen.faults.setdefault(part, []).append(f"{name}: {error}")
     return seen
 
 

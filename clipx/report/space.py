@@ -48,10 +48,8 @@ def section(record: Record, seen: Seen) -> Section:
         children += [sub("Similarity of some pairs"), similarity(paired)]
         children += [sub("Map"), *maps(paired)]
         children += [sub("Health at the newest checkpoint"), *health(paired)]
-    else:
-        why = seen.faults.get("model") or seen.faults.get("sets")
-        told = "No set of images with captions is here to look at the space with."
-        children.append(missing(why or told))
+    otherwise = "No set of images with captions is here to look at the space with."
+    children += map(missing, seen.missing("pairs", otherwise, there=bool(children)))
     return Section(
         "space", "Embedding space", [*children, sub("Health over time"), over_time(record)]
     )

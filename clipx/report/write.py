@@ -54,7 +54,7 @@ def lead(record: Record, seen: Seen) -> str:
     told = f"{model}, trained by clipx."
     if seen.source:
         return f"{told} Pictures and maps are of {seen.source}."
-    return f"{told} There is no model to look at: {seen.faults.get('model', 'none was found')}"
+    return f"{told} There is no model to look at: {seen.faults['model'][0]}"
 
 
 def tiles(record: Record) -> list[Markup]:

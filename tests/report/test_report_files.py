@@ -1,0 +1,207 @@
+"""The numbers that a report shows are those of the run's files; what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from html_checks import checked
+
+from clipx.report.record import Score, read_record, scores_of
+from clipx.report.seen import Seen
+from clipx.report.write import render
+from clipx.types import UserError
+
+METRICS = [
+    {
+        "step": step,
+        "samples_seen": 100 * step,
+        "epoch": step / 10,
+        "train/loss": 4.0 - 0.125 * step,
+        "train/image_to_text_accuracy": 0.05 * step,
+        "train/samples_per_second": 50.0,
+        "train/lr": 1e-3 / step,
+        "train/grad_norm": 10.0**-step,
+        "train/scale": 14.25 + step,
+        "train/clamped_steps": 0,
+        "train/odd_number": 7.0,
+        "skipped_steps": 2 * (step > 2),
+        "overflowed_steps": 0,
+        "memory_gib": 1.5,
+    }
+    for step in range(1, 5)
+]
+RESULTS = [
+    {
+        "step": step,
+        "pets-zeroshot-top1": 0.1 * step,
+        "pets-zeroshot-top5": 0.2 * step,
+        "pets-num_samples": 321,
+        "pets-zeroshot-top1_interval": [0.1 * step - 0.04, 0.1 * step + 0.05],
+        "pets-and-owners-image_to_text_R@1": 0.3,
+        "pets-and-owners-text_to_image_R@1": 0.25,
+        "pets-and-owners-num_samples": 55,
+        "pets-and-owners-image_to_text_R@1_interval": [0.28, 0.33],
+        "space-alignment": 1.25,
+        "space-modality_gap": 0.75 / step,
+        "space-num_samples": 55,
+        "twins-auroc": 0.875,
+        "twins-num_samples": 12,
+    }
+    for step in (2, 4)
+]
+BAD = [
+    {
+        "step": 3,
+        "shard": "7.tar",
+        "key": f"0{n}",
+        "position": n,
+        "stage": "image" if n < 3 else "caption",
+        "error": "BadImage" if n < 3 else "Empty",
+        "message": "truncated <b>& small</b>",
+    }
+    for n in range(5)
+]
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder without a checkpoint."""
+    folder = tmp_path / "a<b>&c"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("run_dir: x\nglobal_batch_size: 100\nseed: 3\n")
+    write_lines(folder / "version.json", [{"clipx": "0.1", "torch": "2.9", "threads": 4}])
+    write_lines(folder / "metrics.jsonl", METRICS)
+    write_lines(folder / "results.jsonl", RESULTS)
+    write_lines(folder / "quarantine.jsonl", BAD)
+    line = {"step": 3, "rank": 1, "features": True, "keys": ["k<1>", "k2"]}
+    write_lines(folder / "nonfinite.jsonl", [line])
+    return folder
+
+
+def report(run: Path) -> str:
+    return render(read_record(run), Seen(faults={"model": ["no checkpoint <yet>"]}))
+
+
+def test_every_logged_value_stands_under_the_pointer(run: Path) -> None:
+    text = checked(report(run)).text
+    for line in METRICS:
+        where = f"step {line['step']}, {line['samples_seen']} samples seen"
+        assert f"{where}\nloss: {line['train/loss']:.4g}" in text
+        assert f"{where}\nin-batch accuracy: {line['train/image_to_text_accuracy']:.1%}" in text
+        assert f"{where}\ngradient norm: {line['train/grad_norm']:.4g}" in text
+        assert f"{where}\nlogit scale: {line['train/scale']:.4g}" in text
+
+
+def test_a_metric_that_is_not_known_gets_a_chart_too(run: Path) -> None:
+    assert "Odd number" in checked(report(run)).text
+
+
+def test_the_table_has_the_newest_values_with_their_intervals(run: Path) -> None:
+    page = checked(report(run))
+    start = page.texts.index("pets")
+    row = [t for t in page.texts[start : start + 12] if t]
+    assert row[:5] == ["pets", "321", "40.0 %", "36.0 % to 45.0 %", "80.0 %"]
+    assert {"30.0 %", "28.0 % to 33.0 %", "25.0 %", "auroc", "0.875"} <= set(page.texts)
+
+
+def test_earlier_evaluations_are_points_of_a_curve_with_their_band(run: Path) -> None:
+    text = checked(report(run)).text
+    assert "step 2\ntop-1 accuracy: 20.0% (16.0% to 25.0%)\ntop-5 accuracy: 40.0%" in text
+    assert "step 2\nmodality_gap: 0.375" in text
+
+
+def test_scores_are_told_apart_where_one_sets_name_begins_anothers() -> None:
+    found = scores_of(RESULTS)
+    assert set(found) == {"pets", "pets-and-owners", "space", "twins"}
+    assert set(found["pets"]) == {"zeroshot-top1", "zeroshot-top5", "num_samples"}
+    first, last = found["pets"]["zeroshot-top1"]
+    assert first == Score(2, 0.2, pytest.approx(0.16), pytest.approx(0.25))
+    assert last.step == 4
+
+
+def test_bad_samples_are_counted_by_reason(run: Path) -> None:
+    page = checked(report(run))
+    assert "5 bad samples of 400 seen (1.250%), each replaced by a neighbor." in page.text
+    start = page.texts.index("By reason")
+    cells = [t for t in page.texts[start : start + 20] if t]
+    assert cells[4:10] == ["image", "BadImage", "3", "caption", "Empty", "2"]
+
+
+def test_skipped_steps_are_listed_with_their_samples(run: Path) -> None:
+    text = checked(report(run)).text
+    assert "2 steps left out because loss or gradient was not finite" in text
+    assert "k<1>, k2" in text
+
+
+def test_text_of_files_is_escaped(run: Path) -> None:
+    html = report(run)
+    assert "truncated &lt;b&gt;&amp; small&lt;/b&gt;" in html
+    assert "Report on a&lt;b&gt;&amp;c" in html
+    assert "no checkpoint &lt;yet&gt;" in html
+
+
+def test_training_time_is_what_the_logged_rates_come_to(run: Path) -> None:
+    assert "8 s (without evaluations and checkpoints" in checked(report(run)).text
+
+
+def test_values_that_are_not_finite_are_left_out_and_counted(run: Path) -> None:
+    lines = [m | ({"train/loss": math.nan} if m["step"] in (2, 3) else {}) for m in METRICS]
+    write_lines(run / "metrics.jsonl", lines)
+    text = checked(report(run)).text
+    assert "2 of 4 values are not finite and left out." in text
+    lines = [m | {"train/loss": math.nan} for m in METRICS]
+    write_lines(run / "metrics.jsonl", lines)
+    assert "No finite value was logged." in checked(report(run)).text
+
+
+PARTS = {
+    "metrics.jsonl": "metrics.jsonl has no line yet.",
+    "results.jsonl": "results.jsonl has no evaluation",
+    "quarantine.jsonl": "No bad sample of 400 seen",
+    "version.json": "version.json is missing",
+    "config.yaml": "a model, trained by clipx.",
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_whose_file_is_missing_is_one_line(run: Path, name: str) -> None:
+    whole = checked(report(run)).text
+    (run / name).unlink()
+    assert PARTS[name] in checked(report(run)).text
+    assert PARTS[name] not in whole or name == "config.yaml"
+
+
+def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    text = checked(report(tmp_path)).text
+    assert text.count("no checkpoint <yet>") == 4  # the lead, classes, retrieval, space
+
+
+def test_status_json_tells_how_the_run_ended(run: Path) -> None:
+    status = {"state": "stopped", "reason": "SIGTERM", "total_steps": 9, "host": "n<1>"}
+    (run / "status.json").write_text(json.dumps(status))
+    text = checked(report(run)).text
+    assert "stopped: SIGTERM" in text
+    assert "4 of 9" in text
+    assert "host n<1>" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "is no folder; give the run_dir"),
+        (lambda path: path.mkdir(), "neither config.yaml nor metrics.jsonl; give the run_dir"),
+    ],
+)
+def test_what_is_no_run_is_refused_with_the_remedy(tmp_path: Path, make: Any, message: str) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(UserError, match=message):
+        read_record(tmp_path / "x")

@@ -1,0 +1,122 @@
+"""Sections that need a model and its test sets, on a run that was trained for this."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from html_checks import Checker, checked
+from training import (
+    COLORS,
+    picture,
+    png,
+    run_clipx,
+    train,
+    write_config,
+    write_corpus,
+    write_tar,
+    write_test_set,
+)
+
+EVIL = '<script>alert("1")</script> & <b>'
+
+
+def write_captioned(folder: Path) -> Path:
+    """Twelve images with two captions each, which would be tags if they could."""
+    members: dict[str, bytes] = {}
+    for index in range(12):
+        color = list(COLORS)[index % 4]
+        members[f"r{index:02d}.png"] = png(picture(color, "bar", 2000 + index))
+        members[f"r{index:02d}.txt"] = f"{EVIL} {index} {color}\nsecond {index}".encode()
+    write_tar(folder / "test" / "0.tar", members)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reported")
+    classes, captions = write_test_set(folder / "colors"), write_captioned(folder / "captions")
+    names = (classes / "classnames.txt").read_text().replace("red", EVIL)
+    (classes / "classnames.txt").write_text(names)
+    evaluators = {
+        "colors": {"name": "zero_shot", "path": str(classes), "every": "10 steps"},
+        "colors-again": {"name": "zero_shot", "path": str(classes)},
+        "gone": {"name": "zero_shot", "path": str(folder / "gone")},
+        "captions": {"name": "retrieval", "path": str(captions)},
+        "health": {"name": "embedding_health", "path": str(captions), "every": "10 steps"},
+    }
+    shutil.copytree(classes, folder / "gone")
+    corpus = write_corpus(folder / "train")
+    train(write_config(folder, corpus, evaluators=evaluators, duration="20 steps"))
+    shutil.rmtree(folder / "gone")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def html(run: Path) -> str:
+    done = run_clipx("report", run)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(run / "report.html")
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Checker:
+    return checked(html)
+
+
+def test_captions_and_class_names_are_text(html: str, page: Checker) -> None:
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert any(t.startswith(f"“{EVIL} ") for t in page.texts)
+    assert EVIL in page.texts
+
+
+def test_every_set_of_classes_has_its_part_and_the_one_that_is_gone_says_so(page: Checker) -> None:
+    assert {"colors", "colors-again"} <= set(page.texts)
+    assert re.search("gone: test set .*gone does not exist", page.text)
+
+
+def test_the_accuracy_at_the_checkpoint_is_that_of_the_last_evaluation(
+    run: Path, page: Checker
+) -> None:
+    from clipx.report.record import read_record, scores_of
+
+    value = scores_of(read_record(run).results)["colors"]["zeroshot-top1"][-1].value
+    told = f"{round(12 * value)} of 12 images are put into the right one of 4 classes: {value:.1%}."
+    assert page.texts.count(told) == 2
+
+
+def test_pictures_are_inside_the_page(html: str) -> None:
+    images = re.findall(r'<img src="([^"]{0,30})', html)
+    assert len(images) > 30
+    assert {i[:23] for i in images} == {"data:image/webp;base64,"}
+
+
+def test_the_space_is_mapped_and_measured(page: Checker) -> None:
+    assert {"PCA", "Similarity of some pairs", "Effective rank"} <= set(page.texts)
+    assert any(t.startswith("12 pairs of captions, each modality") for t in page.texts)
+
+
+def test_health_over_time_has_the_two_evaluations(page: Checker) -> None:
+    assert re.search(r"step 10\nalignment: [\d.]+ \([\d.]+ to [\d.]+\)", page.text)
+    assert re.search(r"step 20\nimage: -[\d.]+\ntext: -[\d.]+", page.text)
+
+
+def test_out_names_the_file(run: Path, tmp_path: Path) -> None:
+    done = run_clipx("report", run, "--out", tmp_path / "deep" / "x.html")
+    assert done.returncode == 0, done.stderr
+    checked((tmp_path / "deep" / "x.html").read_text(encoding="utf-8"))
+
+
+def test_a_broken_checkpoint_leaves_the_curves(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    for weights in copy.glob("checkpoints/*/model.safetensors"):
+        weights.write_bytes(b"x")
+    done = run_clipx("report", copy)
+    assert done.returncode == 0, done.stderr
+    text = checked((copy / "report.html").read_text(encoding="utf-8")).text
+    assert "holds no usable checkpoint" in text
+    assert "newest loss" in text
