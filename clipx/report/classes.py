@@ -98,7 +98,7 @@ def example(found: Classified, number: int, *, truth: bool = False) -> Markup:
     if truth and guess != label:
         real = element("span", shorten(names[label], 40), class_="truth")
         caption = element("figcaption", real, element("span", told, class_="guess"))
-    picture = element("img", src=uri, alt=names[label], title=names[label], loading="lazy")
+    picture = element("img", src=uri, alt=names[label], title=names[label])
     return element("figure", picture, caption, class_="right" if guess == label else "wrong")
 
 

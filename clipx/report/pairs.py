@@ -64,7 +64,7 @@ def by_caption(paired: Paired, number: int) -> Markup:
 
 def picture(paired: Paired, number: int, told: str, *, right: bool) -> Markup:
     alt = shorten(paired.captioned.captions[int(paired.first_caption[number])], 120)
-    image = element("img", src=uri(paired, number), alt=alt, title=alt, loading="lazy")
+    image = element("img", src=uri(paired, number), alt=alt, title=alt)
     caption = element("figcaption", f"✓ {told}" if right else told)
     return element("figure", image, caption, class_="right" if right else None)
 
@@ -89,7 +89,7 @@ def by_image(paired: Paired, number: int) -> Markup:
         for place, m in lines
     ]
     alt = f"query image {captioned.images.keys[number]}"
-    image = element("img", src=uri(paired, number), alt=alt, loading="lazy")
+    image = element("img", src=uri(paired, number), alt=alt)
     return element("div", element("div", image), element("ol", *items), class_="query")
 
 

@@ -57,7 +57,7 @@ def t_sne(features: Tensor) -> Map:
 
 
 def umap(features: Tensor) -> Map:
-    from umap import UMAP  # pyrefly: ignore[import-error]
+    from umap import UMAP  # pyrefly: ignore[missing-import]
 
     neighbors = min(15, len(features) - 1)
     model = UMAP(2, n_neighbors=neighbors, random_state=SEED, metric="cosine", n_jobs=1)

@@ -89,6 +89,8 @@ def _decimals(step: float) -> int:
 
 def exact_text(value: float) -> str:
     """Four digits, as a person reads them: 1,234 rather than 1.234e+03."""
+    if not math.isfinite(value):
+        return str(value)
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     if abs(value) >= 1000:

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import chromium
 import pytest
 from html_checks import Checker, checked
 from training import (
@@ -120,3 +121,27 @@ def test_a_broken_checkpoint_leaves_the_curves(run: Path, tmp_path: Path) -> Non
     text = checked((copy / "report.html").read_text(encoding="utf-8")).text
     assert "holds no usable checkpoint" in text
     assert "newest loss" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium.PROGRAM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 420])
+def test_a_browser_asks_nothing_of_a_network_and_complains_of_nothing(
+    run: Path, html: str, width: int
+) -> None:
+    browser = chromium.Chromium()
+    try:
+        browser.open(run / "report.html", width=width, dark=False)
+        overflow = browser.value("document.documentElement.scrollWidth - innerWidth")
+        urls = [e["params"]["request"]["url"] for e in browser.events if "request" in e["params"]]
+        said = [e for e in browser.events if "request" not in e["params"]]
+        assert [u for u in urls if not u.startswith("data:")] == [
+            (run / "report.html").resolve().as_uri()
+        ]
+        assert said == []
+        assert overflow <= 0
+        broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+        browser.value("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+        assert browser.value(broken) == 0
+    finally:
+        browser.close()

@@ -63,5 +63,12 @@ def test_an_axis_over_one_value_has_a_middle() -> None:
 
 
 def test_exact_text() -> None:
-    values = {1234.0: "1,234", 0.12345: "0.1235", 1234.5: "1,234", 1e-7: "1e-07", 12.0: "12"}
+    values = {
+        1234.0: "1,234",
+        0.12345: "0.1235",
+        1234.5: "1,234",
+        1e-7: "1e-07",
+        12.0: "12",
+        math.nan: "nan",
+    }
     assert {v: exact_text(v) for v in values} == values
