@@ -13,6 +13,7 @@ checkpoints/       see clipx/checkpoints.py
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -146,6 +147,20 @@ def code_version() -> dict[str, Any]:
         "open_clip": version("open_clip_torch"),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        **hardware(),
+    }
+
+
+def hardware() -> dict[str, str | None]:
+    """What this process computes on; no GPU is None."""
+    cpu, table = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if table.exists():
+        lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), cpu)
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    return {
+        "cpu": f"{cpu} x {os.cpu_count()}",
+        "gpu": f"{gpus[0]} x {len(gpus)}" if gpus else None,
     }
 
 

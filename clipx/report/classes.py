@@ -11,6 +11,7 @@ from clipx.report.page import Section, grid, missing, sub, text
 from clipx.report.seen import Classified, Seen, evenly
 from clipx.viz.markup import Markup, element, join, picture_uri, shorten
 from clipx.viz.matrix import matrix_table
+from clipx.viz.scales import percent_text
 
 CLASSES, PICTURES, EXAMPLES = 6, 3, 8
 """Shown: best and worst classes, pictures of each, right and wrong examples."""
@@ -41,10 +42,11 @@ def of_set(found: Classified) -> list[Markup]:
     rows = ranked(found)
     worst, best = rows[:CLASSES], rows[::-1][:CLASSES]
     out = []
+    kind = "cards" if max(row["samples"] for row in rows) > 1 else "cards few"
     if len(rows) > 1:
         half = min(CLASSES, len(rows) // 2)
-        out += [minor("Worst classes"), grid(*(card(found, r) for r in worst[:half]), kind="cards")]
-        out += [minor("Best classes"), grid(*(card(found, r) for r in best[:half]), kind="cards")]
+        out += [minor("Worst classes"), grid(*(card(found, r) for r in worst[:half]), kind=kind)]
+        out += [minor("Best classes"), grid(*(card(found, r) for r in best[:half]), kind=kind)]
     right = found.predicted == found.labeled.label
     for title, rights in (("Right", right), ("Wrong", ~right)):
         numbers = rights.nonzero().flatten().tolist()
@@ -90,7 +92,7 @@ def example(found: Classified, number: int, *, truth: bool = False) -> Markup:
     """A picture with the guess; truth: name the right class too."""
     names, label = found.labeled.names, int(found.labeled.label[number])
     guess = int(found.predicted[number])
-    sure = f"{float(found.probability[number, guess]):.0%}"
+    sure = percent_text(float(found.probability[number, guess]))
     mark = "✓" if guess == label else "✗"
     told = f"{mark} {shorten(names[guess], 40)}, {sure}"
     uri = picture_uri(found.labeled.images.image(number))
@@ -107,7 +109,9 @@ def confusion(found: Classified, rows: list[dict]) -> Markup:
     names, label, predicted = found.labeled.names, found.labeled.label, found.predicted
     worst = [r["number"] for r in rows if r["samples"] >= LEAST and r["recall"] < 1][:CONFUSED]
     if not worst:
-        return missing(f"No class that has {LEAST} images or more is ever taken for another.")
+        most = max(row["samples"] for row in rows)
+        few = f"No class has {LEAST} images, which a confusion matrix needs to tell anything."
+        return missing(few if most < LEAST else "No class is ever taken for another.")
     taken = {row: Counter(predicted[label == row].tolist()) for row in worst}
     often = sum(taken.values(), Counter())
     columns = sorted((n for n, _ in often.most_common(COLUMNS)), key=lambda n: names[n])

@@ -65,7 +65,7 @@ def software(record: Record) -> list[tuple[str, str]]:
         return [("Versions", "version.json is missing")]
     newest = record.versions[-1]
     soft = ("clipx", "commit", "torch", "open_clip", "python")
-    out = [("Versions", ", ".join(f"{n} {newest[n]}" for n in soft if newest.get(n)))]
+    out = [("Versions", ", ".join(f"{n} {_short(newest[n])}" for n in soft if newest.get(n)))]
     if hard := [f"{k} {v}" for k, v in newest.items() if k not in soft and v is not None]:
         host = record.status.get("host")
         out.append(("Hardware", ", ".join([*([f"host {host}"] if host else []), *hard])))
@@ -96,6 +96,11 @@ def clock(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {left} s" if minutes else f"{left} s"
+
+
+def _short(version: str) -> str:
+    """A commit by its first twelve digits, with the `+` of a changed tree."""
+    return version[:12] + "+" * version.endswith("+") if len(version) > 39 else version
 
 
 def _words(value: Any) -> str:

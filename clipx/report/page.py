@@ -107,7 +107,7 @@ def table(
 def facts(pairs: Sequence[tuple[str, str]]) -> Markup:
     return element(
         "dl",
-        *(join(element("dt", name), element("dd", value)) for name, value in pairs),
+        *(element("div", element("dt", name), element("dd", value)) for name, value in pairs),
         class_="facts",
     )
 

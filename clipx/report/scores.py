@@ -8,7 +8,7 @@ from clipx.report.page import Section, grid, missing, sub, table, text
 from clipx.report.record import Record, Score, SetScores, scores_of
 from clipx.viz.line_chart import LineChart, Point, Series
 from clipx.viz.markup import Markup, element, join
-from clipx.viz.scales import exact_text
+from clipx.viz.scales import exact_text, percent_text
 
 _RATES = ("top", "R@", "mAP", "recall", "ece", "accuracy", "share", "gap", "worst", "slice")
 _NO_RATES = ("modality_gap",)
@@ -16,34 +16,43 @@ _NO_RATES = ("modality_gap",)
 
 @dataclass(frozen=True)
 class Task:
-    """metrics: name -> title, of a table's columns; the first two are drawn over time"""
+    """directions: prefix of metrics -> its name; metrics: rest of their name -> title of a column
+
+    over_time: the metrics that are drawn, by their title
+    """
 
     title: str
+    directions: dict[str, str]
     metrics: dict[str, str]
+    over_time: dict[str, str]
+
+    def has(self, found: SetScores) -> bool:
+        return any(metric in found for metric in self.over_time)
 
 
 TASKS = (
     Task(
         "Zero-shot classification",
+        {"zeroshot-": ""},
         {
-            "zeroshot-top1": "top-1 accuracy",
-            "zeroshot-top5": "top-5 accuracy",
-            "zeroshot-mean_per_class_recall": "mean per-class recall",
-            "zeroshot-ece": "calibration error",
+            "top1": "top-1 accuracy",
+            "top5": "top-5 accuracy",
+            "mean_per_class_recall": "mean per-class recall",
+            "ece": "calibration error",
         },
+        {"zeroshot-top1": "top-1 accuracy", "zeroshot-top5": "top-5 accuracy"},
     ),
     Task(
         "Retrieval",
+        {"image_to_text_": "image to text", "text_to_image_": "text to image"},
         {
-            "image_to_text_R@1": "image to text, R@1",
-            "text_to_image_R@1": "text to image, R@1",
-            "image_to_text_R@5": "image to text, R@5",
-            "text_to_image_R@5": "text to image, R@5",
-            "image_to_text_R@10": "image to text, R@10",
-            "text_to_image_R@10": "text to image, R@10",
-            "image_to_text_median_rank": "image to text, median rank",
-            "text_to_image_median_rank": "text to image, median rank",
+            "R@1": "recall@1",
+            "R@5": "recall@5",
+            "R@10": "recall@10",
+            "mAP": "mean average precision",
+            "median_rank": "median rank",
         },
+        {"image_to_text_R@1": "image to text R@1", "text_to_image_R@1": "text to image R@1"},
     ),
 )
 
@@ -58,8 +67,7 @@ def section(record: Record) -> Section:
     children.append(text(told))
     left = dict(scores)
     for task in TASKS:
-        first = next(iter(task.metrics))
-        sets = {name: found for name, found in scores.items() if first in found}
+        sets = {name: found for name, found in scores.items() if task.has(found)}
         if sets:
             children += [sub(task.title), task_table(task, sets), *over_time(task, sets)]
         left = {name: found for name, found in left.items() if name not in sets}
@@ -70,13 +78,21 @@ def section(record: Record) -> Section:
 
 
 def task_table(task: Task, sets: dict[str, SetScores]) -> Markup:
-    there = {m: t for m, t in task.metrics.items() if any(m in found for found in sets.values())}
+    """A row for each set and direction."""
+    told = any(task.directions.values())
     rows = []
     for name, found in sets.items():
-        cells = [cell(metric, found[metric][-1]) if metric in found else "" for metric in there]
-        rows.append([name, last_count(found), *cells])
-    columns = ["set", "samples", *there.values()]
-    return table(columns, rows, title=f"{task.title}: value (95 % interval)", numbers=[1])
+        for prefix, direction in task.directions.items():
+            cells = [
+                cell(prefix + metric, found[prefix + metric][-1])
+                if prefix + metric in found
+                else ""
+                for metric in task.metrics
+            ]
+            rows.append([name, *([direction] if told else []), last_count(found), *cells])
+    columns = ["set", *(["direction"] if told else []), "samples", *task.metrics.values()]
+    title = f"{task.title}: value, 95 % interval"
+    return table(columns, rows, title=title, numbers=[columns.index("samples")])
 
 
 def other_table(sets: dict[str, SetScores]) -> Markup:
@@ -87,7 +103,7 @@ def other_table(sets: dict[str, SetScores]) -> Markup:
         if not metric.startswith("num_")
     ]
     return table(
-        ["set", "samples", "metric", "value (95 % interval)"],
+        ["set", "samples", "metric", "value, 95 % interval"],
         rows,
         title="Other metrics, by evaluator",
         numbers=[1],
@@ -103,7 +119,7 @@ def is_rate(metric: str) -> bool:
 
 
 def value_text(metric: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if is_rate(metric) else exact_text(value)
+    return percent_text(value) if is_rate(metric) else exact_text(value)
 
 
 def cell(metric: str, score: Score) -> Markup:
@@ -123,15 +139,12 @@ def cell(metric: str, score: Score) -> Markup:
 
 def over_time(task: Task, sets: dict[str, SetScores]) -> list[Markup]:
     """A chart for each set that was evaluated more than once."""
-    metrics = [*task.metrics][:2]
     charts = []
     for name, found in sets.items():
-        series = [
-            Series(task.metrics[m], [point(s) for s in found[m]]) for m in metrics if m in found
-        ]
+        drawn = {m: title for m, title in task.over_time.items() if m in found}
+        series = [Series(title, [point(s) for s in found[m]]) for m, title in drawn.items()]
         if len(series[0].points) > 1:
-            percent = is_rate(metrics[0])
-            charts.append(LineChart(name, series, zero=True, percent=percent).figure())
+            charts.append(LineChart(name, series, zero=True, percent=True).figure())
     if charts:
         return [grid(*charts)]
     why = "Each set was evaluated once, so there is no curve; evaluators.<set>.every asks for more."

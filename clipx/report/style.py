@@ -33,7 +33,8 @@ p { margin: .4rem 0; max-width: 46rem; }
 .grid { display: grid; gap: 1.2rem; margin: 1rem 0; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
 .maps { grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
-.cards { grid-template-columns: repeat(auto-fill, minmax(min(100%, 250px), 1fr)); }
+.cards { grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
+.few { grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); }
 figure { margin: 0; }
 .chart { padding: .9rem 1rem .5rem; border-radius: 8px; background: var(--raised); }
 figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 .7rem; }
@@ -77,18 +78,19 @@ tbody th { font-weight: 500; }
   background: var(--accent); opacity: .4; }
 .whisker b { position: absolute; top: 0; width: 3px; height: 8px; margin-left: -1px;
   background: var(--accent); }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; white-space: nowrap; padding-right: 1.4rem; }
 .matrix th, .matrix td { border: 0; padding: 0; font-size: .8rem; }
-.matrix thead th { padding: 0 .2rem .4rem; width: 3.6rem; max-width: 5rem; text-align: center;
-  overflow-wrap: anywhere; font-size: .75rem; }
+.matrix thead th { padding: 0 .2rem .4rem; max-width: 5rem; text-align: center; hyphens: auto;
+  overflow-wrap: break-word; font-size: .72rem; }
 .matrix tbody th { padding: 0 .7rem 0 0; max-width: 15rem; vertical-align: middle; font-weight: 400;
   text-align: right; line-height: 1.2; }
-.matrix .cell { width: 3.6rem; min-width: 2.6rem; height: 2.3rem; text-align: center;
+.matrix .cell { width: 4.3rem; min-width: 3.4rem; height: 2.3rem; text-align: center;
   vertical-align: middle; border: 2px solid var(--ground); border-radius: 6px;
   background: color-mix(in srgb, var(--accent) var(--share), var(--raised)); }
-.matrix .strong { color: var(--ground); }
 .matrix .marked { box-shadow: inset 0 0 0 2px var(--text); }
-.facts { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: 0; }
+.facts { columns: 2; column-gap: 3rem; margin: 0; }
+.facts div { display: grid; grid-template-columns: 9.5rem 1fr; gap: 0 1rem; padding: .15rem 0;
+  break-inside: avoid; }
 .facts dt { color: var(--soft); } .facts dd { margin: 0; overflow-wrap: anywhere; }
 .card { padding: .8rem; border-radius: 8px; background: var(--raised); }
 .card h4 { margin: 0; font-size: .95rem; overflow-wrap: anywhere; }
@@ -99,8 +101,10 @@ img { display: block; width: 76px; height: 76px; object-fit: contain; padding: 3
   background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 img.small { width: 44px; height: 44px; margin: 0 auto; }
 .right img { outline: 2.5px solid var(--right); outline-offset: 1px; }
-.right figcaption, li.right, .right-text { color: var(--right); font-weight: 600; }
-.wrong figcaption, .wrong-text { color: var(--wrong); }
+.right figcaption, li.right { color: var(--right); font-weight: 600; }
+.guess { display: block; } .truth { display: block; color: var(--text); font-weight: 600; }
+.wrong .guess { color: var(--wrong); }
+h4.minor { margin: 1.4rem 0 .3rem; font-size: .93rem; }
 .query { display: grid; grid-template-columns: minmax(0, 15rem) 1fr; gap: .6rem 1.4rem;
   align-items: center; padding: .8rem 0; border-bottom: 1px solid var(--line); }
 .query .asked { overflow-wrap: anywhere; } .query ol { margin: 0; padding-left: 1.4rem; }
@@ -111,6 +115,6 @@ pre { overflow-x: auto; padding: 1rem; border-radius: 8px; background: var(--rai
 .hidden { position: absolute; width: 0; height: 0; overflow: hidden; margin: 0; }
 footer { margin-top: 4rem; color: var(--soft); font-size: .87rem; }
 @media (max-width: 640px) { .query { grid-template-columns: 1fr; } h1 { font-size: 1.5rem; }
-  .facts { grid-template-columns: 1fr; gap: 0; } .facts dd { margin-bottom: .5rem; } }
+  .facts { columns: 1; } .facts div { grid-template-columns: 7.5rem 1fr; } }
 @media print { nav { display: none; } section { break-inside: avoid-page; } }
 """

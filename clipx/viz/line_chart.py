@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from clipx.viz.markup import Markup, element, join
-from clipx.viz.scales import Scale, axis_over, exact_text, tick_text, ticks_of
+from clipx.viz.scales import Scale, axis_over, exact_text, percent_text, tick_text, ticks_of
 
-WIDTH, HEIGHT = 420.0, 220.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 8.0, 38.0
+WIDTH, HEIGHT = 350.0, 200.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 8.0, 38.0
 MOST_POINTS = 120
 """A longer curve is shown by the means of as many stretches, and its band is their range."""
 
@@ -46,7 +46,7 @@ class LineChart:
     notes: Sequence[str] = field(default_factory=list)
 
     def value(self, number: float) -> str:
-        return f"{number:.1%}" if self.percent else exact_text(number)
+        return percent_text(number) if self.percent else exact_text(number)
 
     def figure(self) -> Markup:
         """Title, newest value, legend and drawing; None of it needs a script."""
@@ -152,7 +152,7 @@ def axes(x: Scale, y: Scale, x_title: str, *, percent: bool = False) -> list[Mar
     ticks = ticks_of(y)
     for tick in ticks:
         if percent:
-            text = tick_text(100 * tick, [100 * t for t in ticks]) + " %"
+            text = tick_text(100 * tick, [100 * t for t in ticks]) + "%"
         else:
             text = exact_text(tick) if y.log else tick_text(tick, ticks)
         out.append(element("line", x1=x.start, x2=x.stop, y1=y(tick), y2=y(tick)))

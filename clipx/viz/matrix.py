@@ -8,6 +8,9 @@ from torch import Tensor
 
 from clipx.viz.markup import Markup, element, join
 
+FULL = 55
+"""Percent of the accent color in the fullest cell: text on it must be legible, light and dark."""
+
 
 def matrix_table(
     values: Tensor,
@@ -33,9 +36,8 @@ def matrix_table(
             value = float(values[r, c])
             share = min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
             kind = " marked" if (r, c) in marked else ""
-            strong = " strong" if share > 0.55 else ""
-            style = f"--share:{100 * share:.0f}%"
-            cells.append(element("td", shown(value), class_=f"cell{strong}{kind}", style=style))
+            style = f"--share:{FULL * share:.0f}%"
+            cells.append(element("td", shown(value), class_=f"cell{kind}", style=style))
         body.append(element("tr", *cells))
     table = element(
         "table",

@@ -87,6 +87,11 @@ def _decimals(step: float) -> int:
     return max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 0
 
 
+def percent_text(share: float) -> str:
+    """12.3%, and 0.04% where there is little."""
+    return f"{100 * share:.2g}%" if 0 < abs(share) < 0.001 else f"{share:.1%}"
+
+
 def exact_text(value: float) -> str:
     """Four digits, as a person reads them: 1,234 rather than 1.234e+03."""
     if not math.isfinite(value):

@@ -109,11 +109,9 @@ def main(page: Path, prefix: str) -> None:
             out = Path(f"{prefix}-{width}-{'dark' if dark else 'light'}.png")
             browser.picture(out)
             print(out, browser.value("document.documentElement.scrollHeight"))
-    requests = [e for e in browser.events if e["method"] == "Network.requestWillBeSent"]
-    for event in browser.events:
-        told = event["params"].get("request", event["params"])
-        print(event["method"], str(told.get("url", told))[:100])
-    print(f"{len(requests)} requests, {len(browser.events) - len(requests)} console messages")
+    urls = [e["params"]["request"]["url"] for e in browser.events if "request" in e["params"]]
+    print("requests:", {url for url in urls if not url.startswith("data:")})
+    print("console:", [e["params"] for e in browser.events if "request" not in e["params"]])
     browser.close()
 
 

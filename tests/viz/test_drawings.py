@@ -59,8 +59,8 @@ def test_a_chart_without_values_and_with_one_says_so_and_stands() -> None:
 def test_a_matrix_shades_by_value_and_frames_what_is_marked() -> None:
     values = torch.tensor([[0.0, 1.0], [0.5, 0.25]])
     html = matrix_table(values, ["a", "b"], ["c", "d"], shown=str, title="t", marked=[(1, 0)])
-    assert re.findall(r"--share:(\d+)%", html) == ["0", "100", "50", "25"]
-    assert re.findall(r'class="cell([^"]*)"', html) == ["", " strong", " marked", ""]
+    assert re.findall(r"--share:(\d+)%", html) == ["0", "55", "28", "14"]
+    assert re.findall(r'class="cell([^"]*)"', html) == ["", "", " marked", ""]
 
 
 def test_pca_is_the_best_plane_and_does_not_depend_on_the_sign_of_its_vectors() -> None:
