@@ -106,7 +106,9 @@ def health(paired: Paired) -> list[Markup]:
     for name, value in result.metrics.items():
         if name in MEANING:
             ends = result.intervals.get(name)
-            told = " to ".join(exact_text(end) for end in ends) if ends else ""
+            told = (
+                " to ".join(exact_text(end) for end in ends).replace(" ", "\u00a0") if ends else ""
+            )
             rows.append([name.replace("_", " "), exact_text(value), told, MEANING[name]])
     title = f"{len(paired.image):,} pairs of {paired.name}"
     columns = ["measure", "value", "95 % interval", "meaning"]

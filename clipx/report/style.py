@@ -19,7 +19,7 @@ main { max-width: 1152px; margin: 0 auto; padding: 1rem 1rem 5rem; }
 h1 { margin: 1.2rem 0 .2rem; font-size: 1.9rem; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin: 3.2rem 0 .8rem; font-size: 1.35rem; }
 h3 { margin: 2rem 0 .6rem; font-size: 1.02rem; }
-p { margin: .4rem 0; max-width: 46rem; }
+p { margin: .4rem 0; max-width: 46rem; overflow-wrap: anywhere; }
 .lead, .note, .unit { color: var(--soft); }
 .note, .unit, .newest { font-size: .87rem; }
 .missing { color: var(--soft); padding: .5rem .8rem; border-left: 3px solid var(--line); }
@@ -51,6 +51,7 @@ figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 .7rem
 .map .key-ring::before { background: none; border: 1.5px solid var(--second); }
 svg { display: block; width: 100%; height: auto; margin-top: .3rem; overflow: visible; }
 svg text { font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-nums; }
+.map { overflow-x: auto; } .map svg { min-width: 460px; } .map text { font-size: 14px; }
 .axis line { stroke: var(--line); } .axis .base { stroke: var(--second); }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke: var(--accent); }
 .line-2, .line-3 { stroke: var(--second); stroke-width: 1.5; stroke-dasharray: 5 3; }
@@ -107,7 +108,7 @@ img.small { width: 44px; height: 44px; margin: 0 auto; }
 h4.minor { margin: 1.4rem 0 .3rem; font-size: .93rem; }
 .query { display: grid; grid-template-columns: minmax(0, 15rem) 1fr; gap: .6rem 1.4rem;
   align-items: center; padding: .8rem 0; border-bottom: 1px solid var(--line); }
-.query .asked { overflow-wrap: anywhere; } .query ol { margin: 0; padding-left: 1.4rem; }
+.query .asked { overflow-wrap: anywhere; } .query ol { margin: 0; padding-left: 3rem; }
 .query .strip { margin: 0; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; padding: 1rem; border-radius: 8px; background: var(--raised);

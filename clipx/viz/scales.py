@@ -89,7 +89,7 @@ def _decimals(step: float) -> int:
 
 def percent_text(share: float) -> str:
     """12.3%, and 0.04% where there is little."""
-    return f"{100 * share:.2g}%" if 0 < abs(share) < 0.001 else f"{share:.1%}"
+    return f"{share:.2%}" if 0 < abs(share) < 0.01 else f"{share:.1%}"
 
 
 def exact_text(value: float) -> str:
