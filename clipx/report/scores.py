@@ -69,15 +69,15 @@ def section(record: Record) -> Section:
     for task in TASKS:
         sets = {name: found for name, found in scores.items() if task.has(found)}
         if sets:
-            children += [sub(task.title), task_table(task, sets), *over_time(task, sets)]
+            children += [sub(task.title), task_table(task, sets, newest), *over_time(task, sets)]
         left = {name: found for name, found in left.items() if name not in sets}
     left = {name: found for name, found in left.items() if "alignment" not in found}  # see space
     if left:
-        children += [sub("Other evaluations"), other_table(left)]
+        children += [sub("Other evaluations"), other_table(left, newest)]
     return Section("scores", "Evaluation", children)
 
 
-def task_table(task: Task, sets: dict[str, SetScores]) -> Markup:
+def task_table(task: Task, sets: dict[str, SetScores], newest: int) -> Markup:
     """A row for each set and direction."""
     told = any(task.directions.values())
     rows = []
@@ -89,25 +89,36 @@ def task_table(task: Task, sets: dict[str, SetScores]) -> Markup:
                 else ""
                 for metric in task.metrics
             ]
-            rows.append([name, *([direction] if told else []), last_count(found), *cells])
+            rows.append(
+                [
+                    set_name(name, found, newest),
+                    *([direction] if told else []),
+                    last_count(found),
+                    *cells,
+                ]
+            )
     columns = ["set", *(["direction"] if told else []), "samples", *task.metrics.values()]
     title = f"{task.title}: value, 95 % interval"
     return table(columns, rows, title=title, numbers=[columns.index("samples")])
 
 
-def other_table(sets: dict[str, SetScores]) -> Markup:
-    rows = [
-        [name, last_count(found), metric, cell(metric, values[-1])]
-        for name, found in sets.items()
-        for metric, values in found.items()
-        if not metric.startswith("num_")
-    ]
-    return table(
-        ["set", "samples", "metric", "value, 95 % interval"],
-        rows,
-        title="Other metrics, by evaluator",
-        numbers=[1],
-    )
+def other_table(sets: dict[str, SetScores], newest: int) -> Markup:
+    rows = []
+    for name, found in sets.items():
+        for metric, values in found.items():
+            if not metric.startswith("num_"):
+                value, bar, ends = parts(metric, values[-1])
+                shown = [set_name(name, found, newest), last_count(found), metric]
+                rows.append([*shown, value, bar or "", ends or ""])
+    columns = ["set", "samples", "metric", "value", "", "95 % interval"]
+    return table(columns, rows, title="Other metrics, by evaluator", numbers=[1, 3])
+
+
+def set_name(name: str, found: SetScores, newest: int) -> Markup:
+    """With its step, where others were evaluated later."""
+    step = max(score.step for values in found.values() for score in values)
+    older = element("span", f"at step {step:,}", class_="interval") if step < newest else None
+    return join(name, older)
 
 
 def last_count(found: SetScores) -> str:
@@ -123,18 +134,22 @@ def value_text(metric: str, value: float) -> str:
 
 
 def cell(metric: str, score: Score) -> Markup:
-    """The value, its interval below it, and for rates both on a line from 0 to 100 %."""
+    return join(*parts(metric, score))
+
+
+def parts(metric: str, score: Score) -> tuple[Markup, Markup | None, Markup | None]:
+    """The value; for a rate, it and its interval on a line from 0 to 100%; the interval."""
     value = element("strong", value_text(metric, score.value))
     if score.low is None or score.high is None:
-        return value
+        return value, None, None
     ends = f"{value_text(metric, score.low)} to {value_text(metric, score.high)}"
     interval = element("span", ends, class_="interval")
     if not is_rate(metric):
-        return join(value, interval)
-    width = max(0.0, score.high - score.low)
-    inner = element("i", style=f"left:{100 * score.low:.1f}%;width:{100 * width:.1f}%")
-    dot = element("b", style=f"left:{100 * score.value:.1f}%")
-    return join(value, element("span", inner, dot, class_="whisker"), interval)
+        return value, None, interval
+    low, middle, high = (100 * min(1.0, max(0.0, v)) for v in (score.low, score.value, score.high))
+    inner = element("i", style=f"left:{low:.1f}%;width:{high - low:.1f}%")
+    dot = element("b", style=f"left:{middle:.1f}%")
+    return value, element("span", inner, dot, class_="whisker"), interval
 
 
 def over_time(task: Task, sets: dict[str, SetScores]) -> list[Markup]:

@@ -41,7 +41,7 @@ figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 .7rem
 .newest { order: 1; margin-left: auto; font-weight: 600; color: var(--accent);
   font-variant-numeric: tabular-nums; }
 .unit, .legend { order: 2; flex-basis: 100%; }
-.key { margin-right: 1rem; font-size: .87rem; color: var(--soft); }
+.key { margin-right: 1rem; white-space: nowrap; font-size: .87rem; color: var(--soft); }
 .key::before { content: ""; display: inline-block; width: 1.1em; margin-right: .4em;
   vertical-align: .25em; border-top: 3px solid var(--accent); }
 .key-2::before { border-top: 2px dashed var(--second); }

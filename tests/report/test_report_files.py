@@ -119,6 +119,15 @@ def test_earlier_evaluations_are_points_of_a_curve_with_their_band(run: Path) ->
     assert "step 2\nmodality_gap: 0.375" in text
 
 
+def test_a_set_that_was_not_evaluated_at_the_newest_step_says_when(run: Path) -> None:
+    assert "at step 2" not in checked(report(run)).texts
+    late = {k: v for k, v in RESULTS[1].items() if not k.startswith("twins")}
+    write_lines(run / "results.jsonl", [RESULTS[0], late])
+    texts = checked(report(run)).texts
+    assert texts[texts.index("twins") + 1] == "at step 2"
+    assert texts.count("at step 2") == 1
+
+
 def test_scores_are_told_apart_where_one_sets_name_begins_anothers() -> None:
     found = scores_of(RESULTS)
     assert set(found) == {"pets", "pets-and-owners", "space", "twins"}
