@@ -72,6 +72,7 @@ th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 500; font-size: .87rem; vertical-align: bottom; }
 tbody th { font-weight: 500; }
+td:last-child:not(.cell):not(.number) { min-width: 9rem; }
 .interval { display: block; color: var(--soft); font-size: .82rem; white-space: nowrap; }
 .whisker { position: relative; display: block; width: 7rem; height: 8px; margin: .25rem 0 .1rem;
   border-radius: 4px; background: var(--raised); box-shadow: inset 0 0 0 1px var(--line); }
