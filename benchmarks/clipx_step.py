@@ -65,10 +65,13 @@ def main() -> None:
             done += 1
         return {"step_seconds": seconds, "losses": losses}
 
-    print(json.dumps({"ready": True, **run(arguments.warmup)}), flush=True)
-    while line := input_line():
-        print(json.dumps(run(json.loads(line)["steps"])), flush=True)
+    answer = {"ready": True, **run(arguments.warmup)}
+    while True:
         ctypes.CDLL(None).malloc_trim(0)  # others' turn: what is free goes back to the system
+        print(json.dumps(answer), flush=True)
+        if not (line := input_line()):
+            break
+        answer = run(json.loads(line)["steps"])
 
 
 def input_line() -> str:

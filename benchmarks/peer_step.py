@@ -186,8 +186,14 @@ def say(message: dict[str, object]) -> None:
 
 def serve(peer: Peer, lines: Iterable[str]) -> None:
     for line in lines:
-        say(peer.run(json.loads(line)["steps"]))
-        ctypes.CDLL(None).malloc_trim(0)  # others' turn: what is free goes back to the system
+        answer = peer.run(json.loads(line)["steps"])
+        give_back_memory()
+        say(answer)
+
+
+def give_back_memory() -> None:
+    """What is free, to the system: it is another contestant's turn."""
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> None:
@@ -196,6 +202,7 @@ def main() -> None:
     warmup = peer.run(args.warmup)
     about = describe(args, peer)
     if args.serve:
+        give_back_memory()
         say({"ready": True, **warmup, **about})
         serve(peer, sys.stdin)
         return

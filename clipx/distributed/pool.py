@@ -106,7 +106,7 @@ class QueuePool:
 
     def __init__(self, pool: Pool, size: int, *, world_size: int) -> None:
         self._pool, self._size = pool, size
-        self._gather = all_gather if world_size > 1 else lambda rows: rows
+        self._world_size = world_size
         self._rows: dict[str, Tensor] = {}
 
     def share(self, *rows: Tensor) -> Candidates:
@@ -123,7 +123,7 @@ class QueuePool:
     def push(self, image: Tensor, text: Tensor, ids: Tensor | None) -> None:
         """Rows that are not finite are not remembered: they would spoil many steps to come."""
         mine = {"image": image, "text": text} | ({} if ids is None else {"ids": ids})
-        new = {name: self._gather(rows.detach()) for name, rows in mine.items()}
+        new = {name: self._everyones(rows.detach()) for name, rows in mine.items()}
         if not (new["image"].isfinite().all() & new["text"].isfinite().all()):
             return
         # A run that goes on with other kinds of ids than it has saved begins anew.
@@ -131,6 +131,12 @@ class QueuePool:
         fits = shapes[0] == shapes[1]
         old = self._rows if fits else {name: rows[:0] for name, rows in new.items()}
         self._rows = {n: torch.cat([old[n], rows])[-self._size :] for n, rows in new.items()}
+
+    def _everyones(self, rows: Tensor) -> Tensor:
+        """Ranks take a batch's positions in turns (see `data.order.batch_positions`)."""
+        if self._world_size == 1:
+            return rows
+        return all_gather(rows).unflatten(0, (self._world_size, -1)).transpose(0, 1).flatten(0, 1)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._rows)

@@ -89,7 +89,7 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
     """Loss, accuracy and gradients of the last step, on one rank, and the pool's state."""
     towers = Towers.of(case).to(runtime.device)
     model = towers if runtime.world_size == 1 else DistributedDataParallel(towers)
-    rank = slice(runtime.rank * case.local_rows, (runtime.rank + 1) * case.local_rows)
+    rank = slice(runtime.rank, None, runtime.world_size)  # ranks take a batch's rows in turns
     loss = InfoNCE(case.label_smoothing) if case.loss == "infonce" else Sigmoid()
     pool = case.build_pool(runtime.world_size)
     for step in range(case.steps):
@@ -115,8 +115,8 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
 
 
 def oracle(case: Case, world_size: int) -> tuple[Tensor, Towers, Past | None]:
-    """(G,) what each pair adds to the loss of the last step, the towers with the gradient of the
-    mean, and the rows that a queue holds before it."""
+    """(G,) what each pair adds to the loss of the last step, rank after rank, the towers with the
+    gradient of the mean, and the rows that a queue holds before it."""
     model = Towers.of(case)
     held: list[list[Tensor]] = [[], [], []]
     for step in range(case.steps - 1):
@@ -128,11 +128,10 @@ def oracle(case: Case, world_size: int) -> tuple[Tensor, Towers, Past | None]:
     past = tuple(newest) if case.queue and case.steps > 1 else None
     image, text, ids = case.batch(case.steps - 1, world_size)
     image_features, text_features, scale, bias = model(image, text)
-    alone = case.pool == "local"
-    size = case.local_rows if alone else len(image)
+    turns = world_size if case.pool == "local" else 1
     parts = []
-    for start in range(0, len(image), size):
-        rows = slice(start, start + size)
+    for turn in range(turns):
+        rows = slice(turn, None, turns)
         inputs = (image_features[rows], text_features[rows], scale)
         mine = {"ids": None if ids is None else ids[rows], "past": past}
         if case.loss == "infonce":
@@ -140,6 +139,8 @@ def oracle(case: Case, world_size: int) -> tuple[Tensor, Towers, Past | None]:
         else:
             parts.append(sigmoid_rows(*inputs, bias, **mine))
     total = torch.cat(parts)
+    if turns == 1:
+        total = total.view(-1, world_size).T.flatten()
     total.mean().backward()
     return total.detach(), model, past
 

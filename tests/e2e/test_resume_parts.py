@@ -15,7 +15,7 @@ from clipx import checkpoints, cli
 
 PATCHES = MODEL | {"vision_cfg": MODEL["vision_cfg"] | {"patch_dropout": 0.5}}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "fp32": {"ema": 0.9, "pool": {"queue": 40}, "micro_batch_size": 8},
+    "fp32": {"ema": 0.9, "pool": {"queue": 40}, "micro_batch_size": 6},
     "bf16": {"precision": "bf16", "ema": 0.9, "pool": {"queue": 17}},
     "fp16": {"precision": "fp16", "micro_batch_size": 6, "grad_checkpointing": True},
     "sigmoid": {"loss": "sigmoid", "ema": 0.99, "micro_batch_size": 12},

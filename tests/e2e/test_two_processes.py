@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,15 +49,11 @@ def test_a_run_of_one_process_goes_on_with_two(
 ) -> None:
     """The data goes on exactly, the numbers within rounding."""
     run = tmp_path / "run"
-    for name in ("config.yaml", "metrics.jsonl", "checkpoints/step_00000020"):
-        source, target = undisturbed / name, run / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            target.mkdir()
-            for file in source.iterdir():
-                (target / file.name).write_bytes(file.read_bytes())
-        else:
-            target.write_bytes(source.read_bytes())
+    run.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        shutil.copy(undisturbed / name, run)
+    step = "checkpoints/step_00000020"
+    shutil.copytree(undisturbed / step, run / step)
     train(config, f"run_dir={run}", processes=2)
     for one, two in zip(metrics(undisturbed), metrics(run), strict=True):
         assert one["fingerprint"] == two["fingerprint"]

@@ -1,7 +1,8 @@
 #!/bin/bash
 # A small real SLURM cluster on this one machine: a controller and login host `ctl` and compute hosts n1..nN, each in namespaces of its
 # own (pid, net, uts, ipc, mount), so that each has its own name, address, processes and /dev/shm; the file system is shared. Root only.
-#   lab.sh up [N]            installs Debian's SLURM if need be, starts ctl and N hosts (default 2); does nothing where they are up
+#   lab.sh install           Debian's SLURM, where it is missing
+#   lab.sh up [N]            installs, starts ctl and N hosts (default 2); does nothing where they are up
 #   lab.sh on HOST CMD...    runs CMD on that host, in the caller's directory and environment:  lab.sh on ctl sbatch -N2 job.sh
 #   lab.sh crash|boot HOST   power cut: no peer gets a goodbye, every process ends;  and the host back again
 #   lab.sh unplug|plug HOST  its cable out: no packet passes, its processes live;  and in again
@@ -201,7 +202,7 @@ down() {
 }
 
 [ ${#LAB_DIR} -le 60 ] || die "LAB_DIR is too long for the sockets in it: $LAB_DIR"
-verb=${1:?up, down, on, crash, boot, unplug or plug}
+verb=${1:?install, up, down, on, crash, boot, unplug or plug}
 shift
 if [ "$verb" != on ]; then # one at a time changes the lab
   mkdir -p "$LAB_DIR"
@@ -209,7 +210,7 @@ if [ "$verb" != on ]; then # one at a time changes the lab
   flock -w 60 9 || die "another lab.sh holds $LAB_DIR/.lock"
 fi
 case $verb in
-  up | down | on | boot) "$verb" "$@" ;;
+  install | up | down | on | boot) "$verb" "$@" ;;
   crash)
     on ctl ip link set "port-$1" down
     kill -KILL "$(pid_of "$1")"
