@@ -115,8 +115,8 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
 
 
 def oracle(case: Case, world_size: int) -> tuple[Tensor, Towers, Past | None]:
-    """(G,) what each pair adds to the loss of the last step, rank after rank, the towers with the gradient of the
-    mean, and the rows that a queue holds before it."""
+    """(G,) what each pair adds to the loss of the last step, rank after rank, the towers with the
+    gradient of the mean, and the rows that a queue holds before it."""
     model = Towers.of(case)
     held: list[list[Tensor]] = [[], [], []]
     for step in range(case.steps - 1):
