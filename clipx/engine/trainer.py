@@ -111,16 +111,16 @@ def log_record(session: Session, metrics: dict[str, Tensor], meter: Meter) -> di
 
 
 def save_if_due(session: Session, report: Reporter) -> None:
-    """An evaluation has a checkpoint before it, and so has the end, which waits for it: no later
-    save would make up for one that failed. Raises UserError where the last one did."""
+    """An evaluation has a checkpoint before it, safe on the disk, and so has the end, where no
+    later save would make up for one that failed. Raises UserError where the last one did."""
     step, plan, asked = session.state.step, session.plan, session.asked
     if fault := session.saver.fault():
         report.say(f"{fault}; the last good one stays, training goes on")
     last = step == plan.total or asked.stop
-    wanted = last or asked.save or due(step, plan.checkpoint_every, plan.total)
-    if not wanted and not evaluations_due(session):
+    evaluates = bool(evaluations_due(session))
+    if not (last or evaluates or asked.save or due(step, plan.checkpoint_every, plan.total)):
         return
-    if fault := session.save(wait=last):
+    if fault := session.save(wait=last or evaluates):
         if last:
             raise UserError(f"{fault}; make room and start the same command again")
         report.say(f"{fault}; the last good one stays, training goes on")
