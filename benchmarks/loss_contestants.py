@@ -70,7 +70,14 @@ class Contestant:
         self.leaves = [self.image, self.scale, self.bias]
         # bytes of local rows and columns, and of as many gradients
         self.inputs_bytes = 2 * 4 * WIDTH * (2 * LOCAL_ROWS + num_columns)
-        self.step = getattr(self, "_" + name.replace(" ", "_"))()
+        self.step = {
+            "clipx infonce": lambda: self._ours(infonce.Config().build()),
+            "clipx sigmoid": lambda: self._ours(sigmoid.Config().build()),
+            "ClipLoss": self._clip_loss,
+            "SigLipLoss bidir": lambda: self._siglip("bidir"),
+            "SigLipLoss shift": lambda: self._siglip("shift"),
+            "SigLipLoss gather": lambda: self._siglip("gather"),
+        }[name]()
 
     def run(self) -> float:
         for leaf in self.leaves:
@@ -86,13 +93,7 @@ class Contestant:
         scalars = {"logit_scale": self.scale, "logit_bias": self.bias}
         return lambda: loss(self.image, text, pool=pool, **scalars).loss
 
-    def _clipx_infonce(self) -> Callable[[], Tensor]:
-        return self._ours(infonce.Config().build())
-
-    def _clipx_sigmoid(self) -> Callable[[], Tensor]:
-        return self._ours(sigmoid.Config().build())
-
-    def _ClipLoss(self) -> Callable[[], Tensor]:
+    def _clip_loss(self) -> Callable[[], Tensor]:
         """With local_loss and gather_with_grad: columns of both kinds, with gradient."""
         text = self.text[:LOCAL_ROWS].clone().requires_grad_()
         columns = (unit_rows(self.num_columns, 2).requires_grad_(), self.text.requires_grad_())
@@ -124,15 +125,6 @@ class Contestant:
             return loss(self.image, pieces[0], self.scale.exp(), self.bias)
 
         return step
-
-    def _SigLipLoss_bidir(self) -> Callable[[], Tensor]:
-        return self._siglip("bidir")
-
-    def _SigLipLoss_shift(self) -> Callable[[], Tensor]:
-        return self._siglip("shift")
-
-    def _SigLipLoss_gather(self) -> Callable[[], Tensor]:
-        return self._siglip("gather")
 
 
 def status(name: str) -> int:

@@ -21,11 +21,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
+from step_contestant import Contestant
 
 from clipx.data.config import DataConfig
 from clipx.data.loader import Batches
@@ -61,52 +60,6 @@ MODELS = {
     "demo": Model("configs/model/demo_tiny.json", 512, {16: 2.5, 77: 5.0}, compare_losses=True),
     "ViT-B-32": Model("ViT-B-32", 32, {77: 1.5}, compare_losses=False),
 }
-
-
-@dataclass(eq=False)
-class Contestant:
-    """tokens: None for as many as the longest caption of the batch has"""
-
-    name: str
-    command: list[str]
-    tokens: int | None = None
-    by_flags: bool = True
-    seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.losses += self._answer()["losses"]
-
-    def burst(self, steps: int) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"steps": steps}) + "\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        # The first step of a burst warms the caches that the other contestant has filled.
-        self.seconds += answer["step_seconds"][1:]
-        self.losses += answer["losses"]
-
-    @property
-    def median(self) -> float:
-        """Seconds a step."""
-        return statistics.median(self.seconds)
-
-    def stop(self) -> None:
-        self.process.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            if line.startswith("{"):
-                return json.loads(line)
-        raise RuntimeError(f"{self.name} ended:\n{self.process.communicate()[1][-2000:]}")
 
 
 def contestants(
