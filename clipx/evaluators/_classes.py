@@ -12,7 +12,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipx.data.class_lists import SUBSETS, TEMPLATES, ClassList, known_classes, known_templates
+from clipx.data.class_lists import (
+    OBJECTNET,
+    SUBSETS,
+    TEMPLATES,
+    ClassList,
+    known_classes,
+    known_templates,
+    objectnet_classes,
+)
 from clipx.evaluators._ranks import embed_images, main_only, shared_out
 from clipx.evaluators._sets import (
     Images,
@@ -55,8 +63,8 @@ class LabeledSet:
 def read_labeled(path: Path, split: str | None = None, classes: str | None = None) -> LabeledSet:
     """A set in either layout. Raises UserError.
 
-    classes: of class_lists.SUBSETS, or a file with one name a line; None: classnames.txt, or the
-    folders' own names
+    classes: of class_lists.SUBSETS, `objectnet`, or a file with one name a line; None:
+    classnames.txt, or the folders' own names
     """
     folder = split_folder(path, split)
     if any(folder.glob("*.tar")):
@@ -95,9 +103,12 @@ def read_templates(path: Path, told: str | None) -> list[str]:
 def _class_list(path: Path, told: str) -> ClassList:
     if told in SUBSETS:
         return known_classes(told)
+    if told == OBJECTNET:
+        return objectnet_classes(path)
     if not Path(told).exists() and "/" not in told:
         raise UserError(
-            f"classes {told!r} of test set {path} is neither a file nor one of {', '.join(SUBSETS)}"
+            f"classes {told!r} of test set {path} is neither a file nor one of "
+            f"{', '.join([*SUBSETS, OBJECTNET])}"
         )
     return ClassList(lines(Path(told)))
 
@@ -128,7 +139,8 @@ def _check_folders(folder: Path, there: list[str], listed: ClassList, told: str)
             f"first {wanted[first]} ({listed.names[first]}): unpack it again; accuracy over fewer "
             "classes would not compare with anybody's"
         )
-    if unknown := [name for name in there if name not in wanted]:
+    unknown = [name for name in there if name not in wanted]
+    if unknown and not listed.has_others:
         raise UserError(
             f"test set {folder} has folders that are no class of {told}: {', '.join(unknown[:5])}; "
             "take them out, or choose another list with classes"

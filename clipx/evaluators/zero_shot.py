@@ -24,8 +24,8 @@ class Config:
     split: str | None = None
     """Folder of the split; null: `test` or `val` where there is one."""
     classes: str | None = None
-    """imagenet, imagenet-v2, imagenet-a, imagenet-r, imagenet-sketch, or a file with one class name
-    a line; null: the set's classnames.txt, else the names of its folders."""
+    """imagenet, imagenet-v2, -a, -r or -sketch, objectnet, or a file with one class name a line;
+    null: the set's classnames.txt, else the names of its folders."""
     templates: str | None = None
     """openai (80 prompts), simple (7), or a file with one prompt a line; null: the set's own."""
     every: str | None = None

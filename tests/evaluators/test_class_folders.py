@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,29 @@ def test_a_folder_that_is_no_class_is_named(tmp_path: Path) -> None:
     write_folders(tmp_path, [*(known_classes("imagenet-r").folders or ()), "other"])
     with pytest.raises(UserError, match="folders that are no class of imagenet-r: other; take"):
         read_labeled(tmp_path, None, "imagenet-r")
+
+
+def test_objectnets_classes_are_those_that_its_own_files_share_with_imagenet(
+    tmp_path: Path,
+) -> None:
+    write_folders(tmp_path / "images", ["air_freshener", "t-shirt", "alarm_clock"])
+    with pytest.raises(UserError, match=r"mappings/folder_to_objectnet_label.json.* split=images"):
+        read_labeled(tmp_path, "images", "objectnet")
+    mappings = {
+        "folder_to_objectnet_label": {
+            "air_freshener": "Air freshener",
+            "alarm_clock": "Alarm clock",
+            "t-shirt": "T-shirt",
+        },
+        "objectnet_to_imagenet_1k": {"T-shirt": "jersey, T-shirt", "Alarm clock": "analog clock"},
+    }
+    (tmp_path / "mappings").mkdir()
+    for name, content in mappings.items():
+        (tmp_path / f"mappings/{name}.json").write_text(json.dumps(content))
+    found = read_labeled(tmp_path, "images", "objectnet")
+    assert list(found.names) == ["alarm clock", "t-shirt"]
+    assert list(found.images.keys) == ["alarm_clock/0.png", "t-shirt/0.png"]
+    assert found.label.tolist() == [0, 1]
 
 
 def test_an_empty_split_is_named(tmp_path: Path) -> None:
