@@ -135,5 +135,5 @@ def over_time(record: Record) -> Markup:
         return grid(*charts)
     return missing(
         "Health was not measured more than once in training; an evaluator embedding_health with "
-        "`every` does that."
+        "every=... does that."
     )

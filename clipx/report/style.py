@@ -51,7 +51,7 @@ figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 .7rem
 .map .key-ring::before { background: none; border: 1.5px solid var(--second); }
 svg { display: block; width: 100%; height: auto; margin-top: .3rem; overflow: visible; }
 svg text { font-size: 11px; fill: var(--soft); font-variant-numeric: tabular-nums; }
-.map { overflow-x: auto; } .map svg { min-width: 460px; } .map text { font-size: 14px; }
+.map { overflow-x: auto; } .map svg { min-width: 460px; } .map text { font-size: 11px; }
 .axis line { stroke: var(--line); } .axis .base { stroke: var(--second); }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke: var(--accent); }
 .line-2, .line-3 { stroke: var(--second); stroke-width: 1.5; stroke-dasharray: 5 3; }
