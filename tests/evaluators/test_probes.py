@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from samples import solid
+from sklearn import linear_model
+from sklearn.neighbors import KNeighborsClassifier
 from test_class_folders import Knowing, write_folders
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,8 +18,6 @@ from clipx.evaluators._logistic import best_strength, fit, logits
 from clipx.evaluators.anomaly import anomaly_score
 from clipx.evaluators.dedup import dedup_result
 from clipx.types import Setting, UserError
-
-linear_model = pytest.importorskip("sklearn.linear_model")
 
 
 def noisy_classes(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -57,8 +57,6 @@ def test_the_sweep_finds_the_peak_to_an_eighth_of_a_decade() -> None:
 
 
 def test_the_vote_is_scikit_learns() -> None:
-    from sklearn.neighbors import KNeighborsClassifier
-
     train, label = noisy_classes(120, 2)
     test, _ = noisy_classes(200, 3)
     for k in (1, 4, 20):

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
 from clipx import metrics
 from clipx.metrics import embedding
 
-sklearn_metrics = pytest.importorskip("sklearn.metrics")
 GROUPS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=2, max_size=60)
 
 
@@ -51,8 +52,6 @@ def test_k_means_finds_separate_groups_and_the_same_twice() -> None:
 
 
 def test_k_means_is_as_good_as_scikit_learns() -> None:
-    from sklearn.cluster import KMeans
-
     rows = torch.randn(300, 5, generator=torch.Generator().manual_seed(1))
     found = metrics.k_means(rows, 8)
     centers = torch.stack([rows[found == c].mean(0) for c in range(8)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from importlib.util import find_spec
 from itertools import pairwise
 
 import pytest
@@ -91,7 +90,6 @@ def test_a_map_of_few_rows_exists(count: int) -> None:
     assert found[0].place.isfinite().all()
 
 
-@pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn is not installed")
 def test_t_sne_keeps_clusters_apart_and_is_the_same_again() -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(40, 6, generator=generator) * 0.05
