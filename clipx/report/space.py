@@ -77,7 +77,7 @@ def maps(paired: Paired) -> list[Markup]:
     captions = paired.first_caption[rows]
     names = [shorten(paired.captioned.captions[int(m)], 80) for m in captions]
     features = centered(paired.image[rows], paired.text[captions])
-    found = maps_of(features)
+    found, failures = maps_of(features)
     chosen = [apart(one, len(rows), PICTURES) for one in found]
     symbols = [symbol(paired, rows[n], n) for n in sorted({n for part in chosen for n in part})]
     drawn = [
@@ -90,7 +90,7 @@ def maps(paired: Paired) -> list[Markup]:
         "joins an image and its text."
     )
     store = element("svg", *symbols, class_="hidden", aria_hidden="true")
-    return [text(told), store, grid(*drawn, kind="maps")]
+    return [text(told), store, grid(*drawn, kind="maps"), *map(missing, failures)]
 
 
 def symbol(paired: Paired, row: int, number: int) -> Markup:

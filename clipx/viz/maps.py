@@ -57,10 +57,12 @@ def t_sne(features: Tensor) -> Map:
 
 
 def umap(features: Tensor) -> Map:
-    from umap import UMAP  # pyrefly: ignore[missing-import]
+    from umap import UMAP
 
     neighbors = min(15, len(features) - 1)
-    model = UMAP(2, n_neighbors=neighbors, random_state=SEED, metric="cosine", n_jobs=1)
+    model = UMAP(
+        n_components=2, n_neighbors=neighbors, random_state=SEED, metric="cosine", n_jobs=1
+    )
     return Map("UMAP", torch.from_numpy(model.fit_transform(features.numpy())).double(), ("", ""))
 
 
@@ -70,12 +72,15 @@ LEAST = 10
 """Rows without which neighborhoods mean nothing."""
 
 
-def maps_of(features: Tensor) -> list[Map]:
-    """features: (N, D) of mean 0"""
-    found = [pca(features)]
+def maps_of(features: Tensor) -> tuple[list[Map], list[str]]:
+    """The maps, and why another is missing. features: (N, D) of mean 0"""
+    found, failures = [pca(features)], []
     for package, draw in OTHERS.items():
         if find_spec(package) and len(features) >= LEAST:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # theirs are of no use to the reader of a report
-                found.append(draw(features))
-    return found
+                try:
+                    found.append(draw(features))
+                except Exception as error:  # noqa: BLE001  of a package that may not fit the others
+                    failures.append(f"{package} drew no map: {type(error).__name__}: {error}")
+    return found, failures

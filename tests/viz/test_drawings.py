@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
+from clipx.viz import maps
 from clipx.viz.line_chart import MOST_POINTS, LineChart, Point, Series, thinned
-from clipx.viz.maps import centered, maps_of, pca, t_sne
+from clipx.viz.maps import Map, centered, maps_of, pca, t_sne, umap
 from clipx.viz.matrix import matrix_table
 from clipx.viz.scatter import EDGE, HEIGHT, WIDTH, apart, pair_map
 
@@ -85,20 +88,32 @@ def test_modalities_lose_their_means() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_map_of_few_rows_exists(count: int) -> None:
-    found = maps_of(centered(torch.randn(count, 4), torch.randn(count, 4)))
+    found, _ = maps_of(centered(torch.randn(count, 4), torch.randn(count, 4)))
     assert found[0].place.shape == (2 * count, 2)
     assert found[0].place.isfinite().all()
 
 
-def test_t_sne_keeps_clusters_apart_and_is_the_same_again() -> None:
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("draw", [t_sne, umap])
+def test_a_map_keeps_clusters_apart_and_is_the_same_again(draw: Callable[[Tensor], Map]) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(40, 6, generator=generator) * 0.05
     noise[:20, 0] += 1
     noise[20:, 1] += 1
-    place = t_sne(noise.double()).place
+    place = draw(noise.double()).place
     inside = torch.cdist(place[:20], place[:20]).max()
     assert torch.cdist(place[:20], place[20:]).min() > 0.2 * inside
-    assert torch.equal(place, t_sne(noise.double()).place)
+    assert torch.equal(place, draw(noise.double()).place)
+
+
+def test_a_map_that_fails_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Tensor) -> Map:
+        raise TypeError("check_array() got an unexpected keyword")
+
+    monkeypatch.setattr(maps, "OTHERS", {"sklearn": broken})
+    found, failures = maps_of(centered(torch.randn(20, 4), torch.randn(20, 4)))
+    assert [one.name for one in found] == ["PCA"]
+    assert failures == ["sklearn drew no map: TypeError: check_array() got an unexpected keyword"]
 
 
 def test_a_map_draws_each_image_and_each_text_once_and_inside() -> None:
