@@ -88,7 +88,8 @@ def _set_image_size(tower: TimmModel, size: int, name: str) -> None:
     """Patch grid and position embeddings of a timm model for other images than it is named for.
     Convolutional networks take any. Raises UserError."""
     children = dict(tower.trunk.named_children())
-    fixed = getattr(children.get("patch_embed"), "img_size", None)
+    embeds = (children.get(key) for key in ("patch_embed", "pixel_embed", "stem"))
+    fixed = next((of for embed in embeds if (of := getattr(embed, "img_size", None))), None)
     if fixed is None or tuple(fixed) == (size, size):
         return
     if "set_input_size" not in dir(tower.trunk):

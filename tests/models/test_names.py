@@ -170,6 +170,7 @@ def test_a_timm_tower_takes_the_image_size_of_the_json(kind: str, tmp_path: Path
 
 def test_a_timm_tower_of_one_size_only_is_told(tmp_path: Path) -> None:
     cfg = small("vit_relpos_medium_patch16_cls_224", tmp_path)
-    cfg["vision_cfg"]["image_size"] = 128
-    with pytest.raises(UserError, match="takes images of 224 pixels only"), small_trunks():
+    # Its layers mix tokens by weights, one for each pair of places: another number cannot be.
+    cfg["vision_cfg"] |= {"timm_model_name": "mixer_s32_224", "image_size": 128}
+    with pytest.raises(UserError, match="timm's mixer_s32_224 takes images of 224 pixels only"):
         DualEncoder(cfg)
