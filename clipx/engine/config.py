@@ -42,7 +42,7 @@ class TrainConfig:
     averages shared out over the ranks. auto: fsdp2 where `accelerate launch` was told so."""
     compile: CompileKind = "none"
     """towers: torch.compile for both. Pays on GPUs, in runs that are much longer than the minutes
-    it takes; on CPUs the towers have faster kernels of their own. data.text_multiple=8 with it
+    it takes; on CPUs it bypasses the packing of captions. data.text_multiple=8 with it
     keeps the text's matmuls in shapes that GPUs like."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of a moving average of the weights, e.g. 0.9999, which is then what evaluations and

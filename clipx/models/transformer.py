@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from clipx.models import kernels
-from clipx.models.kernels import Groups
+from clipx.models.kernels import Groups, packed_attention
 
 
 class QuickGELU(nn.Module):
@@ -35,18 +34,21 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, read: Tensor | None = None) -> Tensor:
-        """(B, T, width) -> (B, T, width); with `read`, (B,) token indices, the output of those
-        tokens alone: (B, 1, width)."""
-        if read is not None:
-            return self.out_proj(self._read(x, read))
+    def forward(self, x: Tensor, groups: Groups | None = None) -> Tensor:
+        """(B, T, width) -> the same, or (N, width) -> the same where sequences lie packed."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        if groups is not None:
+            return self.out_proj(
+                packed_attention(qkv, groups, heads=self.heads, causal=self.causal)
+            )
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def _read(self, x: Tensor, read: Tensor) -> Tensor:
-        """One query a sequence, for which no token's key or value need be computed.
+    def read(self, x: Tensor, read: Tensor) -> Tensor:
+        """(B, T, width), (B,) token indices -> (B, width), the output of those tokens alone.
+
+        With one query a sequence, no token's key or value need be computed.
 
         Its product with a key, q (W_k x + b_k), is (q W_k) x and a number that is the same for all
         tokens, which softmax ignores; the mean of values W_v x + b_v is W_v of the mean, and b_v.
@@ -62,12 +64,13 @@ class Attention(nn.Module):
             after = torch.arange(x.shape[1], device=x.device) > read[:, None, None]
             scores = scores.masked_fill(after, -torch.inf)
         mean = scores.softmax(-1).to(x.dtype) @ x  # (B, heads, width)
-        return (mean.transpose(0, 1) @ w_v.mT).transpose(0, 1).reshape(batch, 1, width) + bias[2]
+        mixed = (mean.transpose(0, 1) @ w_v.mT).transpose(0, 1).reshape(batch, width)
+        return self.out_proj(mixed + bias[2])
 
 
 def take(x: Tensor, read: Tensor) -> Tensor:
-    """One token of each sequence: (B, T, width), (B,) -> (B, 1, width)."""
-    return x[torch.arange(len(x), device=x.device), read][:, None]
+    """One token of each sequence: (B, T, width), (B,) -> (B, width)."""
+    return x[torch.arange(len(x), device=x.device), read]
 
 
 class LayerScale(nn.Module):
@@ -87,7 +90,6 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(width, hidden)
         self.gelu = QuickGELU() if quick_gelu else nn.GELU()
         self.c_proj = nn.Linear(hidden, width)
-        self.quick_gelu = quick_gelu
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.gelu(self.c_fc(x)))
@@ -115,47 +117,24 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, read: Tensor | None = None, groups: Groups | None = None
     ) -> Tensor:
-        """(B, T, width) -> the same; with `read`, (B,), only those tokens: (B, 1, width).
+        """(B, T, width) -> the same, or with `read`, (B,), those tokens alone: (B, width).
 
-        With `groups`, on CPUs, x lies packed, (N, width), and so does what comes back. The two are
-        the same numbers.
+        With `groups` x lies packed, (N, width): the same numbers.
         """
-        if groups is not None:
-            return self._packed(x, read, groups)
-        mixed = self.ls_1(self.attn(self.ln_1(x), read))
-        x = mixed + (x if read is None else take(x, read))
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
-
-    def _packed(self, x: Tensor, read: Tensor | None, groups: Groups) -> Tensor:
-        attn, mlp = self.attn, self.mlp
-        norm = (self.ln_1.weight, self.ln_1.bias)
+        h = self.ln_1(x)
         if read is None:
-            proj_in, proj_out = (
-                (attn.in_proj_weight, attn.in_proj_bias),
-                scaled(attn.out_proj, self.ls_1),
-            )
-            x = kernels.add_attention(
-                x, norm, proj_in, proj_out, groups, heads=attn.heads, causal=attn.causal
-            )
+            x = x + self.ls_1(self.attn(h, groups))
+        elif groups is None:
+            x = take(x, read) + self.ls_1(self.attn.read(h, read))
         else:
-            parts = x.split([count * tokens for count, tokens in groups])
             counts = [count for count, _ in groups]
+            parts = h.split([count * tokens for count, tokens in groups])
             mixed = [
-                self.attn(self.ln_1(part).view(count, -1, x.shape[1]), r)
+                self.attn.read(part.view(count, -1, part.shape[1]), r)
                 for part, count, r in zip(parts, counts, read.split(counts), strict=True)
             ]
-            x = x[first_of(groups) + read] + self.ls_1(torch.cat(mixed).squeeze(1))
-        norm, proj_in = (self.ln_2.weight, self.ln_2.bias), (mlp.c_fc.weight, mlp.c_fc.bias)
-        return kernels.add_mlp(
-            x, norm, proj_in, scaled(mlp.c_proj, self.ls_2), quick_gelu=mlp.quick_gelu
-        )
-
-
-def scaled(linear: nn.Linear, gain: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a projection and the LayerScale behind it, as one."""
-    if isinstance(gain, LayerScale):
-        return gain.gamma[:, None] * linear.weight, gain.gamma * linear.bias
-    return linear.weight, linear.bias
+            x = x[first_of(groups) + read] + self.ls_1(torch.cat(mixed))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
 def first_of(groups: Groups) -> Tensor:
@@ -208,10 +187,10 @@ class Transformer(nn.Module):
             return self.packed(x.flatten(0, 1), read, [(x.shape[0], x.shape[1])])
         for block in self.resblocks[:-1]:
             x = self._run(block, x)
-        return self._run(self.resblocks[-1], x, read).squeeze(1)
+        return self._run(self.resblocks[-1], x, read)
 
     def packed(self, x: Tensor, read: Tensor, groups: Groups) -> Tensor:
-        """The same for sequences that lie behind one another: (N, width); see kernels.py."""
+        """The same for sequences that lie behind one another, (N, width), on CPUs."""
         for block in self.resblocks[:-1]:
             x = self._run(block, x, None, groups)
         return self._run(self.resblocks[-1], x, read, groups)
@@ -223,6 +202,5 @@ class Transformer(nn.Module):
 
 
 def runs_packed(x: Tensor) -> bool:
-    """On CPUs, where kernels.py is faster than the modules; torch.compile has kernels of its
-    own."""
+    """On CPUs, but not in torch.compile, which has kernels of its own."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
