@@ -60,6 +60,7 @@ MODELS = {
     "demo": Model("configs/model/demo_tiny.json", 512, {16: 2.5, 77: 5.0}, compare_losses=True),
     "ViT-B-32": Model("ViT-B-32", 32, {77: 1.5}, compare_losses=False),
 }
+SHARDS = "data/demo/train"
 
 
 def contestants(
@@ -97,7 +98,7 @@ def write_inputs(model: Model, folder: Path, num_batches: int = 4) -> None:
     # open_clip's CLIP class keeps its text tower's parameters at the top.
     peer_names = {name.removeprefix("text."): tensor for name, tensor in weights.items()}
     save_file(peer_names, folder / "peer.safetensors")
-    data = DataConfig(shards="data/demo/train")
+    data = DataConfig(shards=SHARDS)
     batches = Batches(
         data,
         data.open(seed=0),
@@ -164,6 +165,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not Path(".venv-peer/bin/python").exists():
         sys.exit("the peer's environment is missing; make it with: bash benchmarks/peer_env.sh")
+    if not Path(SHARDS).is_dir():
+        sys.exit(f"{SHARDS} is missing; make it with: clipx data demo")
 
     threads = torch.get_num_threads()
     os.environ["OMP_NUM_THREADS"] = str(threads)
