@@ -20,8 +20,8 @@ Groups = list[tuple[int, int]]
 def packed_attention(qkv: Tensor, groups: Groups, *, heads: int, causal: bool) -> Tensor:
     """(N, 3 * width) queries, keys and values -> (N, width) (arXiv:1706.03762, 3.2).
 
-    Two batched matmuls and a softmax, in float32 whatever the dtype of the rest. On CPUs the
-    backward of the library's fused kernel is slow in bfloat16 (LOG.md).
+    Two batched matmuls, and a softmax that is in float32 whatever the dtype of the rest. On CPUs
+    the backward of the library's fused kernel is slow in bfloat16 (LOG.md).
     """
     return _PackedAttention.apply(qkv, groups, heads, causal)
 
