@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.wrap import Alone
 from clipx.engine.allocator import keep_freed_memory
+from clipx.engine.compiling import compile_towers
 from clipx.engine.optim import OptimConfig, build_optimizer
 from clipx.engine.precision import build_precision
 from clipx.engine.step import Step
@@ -34,13 +35,18 @@ def main() -> None:
     parser.add_argument("--batch", type=Path, required=True)
     parser.add_argument("--init", type=Path, required=True)
     parser.add_argument("--precision", choices=["bf16", "fp32"], required=True)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true", help="as compile=towers")
     parser.add_argument("--warmup", type=int, default=3)
     arguments = parser.parse_args()
 
+    device = torch.device(arguments.device)
     model = DualEncoder(ModelConfig(arguments.model_json).read())
     model.load_state_dict(load_file(arguments.init))
+    model.to(device)
+    if arguments.compile:
+        compile_towers(model)
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
-    device = torch.device("cpu")
     keep_freed_memory()  # as clipx train does
     step = Step(
         model=Alone(model),
@@ -51,23 +57,29 @@ def main() -> None:
         precision=build_precision(arguments.precision, device),
         device=device,
     )
-    batches = read_batches(arguments.batch)
+    batches = read_batches(arguments.batch, pin=device.type == "cuda")
     done = 0
 
     def run(steps: int) -> dict[str, list[float]]:
         nonlocal done
         seconds, losses = [], []
-        for _ in range(steps):
-            batch = batches[done % len(batches)]
-            began = time.perf_counter()
-            losses.append(step(batch).metrics["loss"].item())
-            seconds.append(time.perf_counter() - began)
+        start = time.perf_counter()
+        for number in range(steps):
+            losses.append(step(batches[done % len(batches)]).metrics["loss"].item())
+            if device.type == "cuda" and number in (0, steps - 1):
+                torch.cuda.synchronize()  # with what the update still has to do
+            now = time.perf_counter()
+            seconds.append(now - start)
+            start = now
             done += 1
+        if device.type == "cuda" and steps > 1:  # as the peer's are counted
+            seconds[1:] = [sum(seconds[1:]) / (steps - 1)] * (steps - 1)
         return {"step_seconds": seconds, "losses": losses}
 
     answer = {"ready": True, **run(arguments.warmup)}
     while True:
         ctypes.CDLL(None).malloc_trim(0)  # others' turn: what is free goes back to the system
+        torch.cuda.empty_cache()
         print(json.dumps(answer), flush=True)
         if not (line := input_line()):
             break
@@ -81,7 +93,7 @@ def input_line() -> str:
         return ""
 
 
-def read_batches(path: Path) -> list[Batch]:
+def read_batches(path: Path, *, pin: bool) -> list[Batch]:
     """Batches as clipx's loader gives them: uint8 images, captions cut to the longest of the
     batch."""
     data = np.load(path)
@@ -89,15 +101,9 @@ def read_batches(path: Path) -> list[Batch]:
     for image, text in zip(data["image"], data["text"], strict=True):
         longest = int(text.argmax(1).max()) + 1
         size = len(image)
-        out.append(
-            Batch(
-                torch.from_numpy(image),
-                torch.from_numpy(text[:, :longest]),
-                [""] * size,
-                [0] * size,
-                {},
-            )
-        )
+        tensors = (torch.from_numpy(image), torch.from_numpy(text[:, :longest]))
+        images, texts = (x.pin_memory() if pin else x for x in tensors)
+        out.append(Batch(images, texts, [""] * size, [0] * size, {}))
     return out
 
 

@@ -1,7 +1,7 @@
 """clipx's losses beside open_clip's: time and peak memory of 1,024 local rows against N columns,
 and the bytes that pools send.
 
-    python benchmarks/loss.py [--check] [--quick]
+    python benchmarks/loss.py [--check] [--quick] [--device cuda]
 
 InfoNCE runs beside `open_clip.ClipLoss` (local_loss, gather_with_grad), the sigmoid loss beside
 the fastest way of `open_clip.loss.SigLipLoss`; float32, D = 512, forward and backward. One process
@@ -57,35 +57,35 @@ def in_turns(runs: list[Callable[[], Any]]) -> list[float]:
     return [statistics.median(column) for column in zip(*taken, strict=True)]
 
 
-def best_variant() -> str:
+def best_variant(device: str) -> str:
     names = [f"SigLipLoss {variant}" for variant in VARIANTS]
-    taken = in_turns([Contestant(name, COLUMNS[0]).run for name in names])
+    taken = in_turns([Contestant(name, COLUMNS[0], device).run for name in names])
     return names[taken.index(min(taken))]
 
 
-def peaks(name: str, columns: tuple[int, ...]) -> dict[str, int]:
+def peaks(name: str, columns: tuple[int, ...], device: str) -> dict[str, int]:
     """Bytes by N. Blocks of 64 KiB and more go back to the system when they are freed, so that a
     large N is not measured in what a small one has left."""
     script = str(Path(__file__).with_name("loss_contestants.py"))
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    command = [sys.executable, script, name, *map(str, columns)]
+    command = [sys.executable, script, name, *map(str, columns), "--device", device]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(pairs: list[tuple[str, str]], columns: tuple[int, ...]) -> dict[str, Any]:
+def compare(pairs: list[tuple[str, str]], columns: tuple[int, ...], device: str) -> dict[str, Any]:
     table = Table("loss", "N", "s", "peer s", "time ratio", "MiB", "peer MiB", "memory ratio")
     figures: dict[str, Any] = {}
     for ours, theirs in pairs:
-        memory = {name: peaks(name, columns) for name in (ours, theirs)}
+        memory = {name: peaks(name, columns, device) for name in (ours, theirs)}
         for n in columns:
-            mine, peer = in_turns([Contestant(name, n).run for name in (ours, theirs)])
+            mine, peer = in_turns([Contestant(name, n, device).run for name in (ours, theirs)])
             held, peer_held = (memory[name][str(n)] for name in (ours, theirs))
             table.add_row(
                 f"{ours} / {theirs}",
                 f"{n:,}",
-                f"{mine:.3f}",
-                f"{peer:.3f}",
+                f"{mine:.4f}",
+                f"{peer:.4f}",
                 f"{mine / peer:.2f}x",
                 f"{held / MIB:.0f}",
                 f"{peer_held / MIB:.0f}",
@@ -94,25 +94,34 @@ def compare(pairs: list[tuple[str, str]], columns: tuple[int, ...]) -> dict[str,
             key = f"{ours} N={n}"
             figures[f"{key} time ratio"] = round(mine / peer, 3)
             figures[f"{key} memory ratio"] = round(held / peer_held, 4)
-    table.title = f"{LOCAL_ROWS:,} local rows, float32, {torch.get_num_threads()} threads"
+    table.title = f"{LOCAL_ROWS:,} local rows, float32, {machine(device)}"
     Console(width=140).print(table)
     return figures
 
 
-def one_process(sizes: tuple[int, ...]) -> dict[str, float]:
+def machine(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} threads"
+
+
+def one_process(sizes: tuple[int, ...], device: str) -> dict[str, float]:
     """All rows here: ClipLoss without a gather, which is the plain code."""
     table = Table("B = N", "clipx ms", "ClipLoss ms", "time ratio", title="one process, InfoNCE")
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
     figures = {}
     for size in sizes:
-        rows = [unit_rows(size, seed).requires_grad_() for seed in (0, 1)]
-        scale = torch.tensor(2.659, requires_grad=True)
+        rows = [unit_rows(size, seed, device).requires_grad_() for seed in (0, 1)]
+        scale = torch.tensor(2.659, device=device, requires_grad=True)
         ours, theirs, pool = InfoNCE(), ClipLoss(), LocalPool()
 
         def mine(rows=rows, scale=scale, ours=ours, pool=pool) -> None:
             ours(*rows, logit_scale=scale, pool=pool).loss.backward()
+            finish()
 
         def peer(rows=rows, scale=scale, theirs=theirs) -> None:
             theirs(*rows, scale.exp()).backward()
+            finish()
 
         taken, plain = in_turns([mine, peer])
         ratio = taken / plain
@@ -155,14 +164,15 @@ def missed(figures: dict[str, Any], largest: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="N up to 16,384 and 2 ranks only")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*torch.distributed.nn.*")
-    columns = QUICK if arguments.quick else COLUMNS
-    figures = exchanged((2,) if arguments.quick else (2, 4))
-    figures |= one_process((512,) if arguments.quick else (512, 2048, 8192))
-    pairs = [("clipx infonce", "ClipLoss"), ("clipx sigmoid", best_variant())]
-    figures |= compare(pairs, columns)
+    columns, device = QUICK if arguments.quick else COLUMNS, arguments.device
+    figures = exchanged((2,) if arguments.quick else (2, 4)) if device == "cpu" else {}
+    figures |= one_process((512,) if arguments.quick else (512, 2048, 8192), device)
+    pairs = [("clipx infonce", "ClipLoss"), ("clipx sigmoid", best_variant(device))]
+    figures |= compare(pairs, columns, device)
     print(json.dumps(figures))
     faults = missed(figures, columns[-1])
     if arguments.check and faults:

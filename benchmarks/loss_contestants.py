@@ -4,7 +4,8 @@ Rank 0 has B local rows; the N = R x B columns of all ranks lie ready, as after 
 emulated is the exchange alone, for both alike: nothing travels, and what would go home is cut to
 this rank's rows. Each computes its loss and the gradients of rows, columns, scale and bias.
 
-As a program it prints the peak memory of one contestant in a process of its own.
+As a program it prints the peak memory of one contestant in a process of its own: resident memory,
+or on a GPU what the allocator gave out.
 """
 
 from __future__ import annotations
@@ -52,21 +53,21 @@ class GivenColumns(LocalPool):
         return home
 
 
-def unit_rows(number: int, seed: int) -> Tensor:
+def unit_rows(number: int, seed: int, device: str) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(number, WIDTH, generator=generator), dim=-1)
+    return F.normalize(torch.randn(number, WIDTH, generator=generator), dim=-1).to(device)
 
 
 class Contestant:
     """`step()` is one forward and backward pass. `tensors` are its inputs, and each has a gradient
     after a step or takes part in one."""
 
-    def __init__(self, name: str, num_columns: int) -> None:
-        self.name, self.num_columns = name, num_columns
-        self.image = unit_rows(LOCAL_ROWS, 0).requires_grad_()
-        self.text = unit_rows(num_columns, 1)
-        self.scale = torch.tensor(math.log(1 / 0.07), requires_grad=True)
-        self.bias = torch.tensor(-10.0, requires_grad=True)
+    def __init__(self, name: str, num_columns: int, device: str = "cpu") -> None:
+        self.name, self.num_columns, self.device = name, num_columns, device
+        self.image = unit_rows(LOCAL_ROWS, 0, device).requires_grad_()
+        self.text = unit_rows(num_columns, 1, device)
+        self.scale = torch.tensor(math.log(1 / 0.07), device=device, requires_grad=True)
+        self.bias = torch.tensor(-10.0, device=device, requires_grad=True)
         self.leaves = [self.image, self.scale, self.bias]
         # bytes of local rows and columns, and of as many gradients
         self.inputs_bytes = 2 * 4 * WIDTH * (2 * LOCAL_ROWS + num_columns)
@@ -79,12 +80,13 @@ class Contestant:
             "SigLipLoss gather": lambda: self._siglip("gather"),
         }[name]()
 
-    def run(self) -> float:
+    def run(self) -> None:
+        """Ends when the device has."""
         for leaf in self.leaves:
             leaf.grad = None
-        loss = self.step()
-        loss.backward()
-        return loss.item()
+        self.step().backward()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
     def _ours(self, loss: Any) -> Callable[[], Tensor]:
         text = self.text[:LOCAL_ROWS].clone().requires_grad_()
@@ -96,7 +98,10 @@ class Contestant:
     def _clip_loss(self) -> Callable[[], Tensor]:
         """With local_loss and gather_with_grad: columns of both kinds, with gradient."""
         text = self.text[:LOCAL_ROWS].clone().requires_grad_()
-        columns = (unit_rows(self.num_columns, 2).requires_grad_(), self.text.requires_grad_())
+        columns = (
+            unit_rows(self.num_columns, 2, self.device).requires_grad_(),
+            self.text.requires_grad_(),
+        )
         self.leaves += [text, *columns]
         self.inputs_bytes += 2 * 4 * WIDTH * self.num_columns
         world = self.num_columns // LOCAL_ROWS
@@ -135,13 +140,18 @@ def status(name: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {name}")
 
 
-def peak_bytes(name: str, num_columns: int) -> int:
-    """Most resident memory of a step, beyond the inputs and their gradients.
+def peak_bytes(name: str, num_columns: int, device: str) -> int:
+    """Most memory of a step, beyond the inputs and their gradients.
 
     Inputs are resident before the high-water mark is set back; of the gradients, which the step
     makes, the bytes are subtracted.
     """
-    contestant = Contestant(name, num_columns)
+    contestant = Contestant(name, num_columns, device)
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        contestant.run()
+        return torch.cuda.max_memory_allocated() - before - contestant.inputs_bytes // 2
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     contestant.run()
@@ -152,10 +162,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name")
     parser.add_argument("columns", type=int, nargs="+")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()
     for _ in range(2):  # libraries load, threads start
-        Contestant(arguments.name, 2 * LOCAL_ROWS).run()
-    print(json.dumps({str(n): peak_bytes(arguments.name, n) for n in arguments.columns}))
+        Contestant(arguments.name, 2 * LOCAL_ROWS, arguments.device).run()
+    name, device = arguments.name, arguments.device
+    print(json.dumps({str(n): peak_bytes(name, n, device) for n in arguments.columns}))
 
 
 if __name__ == "__main__":

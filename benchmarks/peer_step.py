@@ -1,14 +1,17 @@
-"""Samples per second of open_clip 3.3.0's own training step on the CPU, with fixed batches.
+"""Samples per second of open_clip 3.3.0's own training step, with fixed batches.
 
     bash benchmarks/peer_env.sh
     .venv-peer/bin/python benchmarks/peer_step.py --model-json model.json --batch batch.npz \
-        --precision amp_bf16 --steps 20 --warmup 3 [--context-length 16] [--attention math]
+        --precision amp_bf16 --steps 20 --warmup 3 [--context-length 16] [--attention math] \
+        [--device cuda]
 
 Runs in the peer's environment and never imports clipx: the model, loss, autocast and backward are
 open_clip's, and the order of `Peer.step` is that of open_clip_train.train.train_one_epoch.
 
 batch.npz: `image` (S, B, 3, H, W) uint8 and `text` (S, B, 77) int64; step i takes batch i mod S.
-Images are normalized to float32 before the clock starts, as the peer's loader does in its workers.
+Images are normalized to float32 before the clock starts, as the peer's loader does in its workers;
+for a GPU they lie in pinned memory, as there. On a GPU the clock stops after the first step of a
+burst and at its end: the peer's loop does not wait for the device in every step.
 The last line printed is the result in JSON.
 
 With --serve it warms up, prints one line with `"ready": true`, then answers each line
@@ -47,6 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--init", type=Path, help="safetensors with open_clip's parameter names")
     parser.add_argument("--context-length", type=int, help="tokens; default: that of the JSON")
     parser.add_argument("--precision", choices=["amp_bf16", "fp32"], default="amp_bf16")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--attention", choices=["default", "math"], default="default")
     parser.add_argument("--compile", action="store_true", help="as the peer's --torchcompile")
     parser.add_argument("--steps", type=int, default=20)
@@ -71,14 +75,17 @@ def cut(text: Tensor, length: int) -> Tensor:
     return short
 
 
-def load_batches(path: Path, context_length: int) -> list[Batch]:
+def load_batches(path: Path, context_length: int, device: str) -> list[Batch]:
     arrays = np.load(path)
     images, texts = torch.from_numpy(arrays["image"]), torch.from_numpy(arrays["text"])
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    return [
+    batches = [
         (normalize(image.float() / 255, list(mean), list(std)), cut(text, context_length))
         for image, text in zip(images, texts, strict=True)
     ]
+    if device == "cuda":
+        batches = [(image.pin_memory(), text.pin_memory()) for image, text in batches]
+    return batches
 
 
 def build_model(args: argparse.Namespace) -> nn.Module:
@@ -90,6 +97,7 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     model = open_clip.create_model(
         args.model_json.stem,
         precision=args.precision,
+        device=args.device,
         force_context_length=args.context_length,
         output_dict=True,
     )
@@ -119,17 +127,20 @@ class Peer:
     optimizer: torch.optim.Optimizer
     batches: list[Batch]
     precision: str
+    device: str
     grad_clip_norm: float | None
     num_steps: int = 0
 
     def __post_init__(self) -> None:
         self.loss = open_clip.ClipLoss(cache_labels=True)  # what create_loss gives one process
-        self.autocast = get_autocast(self.precision, device_type="cpu")
+        self.autocast = get_autocast(self.precision, device_type=self.device)
 
-    def step(self) -> tuple[float, float]:
-        """Seconds and loss of one step."""
-        start = time.perf_counter()
-        images, texts = self.batches[self.num_steps % len(self.batches)]
+    def step(self) -> Tensor:
+        """() the loss"""
+        images, texts = (
+            x.to(self.device, non_blocking=True)
+            for x in self.batches[self.num_steps % len(self.batches)]
+        )
         self.optimizer.zero_grad()
         with self.autocast():
             losses = self.loss(**self.model(images, texts), output_dict=True)
@@ -141,29 +152,37 @@ class Peer:
         with torch.no_grad():
             unwrap_model(self.model).logit_scale.clamp_(0, math.log(100))
         self.num_steps += 1
-        return time.perf_counter() - start, total.item()
+        return total.detach()
 
     def run(self, num_steps: int) -> dict[str, list[float]]:
         seconds, losses = [], []
-        for _ in range(num_steps):
-            took, loss = self.step()
-            seconds.append(took)
-            losses.append(loss)
-        return {"step_seconds": seconds, "losses": losses}
+        start = time.perf_counter()
+        for step in range(num_steps):
+            losses.append(self.step())
+            if self.device == "cpu" or step in (0, num_steps - 1):
+                losses[-1].item()
+                seconds.append(time.perf_counter() - start)
+                start = time.perf_counter()
+        if self.device == "cuda" and num_steps > 1:
+            seconds[1:] = [seconds[1] / (num_steps - 1)] * (num_steps - 1)
+        return {"step_seconds": seconds, "losses": [loss.item() for loss in losses]}
 
 
 def build_peer(args: argparse.Namespace) -> Peer:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
+    if args.device == "cuda":  # as open_clip_train.main
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
     if args.attention == "math":  # the names say cuda, but these switches govern the CPU too
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
     model = build_model(args)
     optimizer = build_optimizer(model, args.lr, args.wd)
-    batches = load_batches(args.batch, model.context_length)
+    batches = load_batches(args.batch, model.context_length, args.device)
     if args.compile:  # after the optimizer, as in open_clip_train.main
         model = torch.compile(model)
-    return Peer(model, optimizer, batches, args.precision, args.grad_clip_norm)
+    return Peer(model, optimizer, batches, args.precision, args.device, args.grad_clip_norm)
 
 
 def describe(args: argparse.Namespace, peer: Peer) -> dict[str, object]:
@@ -171,6 +190,7 @@ def describe(args: argparse.Namespace, peer: Peer) -> dict[str, object]:
     names = ("open_clip_torch", "torch", "torchvision", "timm", "numpy")
     return {
         "precision": args.precision,
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
         "attention": args.attention,
         "compile": args.compile,
         "threads": torch.get_num_threads(),
@@ -194,6 +214,7 @@ def serve(peer: Peer, lines: Iterable[str]) -> None:
 def give_back_memory() -> None:
     """What is free, to the system: it is another contestant's turn."""
     ctypes.CDLL(None).malloc_trim(0)
+    torch.cuda.empty_cache()  # of nothing, where there is no GPU
 
 
 def main() -> None:

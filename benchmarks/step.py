@@ -3,17 +3,20 @@ per second, and the losses.
 
     bash benchmarks/peer_env.sh                      # once: the peer in an environment of its own
     clipx data demo --preset quick --out data/demo   # once: the corpus
-    python benchmarks/step.py [--check] [--model demo] [--no-compile] [--rounds 3]
+    python benchmarks/step.py [--check] [--model demo] [--no-compile] [--rounds 3] [--device cuda]
 
 Same initial weights, same batches, same threads, same optimizer. The contestants take turns in
 short bursts, so a machine whose speed drifts slows both; figures are medians. The peer runs with
 every setting that its flags offer, at its JSON's 77 tokens and, for the demo model, cut to 16 by
 hand; its two precisions run in heats of their own, because what all settings hold at once would not
-fit this memory. clipx reads the same captions whole, and is not compiled. The bars are for the
-peer's fastest setting by its own flags. Rows with math attention, which no flag of the peer's sets,
-are reported apart. In float32 both run on until 20 steps are done, whose losses must agree.
-Compiling takes the peer minutes, which are not counted. Run nothing beside it: five processes of
-ViT-B-32 hold 20 GB.
+fit this memory. clipx reads the same captions whole, and is not compiled on CPUs. The bars are for
+the peer's fastest setting by its own flags. Rows with math attention, which no flag of the peer's
+sets, are reported apart. In float32 both run on until 20 steps are done, whose losses must agree.
+Compiling takes minutes, which are not counted. Run nothing beside it: five processes of ViT-B-32
+hold 20 GB.
+
+On a GPU clipx is compiled too; ViT-B-32 has captions as long as the web's there, or, as `ViT-B-32,
+full`, such as fill all 77 tokens, where both do the same work.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,39 +52,66 @@ WHOLE = 77  # tokens: no caption is cut
 
 @dataclass(frozen=True)
 class Model:
-    """bars: least ratio to the peer at so many tokens"""
+    """bars: least ratio to the peer at so many tokens
+    captions: the demo's; random ones as long as those of the web (log-normal, median 16 tokens, a
+        few of 77); or all as long as the context
+    """
 
     json: str
     batch_size: int
     bars: dict[int, float]
-    compare_losses: bool
+    compare_losses: bool = False
+    captions: Literal["demo", "web", "full"] = "demo"
 
 
+DEMO = "configs/model/demo_tiny.json"
 MODELS = {
-    "demo": Model("configs/model/demo_tiny.json", 512, {16: 2.5, 77: 5.0}, compare_losses=True),
-    "ViT-B-32": Model("ViT-B-32", 32, {77: 1.5}, compare_losses=False),
+    "cpu": {
+        "demo": Model(DEMO, 512, {16: 2.5, 77: 5.0}, compare_losses=True),
+        "ViT-B-32": Model("ViT-B-32", 32, {77: 1.5}),
+    },
+    "cuda": {
+        # So small that both wait for the host to launch kernels.
+        "demo": Model(DEMO, 2048, {77: 0.9}, compare_losses=True),
+        "ViT-B-32": Model("ViT-B-32", 512, {77: 1.0}, captions="web"),
+        "ViT-B-32, full": Model("ViT-B-32", 512, {77: 1.0}, captions="full"),
+    },
 }
 SHARDS = "data/demo/train"
 
 
-def contestants(
-    tokens: int, precision: str, folder: Path, threads: int, *, compiled: bool
-) -> list[Contestant]:
+@dataclass(frozen=True)
+class Setting:
+    """peer_python: interpreter of the peer's environment; compiled: the compiled ones run too"""
+
+    device: str
+    peer_python: str
+    threads: int
+    compiled: bool
+    rounds: int
+    burst: int
+
+
+def contestants(tokens: int, precision: str, folder: Path, setting: Setting) -> list[Contestant]:
     """Of one heat: clipx, and the peer at so many tokens in this precision."""
+    gpu, fp32 = setting.device == "cuda", precision == "fp32"
     shared = ["--model-json", str(folder / "model.json"), "--batch", str(folder / "batch.npz")]
+    shared += ["--device", setting.device]
     ours = [sys.executable, str(HERE / "clipx_step.py"), *shared]
     ours += ["--init", str(folder / "clipx.safetensors")]
-    peer = [".venv-peer/bin/python", str(HERE / "peer_step.py"), *shared, "--serve"]
-    peer += ["--init", str(folder / "peer.safetensors"), "--threads", str(threads)]
+    peer = [setting.peer_python, str(HERE / "peer_step.py"), *shared, "--serve"]
+    peer += ["--init", str(folder / "peer.safetensors"), "--threads", str(setting.threads)]
     peer += ["--context-length", str(tokens), "--precision", precision]
-    fp32 = precision == "fp32"
-    # In float32 both kinds of attention are equally fast.
-    kinds = ("default",) if fp32 else ("default", "math")
+    # In float32 both kinds of attention are equally fast; on GPUs nobody wants the slow one.
+    kinds = ("default",) if fp32 or gpu else ("default", "math")
+    extras: tuple[list[str], ...] = ([], ["--compile"]) if setting.compiled else ([],)
     out = [
-        Contestant(f"clipx {p}", [*ours, "--precision", p]) for p in ("bf16", "fp32")[: 1 + fp32]
+        Contestant(" ".join(["clipx", p, *extra]), [*ours, "--precision", p, *extra])
+        for p in ("bf16", "fp32")[: 1 + fp32]
+        for extra in extras[: 1 + (gpu and p == "bf16")]
     ]
     for attention in kinds:
-        for extra in ([], ["--compile"]) if compiled else ([],):
+        for extra in extras:
             name = " ".join(["peer", precision, f"{attention} attention", *extra])
             command = [*peer, "--attention", attention, *extra]
             out.append(Contestant(name, command, tokens, by_flags=attention == "default"))
@@ -115,28 +146,39 @@ def write_inputs(model: Model, folder: Path, num_batches: int = 4) -> None:
     image, text = (
         np.stack([getattr(b, name).numpy() for b in loaded]) for name in ("image", "text")
     )
+    if model.captions != "demo":
+        text = random_captions(model.captions, text.shape, end=int(text.max()))
     np.savez(folder / "batch.npz", image=image, text=text)
 
 
-def race(
-    model: Model,
-    tokens: int,
-    precision: str,
-    rounds: int,
-    burst: int,
-    threads: int,
-    *,
-    compiled: bool,
-) -> list[Contestant]:
+def random_captions(lengths: str, shape: tuple[int, ...], *, end: int) -> np.ndarray:
+    """(S, B, T) ids that end at different places, or all at the last."""
+    random = np.random.default_rng(0)
+    text, place = random.integers(1, end - 1, shape), np.arange(shape[-1])
+    last = np.full(shape[:-1], shape[-1] - 1)
+    if lengths == "web":
+        last = np.minimum(random.lognormal(np.log(16), 0.55, shape[:-1]).astype(int), last)
+        last[:, 0] = shape[-1] - 1
+    text[place > last[..., None]] = 0
+    np.put_along_axis(text, last[..., None], end, axis=-1)
+    return text
+
+
+def race(model: Model, tokens: int, precision: str, setting: Setting) -> list[Contestant]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(model, folder)
-        racers = contestants(tokens, precision, folder, threads, compiled=compiled)
+        racers = contestants(tokens, precision, folder, setting)
         for one in racers:
             one.start()
-        for _ in range(rounds):
+            if setting.device == "cpu":  # whose cores would be fought over
+                one.wait_until_warm()
+        if setting.device == "cuda":
             for one in racers:
-                one.burst(burst)
+                one.wait_until_warm()
+        for _ in range(setting.rounds):
+            for one in racers:
+                one.burst(setting.burst)
         if model.compare_losses and is_compared(tokens, precision):
             for one in compared(racers):
                 one.burst(max(1, COMPARED_STEPS - len(one.losses)))
@@ -157,36 +199,42 @@ def compared(racers: list[Contestant]) -> tuple[Contestant, Contestant]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=[*MODELS, "all"], default="all")
+    parser.add_argument("--device", choices=[*MODELS], default="cpu")
+    parser.add_argument("--model", choices=[*MODELS["cuda"], "all"], default="all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--burst", type=int, default=4, help="steps of each contestant in a round")
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled peer out")
+    parser.add_argument("--no-compile", action="store_true", help="leave the compiled ones out")
+    parser.add_argument("--peer-python", default=".venv-peer/bin/python")
     parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     arguments = parser.parse_args()
-    if not Path(".venv-peer/bin/python").exists():
+    models = MODELS[arguments.device]
+    if arguments.model not in (*models, "all"):
+        parser.error(f"--model {arguments.model!r} is run with --device cuda only")
+    if shutil.which(arguments.peer_python) is None:
         sys.exit("the peer's environment is missing; make it with: bash benchmarks/peer_env.sh")
     if not Path(SHARDS).is_dir():
         sys.exit(f"{SHARDS} is missing; make it with: clipx data demo")
 
     threads = torch.get_num_threads()
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    figures: dict[str, Any] = {"threads": threads}
+    setting = Setting(
+        arguments.device,
+        arguments.peer_python,
+        threads,
+        not arguments.no_compile,
+        arguments.rounds,
+        arguments.burst,
+    )
+    gpu = torch.cuda.get_device_name() if arguments.device == "cuda" else None
+    figures: dict[str, Any] = {"threads": threads, "gpu": gpu}
     missed: list[str] = []
-    for name in MODELS if arguments.model == "all" else [arguments.model]:
-        model, found = MODELS[name], figures.setdefault(name, {})
+    for name in models if arguments.model == "all" else [arguments.model]:
+        model, found = models[name], figures.setdefault(name, {})
         for tokens, bar in model.bars.items():
             heats = []
-            for precision in ("amp_bf16", "fp32"):
-                racers = race(
-                    model,
-                    tokens,
-                    precision,
-                    arguments.rounds,
-                    arguments.burst,
-                    threads,
-                    compiled=not arguments.no_compile,
-                )
-                show(name, model, racers, threads)
+            for precision in precisions(model, setting):
+                racers = race(model, tokens, precision, setting)
+                show(name, model, racers, gpu or f"{threads} threads")
                 heats.append(racers)
                 if model.compare_losses and is_compared(tokens, precision):
                     found["largest difference of losses"] = largest_difference(racers)
@@ -200,6 +248,12 @@ def main() -> None:
     print(json.dumps(figures))
     if arguments.check and missed:
         sys.exit(f"missed: {missed}")
+
+
+def precisions(model: Model, setting: Setting) -> tuple[str, ...]:
+    """Nobody trains in float32 on a GPU: there it runs for its losses."""
+    both = setting.device == "cpu" or model.compare_losses
+    return ("amp_bf16", "fp32") if both else ("amp_bf16",)
 
 
 def ratio(heats: list[list[Contestant]], *, by_flags: bool) -> float:
@@ -219,9 +273,9 @@ def largest_difference(racers: list[Contestant]) -> float:
     return round(max(abs(a - b) for a, b in pairs), 6)
 
 
-def show(name: str, model: Model, racers: list[Contestant], threads: int) -> None:
+def show(name: str, model: Model, racers: list[Contestant], machine: str) -> None:
     fastest = min(c.median for c in racers if c.tokens is None)
-    title = f"training step, {name}, batch {model.batch_size}, {threads} threads"
+    title = f"training step, {name}, batch {model.batch_size}, {machine}"
     columns = ("contestant", "tokens", "samples/s", "clipx is faster by", "first, last loss")
     table = Table(*columns, title=title)
     for c in racers:

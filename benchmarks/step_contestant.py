@@ -28,6 +28,8 @@ class Contestant:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def wait_until_warm(self) -> None:
         self.losses += self._answer()["losses"]
 
     def burst(self, steps: int) -> None:

@@ -17,7 +17,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +138,21 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"run_dir {path} cannot be written: {error}; choose another with run_dir=")
 
 
+def _installed(package: str) -> str | None:
+    """Version; None where the package is on the path only, as in a container with a checkout."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def code_version() -> dict[str, Any]:
     """What computed this run's numbers."""
     return {
-        "clipx": version("clipx"),
+        "clipx": _installed("clipx"),
         "commit": _commit(),
         "torch": torch.__version__,
-        "open_clip": version("open_clip_torch"),
+        "open_clip": _installed("open_clip_torch"),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         **hardware(),

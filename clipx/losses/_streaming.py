@@ -32,7 +32,8 @@ CPU_TILE_BYTES = 4 << 20
 matmuls at 210 to 230 GFLOP/s, 128 rows x 16,384 columns at 160, all of (1,024, 16,384) at 170. Two
 of 4 MiB stay in L3 beside the rows."""
 GPU_TILE_BYTES = 64 << 20
-"""Not measured: large enough that kernels take longer than their launch."""
+"""Measured on an H100, 1,024 rows, D = 512: InfoNCE over 65,536 columns takes 21 ms in tiles of
+8 MiB, 9.8 of 32, 7.5 of 64 and 7.2 of 128; all of it in one piece, as open_clip has it, 10.9."""
 KEPT_TILES = 4
 """As many tiles' worth of similarities are kept from the first time to the second: all of them
 where they are few, such as B = N = 2,048 in float32 on a CPU."""

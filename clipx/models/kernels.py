@@ -1,6 +1,6 @@
-"""Attention on CPUs, with its backward written out, for sequences that lie packed behind one
-another: (N, ...) for all N tokens of a batch, so that captions of different lengths need next to
-no padding and everything but attention is one matmul over all tokens.
+"""Attention for sequences that lie packed behind one another: (N, ...) for all N tokens of a
+batch, so that captions of different lengths need next to no padding and everything but attention
+is one matmul over all tokens. On CPUs its backward is written out.
 
 `groups` says how they lie: (number of sequences, tokens of each), in their order.
 """
@@ -13,20 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 Groups = list[tuple[int, int]]
 
 
 def packed_attention(qkv: Tensor, groups: Groups, *, heads: int, causal: bool) -> Tensor:
-    """(N, 3 * width) queries, keys and values -> (N, width) (arXiv:1706.03762, 3.2).
+    """(N, 3 * width) queries, keys and values -> (N, width) (arXiv:1706.03762, 3.2)."""
+    if qkv.device.type == "cpu":
+        return _PackedAttention.apply(qkv, groups, heads, causal)
+    return fused_attention(qkv, groups, heads=heads, causal=causal)
 
-    Two batched matmuls, and a softmax that is in float32 whatever the dtype of the rest. On CPUs
-    the backward of the library's fused kernel is slow in bfloat16 (LOG.md).
-    """
-    return _PackedAttention.apply(qkv, groups, heads, causal)
+
+def fused_attention(qkv: Tensor, groups: Groups, *, heads: int, causal: bool) -> Tensor:
+    """The same by the library's kernels, one call for each group."""
+    mixed = []
+    parts = qkv.split([count * tokens for count, tokens in groups])
+    for part, (count, tokens) in zip(parts, groups, strict=True):
+        q, k, v = part.view(count, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        mixed.append(out.transpose(1, 2).reshape(count * tokens, -1))
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
 class _PackedAttention(torch.autograd.Function):
+    """Two batched matmuls, and a softmax that is in float32 whatever the dtype of the rest. On CPUs
+    the backward of the library's fused kernel is slow in bfloat16 (LOG.md)."""
+
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, groups: Groups, heads: int, causal: bool) -> Tensor:
         mixed, saved = qkv.new_empty(len(qkv), qkv.shape[1] // 3), []

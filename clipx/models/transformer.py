@@ -133,7 +133,7 @@ class Block(nn.Module):
                 self.attn.read(part.view(count, -1, part.shape[1]), r)
                 for part, count, r in zip(parts, counts, read.split(counts), strict=True)
             ]
-            x = x[first_of(groups) + read] + self.ls_1(torch.cat(mixed))
+            x = x[first_of(groups).to(read.device) + read] + self.ls_1(torch.cat(mixed))
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
@@ -190,7 +190,7 @@ class Transformer(nn.Module):
         return self._run(self.resblocks[-1], x, read)
 
     def packed(self, x: Tensor, read: Tensor, groups: Groups) -> Tensor:
-        """The same for sequences that lie behind one another, (N, width), on CPUs."""
+        """The same for sequences that lie behind one another, (N, width)."""
         for block in self.resblocks[:-1]:
             x = self._run(block, x, None, groups)
         return self._run(self.resblocks[-1], x, read, groups)

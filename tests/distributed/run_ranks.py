@@ -1,4 +1,5 @@
-"""Run a function on R processes that talk over gloo, and hand back what each rank returned."""
+"""Run a function on R processes that talk over gloo, or NCCL, and hand back what each rank
+returned."""
 
 from __future__ import annotations
 
@@ -12,11 +13,15 @@ from typing import Any
 
 import torch
 
-from clipx.distributed.runtime import Runtime, start
+from clipx.distributed.runtime import Device, Runtime, start
 
 
 def run_ranks(
-    function: Callable[[Runtime], Any], world_size: int, *, timeout_seconds: float = 120
+    function: Callable[[Runtime], Any],
+    world_size: int,
+    *,
+    device: Device = "cpu",
+    timeout_seconds: float = 120,
 ) -> list[Any]:
     """[function(runtime) of rank 0, of rank 1, ...]. Fails with the traceback of the first rank
     that raises, and at the timeout; no process outlives the call.
@@ -27,7 +32,9 @@ def run_ranks(
     answers = context.SimpleQueue()
     port = free_port()
     processes = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, answers), daemon=True)
+        context.Process(
+            target=_rank, args=(function, rank, world_size, port, device, answers), daemon=True
+        )
         for rank in range(world_size)
     ]
     try:
@@ -58,11 +65,16 @@ def _collect(processes: list[Any], answers: Any, deadline: float) -> list[Any]:
 
 
 def _rank(
-    function: Callable[[Runtime], Any], rank: int, world_size: int, port: int, answers: Any
+    function: Callable[[Runtime], Any],
+    rank: int,
+    world_size: int,
+    port: int,
+    device: Device,
+    answers: Any,
 ) -> None:
     join_group(rank, world_size, port)
     try:
-        runtime = start("cpu", timeout_minutes=1)
+        runtime = start(device, timeout_minutes=1)
         value = function(runtime)
         runtime.close()
         answers.put((rank, None, value))

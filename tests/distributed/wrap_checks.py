@@ -29,7 +29,6 @@ from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import Batch
 
-CPU = torch.device("cpu")
 LOCAL_ROWS = 4
 MODEL: dict[str, Any] = {
     "embed_dim": 8,
@@ -89,7 +88,7 @@ def build(
         encoder.set_grad_checkpointing(True)
     if compiled:
         compile_towers(encoder, backend="eager")
-    chosen = build_precision(precision, CPU)
+    chosen = build_precision(precision, runtime.device)
     if chosen.scaler is not None:
         chosen.scaler.factor = 64.0  # no overflow in the one step that is looked at
     step = Step(
@@ -99,7 +98,7 @@ def build(
         loss=InfoNCE(),
         pool=build_pool(PoolConfig(), world_size=runtime.world_size),
         precision=chosen,
-        device=CPU,
+        device=runtime.device,
         average=runtime.average,
         **settings,
     )
@@ -114,7 +113,7 @@ def adamw(encoder: DualEncoder) -> torch.optim.Optimizer:
 
 
 def arrays(tensors: dict[str, Tensor]) -> Arrays:
-    return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
 
 
 def take(parts: Parts, steps: range) -> list[Stepped]:

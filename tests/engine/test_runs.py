@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from clipx import cli
-from clipx.engine import runs
+from clipx.engine import run, runs
 
 NOW = time.time()
 
@@ -173,3 +175,17 @@ def test_runs_does_not_wait_for_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "runs", str(write_run(tmp_path))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_checkout_that_is_not_installed_still_tells_what_computed_its_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a container that has it on PYTHONPATH."""
+
+    def absent(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    assert run.code_version()["clipx"] is not None
+    monkeypatch.setattr(run, "version", absent)
+    told = run.code_version()
+    assert (told["clipx"], told["torch"]) == (None, torch.__version__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from clipx.engine.precision import build_precision, compute_dtype
 from clipx.engine.step import Step
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
+from clipx.models.text.transformer import PADDING, end_of, group_by_length
 from clipx.models.transformer import Transformer
 from clipx.types import Batch
 
@@ -94,6 +97,22 @@ def test_embeddings_on_the_device_equal_those_of_the_cpu() -> None:
     for mine, theirs in zip(found, expected, strict=True):
         # unit rows; float32 sums in another order (TF32 is off by default for matmuls)
         torch.testing.assert_close(mine.cpu(), theirs, rtol=0, atol=1e-5)
+
+
+def test_packed_captions_on_the_device_equal_those_of_the_cpu_with_gradients() -> None:
+    torch.manual_seed(0)
+    tower = DualEncoder(MODEL).text.double()
+    text, results = captions(400), []
+    assert len(group_by_length(sorted((end_of(text) + 1).tolist()), PADDING["cuda"])) == 2
+    for device, padding in (("cpu", 100), ("cuda", 100), ("cuda", 2000)):
+        tower = tower.to(device)
+        with mock.patch.dict(PADDING, {device: padding}):
+            out = tower(text.to(device))
+        gradients = torch.autograd.grad(out.square().sum(), list(tower.parameters()))
+        results.append([t.detach().cpu() for t in (out, *gradients)])
+    for cpu, *others in zip(*results, strict=True):
+        for other in others:
+            torch.testing.assert_close(other, cpu, rtol=1e-9, atol=1e-10)
 
 
 def test_auto_is_bfloat16_on_devices_that_have_it() -> None:

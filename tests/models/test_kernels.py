@@ -1,4 +1,4 @@
-"""The packed path of CPUs against the modules that it stands for, which GPUs run."""
+"""Packed sequences against the modules that take them one length at a time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from clipx.models.kernels import Groups
-from clipx.models.text.transformer import PADDING, TextTransformer, group_by_length
+from clipx.models.kernels import Groups, fused_attention, packed_attention
+from clipx.models.text.transformer import TextTransformer, group_by_length
 from clipx.models.transformer import Block, Transformer
 
 TEXT = {"context_length": 20, "vocab_size": 500, "width": 48, "heads": 3, "layers": 3}
@@ -132,17 +132,29 @@ def test_packed_captions_equal_each_alone(layer_scale: float | None) -> None:
     assert_same_with_gradients(tower(text), alone, list(tower.parameters()), 1e-11)
 
 
-@given(st.lists(st.integers(2, 77), min_size=1, max_size=600))
-def test_groups_hold_every_caption_and_waste_little(lengths: list[int]) -> None:
+@given(st.lists(st.integers(2, 77), min_size=1, max_size=600), st.sampled_from([0, 100, 4000]))
+def test_groups_hold_every_caption_and_waste_little(lengths: list[int], padding: int) -> None:
     lengths = sorted(lengths)
-    groups = group_by_length(lengths)
+    groups = group_by_length(lengths, padding)
     assert sum(count for count, _ in groups) == len(lengths)
     start = 0
     for count, tokens in groups:
         group = lengths[start : start + count]
         assert max(group) == tokens
-        assert count * tokens - sum(group) <= PADDING
+        assert count * tokens - sum(group) <= padding
         start += count
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@settings(max_examples=15, deadline=None)
+@given(groups=LISTS_OF_GROUPS)
+def test_the_attention_of_gpus_equals_that_of_cpus(groups: Groups, causal: bool) -> None:
+    total = sum(count * tokens for count, tokens in groups)
+    generator = torch.Generator().manual_seed(1)
+    qkv = torch.randn(total, 3 * 32, generator=generator, dtype=torch.float64).requires_grad_()
+    ways = (packed_attention, fused_attention)
+    one, other = (way(qkv, groups, heads=4, causal=causal) for way in ways)
+    assert_same_with_gradients(one, other, [qkv], 1e-11)
 
 
 @pytest.mark.parametrize("causal", [False, True])
