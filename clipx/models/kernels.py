@@ -25,14 +25,20 @@ def packed_attention(qkv: Tensor, groups: Groups, *, heads: int, causal: bool) -
     return fused_attention(qkv, groups, heads=heads, causal=causal)
 
 
+def attention(qkv: Tensor, *, heads: int, causal: bool) -> Tensor:
+    """(B, T, 3 * width) -> (B, T, width), for sequences of one length."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return mixed.transpose(1, 2).flatten(2)
+
+
 def fused_attention(qkv: Tensor, groups: Groups, *, heads: int, causal: bool) -> Tensor:
     """The same by the library's kernels, one call for each group."""
     mixed = []
     parts = qkv.split([count * tokens for count, tokens in groups])
     for part, (count, tokens) in zip(parts, groups, strict=True):
-        q, k, v = part.view(count, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        mixed.append(out.transpose(1, 2).reshape(count * tokens, -1))
+        out = attention(part.view(count, tokens, -1), heads=heads, causal=causal)
+        mixed.append(out.flatten(0, 1))
     return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 

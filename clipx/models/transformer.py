@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from clipx.models.kernels import Groups, packed_attention
+from clipx.models.kernels import Groups, attention, packed_attention
 
 
 class QuickGELU(nn.Module):
@@ -37,13 +37,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, groups: Groups | None = None) -> Tensor:
         """(B, T, width) -> the same, or (N, width) -> the same where sequences lie packed."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        if groups is not None:
-            return self.out_proj(
-                packed_attention(qkv, groups, heads=self.heads, causal=self.causal)
-            )
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+        if groups is None:
+            mixed = attention(qkv, heads=self.heads, causal=self.causal)
+        else:
+            mixed = packed_attention(qkv, groups, heads=self.heads, causal=self.causal)
+        return self.out_proj(mixed)
 
     def read(self, x: Tensor, read: Tensor) -> Tensor:
         """(B, T, width), (B,) token indices -> (B, width), the output of those tokens alone.
