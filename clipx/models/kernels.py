@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-Groups = list[tuple[int, int]]
+from clipx.models.packing import Groups
 
 
 def packed_attention(qkv: Tensor, groups: Groups, *, heads: int, causal: bool) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from clipx.models.kernels import Groups, attention, packed_attention
+from clipx.models.kernels import attention, packed_attention
+from clipx.models.packing import Packing
 
 
 class QuickGELU(nn.Module):
@@ -34,13 +35,15 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, groups: Groups | None = None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
         """(B, T, width) -> the same, or (N, width) -> the same where sequences lie packed."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        if groups is None:
+        if packing is None:
             mixed = attention(qkv, heads=self.heads, causal=self.causal)
         else:
+            qkv, groups = packing.to_places(qkv), packing.groups
             mixed = packed_attention(qkv, groups, heads=self.heads, causal=self.causal)
+            mixed = packing.to_rows(mixed)
         return self.out_proj(mixed)
 
     def read(self, x: Tensor, read: Tensor) -> Tensor:
@@ -113,32 +116,26 @@ class Block(nn.Module):
         self.ls_2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
     def forward(
-        self, x: Tensor, read: Tensor | None = None, groups: Groups | None = None
+        self, x: Tensor, read: Tensor | None = None, packing: Packing | None = None
     ) -> Tensor:
         """(B, T, width) -> the same, or with `read`, (B,), those tokens alone: (B, width).
 
-        With `groups` x lies packed, (N, width): the same numbers.
+        With `packing` x lies packed, (N, width): the same numbers.
         """
         h = self.ln_1(x)
         if read is None:
-            x = x + self.ls_1(self.attn(h, groups))
-        elif groups is None:
+            x = x + self.ls_1(self.attn(h, packing))
+        elif packing is None:
             x = take(x, read) + self.ls_1(self.attn.read(h, read))
         else:
-            counts = [count for count, _ in groups]
-            parts = h.split([count * tokens for count, tokens in groups])
+            counts = [count for count, _ in packing.groups]
+            parts = packing.to_places(h).split([count * n for count, n in packing.groups])
             mixed = [
                 self.attn.read(part.view(count, -1, part.shape[1]), r)
                 for part, count, r in zip(parts, counts, read.split(counts), strict=True)
             ]
-            x = x[first_of(groups).to(read.device) + read] + self.ls_1(torch.cat(mixed))
+            x = x[packing.rows_at(read)] + self.ls_1(torch.cat(mixed))
         return x + self.ls_2(self.mlp(self.ln_2(x)))
-
-
-def first_of(groups: Groups) -> Tensor:
-    """Row of each packed sequence's first token."""
-    lengths = torch.cat([torch.full((count,), tokens) for count, tokens in groups])
-    return lengths.cumsum(0) - lengths
 
 
 class Transformer(nn.Module):
@@ -182,16 +179,16 @@ class Transformer(nn.Module):
         MLP for that token only: the same numbers for a seventh less work in a tower of six blocks.
         """
         if runs_packed(x):
-            return self.packed(x.flatten(0, 1), read, [(x.shape[0], x.shape[1])])
+            return self.packed(x.flatten(0, 1), read, Packing([(x.shape[0], x.shape[1])]))
         for block in self.resblocks[:-1]:
             x = self._run(block, x)
         return self._run(self.resblocks[-1], x, read)
 
-    def packed(self, x: Tensor, read: Tensor, groups: Groups) -> Tensor:
+    def packed(self, x: Tensor, read: Tensor, packing: Packing) -> Tensor:
         """The same for sequences that lie behind one another, (N, width)."""
         for block in self.resblocks[:-1]:
-            x = self._run(block, x, None, groups)
-        return self._run(self.resblocks[-1], x, read, groups)
+            x = self._run(block, x, None, packing)
+        return self._run(self.resblocks[-1], x, read, packing)
 
     def _run(self, block: nn.Module, *args: Any) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():

@@ -16,7 +16,8 @@ from clipx.engine.precision import build_precision, compute_dtype
 from clipx.engine.step import Step
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
-from clipx.models.text.transformer import PADDING, end_of, group_by_length
+from clipx.models.packing import group_by_length
+from clipx.models.text.transformer import PADDING, end_of
 from clipx.models.transformer import Transformer
 from clipx.types import Batch
 

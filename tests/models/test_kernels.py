@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from clipx.models.kernels import Groups, fused_attention, packed_attention
-from clipx.models.text.transformer import TextTransformer, group_by_length
+from clipx.models.kernels import fused_attention, packed_attention
+from clipx.models.packing import Groups, Packing
+from clipx.models.text.transformer import TextTransformer
 from clipx.models.transformer import Block, Transformer
 
 TEXT = {"context_length": 20, "vocab_size": 500, "width": 48, "heads": 3, "layers": 3}
@@ -73,7 +74,7 @@ def test_a_packed_block_equals_its_modules_with_gradients(
     x = torch.randn(total, 32, generator=generator, dtype=torch.float64).requires_grad_()
     lengths = torch.cat([torch.full((count,), tokens) for count, tokens in groups])
     read = (torch.rand(len(lengths), generator=generator) * lengths).long() if read_one else None
-    packed = module(x, read, groups)
+    packed = module(x, read, Packing(groups))
     # float64 sums in another order
     alone = by_sequence(module, x, groups, read)
     assert_same_with_gradients(packed, alone, [x, *module.parameters()], 1e-11)
@@ -89,7 +90,7 @@ def test_under_bf16_autocast_a_packed_block_rounds_no_more_than_its_modules() ->
         rows = x.to(module.ln_1.weight.dtype).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=kind != "exact"):
             out = (
-                module(rows, None, groups)
+                module(rows, None, Packing(groups))
                 if kind == "packed"
                 else by_sequence(module, rows, groups)
             )
@@ -106,8 +107,8 @@ def test_no_gradient_is_asked_of_what_is_locked() -> None:
     module = block(causal=False)
     module.requires_grad_(False)
     x = torch.randn(6, 32, dtype=torch.float64)
-    assert not module(x, None, [(2, 3)]).requires_grad
-    assert module(x.requires_grad_(), None, [(2, 3)]).requires_grad
+    assert not module(x, None, Packing([(2, 3)])).requires_grad
+    assert module(x.requires_grad_(), None, Packing([(2, 3)])).requires_grad
 
 
 def captions(lengths: list[int]) -> Tensor:
@@ -130,19 +131,6 @@ def test_packed_captions_equal_each_alone(layer_scale: float | None) -> None:
     alone = torch.cat([tower(row[None]) for row in text])
     # float64 sums in another order
     assert_same_with_gradients(tower(text), alone, list(tower.parameters()), 1e-11)
-
-
-@given(st.lists(st.integers(2, 77), min_size=1, max_size=600), st.sampled_from([0, 100, 4000]))
-def test_groups_hold_every_caption_and_waste_little(lengths: list[int], padding: int) -> None:
-    lengths = sorted(lengths)
-    groups = group_by_length(lengths, padding)
-    assert sum(count for count, _ in groups) == len(lengths)
-    start = 0
-    for count, tokens in groups:
-        group = lengths[start : start + count]
-        assert max(group) == tokens
-        assert count * tokens - sum(group) <= padding
-        start += count
 
 
 @pytest.mark.parametrize("causal", [False, True])

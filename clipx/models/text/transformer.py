@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipx.models.kernels import Groups
+from clipx.models.packing import pack
 from clipx.models.transformer import Block, Transformer
 
 # The keys of open_clip's `text_cfg` that this file implements; a config with others gets
 # open_clip's own tower.
 FIELDS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value"}
 
-PADDING = {"cpu": 100, "cuda": 2000}
-"""Tokens that a group may waste; one more group of captions costs about as much."""
+PADDING = {"cpu": 400, "cuda": 2000}
+"""Tokens that a group may waste; one more group of captions costs about as much. On CPUs only
+attention meets them."""
 
 
 class TextTransformer(nn.Module):
@@ -64,43 +65,24 @@ class TextTransformer(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         if text.device.type in PADDING and not torch.compiler.is_compiling():
-            return self._packed(text, PADDING[text.device.type])
+            return self._packed(text)
         x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
         return self.ln_final(self.transformer(x, end_of(text))) @ self.text_projection
 
-    def _packed(self, text: Tensor, padding: int) -> Tensor:
+    def _packed(self, text: Tensor) -> Tensor:
         """The same rows, encoded in groups of like length that lie behind one another, so that
         most of a batch's padding is gone: captions average 7 tokens where the longest of 512 has
         26, or 20 where it has 77.
 
         The host must know the lengths, so it waits for the device here.
         """
-        end, order = end_of(text).sort(stable=True)
-        groups = group_by_length((end + 1).tolist(), padding)
-        rows = order.split([count for count, _ in groups])
-        ids = [text[r, :tokens].flatten() for r, (_, tokens) in zip(rows, groups, strict=True)]
-        each = torch.arange(len(self.positional_embedding), device=text.device)
-        positions = [each[:tokens].repeat(count) for count, tokens in groups]
-        x = self.token_embedding(torch.cat(ids))
-        x = x + F.embedding(torch.cat(positions), self.positional_embedding)
-        features = self.ln_final(self.transformer.packed(x, end, groups)) @ self.text_projection
-        return features[order.argsort()]
-
-
-def group_by_length(lengths: list[int], padding: int) -> Groups:
-    """Ascending lengths -> (captions, tokens of the longest) of each group.
-
-    A group takes longer captions in until that costs it more than `padding` tokens.
-    """
-    groups: Groups = []
-    count, tokens, wasted = 0, lengths[0], 0
-    for length in lengths:
-        wasted += count * (length - tokens)
-        if wasted > padding:
-            groups.append((count, tokens))
-            count, wasted = 0, 0
-        count, tokens = count + 1, length
-    return [*groups, (count, tokens)]
+        end, on_cpu = end_of(text), text.device.type == "cpu"
+        packed = pack(text, end, padding=PADDING[text.device.type], share=on_cpu)
+        x = self.token_embedding(packed.ids)
+        x = x + F.embedding(packed.positions, self.positional_embedding)
+        x = self.transformer.packed(x, end[packed.order], packed.packing)
+        features = self.ln_final(x) @ self.text_projection
+        return features[packed.order.argsort()]
 
 
 def end_of(text: Tensor) -> Tensor:
