@@ -76,7 +76,7 @@ class Packing:
 
     def rows_at(self, tokens: Tensor) -> Tensor:
         """The row of one token of each sequence, by its number in the sequence."""
-        lengths = torch.cat([torch.full((count,), length) for count, length in self.groups])
+        lengths = lengths_of(self.groups)
         places = (lengths.cumsum(0) - lengths).to(tokens.device) + tokens
         return places if self.spread is None else self.spread.index[places]
 
@@ -103,10 +103,10 @@ def pack(text: Tensor, end: Tensor, *, padding: int, share: bool) -> PackedText:
     """
     order = end.argsort(stable=True)
     groups = group_by_length((end[order] + 1).tolist(), padding)
-    lengths = torch.cat([torch.full((count,), tokens) for count, tokens in groups])
-    caption = order.repeat_interleave(lengths.to(order.device))
     each = torch.arange(text.shape[1], device=text.device)
     position = torch.cat([each[:tokens].repeat(count) for count, tokens in groups])
+    lengths = lengths_of(groups).to(order.device)
+    caption = order.repeat_interleave(lengths, output_size=len(position))  # without a wait
     if not share:
         return PackedText(text[caption, position], position, order, Packing(groups))
     row_of, is_first = prefixes(text, end)
@@ -150,3 +150,8 @@ def group_by_length(lengths: list[int], padding: int) -> Groups:
             count, wasted = 0, 0
         count, tokens = count + 1, length
     return [*groups, (count, tokens)]
+
+
+def lengths_of(groups: Groups) -> Tensor:
+    """(number of sequences,) tokens of each, on the host."""
+    return torch.cat([torch.full((count,), tokens) for count, tokens in groups])
