@@ -168,4 +168,4 @@ def normalize(
     images."""
     scale = torch.tensor([255.0 * s for s in std], device=image.device).view(1, 3, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=image.device)
-    return image.float().div_(scale).sub_(shift.view(1, 3, 1, 1))
+    return (image.float() / scale).sub_(shift.view(1, 3, 1, 1))  # never into `image` itself

@@ -1,8 +1,5 @@
-"""Attention for sequences that lie packed behind one another: (N, ...) for all N tokens of a
-batch, so that captions of different lengths need next to no padding and everything but attention
-is one matmul over all tokens. On CPUs its backward is written out.
-
-`groups` says how they lie: (number of sequences, tokens of each), in their order.
+"""Attention for sequences that lie packed behind one another (packing.py): (P, ...) for the places
+of all their tokens. On CPUs its backward is written out.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from clipx.models.packing import Groups
 
 
 def packed_attention(qkv: Tensor, groups: Groups, *, heads: int, causal: bool) -> Tensor:
-    """(N, 3 * width) queries, keys and values -> (N, width) (arXiv:1706.03762, 3.2)."""
+    """(P, 3 * width) queries, keys and values -> (P, width) (arXiv:1706.03762, 3.2)."""
     if qkv.device.type == "cpu":
         return _PackedAttention.apply(qkv, groups, heads, causal)
     return fused_attention(qkv, groups, heads=heads, causal=causal)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_gradients import assert_same_with_gradients
 from torch import Tensor, nn
 
 from clipx.models.kernels import fused_attention, packed_attention
@@ -43,18 +44,6 @@ def by_sequence(module: Block, x: Tensor, groups: Groups, read: Tensor | None = 
         )
         start, row = start + count * tokens, row + count
     return torch.cat(out)
-
-
-def assert_same_with_gradients(
-    one: Tensor, other: Tensor, inputs: list[Tensor], tol: float
-) -> None:
-    weight = torch.randn(one.shape, generator=torch.Generator().manual_seed(2), dtype=one.dtype)
-    torch.testing.assert_close(one, other, rtol=tol, atol=tol)
-    found = torch.autograd.grad((one * weight).sum(), inputs)
-    expected = torch.autograd.grad((other * weight).sum(), inputs)
-    for mine, theirs in zip(found, expected, strict=True):
-        allowed = tol * (1 + theirs.abs().max().item())
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("read_one", [False, True])
