@@ -1,4 +1,4 @@
-from clipx.cli import main
+from clipx.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,28 @@ from clipx import cli_data
 from clipx.types import PeerError, RankError, Stopped, UserError
 
 
+def run() -> None:
+    """The program. A rank among others leaves without the interpreter's own end, in which threads
+    of the process group wait for peers, or abort the process by taking the GIL for what is left of
+    their last collective (https://github.com/pytorch/pytorch/pull/179291): all that it leaves is
+    written, and its exit code is what a scheduler goes by."""
+    code: int | str | None = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException as error:  # noqa: BLE001  told as the interpreter would
+        sys.excepthook(type(error), error, error.__traceback__)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
+    """`run` for those who call it: exits by SystemExit."""
     arguments = parse(argv)
     try:
         arguments.run(arguments)
@@ -222,7 +244,3 @@ def _report(arguments: argparse.Namespace) -> None:
     from clipx.report.write import write_report
 
     print(write_report(arguments.folder, arguments.out))
-
-
-if __name__ == "__main__":
-    main()

@@ -56,6 +56,7 @@ class Monitor:
         self._host = socket.gethostname()
         self._count = 0
         self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
         self._at: tuple[int, int, float] = (0, _ORDER["elsewhere"], time.monotonic())
         self._store: Any = runtime.store(timedelta(seconds=2 * LOOK_SECONDS))
         if self._store is not None:
@@ -63,14 +64,19 @@ class Monitor:
             self._prefix = f"clipx/{runtime.from_main(f'{os.getpid()}.{time.time()}')}"
             self._beat()
             runtime.barrier()
-            threading.Thread(target=self._watch, daemon=True, name="monitor").start()
+            self._thread = threading.Thread(target=self._watch, daemon=True, name="monitor")
+            self._thread.start()
 
     def at(self, step: int, phase: Phase) -> None:
         """Told by the main thread what it begins."""
         self._at = (step, _ORDER[phase], time.monotonic())
 
     def close(self) -> None:
+        """Waits for the thread: one that is in the store when the interpreter ends aborts the
+        process."""
         self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def is_first(self) -> bool:
         """True for the first rank that asks: the one to tell what happened in full."""

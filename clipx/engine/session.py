@@ -60,6 +60,7 @@ class Session:
             self._build()
         except BaseException as error:  # noqa: BLE001  raised below
             final = judged(error, config, self.runtime, self.monitor)
+            self.monitor.close()
             if self.folder is not None:
                 self.folder.close("failed", f"{type(final).__name__}: {final}")
             raise final from (None if final is error else error)

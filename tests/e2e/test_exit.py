@@ -1,0 +1,44 @@
+"""The exit codes of ranks in whose process threads are still busy with torch: an abort (-6) after
+all the work would make a scheduler run a finished job again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training import ROOT, environment, write_config
+
+
+def ends(port: int, *arguments: str | Path) -> list[int]:
+    """The exit codes of two ranks."""
+    command = [sys.executable, str(ROOT / "tests/rank_with_thread.py"), *map(str, arguments)]
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment() | there | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    return [rank.wait(120) for rank in ranks]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        (["duration=2 steps"], 0),
+        (["duration=40000 steps", "stop_after=0.5 s"], 75),
+        (["global_batch_size=25"], 2),
+    ],
+    ids=["finished", "stopped", "refused"],
+)
+def test_a_rank_ends_with_its_exit_code_whatever_its_threads_do(
+    changes: list[str], code: int, pairs: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, pairs)
+    assert ends(30000 + os.getpid() % 9000, "train", config, *changes) == [code, code]
