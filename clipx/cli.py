@@ -32,7 +32,7 @@ def run() -> None:
         code = end.code
     except BaseException as error:  # noqa: BLE001  told as the interpreter would
         sys.excepthook(type(error), error, error.__traceback__)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()

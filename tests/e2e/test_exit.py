@@ -3,19 +3,19 @@ all the work would make a scheduler run a finished job again."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from distributed.run_ranks import free_port
 from training import ROOT, environment, write_config
 
 
-def ends(port: int, *arguments: str | Path) -> list[int]:
+def ends(*arguments: str | Path) -> list[int]:
     """The exit codes of two ranks."""
     command = [sys.executable, str(ROOT / "tests/rank_with_thread.py"), *map(str, arguments)]
-    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen(
             command,
@@ -41,4 +41,4 @@ def test_a_rank_ends_with_its_exit_code_whatever_its_threads_do(
     changes: list[str], code: int, pairs: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, pairs)
-    assert ends(30000 + os.getpid() % 9000, "train", config, *changes) == [code, code]
+    assert ends("train", config, *changes) == [code, code]
