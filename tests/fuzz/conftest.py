@@ -1,0 +1,97 @@
+"""The fixture `fuzz`: try generated cases against one check for a bounded time.
+
+A check must either accept a case or reject it by a `UserError`; any other exception fails the test
+and hypothesis shrinks the case. Each case has 10 s, and memory may grow by 512 MiB at most.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import SearchStrategy
+
+QUICK_SECONDS, LONG_SECONDS = 4, 45  # of each test, in CI and in `launch/test.sh --all`
+CASE_SECONDS, CASE_MIB = 10, 512
+CASES_PER_SEED = 50  # hypothesis has no time budget, so it runs one seed after the other
+
+_tried: dict[str, int] = {}
+
+Fuzz = Callable[[SearchStrategy[Any], Callable[[Any], None]], None]
+
+
+@pytest.fixture(
+    params=[QUICK_SECONDS, pytest.param(LONG_SECONDS, marks=pytest.mark.slow)],
+    ids=["quick", "long"],
+)
+def fuzz(request: pytest.FixtureRequest) -> Fuzz:
+    """fuzz(strategy, check): call `check` with cases of the strategy until the time is up."""
+
+    def run(strategy: SearchStrategy[Any], check: Callable[[Any], None]) -> None:
+        name = request.node.name
+        end = time.monotonic() + request.param
+        first_seed = 0 if request.param == QUICK_SECONDS else 1_000
+        _tried.setdefault(name, 0)
+
+        def bounded(case: Any) -> None:
+            _tried[name] += 1
+            with _time_bound(), _memory_bound():
+                check(case)
+
+        seed = first_seed
+        while seed == first_seed or time.monotonic() < end:
+            one_seed = settings(
+                max_examples=CASES_PER_SEED,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            )(given(strategy)(bounded))
+            hypothesis.seed(seed)(one_seed)()
+            seed += 1
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for name, count in _tried.items():
+        terminalreporter.write_line(f"fuzz {name}: {count:,} cases")
+    if _tried:
+        terminalreporter.write_line(f"fuzz: {sum(_tried.values()):,} cases in all")
+
+
+@contextmanager
+def _time_bound() -> Iterator[None]:
+    def too_long(_number: int, _frame: object) -> None:
+        raise AssertionError(f"a case took more than {CASE_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(CASE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def _memory_bound() -> Iterator[None]:
+    """Compare the peak of the resident memory, which Linux resets on request, with its start."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status_mib("VmRSS")
+    yield
+    grown = _status_mib("VmHWM") - before
+    assert grown < CASE_MIB, f"a case took {grown} MiB of memory"
+
+
+def _status_mib(field: str) -> int:
+    line = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert line is not None
+    return int(line[1]) // 1024
