@@ -9,9 +9,7 @@ A component is picked by `name`, which is a module: `loss: {name: infonce}` is
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,9 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import PydanticCustomError
 
+from clipx.config_errors import complaints, did_you_mean, unusable_values
 from clipx.types import UserError
+from clipx.yaml_text import MAX_DEPTH, YamlError, parse_yaml
 
 T = TypeVar("T")
 Data = dict[str, Any]
@@ -30,8 +30,10 @@ Data = dict[str, Any]
 
 @dataclass_transform(frozen_default=True)
 def config(cls: type[T]) -> type[T]:
-    """Class decorator: a frozen dataclass, typed and closed (an unknown key is an error)."""
-    return pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)  # type: ignore[return-value]
+    """Class decorator: a frozen dataclass, typed and closed. An unknown key and a number that is
+    not finite are errors."""
+    settings = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return pydantic_dataclass(frozen=True, config=settings)(cls)  # type: ignore[return-value]
 
 
 def component(family: str) -> Any:
@@ -53,24 +55,28 @@ def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
 
 def build(cls: type[T], data: Data, *, where: str) -> T:
     """Plain data -> checked instance. Raises UserError."""
-    try:
-        return TypeAdapter(cls).validate_python(data)
-    except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in _complaints(error, cls))
-        raise UserError(f"config {where} does not fit:\n{lines}") from error
+    lines = unusable_values(data)
+    if not lines:
+        try:
+            return TypeAdapter(cls).validate_python(data)
+        except ValidationError as error:
+            lines = complaints(error, cls)
+    raise UserError("\n  ".join([f"config {where} does not fit:", *lines]))
 
 
 def read_layers(path: Path, above: tuple[Path, ...] = ()) -> Data:
     """The data of a YAML file over that of the files it `extends`, whose paths are relative to
     it."""
-    if path.resolve() in above:
-        raise UserError(f"config {path} extends itself, by way of {above[-1]}")
     try:
-        data = yaml.safe_load(path.read_text()) or {}
+        resolved = path.resolve()
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"config {path} does not exist (looked from {Path.cwd()})") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"config {path} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"config {str(path)!r} cannot be read: {error}") from error
+    if resolved in above:
+        raise UserError(f"config {path} extends itself, by way of {above[-1]}")
+    data = {} if data is None else data  # an empty file
     if not isinstance(data, dict):
         raise UserError(
             f"config {path} must be a mapping of keys to values, not a {type(data).__name__}"
@@ -81,20 +87,20 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> Data:
         raise UserError(f"config {path}: extends must be a path or a list of paths, not {bases!r}")
     merged: Data = {}
     for base in bases:
-        merged = merge(merged, read_layers(path.parent / base, (*above, path.resolve())))
+        merged = merge(merged, read_layers(path.parent / base, (*above, resolved)))
     return merge(merged, data)
 
 
 def parse_override(text: str) -> Data:
     """`optim.lr=1e-3` -> {"optim": {"lr": "1e-3"}}; values are YAML."""
     key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
+    if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
         raise UserError(
             f"override {text!r} is not of the form key=value, for example optim.lr=5e-4"
         )
     try:
-        data: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        data: Any = parse_yaml(value)
+    except YamlError as error:
         raise UserError(f"override {text!r}: the value is not YAML: {error}") from error
     for part in reversed(key.split(".")):
         data = {part: data}
@@ -102,15 +108,16 @@ def parse_override(text: str) -> Data:
 
 
 def merge(base: Data, top: Data) -> Data:
-    """`top` over `base`, mapping by mapping.
+    """`top` over `base`, key by key in every mapping.
 
-    An empty mapping clears what was there; a component of another `name` starts afresh.
+    Settings stay when only a `name` changes: `model.name=other.json` keeps `model.initial`. The
+    setting of a component that the new name does not have is then an unknown key, so that none is
+    lost silently. An empty mapping, or a plain name for a component, replaces all settings.
     """
     out = dict(base)
     for key, value in top.items():
         old = out.get(key)
-        both = isinstance(value, dict) and isinstance(old, dict)
-        if both and value and value.get("name", old.get("name")) == old.get("name"):
+        if isinstance(value, dict) and value and isinstance(old, dict):
             out[key] = merge(old, value)
         else:
             out[key] = value
@@ -165,19 +172,19 @@ def _resolve(family: str, value: Any) -> Any:
     try:
         return TypeAdapter(cls).validate_python(settings)
     except ValidationError as error:
-        raise PydanticCustomError(
-            "nested", "{lines}", {"lines": _complaints(error, cls)}
-        ) from error
+        raise PydanticCustomError("nested", "{lines}", {"lines": complaints(error, cls)}) from error
 
 
 def _config_class(family: str, name: str) -> type:
     module_name = name if "." in name and name[0] != "." else f"{family}.{name}"
     try:
+        if not all(part.isidentifier() for part in module_name.split(".")):
+            raise ModuleNotFoundError(name=module_name)
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
             raise  # the module is there, and misses a dependency of its own
-        hint = _did_you_mean(name, _modules(family))
+        hint = did_you_mean(name, _modules(family))
         context = {"text": f"{name!r} is no module of {family}{hint}"}
         raise PydanticCustomError("component", "{text}", context) from error
     if "Config" not in vars(module):
@@ -196,42 +203,3 @@ def _component_name(cls: type) -> str | None:
         return None
     family, _, name = cls.__module__.rpartition(".")
     return name if family in _FAMILIES else cls.__module__
-
-
-def _complaints(error: ValidationError, cls: type) -> list[str]:
-    """One line for each complaint: dotted path, what is wrong, what was probably meant."""
-    lines = []
-    for item in error.errors():
-        path = ".".join(str(part) for part in item["loc"])
-        kind, given = item["type"], item.get("input")
-        if kind == "nested":
-            lines += [f"{path}.{line}" for line in item["ctx"]["lines"]]
-        elif kind == "unexpected_keyword_argument":
-            names = _fields_at(cls, item["loc"][:-1])
-            lines.append(f"{path}: unknown key{_did_you_mean(str(item['loc'][-1]), names)}")
-        elif kind == "missing":
-            lines.append(f"{path}: missing")
-        else:
-            shown = "" if kind == "component" else f" (given: {given!r})"
-            lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    return lines
-
-
-def _fields_at(cls: Any, loc: Sequence[int | str]) -> list[str]:
-    """Field names of the dataclass that sits at `loc` below `cls`."""
-    for part in loc:
-        if not dataclasses.is_dataclass(cls):
-            return []
-        hints = {f.name: f.type for f in dataclasses.fields(cls)}
-        hint = hints.get(str(part))
-        if isinstance(hint, str):  # `from __future__ import annotations` makes them strings
-            hint = vars(sys.modules[cls.__module__]).get(hint)
-        cls = hint
-    return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
-
-
-def _did_you_mean(word: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(word, names, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""

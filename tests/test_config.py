@@ -79,15 +79,31 @@ def test_layers_lie_over_one_another(base: Path, tmp_path: Path) -> None:
     assert config.run_dir == "runs/a"
 
 
-def test_a_component_of_another_name_starts_afresh() -> None:
+def test_a_new_name_keeps_the_other_settings(base: Path, tmp_path: Path) -> None:
     old = {"loss": {"name": "infonce", "label_smoothing": 0.1}, "seed": 1}
-    assert merge(old, {"loss": {"label_smoothing": 0.2}})["loss"] == {
-        "name": "infonce",
-        "label_smoothing": 0.2,
-    }
-    assert merge(old, {"loss": {"name": "sigmoid"}}) == {"loss": {"name": "sigmoid"}, "seed": 1}
+    assert merge(old, {"loss": {"label_smoothing": 0.2}})["loss"]["label_smoothing"] == 0.2
+    assert merge(old, {"loss": {"name": "sigmoid"}})["loss"]["label_smoothing"] == 0.1
     assert merge(old, {"loss": "sigmoid"})["loss"] == "sigmoid"
+    assert merge(old, {"loss": {}})["loss"] == {}
     assert old["loss"] == {"name": "infonce", "label_smoothing": 0.1}  # untouched
+
+    # Fine-tuning must not fall back to random weights because the architecture has a new name.
+    parent = tmp_path / "parent.yaml"
+    initial = "initial: {name: checkpoint, path: a.pt}"
+    parent.write_text(f"extends: base.yaml\nmodel: {{{initial}, locked: [visual]}}\n")
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: parent.yaml\nmodel: {name: ViT-B-16}\n")
+    for config in (load(TrainConfig, child), load(TrainConfig, parent, ["model.name=ViT-B-16"])):
+        assert config.model.name == "ViT-B-16"
+        assert config.model.initial.path == "a.pt"
+        assert config.model.locked == ["visual"]
+
+
+def test_a_setting_that_the_new_name_lacks_is_an_error_with_a_remedy(base: Path) -> None:
+    settings = ["loss={name: infonce, label_smoothing: 0.1}", "loss.name=sigmoid"]
+    with pytest.raises(UserError, match=r"(?s)loss.label_smoothing: unknown key.*`loss: NAME`"):
+        load(TrainConfig, base, settings)
+    assert to_data(load(TrainConfig, base, [*settings, "loss=sigmoid"]).loss)["name"] == "sigmoid"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +143,20 @@ COMPLAINTS = {
     "loss=.infonce": "loss: '.infonce' is no module",
     "loss=no.such.module": "loss: 'no.such.module' is no module",
     "loss=os.path": "loss: module os.path holds no class Config",
+    "loss=infonce/x y": "loss: 'infonce/x y' is no module",
+    'run_dir="a\\0b"': r"run_dir: 'a\\x00b' has a character that is no text",
+    "seed=0x" + "f" * 5000: "seed: an integer of 20000 bits; give one of 63 bits at most",
+    "optim.lr=.nan": "optim.lr: .*finite number",
+    "optim.lr=.inf": "optim.lr: .*finite number",
+    "optim.weight_decay=.inf": "optim.weight_decay: .*finite number",
+    "optim.weight_decay=-0.1": "optim.weight_decay: .*greater than or equal to 0",
+    "optim.eps=0": "optim.eps: .*greater than 0",
+    "optim.eps=.nan": "optim.eps: .*finite number",
+    "optim.betas=[0.9, 1]": "optim.betas.1: .*less than 1",
+    "optim.betas=[-0.1, 0.9]": "optim.betas.0: .*greater than or equal to 0",
+    "optim.clip_grad_norm=-1": "optim.clip_grad_norm: .*greater than 0",
+    "optim.clip_grad_norm=0": "optim.clip_grad_norm: .*greater than 0",
+    "data.window=1e22": "data.window: .*",
     "evaluators.x.name=zero_shot": "evaluators.x.path: missing",
     "evaluators.x=3": "evaluators.x: needs a `name`; known: .*zero_shot",
 }
@@ -156,6 +186,21 @@ def test_all_mistakes_are_told_at_once(base: Path) -> None:
         (b"a: [", "cannot be read: "),
         (b"a: \xff", "cannot be read: "),
         (b"1: 2", "1: Keys should be strings"),
+        (b"false", "must be a mapping of keys to values, not a bool"),
+        (b"optim:\n  lr: 1\n  lr: 2", "the key 'lr' occurs twice; keep one"),
+        (b"seed: " + b"9" * 5000, "cannot be read: .*digits"),
+        (b"seed: !!int", "cannot be read: "),
+        (b"seed: " + b"[" * 3000 + b"]" * 3000, "cannot be read: it is nested more than 64"),
+        (b"seed: &a [*a]", "cannot be read: .*a value refers to itself"),
+        (
+            b"".join(
+                b"k%d: &x%d [%s]\n"
+                % (n, n, b", ".join([b"*x%d" % (n - 1)] * 9 or [b""]) if n else b"1")
+                for n in range(9)
+            ),
+            "cannot be read: it has more than 100,000 values",
+        ),
+        (b'extends: "a\\0b"', r"config '.*a\\x00b' cannot be read: embedded null"),
         (b"", "run_dir: missing"),
         (b"extends: top.yaml", "top.yaml extends itself"),
         (b"extends: loop.yaml", "top.yaml extends itself, by way of .*loop.yaml"),

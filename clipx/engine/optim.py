@@ -17,6 +17,7 @@ from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Group = dict[str, Any]
 
 
@@ -29,8 +30,8 @@ class OptimConfig:
     (arXiv:2502.16982) for the matrices inside of the towers, AdamW for the rest."""
     lr: float = Field(default=5e-4, gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    eps: float = Field(default=1e-6, gt=0)
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Of the matrices of `muon`."""
     weight_decay: float = Field(default=0.2, ge=0)
@@ -41,7 +42,7 @@ class OptimConfig:
     warmup: str = "2000 steps"
     """Duration of the linear warmup."""
     schedule: ScheduleConfig = ScheduleConfig()
-    clip_grad_norm: float | None = 1.0
+    clip_grad_norm: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient of all parameters together; null turns clipping off."""
 
 
