@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipx import optimizer_files, tensor_files
-from clipx.data.transforms import Normalization
+from clipx.data.preprocessing import Preprocessing
 from clipx.manifest import find_checkpoint, list_checkpoints, seal, sync
 from clipx.manifest import newest_valid as newest_valid
 from clipx.manifest import verify as verify
@@ -176,7 +176,7 @@ def _write_texts(folder: Path, state: TrainState, about: About) -> None:
         # custom_text: so are the parameters named, and open_clip loads the folder as it is
         "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"}
         | {"custom_text": True},
-        "preprocess_cfg": asdict(Normalization.of(model_json)),
+        "preprocess_cfg": Preprocessing.of(model_json).as_cfg(),
     }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
     for file in text_files(model_json):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from clipx import checkpoints
 from clipx.data import decode
+from clipx.data.preprocessing import Preprocessing
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
-from clipx.data.transforms import Normalization, center, squash
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.hub import HUB, LOCAL
 from clipx.models.huggingface import is_transformers, load_transformers
@@ -52,10 +52,8 @@ class Encoder:
         self.embed_dim: int = model_json["embed_dim"]
         self.context_length = context_length(model_json)
         self.pad_to = fixed_text_length(model_json)
-        self.normalize = Normalization.of(model_json)
+        self.preprocessing = Preprocessing.of(model_json)
         self.image_size = image_size(model_json)
-        squashed = model_json.get("preprocess_cfg", {}).get("resize_mode") == "squash"
-        self._fit = squash if squashed else center
 
     @property
     def logit_scale(self) -> float:
@@ -74,15 +72,16 @@ class Encoder:
             images = [images]
         rows = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(images), batch_size):
-            part = [
-                self._fit(self._pixels(p), self.image_size)
-                for p in images[start : start + batch_size]
-            ]
+            part = [self.fit(self._pixels(p)) for p in images[start : start + batch_size]]
+            pixels = torch.stack(part).to(self.device)
             with self._inference():
-                rows.append(
-                    self.model.encode_image(self.normalize(torch.stack(part).to(self.device))).cpu()
-                )
+                rows.append(self.model.encode_image(self.preprocessing(pixels)).cpu())
         return torch.cat(rows)
+
+    def fit(self, image: Tensor) -> Tensor:
+        """(3, H, W) uint8 -> (3, image_size, image_size) uint8: what the model sees of it. An image
+        of that size is returned unchanged."""
+        return self.preprocessing.fit(image, self.image_size)
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 1024) -> Tensor:
         """(N, D) float32 of unit norm, on the CPU."""

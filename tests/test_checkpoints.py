@@ -22,6 +22,7 @@ from torch import nn
 from clipx import checkpoints
 from clipx import manifest as manifest_module
 from clipx.checkpoints import Training, TrainState
+from clipx.data.preprocessing import Preprocessing
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
 
@@ -314,3 +315,18 @@ def test_a_checkpoint_that_does_not_fit_this_code_is_named(
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="step_00000002 cannot be read: "):
         checkpoints.load_model(path)
+
+
+def test_a_checkpoint_keeps_the_preprocessing(tmp_path: Path) -> None:
+    """Otherwise the same weights get one number in training and another by `clipx eval`."""
+    cfg = {
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "resize_mode": "squash",
+        "interpolation": "bilinear",
+    }
+    model_json = MODEL | {"preprocess_cfg": cfg}
+    path = save(tmp_path / "c", 1, model=DualEncoder(MODEL), model_json=model_json)
+    found = Preprocessing.of(checkpoints.load_model(path)[1])
+    assert found == Preprocessing.of(model_json)
+    assert (found.resize_mode, found.interpolation) == ("squash", "bilinear")

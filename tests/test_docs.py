@@ -65,5 +65,10 @@ def test_the_tour_visits_every_file_of_the_training_path() -> None:
         for f in sorted((ROOT / "clipx" / d).glob("*.py"))
         if not f.name.startswith("_")
     ]
-    aside = {"models/model_json.py", "engine/progress.py", "engine/evaluate_run.py"}
+    aside = {
+        "models/model_json.py",
+        "models/model_schema.py",
+        "engine/progress.py",
+        "engine/evaluate_run.py",
+    }
     assert [name for name in files if name not in tour and name not in aside] == []

@@ -41,19 +41,19 @@ class DataConfig:
     own. Without weights, an epoch has every sample of every source."""
     repeat: dict[str, PositiveInt] = Field(default_factory=dict)
     """How often an epoch has the samples of a source (1 where it is not named)."""
-    workers: int = Field(default=1, ge=0)
+    workers: int = Field(default=1, ge=0, le=1024)
     """Processes per rank that read and decode; 0 reads in the training process. Never changes the
     batches."""
-    streams: int = Field(default=64, ge=1)
+    streams: int = Field(default=64, ge=1, le=2**20)
     """Places of the corpus that every batch draws from. Part of the order: choose a multiple of the
     ranks."""
-    window: int = Field(default=20_000, ge=1)
+    window: int = Field(default=20_000, ge=1, le=2**31)
     """Samples that are shuffled together within a stream."""
     caption_field: str | dict[str, PositiveFloat] = "captions"
     """Field of the `.json` member (or column of a table) with one caption or a list, of which
     each visit draws one; or several fields and how often each is drawn. `txt` is the `.txt` member,
     which is also read where a sample has no such field."""
-    text_multiple: int = Field(default=1, ge=1)
+    text_multiple: int = Field(default=1, ge=1, le=2**16)
     """Captions are padded to the longest of their batch, rounded up to a multiple of this: more
     than 1 where compiled graphs are made for each length."""
     crop_scale: tuple[Share, Share] = (0.9, 1.0)
@@ -67,9 +67,9 @@ class DataConfig:
     color_jitter_prob: Probability = 0.0
     gray_scale_prob: Probability = 0.0
     """Probability that a picture loses its colors."""
-    max_image_pixels: int = decode.MAX_PIXELS
+    max_image_pixels: int = Field(default=decode.MAX_PIXELS, ge=1)
     """Larger images are quarantined without being decoded."""
-    max_image_bytes: int = decode.MAX_BYTES
+    max_image_bytes: int = Field(default=decode.MAX_BYTES, ge=1)
     """Of the encoded picture; larger ones are quarantined too."""
     max_bad_fraction: Probability = 0.1
     """Training stops when a larger share of samples is bad (looked at from 500 samples on), or of

@@ -30,7 +30,6 @@ from torch import Tensor
 from clipx.data.config import DataConfig
 from clipx.data.stream import Corpus, Sample
 from clipx.data.tokenizers import Tokenizer
-from clipx.data.transforms import center
 
 TEXTS_PER_FILE = 8192
 
@@ -39,12 +38,14 @@ TEXTS_PER_FILE = 8192
 class Trunks:
     """The locked halves of both towers.
 
+    fit: (3, H, W) uint8 -> (3, image_size, image_size) uint8
     image: (B, 3, H, W) uint8 -> (B, ...) features; text: (B, T) int64 -> (B, ...) features
     digest: of their weights and of everything else that their features depend on
     """
 
     image: Callable[[Tensor], Tensor]
     text: Callable[[Tensor], Tensor]
+    fit: Callable[[Tensor], Tensor]
     image_size: int
     tokenizer: Tokenizer
     context_length: int
@@ -73,7 +74,7 @@ class FeatureCache:
     def pixels(self, sample: Sample) -> Tensor:
         """(3, image_size, image_size) uint8. Raises BadImage."""
         pixels = self.config.decode(sample.image)
-        return center(pixels, self.trunks.image_size)
+        return self.trunks.fit(pixels)
 
     def save_images(self, shard: int, features: np.ndarray, captions: list[list[str]]) -> None:
         """All samples of a shard. Raises OSError."""

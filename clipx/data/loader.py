@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -26,7 +26,7 @@ from clipx.data.order import batch_positions, hash_of, uniforms
 from clipx.data.sample import BadSample
 from clipx.data.stream import Corpus, Sample
 from clipx.data.tokenizers import Tokenizer, pad
-from clipx.data.transforms import NUM_DRAWS, augment
+from clipx.data.transforms import NUM_DRAWS, augment, center
 from clipx.types import Batch, RankError, UserError
 
 _LAST_SECONDS = 120  # a worker lives for after a stranger's SIGTERM, if its parent does not end it
@@ -77,11 +77,14 @@ class Batches:
         global_batch_size: int,
         rank: int,
         world_size: int,
+        fit: Callable[[torch.Tensor, int], torch.Tensor] = center,
     ) -> None:
+        """fit: brings an image to `image_size` where no crop is random; see Preprocessing.fit"""
         self.config, self.corpus, self.tokenizer = config, corpus, tokenizer
         self.image_size, self.context_length, self.pad_to = image_size, context_length, pad_to
         self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
         self._augmentation = config.augmentation
+        self._fit = fit
         self._prefetched = -1
 
     def __getitem__(self, index: int) -> Loaded:
@@ -141,7 +144,7 @@ class Batches:
     def _prepare(self, sample: Sample, draws: np.ndarray, out: torch.Tensor) -> list[int]:
         """Token ids; the image is written to `out`. Raises BadImage."""
         pixels = self.config.decode(sample.image)
-        augment(pixels, self.image_size, self._augmentation, draws[1:], out=out)
+        augment(pixels, self.image_size, self._augmentation, draws[1:], out=out, fit=self._fit)
         return self.tokenizer.encode(sample.caption.draw(draws[0]), self.context_length)
 
 

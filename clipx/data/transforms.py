@@ -4,9 +4,9 @@ the loader."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from clipx.data.resize import packed, resize
-from clipx.types import UserError
 
 # OpenAI's CLIP statistics (arXiv:2103.00020), which open_clip uses by default
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -56,15 +55,17 @@ def augment(
     draws: np.ndarray,
     *,
     out: Tensor | None = None,
+    fit: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Tensor:
     """(3, H, W) uint8 -> (3, size, size) uint8. Without randomness it is what evaluation sees.
 
     draws: (NUM_DRAWS,) in [0, 1): area, ratio, left, top, flip, whether colors jitter, the order of
     that, brightness, contrast, saturation, hue, grayscale
     out: where the result is written, e.g. a row of a batch
+    fit: what evaluation does with the model's images, `Preprocessing.fit`; None: `center`
     """
     if not augmentation.is_random:
-        image = center(image, size)
+        image = (fit or center)(image, size)
         return image if out is None else out.copy_(image)
     full_height, full_width = image.shape[-2:]
     left, top, width, height = crop_box(full_height, full_width, augmentation, draws)
@@ -112,53 +113,23 @@ def _jitter(image: Tensor, strength: tuple[float, ...], draws: np.ndarray) -> Te
     return image
 
 
+def shorter_side(image: Tensor, size: int) -> tuple[int, int]:
+    """Height and width with the shorter side of `size`; the longer one is cut down to whole
+    pixels, as torchvision's Resize does."""
+    height, width = image.shape[-2:]
+    if height <= width:
+        return size, int(size * width / height)
+    return int(size * height / width), size
+
+
 def center(image: Tensor, size: int) -> Tensor:
     """(3, H, W) uint8 -> (3, size, size) uint8: shorter side to `size`, then the middle. What
     evaluation uses."""
-    height, width = image.shape[-2:]
-    # The shorter side is exact; the longer one is cut down to whole pixels, as torchvision's Resize
-    # does.
-    target = (
-        (size, int(size * width / height))
-        if height <= width
-        else (int(size * height / width), size)
-    )
+    target = shorter_side(image, size)
     out = torch.empty((3, *target), dtype=torch.uint8)
     resize(packed(image), target, out)
     top, left = (round((side - size) / 2) for side in target)
     return out[:, top : top + size, left : left + size]
-
-
-def squash(image: Tensor, size: int) -> Tensor:
-    """(3, H, W) uint8 -> (3, size, size) uint8: both sides to `size`. What SigLIP sees, and every
-    model whose `preprocess_cfg` has the resize_mode squash."""
-    out = torch.empty((3, size, size), dtype=torch.uint8)
-    resize(packed(image), (size, size), out)
-    return out
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """uint8 pixels -> what a model expects of them."""
-
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
-
-    @classmethod
-    def of(cls, model_json: dict[str, Any]) -> Normalization:
-        """By the model JSON's `preprocess_cfg`, as open_clip's folders have it; CLIP's by default.
-        Raises UserError."""
-        told = model_json.get("preprocess_cfg", {})
-        mean, std = tuple(told.get("mean", MEAN)), tuple(told.get("std", STD))
-        if not (len(mean) == len(std) == 3 and min(std) > 0):
-            raise UserError(
-                "preprocess_cfg needs three means and three positive standard deviations, "
-                f"not {mean} and {std}"
-            )
-        return cls(mean, std)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return normalize(image, self.mean, self.std)
 
 
 def normalize(

@@ -23,18 +23,62 @@ def adopt_srun(environment: MutableMapping[str, str]) -> None:
     SLURM_STEP_ID, and SLURM_STEP_NUM_TASKS counts those of this very step.
     """
     env = environment
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
+    tasks = integer(env, "SLURM_STEP_NUM_TASKS", 1)
     if "RANK" in env or "SLURM_STEP_ID" not in env or tasks == 1:
         return
-    counts = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])
-    env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], str(tasks)
-    env["LOCAL_RANK"] = env["SLURM_LOCALID"]
-    env["LOCAL_WORLD_SIZE"] = str(counts[int(env["SLURM_NODEID"])])
-    env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
+    node, counts = _node(env)
+    env["RANK"] = str(integer(env, "SLURM_PROCID"))
+    env["WORLD_SIZE"] = str(tasks)
+    env["LOCAL_RANK"] = str(integer(env, "SLURM_LOCALID"))
+    env["LOCAL_WORLD_SIZE"] = str(counts[node])
+    env.setdefault("MASTER_ADDR", first_host(_given(env, "SLURM_STEP_NODELIST")))
     # Jobs and steps that share a node need ports of their own, and a new start must not meet the
     # sockets of the one before. Below 32768: Linux takes higher ones for outgoing connections.
-    salt = [int(env.get(f"SLURM_{name}", "0")) for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")]
+    salt = [integer(env, f"SLURM_{name}", 0) for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")]
     env.setdefault("MASTER_PORT", str(12000 + (salt[0] * 7 + salt[1] * 101 + salt[2]) % 20000))
+
+
+def integer(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A number of the launcher's. Raises RankError where it is missing without default, or none."""
+    text = environment.get(name) or ""
+    if not text and default is not None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,18}", text.strip(" ")):
+        raise RankError(
+            f"the environment variable {name} is {text!r}, not a number of at most 18 digits; "
+            "start by torchrun, accelerate launch or srun, which set it, or unset it"
+        )
+    return int(text)
+
+
+def _given(environment: Mapping[str, str], name: str) -> str:
+    if not environment.get(name):
+        raise RankError(f"srun has started this process, but {name} is not set; start it again")
+    return environment[name]
+
+
+def _node(environment: Mapping[str, str]) -> tuple[int, list[int]]:
+    """(number of this node, tasks of each node of the step). Raises RankError."""
+    text = _given(environment, "SLURM_STEP_TASKS_PER_NODE")
+    node = integer(environment, "SLURM_NODEID")
+    if not re.fullmatch(_TASKS_PER_NODE, text):
+        raise RankError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}, not of the form 4(x2),1")
+    counts = tasks_per_node(text)
+    if node >= len(counts):
+        raise RankError(f"SLURM_NODEID is {node}, but the step has {len(counts)} nodes: {text}")
+    return node, counts
+
+
+_NUMBERS = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_PORT",
+    "OMP_NUM_THREADS",
+)
+"""Variables that torch and accelerate convert to integers without a message of their own."""
+_TASKS_PER_NODE = r"[0-9]{1,6}(\(x[0-9]{1,6}\))?(,[0-9]{1,6}(\(x[0-9]{1,6}\))?)*"
 
 
 def first_host(nodelist: str) -> str:
@@ -58,6 +102,8 @@ def check(environment: Mapping[str, str], *, gloo: bool) -> None:
     gloo: ranks will talk over it, as those on CPUs do
     """
     env = environment
+    for name in _NUMBERS:
+        integer(env, name, 0)
     if "RANK" not in env:
         if "MASTER_ADDR" in env and "ACCELERATE_MIXED_PRECISION" in env:
             raise RankError(
@@ -72,16 +118,24 @@ def check(environment: Mapping[str, str], *, gloo: bool) -> None:
             f"RANK is {env['RANK']}, but {', '.join(missing)} is not set: start by torchrun, "
             "accelerate launch or srun, or unset RANK to train by one process"
         )
-    host, port = env["MASTER_ADDR"], env["MASTER_PORT"]
+    rank, world_size = integer(env, "RANK"), integer(env, "WORLD_SIZE")
+    local_size = integer(env, "LOCAL_WORLD_SIZE", world_size)
+    if rank >= world_size:
+        raise RankError(
+            f"RANK is {rank} and WORLD_SIZE {world_size}: ranks count from 0; start by torchrun, "
+            "accelerate launch or srun, or unset RANK to train by one process"
+        )
+    host, port = env["MASTER_ADDR"], integer(env, "MASTER_PORT")
     try:
-        socket.getaddrinfo(host, int(port))
-    except (OSError, ValueError) as error:
+        if port > 65535:
+            raise ValueError("ports end at 65535")
+        socket.getaddrinfo(host, port)
+    except (OSError, ValueError) as error:  # ValueError: a name that is none, in UTF-8 or IDNA
         raise RankError(
             f"MASTER_ADDR={host}, MASTER_PORT={port}: {socket.gethostname()} cannot resolve this "
             f"({error}); give the name or address of the host of rank 0 as other hosts know it"
         ) from error
-    spread = int(env["WORLD_SIZE"]) > int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"]))
-    if gloo and spread and not env.get("GLOO_SOCKET_IFNAME"):
+    if gloo and world_size > local_size and not env.get("GLOO_SOCKET_IFNAME"):
         _check_own_name()
 
 
@@ -108,7 +162,7 @@ def check_devices(environment: MutableMapping[str, str], *, visible: int) -> Non
     where there are more processes than GPUs.
     """
     env = environment
-    local = int(env.get("LOCAL_WORLD_SIZE", "1"))
+    local = integer(env, "LOCAL_WORLD_SIZE", 1)
     if visible == 1 and local > 1 and "SLURM_STEP_GPUS" in env:
         env["LOCAL_RANK"] = "0"
     elif visible < local:

@@ -7,6 +7,7 @@ on one process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import warnings
@@ -128,7 +129,7 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
     launcher.check(os.environ, gloo=use_cpu)
     if not use_cpu:
         launcher.check_devices(os.environ, visible=torch.cuda.device_count())
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = launcher.integer(os.environ, "WORLD_SIZE", 1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*OMP_NUM_THREADS.*")
         accelerator = Accelerator(
@@ -147,7 +148,8 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
 
 def speaks() -> bool:
     """True on the process that reports what all processes have met alike, group or no group."""
-    launcher.adopt_srun(os.environ)
+    with contextlib.suppress(UserError):  # wrong values are what the caller reports
+        launcher.adopt_srun(os.environ)
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -170,8 +172,8 @@ def job() -> Job:
     return Job(
         host=socket.gethostname(),
         id=os.environ.get("SLURM_JOB_ID"),
-        attempt=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-        end_time=float(end) if end else None,
+        attempt=launcher.integer(os.environ, "SLURM_RESTART_COUNT", 0),
+        end_time=float(launcher.integer(os.environ, "SLURM_JOB_END_TIME")) if end else None,
     )
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from clipx.data.loader import Source
+from clipx.data.preprocessing import Preprocessing
 from clipx.data.stream import Corpus
-from clipx.data.transforms import Normalization
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
@@ -26,16 +26,33 @@ from clipx.models.locked import split_locked
 
 
 def new_encoder(
-    model: ModelConfig, model_json: dict[str, Any], runtime: Runtime
+    model: ModelConfig, model_json: dict[str, Any], runtime: Runtime, *, seed: int
 ) -> tuple[DualEncoder, list[str]]:
-    """The model as it is before the first step, and what is to be said of its weights."""
+    """Build the model with its initial weights. Returns it with messages for the log.
+
+    seed: of torch's generator, set by the caller; for the message only
+    """
     initial = model.build_initial()
     if initial is not None:
         runtime.main_first(initial.prepare)
     encoder = DualEncoder(model_json)
-    messages = [] if initial is None else initial.load(encoder)
+    if initial is None:
+        messages = [f"weights: random, seed {seed}{_pretrained_towers(model_json)}"]
+    else:
+        messages = [f"weights: {initial.source}", *initial.load(encoder)]
     encoder.lock(model.locked, model.unlocked_groups)
     return encoder, messages
+
+
+def _pretrained_towers(model_json: dict[str, Any]) -> str:
+    """The towers that bring weights of their own, for the log."""
+    text, image = model_json["text_cfg"], model_json["vision_cfg"]
+    names = []
+    if text.get("hf_model_name") and text.get("hf_model_pretrained", True):
+        names.append(f"text {text['hf_model_name']}")
+    if image.get("timm_model_name") and image.get("timm_model_pretrained"):
+        names.append(f"image {image['timm_model_name']}")
+    return f", with the pretrained tower {' and '.join(names)}" if names else ""
 
 
 def build_source(
@@ -52,7 +69,7 @@ def build_source(
         return (
             pixel_batches(config, corpus, model_json, **share),
             encoder,
-            Normalization.of(model_json),
+            Preprocessing.of(model_json),
         )
     split = split_locked(encoder, model_json)
     batches = feature_batches(config, runtime, corpus, split, model_json, dtype)

@@ -11,11 +11,12 @@ from clipx.data.config import DataConfig
 from clipx.distributed.pool import PoolConfig
 from clipx.distributed.runtime import Device
 from clipx.distributed.wrap import Parallel
+from clipx.durations import Duration, parse_seconds
 from clipx.engine.compiling import CompileKind
 from clipx.engine.optim import OptimConfig
 from clipx.engine.precision import PrecisionKind
 from clipx.models.dual_encoder import ModelConfig
-from clipx.types import Duration, UserError, parse_seconds
+from clipx.types import UserError
 
 
 @config
@@ -26,7 +27,7 @@ class TrainConfig:
     data: DataConfig
     model: ModelConfig
     duration: str
-    global_batch_size: int = Field(ge=1)
+    global_batch_size: int = Field(ge=1, le=2**31)
     """Pairs contrasted with one another in a step, over all ranks."""
     loss: component("clipx.losses") = Field(default="infonce", validate_default=True)  # type: ignore[valid-type]
     pool: PoolConfig = PoolConfig()
@@ -74,7 +75,7 @@ class TrainConfig:
     at the end that SLURM says its job has."""
     stop_margin: str | float = "2 minutes"
     """How long before the end of a SLURM job the run stops: a step, a save and the way out."""
-    timeout_minutes: float = Field(default=30.0, gt=0)
+    timeout_minutes: float = Field(default=30.0, gt=0, le=525_600)
     """How long ranks wait for one another before they give up and name the one that hangs. An
     evaluation, for which the others wait, must take less."""
     tensorboard: bool = False

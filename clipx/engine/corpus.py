@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipx.data.loader import Batches
+from clipx.data.preprocessing import Preprocessing
 from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
@@ -47,6 +48,7 @@ def pixel_batches(
         corpus,
         build_tokenizer(model_json["text_cfg"]),
         image_size=image_size(model_json),
+        fit=Preprocessing.of(model_json).fit,
         context_length=context_length(model_json),
         pad_to=fixed_text_length(model_json),
         global_batch_size=config.global_batch_size,

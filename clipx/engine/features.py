@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from clipx.data.feature_build import Progress, build_images, build_texts
 from clipx.data.feature_cache import FeatureCache, Trunks
 from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.preprocessing import Preprocessing
 from clipx.data.progress import progress
 from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
-from clipx.data.transforms import Normalization
 from clipx.distributed.runtime import Runtime
 from clipx.engine.config import TrainConfig
 from clipx.engine.precision import autocast
@@ -72,18 +72,19 @@ def _together(runtime: Runtime, folder: Path, act: Callable[[], None]) -> None:
 def _trunks(
     split: Split, model_json: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> Trunks:
-    normalize = Normalization.of(model_json)
+    preprocessing = Preprocessing.of(model_json)
 
     def run(trunk: nn.Module, x: Tensor) -> Tensor:
         with torch.inference_mode(), autocast(device, dtype):
             return trunk(x)
 
     return Trunks(
-        image=lambda pixels: run(split.image_trunk, normalize(pixels.to(device))),
+        image=lambda pixels: run(split.image_trunk, preprocessing(pixels.to(device))),
         text=lambda ids: run(split.text_trunk, ids.to(device)),
+        fit=lambda pixels: preprocessing.fit(pixels, image_size(model_json)),
         image_size=image_size(model_json),
         tokenizer=build_tokenizer(model_json["text_cfg"]),
         context_length=context_length(model_json),
         pad_to=fixed_text_length(model_json),
-        digest=f"{split.digest} {normalize} {dtype}",
+        digest=f"{split.digest} {preprocessing} {dtype}",
     )

@@ -75,7 +75,9 @@ class Session:
             config.model.read(), sigmoid=isinstance(config.loss, sigmoid.Config)
         )
         torch.manual_seed(config.seed)
-        self.encoder, self.messages = new_encoder(config.model, self.model_json, self.runtime)
+        self.encoder, self.messages = new_encoder(
+            config.model, self.model_json, self.runtime, seed=config.seed
+        )
         check(config, self.encoder, world_size=self.runtime.world_size)
         self.folder = self._folder()
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.data.decode import pixels_of
-from clipx.data.transforms import center
 from clipx.evaluators._classes import LabeledSet, classifier
 from clipx.evaluators._corruptions import CORRUPTIONS
 from clipx.evaluators._ranks import embed_images
@@ -68,13 +67,12 @@ class Robustness:
             features = embed_images(encoder, image, len(self.set), setting)
             return ((features @ weights.T).argmax(1) == self.set.label).double()
 
-        size = encoder.image_size
         clean = hits(self.set.images.image)
         found, table = {}, []
         for name in self.settings.corruptions:
             parts = []
             for severity in self.settings.severities:
-                part = hits(lambda n, c=name, s=severity: self.corrupted(n, size, c, s))
+                part = hits(lambda n, c=name, s=severity: self.corrupted(n, encoder, c, s))
                 parts.append(part)
                 rate = part.mean().item()
                 low, high = metrics.mean_interval(part)
@@ -83,10 +81,10 @@ class Robustness:
             found[f"{name}-top1"] = torch.stack(parts).mean(0)
         return robustness_result(clean, found, table, list(self.set.images.keys))
 
-    def corrupted(self, number: int, size: int, name: str, severity: int) -> Tensor:
+    def corrupted(self, number: int, encoder: Encoder, name: str, severity: int) -> Tensor:
         """(3, size, size) uint8: what the model would see, corrupted. Draws come from (seed, key),
         not from ranks or order."""
-        pixels = center(self.set.images.image(number), size)
+        pixels = encoder.fit(self.set.images.image(number))
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         key = zlib.crc32(f"{self.set.images.keys[number]}/{name}/{severity}".encode())
         random = np.random.default_rng((self.settings.seed, key))

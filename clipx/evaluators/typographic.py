@@ -13,7 +13,6 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.data.decode import pixels_of
-from clipx.data.transforms import center
 from clipx.evaluators._classes import classifier
 from clipx.evaluators._ranks import embed_images
 from clipx.evaluators.robustness import evenly_spaced
@@ -60,7 +59,7 @@ class Typographic:
         weights = classifier(encoder, self.set.names, self.templates, setting)
         clean = embed_images(encoder, self.set.images.image, len(self.set), setting)
         attacked = embed_images(
-            encoder, lambda n: self.attacked(n, encoder.image_size), len(self.set), setting
+            encoder, lambda n: self.attacked(n, encoder), len(self.set), setting
         )
         before, after = ((f @ weights.T).argmax(1) for f in (clean, attacked))
         samples = {
@@ -75,9 +74,9 @@ class Typographic:
             samples,
         )
 
-    def attacked(self, number: int, size: int) -> Tensor:
-        """(3, size, size) uint8"""
-        pixels = center(self.set.images.image(number), size)
+    def attacked(self, number: int, encoder: Encoder) -> Tensor:
+        """(3, size, size) uint8: what the model would see, with the other class written on it."""
+        pixels = encoder.fit(self.set.images.image(number))
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
         return pixels_of(written_on(image, self.set.names[int(self.written[number])]))
 

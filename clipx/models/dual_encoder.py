@@ -76,9 +76,9 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.visual, self.text = towers or build_towers(cfg)
         self._locked: list[str] = []
-        self.logit_scale = nn.Parameter(
-            torch.tensor(cfg.get("init_logit_scale", math.log(1 / 0.07)))
-        )
+        scale = cfg.get("init_logit_scale")
+        scale = math.log(1 / 0.07) if scale is None else float(scale)
+        self.logit_scale = nn.Parameter(torch.tensor(scale))
         bias = cfg.get("init_logit_bias")
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
 

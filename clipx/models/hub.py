@@ -54,8 +54,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"model.name {path} does not exist (looked from {Path.cwd()})") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.name {path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"model.name {str(path)!r} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"model.name {path} cannot be read: it holds no JSON object")
     return content

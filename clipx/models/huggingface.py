@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
 
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 """model_type in config.json -> class."""
 
@@ -85,6 +86,11 @@ def model_json(config: Any, folder: Path) -> dict[str, Any]:
             f"{folder} has no preprocessor_config.json, which says how images are normalized"
         )
     told = _read(processor)
+    resample = told.get("resample", 3)
+    if resample not in _RESAMPLE:
+        raise UserError(
+            f"{processor} has resample {resample!r}; clipx knows 2 (bilinear) and 3 (bicubic)"
+        )
     return {
         "embed_dim": text.hidden_size if siglip else config.projection_dim,
         "vision_cfg": {"image_size": config.vision_config.image_size},
@@ -99,6 +105,7 @@ def model_json(config: Any, folder: Path) -> dict[str, Any]:
         "preprocess_cfg": {
             "mean": told["image_mean"],
             "std": told["image_std"],
+            "interpolation": _RESAMPLE[resample],
             "resize_mode": "squash" if siglip else "shortest",
         },
     }

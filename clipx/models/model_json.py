@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipx.models.hub import CONFIG, HUB, LOCAL, hub_file, read_json
+from clipx.models.model_schema import faults
 from clipx.types import UserError
 
 REQUIRED = {"embed_dim", "vision_cfg", "text_cfg"}
@@ -47,7 +48,10 @@ def read_model_json(name: str) -> dict[str, Any]:
 
 def _checked(name: str, content: dict[str, Any]) -> dict[str, Any]:
     """A model JSON, or the two of an open_clip_config.json as one. Raises UserError."""
-    cfg = dict(content.get("model_cfg", content))
+    model_cfg = content.get("model_cfg", content)
+    if not isinstance(model_cfg, dict):
+        raise UserError(f"model.name {name}: model_cfg must be a mapping, not {model_cfg!r}")
+    cfg = dict(model_cfg)
     if preprocess := content.get("preprocess_cfg"):
         cfg["preprocess_cfg"] = preprocess
     if missing := REQUIRED - set(cfg):
@@ -64,6 +68,8 @@ def _checked(name: str, content: dict[str, Any]) -> dict[str, Any]:
             f"model.name {name} has keys that clipx does not know: {', '.join(sorted(unknown))}; "
             f"it knows {', '.join(sorted(KNOWN))}"
         )
+    if complaints := faults(cfg):
+        raise UserError("\n  ".join([f"model.name {name} describes no model:", *complaints]))
     cfg["vision_cfg"] = {**cfg["vision_cfg"], "image_size": image_size(cfg)}
     return cfg
 

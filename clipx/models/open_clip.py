@@ -19,6 +19,12 @@ from torch import Tensor, nn
 from clipx.models.model_json import context_length, image_size
 from clipx.types import UserError
 
+_WRONG_SETTINGS = (
+    *(OSError, RuntimeError, ValueError, LookupError, TypeError),
+    *(AssertionError, AttributeError, ArithmeticError),
+)
+"""What open_clip, timm and transformers raise for settings that describe no model."""
+
 
 def image_tower(cfg: dict[str, Any]) -> nn.Module:
     """(B, 3, H, W) -> (B, embed_dim). Raises UserError."""
@@ -30,7 +36,12 @@ def image_tower(cfg: dict[str, Any]) -> nn.Module:
             f"vision_cfg.timm_model_name {name!r} is no model of timm {timm.__version__}"
             + (f"; did you mean {' or '.join(close)}?" if close else "; upgrade timm")
         )
-    tower = _build_vision_tower(cfg["embed_dim"], settings, cfg.get("quick_gelu", False))  # type: ignore[arg-type]
+    try:
+        tower = _build_vision_tower(cfg["embed_dim"], settings, cfg.get("quick_gelu", False))  # type: ignore[arg-type]
+    except _WRONG_SETTINGS as error:
+        raise UserError(
+            f"vision_cfg cannot be built by open_clip: {type(error).__name__}: {error}"
+        ) from error
     if isinstance(tower, TimmModel):
         _set_image_size(tower, image_size(cfg), str(name))
     _channels_last(tower)
@@ -56,9 +67,11 @@ def text_tower(cfg: dict[str, Any]) -> nn.Module:
     name = settings.get("hf_model_name")
     try:
         tower = _build_text_tower(cfg["embed_dim"], settings, cfg.get("quick_gelu", False))  # type: ignore[arg-type]
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except _WRONG_SETTINGS as error:
         if name is None:
-            raise
+            raise UserError(
+                f"text_cfg cannot be built by open_clip: {type(error).__name__}: {error}"
+            ) from error
         raise UserError(
             f"text_cfg.hf_model_name {name!r} cannot be built: {type(error).__name__}: {error}\n"
             "It must be a folder with a transformers config.json or a model of the Hugging Face "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from clipx.data.feature_cache import FeatureCache, Trunks
 from clipx.data.features import FeatureBatches, augmentation_faults
 from clipx.data.loader import Loaded
 from clipx.data.stream import Used
+from clipx.data.transforms import center
 from clipx.engine.features import silent
 from clipx.types import UserError
 
@@ -35,8 +37,11 @@ def text_trunk(ids: Tensor) -> Tensor:
     return torch.stack([(ids % 97 + 1).float().log().mul(ids != 0).sum(1), (ids != 0).sum(1)], 1)
 
 
+FIT = partial(center, size=12)
+
+
 def trunks(digest: str = "a") -> Trunks:
-    return Trunks(image_trunk, text_trunk, 12, TOKENIZER, TOKENS, None, digest)
+    return Trunks(image_trunk, text_trunk, FIT, 12, TOKENIZER, TOKENS, None, digest)
 
 
 def cache(folder: Path, root: Path, *, ranks: int = 1, digest: str = "a") -> FeatureCache:
@@ -149,7 +154,16 @@ def test_a_sample_that_was_bad_when_the_features_were_made_and_is_good_now_is_to
 
 def test_features_beyond_float16_are_refused(corpus: Path, tmp_path: Path) -> None:
     config = DataConfig(shards=str(corpus), **PLAIN)
-    large = Trunks(lambda x: image_trunk(x) * 1e6, text_trunk, 12, TOKENIZER, TOKENS, None, "a")
+    large = Trunks(
+        lambda x: image_trunk(x) * 1e6,
+        text_trunk,
+        partial(center, size=12),
+        12,
+        TOKENIZER,
+        TOKENS,
+        None,
+        "a",
+    )
     made = FeatureCache(tmp_path, config.open(seed=0), large, config)
     with pytest.raises(UserError, match="exceed float16"):
         build_images(made, silent, rank=0, world_size=1)

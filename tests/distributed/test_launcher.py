@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from clipx.distributed import launcher
-from clipx.types import UserError
+from clipx.types import RankError, UserError
 
 TASK = {  # of `srun -N2 -n3 python`, as SLURM 22.05 sets it
     "SLURM_JOB_ID": "7",
@@ -113,7 +113,15 @@ def test_a_good_launch_passes() -> None:
     ("env", "message"),
     [
         (RANKS | {"MASTER_ADDR": "no.such.host.invalid"}, "MASTER_ADDR=no.such.host.invalid"),
-        (RANKS | {"MASTER_PORT": "2950x"}, "MASTER_PORT=2950x"),
+        (RANKS | {"MASTER_PORT": "2950x"}, "MASTER_PORT is '2950x', not a number"),
+        (RANKS | {"MASTER_PORT": "70000"}, "MASTER_PORT=70000: "),
+        (RANKS | {"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc', not a number"),
+        (RANKS | {"RANK": "-1"}, "RANK is '-1', not a number"),
+        (RANKS | {"RANK": "2"}, "RANK is 2 and WORLD_SIZE 2: ranks count from 0"),
+        (RANKS | {"LOCAL_WORLD_SIZE": "9" * 30}, "not a number of at most 18 digits"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc', not a number"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x', not a number"),
+        (RANKS | {"MASTER_ADDR": "a" * 300}, "cannot resolve this"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "RANK is 1, but MASTER_ADDR, MASTER_PORT is not set"),
         ({"RANK": "0"}, "WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not set"),
         (
@@ -125,6 +133,23 @@ def test_a_good_launch_passes() -> None:
 def test_a_launch_that_would_hang_is_refused(env: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         launcher.check(env, gloo=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "abc"}, "SLURM_STEP_NUM_TASKS is 'abc'"),
+        ({"SLURM_PROCID": "abc"}, "SLURM_PROCID is 'abc'"),
+        ({"SLURM_NODEID": ""}, "SLURM_NODEID is ''"),
+        ({"SLURM_NODEID": "2"}, "SLURM_NODEID is 2, but the step has 2 nodes"),
+        ({"SLURM_STEP_TASKS_PER_NODE": "x(2"}, "is 'x(2', not of the form 4(x2),1"),
+        ({"SLURM_STEP_NODELIST": ""}, "SLURM_STEP_NODELIST is not set"),
+        ({"SLURM_JOB_ID": "abc"}, "SLURM_JOB_ID is 'abc'"),
+    ],
+)
+def test_a_variable_of_srun_that_is_wrong_is_named(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(RankError, match=re.escape(message)):
+        launcher.adopt_srun(TASK | changes)
 
 
 def test_a_host_that_its_peers_would_look_for_at_home_is_refused(

@@ -11,10 +11,11 @@ from training import write_config
 
 from clipx.config import load
 from clipx.distributed.runtime import Job
+from clipx.durations import parse_seconds
 from clipx.engine.config import Plan, TrainConfig
 from clipx.engine.faults import judged
 from clipx.engine.trainer import deadline
-from clipx.types import PeerError, RankError, UserError, parse_seconds
+from clipx.types import PeerError, RankError, UserError
 
 
 class Here:
@@ -100,7 +101,9 @@ def test_times(text: str | float, seconds: float) -> None:
     assert parse_seconds(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "2 steps", "0 s", "-3", "1h h", "10 parsecs", "1..2 s"])
+@pytest.mark.parametrize(
+    "text", ["", "2 steps", "0 s", "-3", "1h h", "10 parsecs", "1..2 s", "9" * 400]
+)
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a time; write for example '15 minutes'"):
         parse_seconds(text)

@@ -41,6 +41,9 @@ class Knowing:
     def __init__(self, names: list[str]) -> None:
         self.names, self.embedded = names, 0
 
+    def fit(self, image: Tensor) -> Tensor:
+        return image
+
     def encode_image(self, images: Any) -> Tensor:
         numbers = [int(image[0, 0, 0]) + 256 * int(image[1, 0, 0]) for image in images]
         return self._of([self.names[number] for number in numbers])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipx.config import build
+from clipx.data.preprocessing import Preprocessing
+from clipx.data.transforms import center
 from clipx.engine.evaluate_run import Suite
 from clipx.evaluators import (
     embedding_health,
@@ -37,6 +40,9 @@ class Bright:
     """Sees only how bright a picture is: bright ones are class 0, dark ones class 1."""
 
     image_size, logit_scale = 32, 1.0
+
+    def fit(self, image: Tensor) -> Tensor:
+        return center(image, self.image_size)
 
     def encode_image(self, images: Any) -> Tensor:
         bright = torch.stack([image.float().mean() / 255 for image in images])
@@ -61,6 +67,12 @@ def folder(tmp_path: Path) -> Path:
         classnames=["bright", "dark"],
         zeroshot_classification_templates=["a {c} picture", "{c}"],
     )
+
+
+def png_of(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def distance(image: Image.Image, other: Image.Image) -> float:
@@ -104,6 +116,43 @@ def test_accuracy_under_corruption_by_hand(folder: Path) -> None:
     with pytest.raises(UserError, match="corruption 'fog' is none of gaussian_noise, shot_noise"):
         robustness.Config(path=str(folder), corruptions=["fog"]).build()
     assert len(robustness.Config(path=str(folder), limit=3).build().set) == 3
+
+
+class Wide(Bright):
+    """Sees whether the left and the right edge differ; squashes, as SigLIP does."""
+
+    def fit(self, image: Tensor) -> Tensor:
+        return Preprocessing(resize_mode="squash").fit(image, self.image_size)
+
+    def encode_image(self, images: Any) -> Tensor:
+        fitted = [self.fit(image).float() / 255 for image in images]
+        differs = [float((x[..., 0] - x[..., -1]).abs().mean() > 0.2) for x in fitted]
+        bright = torch.tensor(differs)
+        return torch.stack([bright, 1 - bright], dim=1)
+
+
+def test_an_identity_corruption_costs_nothing_whatever_the_resize_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edges that a center crop would cut off decide the class here."""
+    edges = Image.new("RGB", (96, 32), (90, 90, 90))
+    edges.paste((250, 250, 250), (0, 0, 12, 32))
+    plain = Image.new("RGB", (96, 32), (90, 90, 90))
+    folder = write_test_set(
+        tmp_path / "wide",
+        {f"{n}": {"png": png_of([edges, plain][n % 2]), "cls": str(n % 2)} for n in range(6)},
+        classnames=["bright", "dark"],
+        zeroshot_classification_templates=["{c}"],
+    )
+    monkeypatch.setitem(CORRUPTIONS, "jpeg", lambda image, severity, random: image)
+    config = robustness.Config(path=str(folder), corruptions=["jpeg"], severities=[1])
+    found = config.build().evaluate(Wide(), Setting()).metrics
+    assert found["clean-top1"] == 1.0
+    assert found["relative-top1"] == 1.0
+    attacked = typographic.Config(path=str(folder)).build()
+    monkeypatch.setattr(typographic, "written_on", lambda image, text: image)
+    found = attacked.evaluate(Wide(), Setting()).metrics
+    assert found["attacked-top1"] == found["clean-top1"] == 1.0
 
 
 def test_what_is_written_is_another_class_and_fits_the_picture(folder: Path) -> None:

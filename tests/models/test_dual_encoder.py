@@ -48,6 +48,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "vision_cfg": VISION | {"ls_init_value": 0.3, "mlp_ratio": 3.0},
         "text_cfg": TEXT | {"ls_init_value": 0.2, "mlp_ratio": 2.0},
     },
+    "a patch size that does not divide the image": {
+        "embed_dim": 24,
+        "vision_cfg": VISION | {"image_size": 70},
+        "text_cfg": TEXT,
+    },
     "modified resnet": {
         "embed_dim": 24,
         "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
@@ -67,7 +72,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "custom_text": True,
     },
 }
-OURS = {"demo_tiny", "quickgelu", "layer scale"}
+OURS = {"demo_tiny", "quickgelu", "layer scale", "a patch size that does not divide the image"}
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -22,7 +23,8 @@ from small_models import small, small_trunks, stirred
 from clipx import checkpoints
 from clipx.checkpoints import Training, TrainState
 from clipx.config import build
-from clipx.data.transforms import Normalization
+from clipx.data.preprocessing import Preprocessing
+from clipx.engine.assembly import new_encoder
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.initial import checkpoint, demo_towers
 from clipx.types import UserError
@@ -157,6 +159,18 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(tmp_path: Path) -> 
     assert "step_00000010 is skipped: model.safetensors has another SHA-256" in notices[0]
     with pytest.raises(UserError, match="is damaged"):
         filled(MODEL, path)
+
+
+def test_the_start_line_says_where_the_weights_come_from(tmp_path: Path) -> None:
+    file = tmp_path / "vitb32.pt"
+    torch.save(model(3).state_dict(), file)
+    runtime: Any = SimpleNamespace(main_first=lambda act: act())  # one process
+    given = build(
+        ModelConfig, {"name": "x", "initial": {"name": "checkpoint", "path": str(file)}}, where=""
+    )
+    assert new_encoder(given, MODEL, runtime, seed=0)[1] == [f"weights: {file}"]
+    none = build(ModelConfig, {"name": "x"}, where="")
+    assert new_encoder(none, MODEL, runtime, seed=7)[1] == ["weights: random, seed 7"]
 
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
@@ -379,9 +393,10 @@ def test_a_tag_brings_weights_and_their_normalization(tmp_path: Path, published:
         initial.prepare()
         into = model(1)
         assert initial.load(into) == []
+        assert initial.source == str(published / "open_clip_model.safetensors")
         assert equal(into, model(3))
         cfg = config.read()
-        assert Normalization.of(cfg) == Normalization((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+        assert Preprocessing.of(cfg) == Preprocessing((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
         assert "size" not in cfg["preprocess_cfg"]
     hub, notices = filled(MODEL, "hf-hub:lab/clip")
     assert equal(hub, model(3))

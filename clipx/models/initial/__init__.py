@@ -14,6 +14,11 @@ class Initial(Protocol):
         first rank before the others. Raises UserError."""
         ...
 
+    @property
+    def source(self) -> str:
+        """The files that the weights come from, for the log. Known after `prepare`."""
+        ...
+
     def load(self, model: nn.Module) -> list[str]:
         """Fill the parameters of a new DualEncoder, after `prepare`. Returns what the user should
         know. Raises UserError."""

@@ -36,6 +36,11 @@ class Checkpoint:
     def prepare(self) -> None:
         self._found = weights_file(self.path)
 
+    @property
+    def source(self) -> str:
+        assert self._found is not None, "prepare() comes first"
+        return str(self._found[0])
+
     def load(self, model: nn.Module) -> list[str]:
         assert self._found is not None, "prepare() comes first"
         file, notices = self._found

@@ -64,6 +64,10 @@ class DemoTowers:
                 "it needs 0.3 GB of disk"
             ) from error
 
+    @property
+    def source(self) -> str:
+        return f"{self.image}, {self.text}"
+
     def load(self, model: nn.Module) -> list[str]:
         _fill(model, "visual.trunk", load_file(self.image))
         weights = load_file(self.text / "model.safetensors")

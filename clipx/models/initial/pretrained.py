@@ -83,6 +83,10 @@ class Pretrained:
                 f"model.initial pretrained cannot be fetched: {error}\n{OFFLINE}"
             ) from error
 
+    @property
+    def source(self) -> str:
+        return str(self._file)
+
     def load(self, model: nn.Module) -> list[str]:
         assert self._file is not None, "prepare() comes first"
         return fill(model, self._file)

@@ -76,12 +76,14 @@ class VisionTransformer(nn.Module):
     def _patches(self, image: Tensor) -> Tensor:
         """(B, patches, width). A convolution whose stride is its kernel is one matmul over the
         patches."""
-        batch, _, height, width = image.shape
         size = self.patch_size
+        rows, columns = image.shape[2] // size, image.shape[3] // size
+        # A convolution whose stride is its kernel ignores what is left at the right and the bottom.
+        image = image[:, :, : rows * size, : columns * size]
         if torch.is_autocast_enabled(image.device.type):
             image = image.to(torch.get_autocast_dtype(image.device.type))  # half the bytes to move
-        x = image.view(batch, 3, height // size, size, width // size, size)
-        x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 3 * size * size)
+        x = image.reshape(len(image), 3, rows, size, columns, size)
+        x = x.permute(0, 2, 4, 1, 3, 5).reshape(len(image), -1, 3 * size * size)
         return F.linear(x, self.conv1.weight.flatten(1))
 
 

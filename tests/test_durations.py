@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipx.types import Duration
+from clipx.durations import Duration
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,20 @@ def test_duration_in_steps(text: str, steps: int) -> None:
     assert Duration.parse(text).steps(global_batch_size=8, epoch_samples=100) == steps
 
 
-@pytest.mark.parametrize("text", ["", "5", "steps", "0 steps", "-1 steps", "1e3 steps", "5 hours"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "5",
+        "9999999999B samples",
+        "steps",
+        "0 steps",
+        "-1 steps",
+        "1e3 steps",
+        "5 hours",
+        "9" * 400 + " steps",
+    ],
+)
 def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration; write for example '2000 steps'"):
         Duration.parse(text)
