@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import sys
 import time
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipx import cli_data
+from clipx import cli_data, strict_json
 from clipx.types import PeerError, RankError, Stopped, UserError
 
 
@@ -219,7 +218,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         if arguments.json:
             for name, result in done.results.items():
                 for line in lines_of(arguments.model, name, result):
-                    print(json.dumps(line))
+                    print(strict_json.dumps(line))
         else:
             evaluate_run.print_table(done.encoder.source, done.results)
         if arguments.out:
@@ -235,7 +234,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     found = compare(arguments.first, arguments.second)
     if arguments.json:
         for record in as_records(found):
-            print(json.dumps(record))
+            print(strict_json.dumps(record))
     else:
         print_comparison(found)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -17,12 +18,13 @@ from clipx import checkpoints
 from clipx.data import decode
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
+from clipx.metrics.embedding import not_unit
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.hub import HUB, LOCAL
 from clipx.models.huggingface import is_transformers, load_transformers
 from clipx.models.initial import checkpoint, pretrained
 from clipx.models.model_json import context_length, fixed_text_length, image_size
-from clipx.types import UserError
+from clipx.types import EmbeddingError, UserError
 
 Picture = Image.Image | Tensor | str | Path
 
@@ -47,6 +49,9 @@ class Encoder:
         self.dtype = dtype
         self.source = source
         self.model = model.to(self.device)
+        # What describes the text tower, at whatever level of the JSON (quick_gelu is at the top).
+        images = ("vision_cfg", "preprocess_cfg")
+        self._text_settings = {k: v for k, v in model_json.items() if k not in images}
         self.text_cfg: dict[str, Any] = model_json["text_cfg"]
         self.tokenizer: Tokenizer = build_tokenizer(self.text_cfg)
         self.embed_dim: int = model_json["embed_dim"]
@@ -58,7 +63,10 @@ class Encoder:
     @property
     def logit_scale(self) -> float:
         """The learned inverse temperature: what turns cosines into logits."""
-        return self.model.logit_scale.exp().item()
+        scale = self.model.logit_scale.exp().item()
+        if not math.isfinite(scale):
+            raise UserError(f"logit_scale is {scale}: the weights of {self.source} are damaged")
+        return scale
 
     def encode_image(self, images: Picture | Sequence[Picture], *, batch_size: int = 256) -> Tensor:
         """(N, D) float32 of unit norm, on the CPU.
@@ -75,7 +83,10 @@ class Encoder:
             part = [self.fit(self._pixels(p)) for p in images[start : start + batch_size]]
             pixels = torch.stack(part).to(self.device)
             with self._inference():
-                rows.append(self.model.encode_image(self.preprocessing(pixels)).cpu())
+                features = self.model.encode_image(self.preprocessing(pixels)).cpu()
+            names = [_name(p, start + n) for n, p in enumerate(images[start : start + batch_size])]
+            self._check("image", features, names)
+            rows.append(features)
         return torch.cat(rows)
 
     def fit(self, image: Tensor) -> Tensor:
@@ -92,22 +103,45 @@ class Encoder:
                 self.tokenizer.encode(t, self.context_length)
                 for t in texts[start : start + batch_size]
             ]
+            padded = pad(ids, self.tokenizer.pad_id, self.pad_to).to(self.device)
             with self._inference():
-                rows.append(
-                    self.model.encode_text(
-                        pad(ids, self.tokenizer.pad_id, self.pad_to).to(self.device)
-                    ).cpu()
-                )
+                features = self.model.encode_text(padded).cpu()
+            self._check("text", features, [repr(t) for t in texts[start : start + batch_size]])
+            rows.append(features)
         return torch.cat(rows)
 
     def text_digest(self) -> str:
-        """Equal for two models whose text embeddings are equal."""
-        told = json.dumps([self.text_cfg, str(self.dtype), self.device.type], sort_keys=True)
-        digest = hashlib.sha256(told.encode())
+        """Different for two models whose text embeddings differ.
+
+        Weights alone do not say what a tower computes: its activation may stand in the model JSON
+        or in a transformers config, and its words in the tokenizer's files. So this digest covers
+        the tokenizer's state, the settings, the weights, and the embeddings of a few texts.
+        """
+        settings = [self._text_settings, self.tokenizer.state, str(self.dtype), self.device.type]
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, tensor in self.model.text.state_dict().items():
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(_bytes(tensor))
+        digest.update(_bytes(self.encode_text(_PROBES)))
         return digest.hexdigest()
+
+    def _check(self, what: Literal["image", "text"], features: Tensor, names: list[str]) -> None:
+        """Raises EmbeddingError with the samples and the parameter that may be the cause."""
+        if not (wrong := not_unit(features)):
+            return
+        tower = self.model.visual if what == "image" else self.model.text
+        tensors = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
+        damaged = [name for name, t in tensors.items() if not t.isfinite().all()]
+        prefix = "visual" if what == "image" else "text"
+        if damaged:
+            reason = f"{len(damaged)} parameters are not finite, first {prefix}.{damaged[0]}"
+        else:
+            dtype = str(self.dtype).removeprefix("torch.")
+            reason = (
+                f"all parameters of {prefix} are finite, so the tower gives zeros or overflows in "
+                f"{dtype}"
+            )
+        raise EmbeddingError(what, wrong, names, f"{reason} ({self.source or 'this model'})")
 
     def _pixels(self, picture: Picture) -> Tensor:
         if isinstance(picture, Tensor):
@@ -135,6 +169,18 @@ class Encoder:
                 yield
         finally:  # training goes on after an evaluator that failed
             self.model.train(training)
+
+
+_PROBES = ("a photo of a cat", "Two RED cars, 1998!", "x", "naïve café – 東京", "word " * 200)
+"""Texts whose embeddings go into a digest: case, digits, punctuation, other scripts, a long one."""
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _name(picture: Picture, number: int) -> str:
+    return str(picture) if isinstance(picture, str | Path) else f"number {number}"
 
 
 OPEN_CLIP = "open_clip:"

@@ -8,7 +8,7 @@ Dimension letters used in every docstring:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -26,6 +26,21 @@ class UserError(Exception):
 
 class RankError(UserError):
     """A user's mistake that one rank alone has met, so that it is that rank that must say it."""
+
+
+class EmbeddingError(UserError):
+    """A model has given embeddings that are not of unit norm, so that no score would mean anything.
+
+    rows: their numbers among the images or texts that were given; reason: what may have caused it
+    """
+
+    def __init__(self, what: str, rows: list[int], names: Sequence[str], reason: str) -> None:
+        shown = ", ".join(str(names[row]) for row in rows[:5]) + (" ..." if len(rows) > 5 else "")
+        super().__init__(
+            f"{len(rows)} of {len(names)} {what} embeddings are not finite and of unit norm "
+            f"({shown}): {reason}"
+        )
+        self.what, self.rows, self.reason = what, rows, reason
 
 
 class PeerError(Exception):

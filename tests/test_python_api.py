@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from training import ROOT, picture, write_config, write_corpus
 import clipx
 from clipx import cli
 from clipx.data.decode import pixels_of
-from clipx.types import UserError
+from clipx.types import EmbeddingError, UserError
 
 WORDS = ["a red square", "a blue bar on a noisy ground", "pole"]
 
@@ -118,13 +120,52 @@ def test_the_towers_run_in_evaluation_mode_without_a_graph(
 
     def noted(image: torch.Tensor) -> torch.Tensor:
         modes.append((encoder.model.training, torch.is_grad_enabled()))
-        return torch.ones(len(image), 16)
+        return torch.full((len(image), 16), 0.25)
 
     encoder.model.train()
     monkeypatch.setattr(encoder.model, "encode_image", noted)
     encoder.encode_image(picture("red", "square", 1))
     encoder.model.eval()
     assert modes == [(False, False)]
+
+
+def damaged(encoder: clipx.Encoder, name: str, value: float) -> clipx.Encoder:
+    """A copy in which one number, or every one, of a parameter is replaced."""
+    out = copy.deepcopy(encoder)
+    parameter = out.model.get_parameter(name)
+    with torch.no_grad():
+        parameter.mul_(0) if value == 0 else parameter.view(-1)[0].fill_(value)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("visual.proj", float("nan"), "1 parameters are not finite, first visual.proj"),
+        ("visual.proj", float("inf"), "1 parameters are not finite, first visual.proj"),
+        ("visual.proj", 0.0, "all parameters of visual are finite, so the tower gives zeros"),
+        ("text.text_projection", float("nan"), "first text.text_projection"),
+        ("text.text_projection", 0.0, "all parameters of text are finite"),
+    ],
+)
+def test_embeddings_that_no_score_can_be_made_of_are_an_error(
+    encoder: clipx.Encoder, name: str, value: float, reason: str, tmp_path: Path
+) -> None:
+    """A maximum takes NaN for the largest, so that it would score as well as chance or better."""
+    wrong = damaged(encoder, name, value)
+    if name.startswith("visual"):
+        path = tmp_path / "cat.png"
+        picture("red", "square", 1).save(path)
+        with pytest.raises(EmbeddingError, match=f"{re.escape(str(path))}.*{reason}"):
+            wrong.encode_image([path])
+    else:
+        with pytest.raises(EmbeddingError, match=f"'a cat'.*{reason}"):
+            wrong.encode_text(["a cat"])
+
+
+def test_a_temperature_that_is_not_finite_is_an_error(encoder: clipx.Encoder) -> None:
+    with pytest.raises(UserError, match="logit_scale is nan: the weights of"):
+        _ = damaged(encoder, "logit_scale", float("nan")).logit_scale
 
 
 def test_an_encoding_that_fails_leaves_the_training_mode_too(

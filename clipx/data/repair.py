@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import re
+import string
 from collections.abc import Callable
 from functools import cache, partial
 from unicodedata import normalize
@@ -65,3 +66,13 @@ def _replace() -> Callable[[str], str]:
     # Few characters are met: a search is faster than str.translate, which looks each one up.
     changed = re.compile(f"[{re.escape(''.join(now))}]")
     return partial(changed.sub, lambda found: now[found[0]])
+
+
+_NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
+# What a repaired caption is turned into before it is split, by open_clip's setting `clean`; runs of
+# whitespace become one space besides.
+CLEAN: dict[str, Callable[[str], str]] = {
+    "lower": str.lower,
+    "whitespace": str,
+    "canonicalize": lambda text: text.translate(_NO_PUNCTUATION).lower(),
+}

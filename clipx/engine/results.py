@@ -8,13 +8,13 @@ tables/<set>.json      per-class recall, confusions and the like
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clipx import strict_json
 from clipx.types import Result, UserError
 
 _KS = (1, 5, 10)
@@ -42,7 +42,7 @@ def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> No
     with (folder / "results.jsonl").open("w", encoding="utf-8") as file:
         for name, result in results.items():
             for line in lines_of(model, name, result):
-                file.write(json.dumps(line) + "\n")
+                file.write(strict_json.dumps(line) + "\n")
     for name, result in results.items():
         arrays: dict[str, Any] = {
             metric: values.numpy() for metric, values in result.samples.items()
@@ -50,9 +50,9 @@ def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> No
         arrays["keys"] = np.array(result.keys, dtype=str)
         file: Any = folder / "samples" / f"{name}.npz"
         np.savez_compressed(file, **arrays)
-        (folder / "tables" / f"{name}.json").write_text(json.dumps(result.tables, indent=1))
+        (folder / "tables" / f"{name}.json").write_text(strict_json.dumps(result.tables, indent=1))
         for task, record in clip_benchmark_records(model, name, result).items():
-            text = json.dumps(record, indent=1)
+            text = strict_json.dumps(record, indent=1)
             (folder / "clip_benchmark" / f"{name}_{task}.json").write_text(text)
 
 

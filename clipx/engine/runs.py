@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from clipx import strict_json
 from clipx.config import merge, parse_override, read_layers
 from clipx.types import UserError
 
@@ -166,7 +167,7 @@ def show(targets: Sequence[str], overrides: Sequence[str], *, as_json: bool) -> 
     """Print a table, or one JSON list."""
     runs = [read(path) for path in find([run_dir_of(t, overrides) for t in targets])]
     if as_json:
-        print(json.dumps([asdict(run) for run in runs]))
+        print(strict_json.dumps([asdict(run) for run in runs]))
         return
     rows = [HEADER, *(_row(run, now=time.time()) for run in runs)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

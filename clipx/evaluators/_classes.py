@@ -21,7 +21,7 @@ from clipx.data.class_lists import (
     known_templates,
     objectnet_classes,
 )
-from clipx.evaluators._ranks import embed_images, main_only, shared_out
+from clipx.evaluators._ranks import checked_texts, embed_images, main_only, shared_out
 from clipx.evaluators._sets import (
     Images,
     class_folders,
@@ -57,7 +57,7 @@ class LabeledSet:
 
     def features(self, encoder: Encoder, setting: Setting) -> Tensor:
         """(N, D)"""
-        return embed_images(encoder, self.images.image, len(self), setting)
+        return embed_images(encoder, self.images.image, self.images.keys, setting)
 
 
 def read_labeled(path: Path, split: str | None = None, classes: str | None = None) -> LabeledSet:
@@ -185,7 +185,7 @@ def _embed_classes(
     def embed(part: int) -> Tensor:
         names = class_names[part * size : (part + 1) * size]
         prompts = [t.replace("{c}", n).replace("{}", n) for n in names for t in templates]
-        embeddings = encoder.encode_text(prompts).view(len(names), len(templates), -1)
+        embeddings = checked_texts(encoder, prompts).view(len(names), len(templates), -1)
         return F.normalize(embeddings.mean(1), dim=-1)
 
     return torch.cat(shared_out(setting.ranks, -(-len(class_names) // size), embed))

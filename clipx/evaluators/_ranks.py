@@ -14,7 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from clipx.types import Encoder, Ranks, Setting, UserError
+from clipx.metrics.embedding import not_unit
+from clipx.types import EmbeddingError, Encoder, Ranks, Setting, UserError
 
 T = TypeVar("T")
 BATCH = 64
@@ -93,13 +94,22 @@ def shared_out(ranks: Ranks, count: int, work: Callable[[int], T]) -> list[T]:
 
 
 def embed_images(
-    encoder: Encoder, image: Callable[[int], Tensor], count: int, setting: Setting
+    encoder: Encoder,
+    image: Callable[[int], Tensor],
+    names: Sequence[str],
+    setting: Setting,
 ) -> Tensor:
-    """(count, D) features of image(0), image(1) ..., each (3, H, W) uint8."""
+    """(N, D) features of image(0), image(1) ..., each (3, H, W) uint8. Raises EmbeddingError.
+
+    names: N, of the images, for errors
+    """
+    count = len(names)
 
     def embed(batch: int) -> Tensor:
         rows = range(batch * BATCH, min((batch + 1) * BATCH, count))
-        features = encoder.encode_image([image(row) for row in rows])
+        here = names[rows.start : rows.stop]
+        images = [image(row) for row in rows]
+        features = _checked("image", here, lambda: encoder.encode_image(images))
         setting.progress(rows.stop, count)
         return features
 
@@ -109,9 +119,27 @@ def embed_images(
 def embed_texts(
     encoder: Encoder, texts: Sequence[str], setting: Setting, *, batch: int = 512
 ) -> Tensor:
-    """(count, D) features."""
+    """(count, D) features. Raises EmbeddingError."""
 
     def embed(number: int) -> Tensor:
-        return encoder.encode_text(list(texts[number * batch : (number + 1) * batch]))
+        here = list(texts[number * batch : (number + 1) * batch])
+        return checked_texts(encoder, here)
 
     return torch.cat(shared_out(setting.ranks, -(-len(texts) // batch), embed))
+
+
+def checked_texts(encoder: Encoder, texts: list[str]) -> Tensor:
+    """(len(texts), D) features. Raises EmbeddingError."""
+    return _checked("text", [repr(text) for text in texts], lambda: encoder.encode_text(texts))
+
+
+def _checked(what: str, names: Sequence[str], embed: Callable[[], Tensor]) -> Tensor:
+    """The rows that `embed` returns, or an error with these names: a score of rows that are not
+    finite is a number too, and a plausible one."""
+    try:
+        features = embed()
+    except EmbeddingError as error:
+        raise EmbeddingError(what, error.rows, names, error.reason) from error
+    if wrong := not_unit(features):
+        raise EmbeddingError(what, wrong, names, "every score needs unit rows")
+    return features

@@ -44,7 +44,7 @@ class EmbeddingHealth:
         self.captions = [captioned.captions[n] for n in first.nonzero().flatten().tolist()]
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
-        image = embed_images(encoder, self.images.image, len(self.images), setting)
+        image = embed_images(encoder, self.images.image, self.images.keys, setting)
         text = embed_texts(encoder, self.captions, setting)
         return main_only(setting.ranks, lambda: health(image, text))
 

@@ -58,7 +58,7 @@ class Retrieval:
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         images = self.set.images
-        image = embed_images(encoder, images.image, len(images), setting)
+        image = embed_images(encoder, images.image, images.keys, setting)
         text = embed_texts(encoder, self.set.captions, setting)
         ranks = pair_ranks(image, text, self.set.owner, setting)
         return retrieval_result(ranks, images.keys)

@@ -64,7 +64,7 @@ class Robustness:
         weights = classifier(encoder, self.set.names, self.templates, setting)
 
         def hits(image: Callable[[int], Tensor]) -> Tensor:
-            features = embed_images(encoder, image, len(self.set), setting)
+            features = embed_images(encoder, image, self.set.images.keys, setting)
             return ((features @ weights.T).argmax(1) == self.set.label).double()
 
         clean = hits(self.set.images.image)

@@ -57,9 +57,9 @@ class Typographic:
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
-        clean = embed_images(encoder, self.set.images.image, len(self.set), setting)
+        clean = self.set.features(encoder, setting)
         attacked = embed_images(
-            encoder, lambda n: self.attacked(n, encoder), len(self.set), setting
+            encoder, lambda n: self.attacked(n, encoder), self.set.images.keys, setting
         )
         before, after = ((f @ weights.T).argmax(1) for f in (clean, attacked))
         samples = {

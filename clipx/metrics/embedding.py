@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+def not_unit(features: Tensor, *, tolerance: float = 1e-2) -> list[int]:
+    """Numbers of the rows that are not finite or not of unit norm."""
+    norm = features.float().norm(dim=1)
+    return torch.nonzero(~((norm - 1).abs() < tolerance)).flatten().tolist()
+
+
 def alignment(image: Tensor, text: Tensor) -> float:
     """Mean squared distance of matching rows, 0 to 4 (arXiv:2005.10242)."""
     return (image - text).double().square().sum(1).mean().item()

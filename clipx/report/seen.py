@@ -142,7 +142,7 @@ def pair(
     whole = retrieval.read_captioned(Path(config.path), config.split)
     captioned = some(whole, evenly(len(whole.images), LIMIT))
     images = captioned.images
-    image = embed_images(encoder, images.image, len(images), setting)
+    image = embed_images(encoder, images.image, images.keys, setting)
     text = embed_texts(encoder, captioned.captions, setting)
     return Paired(name, captioned, image, text, len(whole.images))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from training import MODEL, write_test_set
 from clipx import embed
 from clipx.evaluators import zero_shot
 from clipx.evaluators._classes import classifier
+from clipx.models.dual_encoder import DualEncoder
 from clipx.types import Setting, UserError
 
 transformers = pytest.importorskip("transformers")
@@ -150,6 +152,28 @@ def test_a_transformers_folder_embeds_as_transformers_does(kind: str, tmp_path: 
     torch.testing.assert_close(
         weights, encoder.encode_text(["a red square", "a blue square"]), rtol=0, atol=1e-6
     )
+
+
+def test_the_digest_of_texts_covers_all_that_their_embeddings_depend_on(tmp_path: Path) -> None:
+    """A cached classifier of one model must never be used for another."""
+    transformers_model("clip", tmp_path / "a")
+    for name, file, old, new in (
+        ("activation", "config.json", '"quick_gelu"', '"gelu"'),
+        ("words", "tokenizer.json", '"red"', '"crimson"'),
+    ):
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+        text = (tmp_path / name / file).read_text()
+        assert old in text
+        (tmp_path / name / file).write_text(text.replace(old, new))
+    digests = [embed.load(tmp_path / name).text_digest() for name in ("a", "activation", "words")]
+    assert len(set(digests)) == 3
+    assert embed.load(tmp_path / "a").text_digest() == digests[0]
+
+    model = DualEncoder(MODEL)
+    quick = DualEncoder(MODEL | {"quick_gelu": True})
+    quick.load_state_dict(model.state_dict())
+    encoders = [embed.Encoder(model, MODEL), embed.Encoder(quick, MODEL | {"quick_gelu": True})]
+    assert len({encoder.text_digest() for encoder in encoders}) == 2
 
 
 def test_weights_of_open_clip_are_named_by_tag_or_file(theirs: Any, tmp_path: Path) -> None:
