@@ -128,7 +128,8 @@ def _add_eval_verbs(verbs: Any) -> None:
         "local-dir:FOLDER, hf-hub:ORGANIZATION/REPOSITORY, or a transformers CLIPModel or "
         "SiglipModel folder",
     )
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for the suite")
+    text = "of each --set (templates=openai), or evaluators.NAME.key=value of a suite or a run"
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=text)
     evaluate.add_argument(
         "--set",
         type=Path,
@@ -141,9 +142,7 @@ def _add_eval_verbs(verbs: Any) -> None:
     evaluate.add_argument(
         "--suite", type=Path, metavar="YAML", help="e.g. configs/evaluators/imagenet.yaml"
     )
-    evaluate.add_argument(
-        "--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the towers"
-    )
+    evaluate.add_argument("--precision", choices=_PRECISIONS, default="auto", help="of the towers")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="results, also for each sample")
     evaluate.add_argument(
         "--json", action="store_true", help="one JSON object a metric on stdout, not a table"
@@ -166,6 +165,9 @@ def _add_eval_verbs(verbs: Any) -> None:
     report.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
     report.set_defaults(run=_report)
+
+
+_PRECISIONS = ("auto", "bf16", "fp16", "tf32", "fp32")  # engine.precision imports torch
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -213,6 +215,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         overrides=arguments.overrides,
         precision=arguments.precision,
         averaged=not arguments.raw,
+        picture=arguments.picture is not None,
     )
     if done.runtime.is_main:
         if arguments.json:

@@ -16,6 +16,7 @@ import yaml
 from samples import png, write_test_set
 
 from clipx import cli
+from clipx.engine.evaluate_run import chosen_evaluators
 from clipx.models.dual_encoder import DualEncoder
 
 MODEL = test_checkpoints.MODEL | {  # with the words of the tokenizer
@@ -211,3 +212,75 @@ def test_help_does_not_wait_for_torch() -> None:
         done = python("-c", code, *arguments)
         assert done.returncode == 0, done.stderr
         assert "usage: clipx" in done.stdout
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> list[Path]:
+    """Two sets in class folders of one name, without templates."""
+    folders = [tmp_path / first / "pets" for first in ("a", "b")]
+    for folder in folders:
+        for number, name in enumerate(("cat", "dog")):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "0.png").write_bytes(png(number))
+    return folders
+
+
+def test_settings_of_eval_reach_the_sets_or_are_an_error(
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path,
+    class_folders: list[Path],
+    tmp_path: Path,
+) -> None:
+    run = checkpoint.parents[1]
+    first = class_folders[0]
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        yaml.safe_dump({"evaluators": {"x": {"name": "zero_shot", "path": str(first)}}})
+    )
+    for arguments, message in (
+        ([run, "templates=simple"], "templates= is a setting of test sets that are named by --set"),
+        ([run, "word"], "override 'word' is not of the form key=value"),
+        ([run, "--set", first, "word"], "unrecognized arguments: word"),
+        ([run, "--suite", suite, "templates=simple"], "templates= is a setting of test sets"),
+        (
+            [run, "--set", first, "evaluators.x.split=val"],
+            "changes an evaluator of a suite or a run",
+        ),
+        ([run, "--set", first, "template=simple"], "unknown key; did you mean 'templates'?"),
+        ([run, "--set", first, "--set", first], "is given twice"),
+        ([run, "--set", first], "set templates=openai or simple"),
+        ([run, "--set", first, "templates=simple", "--precision", "tf32"], "has no TF32"),
+    ):
+        assert clipx(capsys, "eval", *arguments)[0] == 2, arguments
+        assert message in clipx(capsys, "eval", *arguments)[1]
+
+
+def test_two_sets_of_one_name_both_have_results(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, class_folders: list[Path]
+) -> None:
+    """The templates that class folders do not have are given as a setting."""
+    run = checkpoint.parents[1]
+    sets = [word for folder in class_folders for word in ("--set", str(folder))]
+    torch.set_float32_matmul_precision("high")
+    cli.main(["eval", str(run), *sets, "templates=simple", "--precision", "fp32", "--json"])
+    assert torch.get_float32_matmul_precision() == "highest", "no TF32 was asked for"
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["set"] for line in lines} == {"a-pets", "b-pets"}
+    assert {line["num_samples"] for line in lines} == {2}
+
+
+def test_settings_change_the_evaluators_of_a_run(
+    checkpoint: Path, class_folders: list[Path]
+) -> None:
+    run = checkpoint.parents[1]
+    data = {
+        "run_dir": str(run),
+        "data": {"shards": "x"},
+        "model": {"name": "ViT-B-32"},
+        "duration": "1 step",
+        "global_batch_size": 1,
+        "evaluators": {"pets": {"name": "zero_shot", "path": str(class_folders[0])}},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(data))
+    chosen = chosen_evaluators(str(run), [], None, ["evaluators.pets.templates=simple"])
+    assert chosen["pets"].templates == "simple"

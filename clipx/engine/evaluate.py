@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from clipx.config import Data, build, merge
 from clipx.evaluators import retrieval, zero_shot
 from clipx.evaluators._ranks import Known, alike
 from clipx.evaluators._sets import is_classification
@@ -75,9 +76,14 @@ def flat(results: Mapping[str, Result]) -> dict[str, float]:
     return {f"{n}-{k}": v for n, result in results.items() for k, v in result.metrics.items()}
 
 
-def evaluator_for(path: Path) -> zero_shot.Config | retrieval.Config:
-    """What a test set's files ask for: classes make it zero-shot classification, captions
-    retrieval. Raises UserError."""
-    if is_classification(path):
-        return zero_shot.Config(path=str(path))
-    return retrieval.Config(path=str(path))
+def evaluator_for(path: Path, settings: Sequence[Data] = ()) -> zero_shot.Config | retrieval.Config:
+    """Choose by a test set's files: classes make it zero-shot classification, captions retrieval.
+    Raises UserError.
+
+    settings: of the evaluator, such as {"templates": "openai"}
+    """
+    kind = zero_shot.Config if is_classification(path) else retrieval.Config
+    data: Data = {"path": str(path)}
+    for setting in settings:
+        data = merge(data, setting)
+    return build(kind, data, where=f"of the test set {path}")

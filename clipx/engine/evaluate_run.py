@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from clipx import embed
-from clipx.config import build, component, config, load
+from clipx.config import Data, build, component, config, merge, parse_override, read_layers
 from clipx.distributed.runtime import Runtime, start
 from clipx.embed import Encoder
 from clipx.engine.config import TrainConfig
 from clipx.engine.evaluate import evaluate, evaluator_for
-from clipx.engine.precision import PrecisionKind, compute_dtype
+from clipx.engine.precision import PrecisionKind, build_precision
 from clipx.evaluators import zero_shot
 from clipx.evaluators._classes import classifier
 from clipx.types import Result, Setting, UserError
@@ -53,18 +52,21 @@ def run(
     overrides: Sequence[str] = (),
     precision: PrecisionKind = "auto",
     averaged: bool = True,
+    picture: bool = False,
 ) -> Evaluation:
     """Evaluate on all ranks that the launcher has started. Raises UserError.
 
     averaged: as for `embed.load`
+    picture: `write_picture` will be called, which needs a classification set
     """
     evaluators = chosen_evaluators(model, sets, suite, overrides)
+    if picture and not any(isinstance(e, zero_shot.Config) for e in evaluators.values()):
+        raise UserError("no classification set among the test sets, so there is nothing to draw")
     runtime = start("auto")
     device = runtime.device
+    dtype = build_precision(precision, device).dtype  # which also sets TF32
     encoder = runtime.main_first(
-        lambda: embed.load(
-            model, device=device, dtype=compute_dtype(precision, device), averaged=averaged
-        )
+        lambda: embed.load(model, device=device, dtype=dtype, averaged=averaged)
     )
     setting = Setting(
         ranks=runtime,
@@ -91,12 +93,66 @@ def _silent(done: int, total: int) -> None:
 def chosen_evaluators(
     model: str, sets: Sequence[Path], suite: Path | None, overrides: Sequence[str]
 ) -> Mapping[str, Any]:
-    """The given test sets and suite, else those of the run's config. Raises UserError."""
-    chosen = {folder.resolve().name: evaluator_for(folder) for folder in sets}
+    """The given test sets and suite, else those of the run's config. Raises UserError.
+
+    overrides: `evaluators.NAME.key=value` changes an evaluator of the suite or the run;
+    `key=value` is a setting of every test set in `sets`
+    """
+    parsed = [parse_override(text) for text in overrides]
+    for_evaluators = [data for data in parsed if "evaluators" in data]
+    for_sets = [data for data in parsed if "evaluators" not in data]
+    if for_sets and not sets:
+        raise UserError(
+            f"{next(iter(for_sets[0]))}= is a setting of test sets that are named by --set; "
+            "that of an evaluator of a suite or a run is evaluators.NAME.KEY=VALUE"
+        )
+    if for_evaluators and sets and suite is None:
+        raise UserError(
+            "evaluators.NAME.KEY=VALUE changes an evaluator of a suite or a run; "
+            "a setting of the test sets of --set is KEY=VALUE"
+        )
+    chosen: dict[str, Any] = {
+        name: evaluator_for(folder, for_sets) for name, folder in named_sets(sets).items()
+    }
     if suite is not None:
-        chosen |= load(Suite, suite, overrides).evaluators
-    if chosen:
-        return chosen
+        of_suite = build(Suite, _layers(suite, for_evaluators), where=str(suite)).evaluators
+        if twice := set(chosen) & set(of_suite):
+            raise UserError(
+                f"--set and --suite both have a test set named {', '.join(sorted(twice))}; "
+                "leave one out"
+            )
+        chosen |= of_suite
+    return chosen or _evaluators_of_run(model, for_evaluators)
+
+
+def named_sets(folders: Sequence[Path]) -> dict[str, Path]:
+    """Name -> folder: the last part of the path, or as many as tell the sets apart. Raises
+    UserError where a folder is given twice."""
+    resolved = [folder.resolve() for folder in folders]
+    for folder in resolved:
+        if resolved.count(folder) > 1:
+            raise UserError(f"--set {folder} is given twice")
+
+    def name(folder: Path, num_parts: int) -> str:
+        return "-".join(folder.parts[-num_parts:]).lstrip("/-")
+
+    names = {}
+    for folder in resolved:
+        num_parts = 1
+        while sum(name(other, num_parts) == name(folder, num_parts) for other in resolved) > 1:
+            num_parts += 1
+        names[name(folder, num_parts)] = folder
+    return names
+
+
+def _layers(path: Path, changes: Sequence[Data]) -> Data:
+    data = read_layers(path)
+    for change in changes:
+        data = merge(data, change)
+    return data
+
+
+def _evaluators_of_run(model: str, changes: Sequence[Data]) -> Mapping[str, Any]:
     path = Path(model)
     folder = next((p for p in (path, path.parent.parent) if (p / "config.yaml").exists()), None)
     if folder is None:
@@ -104,14 +160,11 @@ def chosen_evaluators(
             f"{model} has no config.yaml with evaluators; name a test set with --set, "
             "or several with --suite"
         )
-    run_config = build(
-        TrainConfig,
-        yaml.safe_load((folder / "config.yaml").read_text()),
-        where=str(folder / "config.yaml"),
-    )
-    if not run_config.evaluators:
+    file = folder / "config.yaml"
+    evaluators = build(TrainConfig, _layers(file, changes), where=str(file)).evaluators
+    if not evaluators:
         raise UserError(f"the run {folder} has no evaluators; name a test set with --set")
-    return run_config.evaluators
+    return evaluators
 
 
 def print_table(title: str, results: Mapping[str, Result]) -> None:
@@ -150,8 +203,6 @@ def write_picture(
     for name, chosen in evaluators.items():
         if isinstance(chosen, zero_shot.Config):
             guesses += guess(chosen.build(), encoder, name, per_set)
-    if not guesses:
-        raise UserError("no classification set among the test sets, so there is nothing to draw")
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(guesses, columns=per_set // 2).save(out)
 
