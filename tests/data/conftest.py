@@ -49,7 +49,9 @@ def demo_npm(tmp_path: Path) -> Path:
         {"label": name, "hexcode": code, "tags": ["fun", "nice"]} for code, name in EMOJI.items()
     ]
     flag = {"label": "flag: France", "hexcode": "1F1EB-1F1F7", "tags": ["FR"]}
-    write_json(modules / "emojibase-data/en/data.json", [*records, flag])
+    # A language has these two letters too, whose flag is what circle-flags shows.
+    argentina = {"label": "flag: Argentina", "hexcode": "1F1E6-1F1F7", "tags": ["AR"]}
+    write_json(modules / "emojibase-data/en/data.json", [*records, flag, argentina])
     write_json(modules / "emojibase-data/en/shortcodes/emojibase.json", {"1F600": "grinning"})
     for digit in range(10):
         pixels = [0.0, 1.0] * 392 * 3
@@ -73,7 +75,7 @@ def demo_npm(tmp_path: Path) -> Path:
     }
     sets = emoji | {
         "flag": icon_set("flag", drawn_by("flag", ["fr-1x1", "zz-1x1"])),
-        "circle-flags": icon_set("circle-flags", drawn_by("circle-flags", ["fr"])),
+        "circle-flags": icon_set("circle-flags", drawn_by("circle-flags", ["fr", "ar"])),
         "mdi": icon_set("mdi", mdi, aliases={"bike": {"parent": "bicycle"}}),
         "tabler": icon_set("tabler", drawn_by("tabler", CONCEPTS[:5])),
         "ph": icon_set("ph", phosphor, suffixes={"": "Regular", "bold": "Bold"}),

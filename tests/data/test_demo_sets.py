@@ -22,7 +22,7 @@ def test_zero_shot_sets_have_the_layout_of_clip_benchmark(
     build_demo(tmp_path / "out")
     classes = {
         "emoji-fluent": 3,
-        "flags-circle": 1,
+        "flags-circle": 1,  # France; `ar` is the Arabic language
         "icons-phosphor": 9,
         "icons-phosphor-common": 5,
         "mnist": 10,

@@ -194,6 +194,12 @@ def emoji_captions(label: str, name: EmojiName) -> tuple[str, ...]:
     return tidy(captions)
 
 
+# Two letters that are a country's code and a language's. In Iconify's circle-flags these icons show
+# the flag of the language: Arabic, Interlingue, Ido, Latin. (Others with such a pair, `de` or `fi`,
+# have one picture for both, which is the country's.)
+_LANGUAGE_FLAGS = {"circle-flags": ("ar", "ie", "io", "la")}
+
+
 def flag_drawings(modules: Path, prefixes: Iterable[str]) -> Iterator[Drawing]:
     """Flags of countries; those of regions and organizations, which have no emoji, are left out."""
     country_of = countries(emoji_names(modules))
@@ -201,7 +207,7 @@ def flag_drawings(modules: Path, prefixes: Iterable[str]) -> Iterator[Drawing]:
         icon_set = load_set(modules, prefix)
         for name in visible_icons(icon_set):
             country = country_of.get(re.sub(r"-(1x1|4x3)$", "", name))
-            if country is None:
+            if country is None or name in _LANGUAGE_FLAGS.get(prefix, ()):
                 continue
             phrases = ("flag of {}", "{} flag", "the national flag of {}")
             yield Drawing(
