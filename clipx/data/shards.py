@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,10 @@ from clipx.types import UserError
 THREADS = 32
 """Of file systems on a network, which answer many questions at once."""
 _BRACES = re.compile(r"\{([^{}]+)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
+_FILES_AT_ONCE = 4096
+MAX_SHARDS = 1_000_000
+"""That a pattern may name; more are a mistake, and listing them would take forever."""
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -31,6 +35,11 @@ def expand(patterns: str | list[str], *, allow_pipe: bool = False) -> list[Shard
     """
     found: list[ShardFile] = []
     for part in _parts(patterns):
+        if (count := _num_texts(part)) > MAX_SHARDS:
+            raise UserError(
+                f"shards {part[:200]!r} has braces for {count:,} names; "
+                f"{MAX_SHARDS:,} are the most that clipx opens"
+            )
         texts = _expand_braces(part)
         if is_remote(part):
             found += find(texts, allow_pipe=allow_pipe)
@@ -58,19 +67,26 @@ def _parts(patterns: str | list[str]) -> list[str]:
 
 
 def _local(part: str, texts: list[str]) -> list[ShardFile]:
-    paths = [path for text in texts for path in _expand_one(text)]
+    try:
+        paths = [path for text in texts for path in _expand_one(text)]
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+        raise UserError(f"shards {part[:200]!r} cannot be looked up: {error}") from error
     if not paths:
         raise UserError(
             f"no shard matches {part!r} (looked from {Path.cwd()}); "
             "give a folder of .tar files, a glob such as 'data/*.tar' "
             "or a range such as 'data/{00000..00127}.tar'"
         )
-    files = in_threads(_local_file, paths)
-    missing = [path for path, file in zip(paths, files, strict=True) if file is None]
-    if missing:
-        more = f" and {len(missing) - 1} more of {len(paths)} do" if missing[1:] else " does"
-        raise UserError(f"shard {missing[0]}{more} not exist (looked from {Path.cwd()})")
-    return [file for file in files if file is not None]
+    found: list[ShardFile] = []
+    for start in range(0, len(paths), _FILES_AT_ONCE):
+        part_of = paths[start : start + _FILES_AT_ONCE]
+        files = in_threads(_local_file, part_of)
+        missing = [path for path, file in zip(part_of, files, strict=True) if file is None]
+        if missing:  # at the first part: a range with too many digits must not take minutes
+            more = f" and {len(missing) - 1} more of {len(paths)} do" if missing[1:] else " does"
+            raise UserError(f"shard {missing[0]}{more} not exist (looked from {Path.cwd()})")
+        found += [file for file in files if file is not None]
+    return found
 
 
 def _local_file(path: Path) -> ShardFile | None:
@@ -78,8 +94,9 @@ def _local_file(path: Path) -> ShardFile | None:
         stat = path.stat()
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise UserError(f"shard {path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL, or a character that is no text
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"shard {str(path)!r} cannot be read: {why}") from error
     return ShardFile(str(path), stat.st_size, stamp_of(stat), "")
 
 
@@ -98,12 +115,24 @@ def _expand_braces(text: str) -> list[str]:
     return [before + choice + end for choice in _choices(match[1]) for end in _expand_braces(after)]
 
 
+def _num_texts(text: str) -> int:
+    """Of how many texts `_expand_braces` would return, without making them."""
+    counts = (len(_range(m[1])) or m[1].count(",") + 1 for m in _BRACES.finditer(text))
+    return math.prod(counts)
+
+
+def _range(inside: str) -> range:
+    """`08..10` -> 8, 9, 10; empty where it is no range."""
+    match = _RANGE.fullmatch(inside)
+    return range(int(match[1]), int(match[2]) + 1) if match else range(0)
+
+
 def _choices(inside: str) -> list[str]:
     """`08..10` -> 08, 09, 10; `a,b` -> a, b; none where these are no braces of ours."""
-    if match := _RANGE.fullmatch(inside):
-        low, high = match.groups()
+    if numbers := _range(inside):
+        low = inside.partition("..")[0]
         width = len(low) if low.startswith("0") else 0
-        return [f"{n:0{width}d}" for n in range(int(low), int(high) + 1)]
+        return [f"{n:0{width}d}" for n in numbers]
     return inside.split(",") if "," in inside else []
 
 

@@ -63,3 +63,9 @@ def test_a_pattern_without_shards_is_named(
 ) -> None:
     with pytest.raises(UserError, match=complaint):
         expand(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["{0..99999999999}.tar", "{0..9}" * 30, "{a,b}" * 40])
+def test_more_names_than_any_corpus_has_are_refused_at_once(pattern: str) -> None:
+    with pytest.raises(UserError, match="1,000,000 are the most that clipx opens"):
+        expand(pattern)
