@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipx.config import merge, parse_override, read_layers
+from clipx.manifest import list_checkpoints, step_of
 from clipx.types import UserError
 
 SILENT_SECONDS = 120
@@ -77,27 +78,24 @@ def find(folders: Sequence[Path], *, depth: int = 3) -> list[Path]:
 def read(path: Path) -> Run:
     """One run. A status that is missing, or that a full disk cut short, leaves what its checkpoints
     tell."""
-    steps = sorted(
-        int(name.name.removeprefix("step_"))
-        for name in (path / "checkpoints").glob("step_*")
-        if name.name.removeprefix("step_").isdecimal()
-    )
+    found = list_checkpoints(path / "checkpoints")
+    newest = step_of(found[-1]) if found else None
     status: dict[str, Any] = {}
     try:
         status = dict(json.loads((path / "status.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
-        status["reason"] = f"status.json: {type(error).__name__}" if steps else None
+        status["reason"] = f"status.json: {type(error).__name__}" if found else None
     get = status.get
     return Run(
         path=str(path),
         state=_state(status, now=time.time()),
         reason=get("reason"),
-        step=get("step", steps[-1] if steps else 0),
+        step=get("step", newest or 0),
         total_steps=get("total_steps"),
         samples_seen=get("samples_seen"),
         loss=get("loss"),
         samples_per_second=get("samples_per_second"),
-        checkpoint=steps[-1] if steps else None,
+        checkpoint=newest,
         updated=get("updated"),
         host=get("host"),
         job=get("job"),

@@ -118,12 +118,14 @@ def save_if_due(session: Session, report: Reporter) -> None:
         report.say(f"{fault}; the last good one stays, training goes on")
     last = step == plan.total or asked.stop
     evaluates = bool(evaluations_due(session))
-    if not (last or evaluates or asked.save or due(step, plan.checkpoint_every, plan.total)):
-        return
-    if fault := session.save(wait=last or evaluates):
-        if last:
-            raise UserError(f"{fault}; make room and start the same command again")
+    is_due = last or evaluates or asked.save or due(step, plan.checkpoint_every, plan.total)
+    fault = session.save(wait=last or evaluates) if is_due else None
+    if fault and last:
+        raise UserError(f"{fault}; make room and start the same command again")
+    if fault:
         report.say(f"{fault}; the last good one stays, training goes on")
+    for notice in session.saver.take_notices():
+        report.say(notice)
 
 
 def evaluations_due(session: Session) -> list[str]:
