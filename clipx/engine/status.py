@@ -3,6 +3,7 @@ it from outside."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -51,7 +52,8 @@ class Status:
         self._thread.start()
 
     def update(self, **found: Any) -> None:
-        """A disk that is full leaves the file as it was: checkpoints are where a run says so."""
+        """A disk that is full leaves the content as it was: checkpoints are where a run says so.
+        The file's time changes all the same, by which other hosts know that this process lives."""
         with self._lock:
             self._record |= found | {"updated": time.time()}
             temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
@@ -59,7 +61,9 @@ class Status:
                 temporary.write_text(json.dumps(self._record))
                 temporary.replace(self._path)
             except OSError:
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the folder may be gone or read-only
+                    temporary.unlink(missing_ok=True)
+                    os.utime(self._path)
 
     def end(self, state: State, reason: str | None = None) -> None:
         self._ended.set()
