@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +30,7 @@ from clipx.data.config import DataConfig
 from clipx.data.stream import Corpus, Sample
 from clipx.data.tokenizers import Tokenizer
 from clipx.data.transforms import center
+from clipx.files import write_whole
 
 TEXTS_PER_FILE = 8192
 
@@ -68,7 +68,7 @@ class FeatureCache:
     def finish(self) -> None:
         """Once all ranks have built all files. Raises OSError."""
         meta = {"digest": self.digest, "samples": self.corpus.num_samples}
-        _write(self.folder / "meta.json", json.dumps(meta, indent=2).encode())
+        write_whole(self.folder / "meta.json", json.dumps(meta, indent=2).encode())
 
     def pixels(self, sample: Sample) -> Tensor:
         """(3, image_size, image_size) uint8. Raises BadImage."""
@@ -78,7 +78,7 @@ class FeatureCache:
     def save_images(self, shard: int, features: np.ndarray, captions: list[list[str]]) -> None:
         """All samples of a shard. Raises OSError."""
         _save(self.image_file(shard), features)
-        _write(self.caption_file(shard), json.dumps(captions).encode())
+        write_whole(self.caption_file(shard), json.dumps(captions).encode())
 
     def save_texts(self, file: int, features: np.ndarray) -> None:
         """TEXTS_PER_FILE distinct captions, or the last of them. Raises OSError."""
@@ -157,14 +157,4 @@ def _mapped(path: Path) -> np.ndarray:
 def _save(path: Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array)
-    _write(path, buffer.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, whatever process writes beside or is killed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, buffer.getvalue())

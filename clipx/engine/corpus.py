@@ -11,6 +11,7 @@ from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.engine.config import TrainConfig
+from clipx.files import write_whole
 from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.types import UserError
 
@@ -73,10 +74,8 @@ def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
 def write_table(folder: Path, table: Table) -> None:
     """What `changes` will compare with, as corpus.tsv. Raises UserError."""
     lines = "".join(f"{name}\t{samples}\t{digest}\n" for name, samples, digest in table)
-    temporary = folder / f".{_FILE}"
     try:
-        temporary.write_text(lines, encoding="utf-8", errors="surrogateescape")
-        temporary.replace(folder / _FILE)
+        write_whole(folder / _FILE, lines)
     except OSError as error:
         raise UserError(f"{folder / _FILE} cannot be written: {error}; make room") from error
 

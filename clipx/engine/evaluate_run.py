@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from clipx import embed
-from clipx.config import build, component, config, load
+from clipx.config import component, config, load
 from clipx.distributed.runtime import Runtime, start
 from clipx.embed import Encoder
 from clipx.engine.config import TrainConfig
@@ -104,11 +103,7 @@ def chosen_evaluators(
             f"{model} has no config.yaml with evaluators; name a test set with --set, "
             "or several with --suite"
         )
-    run_config = build(
-        TrainConfig,
-        yaml.safe_load((folder / "config.yaml").read_text()),
-        where=str(folder / "config.yaml"),
-    )
+    run_config = load(TrainConfig, folder / "config.yaml")
     if not run_config.evaluators:
         raise UserError(f"the run {folder} has no evaluators; name a test set with --set")
     return run_config.evaluators

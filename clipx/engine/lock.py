@@ -1,9 +1,9 @@
 """One run folder has one writer: the file `lock`, held by rank 0 for the life of its process.
 
 The kernel's lock decides on one host, and on file systems that share locks. Across hosts it may be
-missing (a process that runs holds none) or left over (its host died), so there the folder is watched:
-a process that runs rewrites status.json every BEAT_SECONDS. Only changes count, and only this host's
-monotonic clock: the clocks of two hosts may differ by any amount.
+missing (a process that runs holds none) or left over (its host died), so there the folder is
+watched: a process that runs rewrites status.json every BEAT_SECONDS. Only changes count, and only
+this host's monotonic clock: the clocks of two hosts may differ by any amount.
 """
 
 from __future__ import annotations

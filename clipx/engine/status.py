@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipx.distributed.runtime import Job
+from clipx.files import write_whole
 
 BEAT_SECONDS = 10.0
 """`updated` is never older than this while the process lives, however long a step takes."""
@@ -56,13 +57,10 @@ class Status:
         The file's time changes all the same, by which other hosts know that this process lives."""
         with self._lock:
             self._record |= found | {"updated": time.time()}
-            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
             try:
-                temporary.write_text(json.dumps(self._record))
-                temporary.replace(self._path)
+                write_whole(self._path, json.dumps(self._record))
             except OSError:
                 with contextlib.suppress(OSError):  # the folder may be gone or read-only
-                    temporary.unlink(missing_ok=True)
                     os.utime(self._path)
 
     def end(self, state: State, reason: str | None = None) -> None:
@@ -79,6 +77,6 @@ def read(path: Path) -> dict[str, Any]:
     """Empty where there is no status, or none that can be read."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

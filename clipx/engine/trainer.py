@@ -15,9 +15,10 @@ from clipx.embed import Encoder
 from clipx.engine.config import Plan, TrainConfig, due
 from clipx.engine.evaluate import evaluate_in_training, flat
 from clipx.engine.faults import judged
+from clipx.engine.logs import Logs, append_bad
 from clipx.engine.progress import Reporter
 from clipx.engine.rounds import in_rounds
-from clipx.engine.run import Logs, append_bad
+from clipx.engine.run import unwritable
 from clipx.engine.session import Session
 from clipx.engine.signals import Interrupted, Stop
 from clipx.engine.status import State
@@ -33,15 +34,16 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     """
     stop, began = stop or Stop(), time.time()
     session = Session(config)
-    runtime, plan, folder = session.runtime, session.plan, session.folder
+    runtime, plan = session.runtime, session.plan
     stop.deadline = deadline(plan, job(), began)
     report = Reporter(total_steps=plan.total, first_step=session.state.step, show=runtime.is_main)
     stop.on_first = lambda name: report.say(f"{name}: a checkpoint after this step, then the end")
     for message in [*session.messages, session.describe()]:
         report.say(message)
-    logs = Logs(folder.path, session.state.step, tensorboard=config.tensorboard) if folder else None
+    logs: Logs | None = None
     ended: tuple[State, str | None] = ("failed", None)
     try:
+        logs = open_logs(session)
         loop(session, logs, report, stop)
         ended = ("finished", None)
     except Stopped as early:
@@ -53,12 +55,28 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
         raise final from (None if final is error else error)
     finally:
         report.close()
-        if logs is not None:
-            logs.close()
-        session.close(*ended)
+        try:
+            if logs is not None:
+                logs.close()
+        finally:
+            session.close(*ended)
         if ended[0] != "failed":  # else peers may be gone, and nobody is to wait for them
             runtime.close()
     return session.state
+
+
+def open_logs(session: Session) -> Logs | None:
+    """The log files, on rank 0. All ranks take part. Raises UserError on all of them where the
+    files cannot be read or written."""
+    folder, step = session.folder, session.state.step
+    logs, fault = None, None
+    if folder is not None:
+        try:
+            logs = Logs(folder.path, step, tensorboard=session.config.tensorboard)
+        except OSError as error:
+            fault = str(unwritable(folder.path, error))
+    session.runtime.agree(fault)
+    return logs
 
 
 def loop(session: Session, logs: Logs | None, report: Reporter, stop: Stop) -> None:

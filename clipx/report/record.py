@@ -48,19 +48,15 @@ def read_record(path: Path) -> Record:
     except yaml.YAMLError:
         config = {}
     names = ("metrics", "results", "quarantine", "nonfinite")
-    lines = {name: _objects(path / f"{name}.jsonl") for name in names}
+    lines = {name: read_lines(path / f"{name}.jsonl") for name in names}
     return Record(
         path,
         config_yaml=text,
         config=config if isinstance(config, dict) else {},
-        versions=_objects(path / "version.json"),
+        versions=read_lines(path / "version.json"),
         status=_object(path / "status.json"),
         **lines,
     )
-
-
-def _objects(path: Path) -> Lines:
-    return [line for line in read_lines(path) if isinstance(line, dict)]
 
 
 def _object(path: Path) -> dict[str, Any]:

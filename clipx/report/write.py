@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from clipx.files import write_whole
 from clipx.report import classes, curves, facts, pairs, quality, scores, space
 from clipx.report.page import page, tile
 from clipx.report.record import Record, read_record, scores_of
@@ -25,9 +26,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     seen = look(run, lambda told: print(told, file=sys.stderr))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_text(render(record, seen), encoding="utf-8")
-        temporary.replace(target)
+        write_whole(target, render(record, seen))
     except OSError as error:
         raise UserError(
             f"{target} cannot be written: {error}; choose another with --out"
