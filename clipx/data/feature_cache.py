@@ -8,8 +8,9 @@ folder/
     meta.json            what the files were made from; written last
 
 A file is there whole or not at all: a build that was stopped goes on with what is missing, and
-ranks build different files. The folder's name is a digest of the corpus, the trunks and what they
-are given, so features of anything else are never read.
+ranks build different files. So are parts of a file that is not done yet, such as
+`images-00003.part-00000.npy`, which are removed once it is. The folder's name is a digest of the
+corpus, the trunks and what they are given, so features of anything else are never read.
 """
 
 from __future__ import annotations
@@ -84,6 +85,36 @@ class FeatureCache:
         """TEXTS_PER_FILE distinct captions, or the last of them. Raises OSError."""
         _save(self.text_file(file), features)
 
+    def image_part(self, shard: int, number: int) -> tuple[np.ndarray, list[list[str]]] | None:
+        """What `save_image_part` has kept, or None."""
+        features = _load(_part(self.image_file(shard), number))
+        try:
+            captions = json.loads(_part(self.caption_file(shard), number).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return None if features is None else (features, captions)
+
+    def save_image_part(
+        self, shard: int, number: int, features: np.ndarray, captions: list[list[str]]
+    ) -> None:
+        """Some samples of a shard that is not done yet. Raises OSError."""
+        _save(_part(self.image_file(shard), number), features)
+        write_whole(_part(self.caption_file(shard), number), json.dumps(captions).encode())
+
+    def text_part(self, file: int, number: int) -> np.ndarray | None:
+        """What `save_text_part` has kept, or None."""
+        return _load(_part(self.text_file(file), number))
+
+    def save_text_part(self, file: int, number: int, features: np.ndarray) -> None:
+        """Some captions of a file that is not done yet. Raises OSError."""
+        _save(_part(self.text_file(file), number), features)
+
+    def remove_parts(self, *files: Path) -> None:
+        """Remove the parts of files that are done. Raises OSError."""
+        for file in files:
+            for part in self.folder.glob(f"{file.stem}.part-*{file.suffix}"):
+                part.unlink(missing_ok=True)
+
     def texts(self) -> Texts:
         """The captions of the whole corpus, once all images are built."""
         shards = range(self.corpus.num_shards)
@@ -147,6 +178,18 @@ def _gather(path: Callable[[int], Path], file: np.ndarray, row: np.ndarray) -> T
     for here, values in parts:
         out[here] = values
     return torch.from_numpy(out)
+
+
+def _part(file: Path, number: int) -> Path:
+    return file.with_name(f"{file.stem}.part-{number:05d}{file.suffix}")
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """None where there is no such array."""
+    try:
+        return np.load(path)
+    except (OSError, ValueError):
+        return None
 
 
 @lru_cache(maxsize=512)

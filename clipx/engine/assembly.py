@@ -20,6 +20,7 @@ from clipx.engine.corpus import pixel_batches
 from clipx.engine.features import feature_batches
 from clipx.engine.optim import build_optimizer
 from clipx.engine.precision import Precision
+from clipx.engine.signals import Stop
 from clipx.engine.step import Step
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.locked import split_locked
@@ -41,6 +42,7 @@ def new_encoder(
 def build_source(
     config: TrainConfig,
     runtime: Runtime,
+    stop: Stop,
     corpus: Corpus,
     encoder: DualEncoder,
     model_json: dict[str, Any],
@@ -55,7 +57,7 @@ def build_source(
             Normalization.of(model_json),
         )
     split = split_locked(encoder, model_json)
-    batches = feature_batches(config, runtime, corpus, split, model_json, dtype)
+    batches = feature_batches(config, runtime, stop, corpus, split, model_json, dtype)
     return batches, split.heads, lambda features: features
 
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from clipx.checkpoints import TrainState
 from clipx.data.loader import load
-from clipx.distributed.runtime import Job, job
 from clipx.embed import Encoder
-from clipx.engine.config import Plan, TrainConfig, due
+from clipx.engine.config import TrainConfig, due
 from clipx.engine.evaluate import evaluate_in_training, flat
 from clipx.engine.faults import judged
 from clipx.engine.logs import Logs, append_bad
@@ -32,10 +31,9 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
 
     stop: hears of signals; None: only a time limit ends the run early
     """
-    stop, began = stop or Stop(), time.time()
-    session = Session(config)
+    stop = stop or Stop()
+    session = Session(config, stop)
     runtime, plan = session.runtime, session.plan
-    stop.deadline = deadline(plan, job(), began)
     report = Reporter(total_steps=plan.total, first_step=session.state.step, show=runtime.is_main)
     stop.on_first = lambda name: report.say(f"{name}: a checkpoint after this step, then the end")
     for message in [*session.messages, session.describe()]:
@@ -199,10 +197,3 @@ def stopped(session: Session, reason: str) -> Stopped:
 def why(session: Session, stop: Stop) -> str:
     """What made the first of the ranks that were asked stop. All ranks take part."""
     return next(reason for reason in session.runtime.gather(stop.reason) if reason)
-
-
-def deadline(plan: Plan, job: Job, began: float) -> float | None:
-    """Unix seconds at which to stop, None where nothing limits the run."""
-    ends = [] if plan.stop_after is None else [began + plan.stop_after]
-    ends += [] if job.end_time is None else [job.end_time - plan.stop_margin]
-    return min(ends, default=None)
