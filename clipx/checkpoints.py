@@ -39,6 +39,7 @@ from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import text_files, with_text_folder
 from clipx.train_state import PARTS as PARTS
 from clipx.train_state import Checkpoint, read_state, training_parts
+from clipx.train_state import LaterVersion as LaterVersion
 from clipx.train_state import Training as Training
 from clipx.train_state import TrainState as TrainState
 from clipx.types import UserError

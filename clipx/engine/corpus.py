@@ -85,9 +85,10 @@ def changes(folder: Path, table: Table) -> str:
     path = folder / _FILE
     if not path.exists():
         return f"how it differs is unknown, for {path} is missing"
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    rows = [line.rsplit("\t", 2) for line in text.split("\n") if line]
-    old = _by_name((name, int(samples), digest) for name, samples, digest in rows)
+    try:
+        old = _by_name(_read_table(path))
+    except (OSError, ValueError) as error:
+        return f"how it differs is unknown, for {path} is damaged: {error}"
     new = _by_name(table)
     changed = [
         f"{name} ({_samples(old[name]):,} to {_samples(new[name]):,} samples)"
@@ -101,6 +102,16 @@ def changes(folder: Path, table: Table) -> str:
     }
     told = [f"shards {what}: {_some(names)}" for what, names in parts.items() if names]
     return "; ".join(told) or "the same shards in another order"
+
+
+def _read_table(path: Path) -> list[tuple[str, int, str]]:
+    """What `write_table` has written. Raises OSError and ValueError."""
+    table = []
+    for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+        if line:
+            name, samples, digest = line.rsplit("\t", 2)
+            table.append((name, int(samples), digest))
+    return table
 
 
 def _by_name(table: Table) -> dict[str, list[tuple[int, str]]]:

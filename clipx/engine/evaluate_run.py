@@ -19,7 +19,7 @@ from clipx.config import component, config, load
 from clipx.distributed.runtime import Runtime, start
 from clipx.embed import Encoder
 from clipx.engine.config import TrainConfig
-from clipx.engine.evaluate import evaluate, evaluator_for
+from clipx.engine.evaluate import evaluate, evaluator_for, faults_of
 from clipx.engine.precision import PrecisionKind, compute_dtype
 from clipx.evaluators import zero_shot
 from clipx.evaluators._classes import classifier
@@ -60,6 +60,8 @@ def run(
     evaluators = chosen_evaluators(model, sets, suite, overrides)
     runtime = start("auto")
     device = runtime.device
+    faults = faults_of(evaluators) if runtime.is_main and len(evaluators) > 1 else []
+    runtime.agree("\n".join(faults) or None)
     encoder = runtime.main_first(
         lambda: embed.load(
             model, device=device, dtype=compute_dtype(precision, device), averaged=averaged

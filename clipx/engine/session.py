@@ -22,12 +22,13 @@ from clipx.engine.allocator import keep_freed_memory
 from clipx.engine.assembly import build_source, build_step, new_encoder
 from clipx.engine.config import Plan, TrainConfig
 from clipx.engine.corpus import describe, open_together, write_table
-from clipx.engine.door import check, with_defaults
+from clipx.engine.door import check, check_plan, with_defaults
 from clipx.engine.ema import Ema
 from clipx.engine.faults import judged
 from clipx.engine.health import counted, line, memory_gib, report_nonfinite
 from clipx.engine.precision import build_precision
 from clipx.engine.resume import newest
+from clipx.engine.rounds import leave_if_signaled
 from clipx.engine.run import CORPUS, RunFolder, open_by_main
 from clipx.engine.saving import Saver
 from clipx.engine.schedule import rate
@@ -80,14 +81,16 @@ class Session:
         self.corpus = open_together(config, self.runtime)
         self.plan = Plan.of(config, self.corpus.num_samples)
         self.stop.deadline = self.plan.deadline(job(), self.began)
+        warnings = check_plan(config, self.plan, self.runtime)
         self.precision = build_precision(config.precision, self.runtime.device)
         self.model_json = with_defaults(
             config.model.read(), sigmoid=isinstance(config.loss, sigmoid.Config)
         )
         torch.manual_seed(config.seed)
-        self.encoder, self.messages = new_encoder(config.model, self.model_json, self.runtime)
+        self.encoder, messages = new_encoder(config.model, self.model_json, self.runtime)
+        self.messages = warnings + messages
         check(config, self.encoder, world_size=self.runtime.world_size)
-        self._leave_if_signaled()
+        leave_if_signaled(self.runtime, self.stop)
         self.folder = open_by_main(
             self.runtime,
             Path(config.run_dir),
@@ -136,17 +139,10 @@ class Session:
         self.messages += messages
         self.saver = self._saver(resumed_at)
         if self.folder is not None:
-            at = self.state
-            found = {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
-            self.folder.status.update(**found)
+            self.folder.status.update(**self._progress())
             write_table(self.folder.path, self.corpus.table())
             self.messages += self.folder.messages
-        self._leave_if_signaled()
-
-    def _leave_if_signaled(self) -> None:
-        """Before the first step there is nothing to save. All ranks take part. Raises Stopped."""
-        if name := next(filter(None, self.runtime.gather(self.stop.signaled_by)), None):
-            raise Stopped(f"stopped by {name} before the first step of this start")
+        leave_if_signaled(self.runtime, self.stop)
 
     def _saver(self, newest: int | None) -> Saver:
         config, folder = self.config, self.folder
@@ -233,10 +229,13 @@ class Session:
         self.saver.close()
         self.monitor.close()
         if self.folder is not None:
-            at = self.state
-            found = {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
-            self.folder.status.update(**found)
+            self.folder.status.update(**self._progress())
             self.folder.close(state, reason)
+
+    def _progress(self) -> dict[str, int | None]:
+        """For status.json, on rank 0."""
+        at = self.state
+        return {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
 
     def describe(self) -> str:
         corpus, size = self.corpus, self.config.global_batch_size
