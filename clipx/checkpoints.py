@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,63 +29,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipx import optimizer_files, tensor_files
+from clipx import manifest, optimizer_files, tensor_files
 from clipx.data.preprocessing import Preprocessing
-from clipx.manifest import find_checkpoint, list_checkpoints, seal, sync
+from clipx.manifest import find_checkpoint, seal, sync
+from clipx.manifest import list_checkpoints as list_checkpoints
 from clipx.manifest import newest_valid as newest_valid
 from clipx.manifest import verify as verify
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import text_files, with_text_folder
+from clipx.train_state import PARTS as PARTS
+from clipx.train_state import Checkpoint, read_state, training_parts
+from clipx.train_state import LaterVersion as LaterVersion
+from clipx.train_state import Training as Training
+from clipx.train_state import TrainState as TrainState
 from clipx.types import UserError
 
-_PARTS = ("optimizer", "random", "scaler", "pool")
-"""Fields of `Training` in training.pt."""
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Where training is. Everything else follows from it, the config and the corpus.
-
-    position: samples trained on, which is also the next position of the data order
-    fingerprint: order-free sum over all samples trained on of a hash of (position, key), mod 2^63
-    skipped_steps: left out because the loss or its gradient was not finite; overflowed_steps: left
-    out because float16's range ended; clamped_steps: since the last log line
-    """
-
-    step: int = 0
-    position: int = 0
-    fingerprint: int = 0
-    corpus_digest: str = ""
-    skipped_steps: int = 0
-    overflowed_steps: int = 0
-    nonfinite_in_a_row: int = 0
-    clamped_steps: int = 0
-
-
-@dataclass(frozen=True)
-class Training:
-    """What only training needs of a checkpoint, on the CPU.
-
-    optimizer: its state_dict; in place of its tensors it may have this rank's `Part`s of them
-    random: of each rank; scaler, pool: empty where a run has none; ema: the averages of the
-    weights by name, None where a run keeps none
-    """
-
-    optimizer: dict[str, Any]
-    random: list[dict[str, Any]]
-    scaler: dict[str, Any] = field(default_factory=dict)
-    pool: dict[str, Any] = field(default_factory=dict)
-    ema: dict[str, Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What training needs to go on."""
-
-    path: Path
-    state: TrainState
-    weights: dict[str, Tensor]
-    training: Training
+_TEMPORARY = re.compile(r"\.step_[0-9]+\.[0-9]+")
+"""Names that `temporary` gives."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +80,7 @@ def save(
     *,
     num_writers: int = 1,
 ) -> Path:
-    """Write `folder/step_N` atomically, then delete those that need not be kept. Raises OSError; a
-    partial write is removed.
+    """Write `folder/step_N` atomically. Raises OSError; a partial write is removed.
 
     weights: a model's whole state_dict
     num_writers: ranks that write their part of the optimizer; the others by `save_part`
@@ -134,8 +94,7 @@ def save(
         _write_texts(beside, state, about)
         known |= optimizer_files.gather(beside, num_writers)
         seal(beside, known)
-        if target.exists():  # broken: a valid one of this step would have been resumed from
-            shutil.rmtree(target)
+        _make_way(target)
         beside.rename(target)
         sync(folder)
     except RuntimeError as error:  # what torch.save makes of a full disk
@@ -144,8 +103,21 @@ def save(
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    _prune(folder, about)
     return target
+
+
+def prune(folder: Path, step: int, about: About) -> None:
+    """Remove the checkpoints that need not be kept beside that of `step`. Raises OSError."""
+    manifest.prune(folder, step, keep=about.keep, keep_every=about.keep_every)
+
+
+def _make_way(target: Path) -> None:
+    """Remove a damaged checkpoint of the same step: a good one would have been resumed from. Raises
+    OSError where the place is taken by something that no run has written."""
+    if target.is_dir() and not target.is_symlink():
+        manifest.remove(target)
+    if os.path.lexists(target):
+        raise FileExistsError(f"{target} holds something else than a checkpoint; move it away")
 
 
 def save_part(beside: Path, training: Training, rank: int) -> None:
@@ -159,7 +131,7 @@ def _write_tensors(
 ) -> dict[str, dict[str, Any]]:
     """What the manifest says of the large files."""
     settings, moments = optimizer_files.split(training.optimizer)
-    parts = {name: vars(training)[name] for name in _PARTS}
+    parts = {name: vars(training)[name] for name in PARTS}
     torch.save({**parts, "optimizer": settings}, folder / "training.pt")
     known = {optimizer_files.file_of(0): optimizer_files.write(moments, folder, 0)}
     groups = {"model": weights} | ({} if training.ema is None else {"ema": training.ema})
@@ -186,27 +158,33 @@ def _write_texts(folder: Path, state: TrainState, about: About) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _prune(folder: Path, about: About) -> None:
-    for old in list_checkpoints(folder)[: -about.keep]:
-        step = int(old.name.removeprefix("step_"))
-        if about.keep_every is None or step % about.keep_every:
-            shutil.rmtree(old)
-
-
 def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) -> Checkpoint:
-    """A verified checkpoint, for training.
+    """A verified checkpoint, for training. Raises UserError where one of its files is broken though
+    its manifest is not, and LaterVersion where this version cannot read it.
 
     target: where each tensor of the optimizer goes: this rank may want a part of it only
     """
-    parts = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-    parts["optimizer"] = optimizer_files.load(path, parts["optimizer"], target)
-    averages = path / "ema.safetensors"
-    return Checkpoint(
-        path=path,
-        state=TrainState(**json.loads((path / "state.json").read_text())),
-        weights=load_file(path / "model.safetensors"),
-        training=Training(**parts, ema=load_file(averages) if averages.exists() else None),
-    )
+    try:
+        state = read_state(path)
+        parts = training_parts(path)
+        if not (path / optimizer_files.file_of(0)).is_file():
+            raise ValueError(f"{optimizer_files.file_of(0)} is missing")
+        parts["optimizer"] = optimizer_files.load(path, parts["optimizer"], target)
+        averages = path / "ema.safetensors"
+        return Checkpoint(
+            path=path,
+            state=state,
+            weights=load_file(path / "model.safetensors"),
+            training=Training(**parts, ema=load_file(averages) if averages.exists() else None),
+        )
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # torch.load, safetensors and json raise about any exception at a broken file.
+        line = str(error).split("\n")[0][:300]
+        raise UserError(
+            f"checkpoint {path} cannot be read: {type(error).__name__}: {line}"
+        ) from error
 
 
 def load_model(
@@ -222,7 +200,7 @@ def load_model(
         stored = json.loads((folder / "open_clip_config.json").read_text())
         model_json = {**stored["model_cfg"], "preprocess_cfg": stored["preprocess_cfg"]}
         model_json = with_text_folder(model_json, folder)
-        state = TrainState(**json.loads((folder / "state.json").read_text()))
+        state = read_state(folder)
         model = DualEncoder(model_json)
         weights = load_file(folder / "model.safetensors")
         if averaged and (folder / "ema.safetensors").exists():
@@ -239,6 +217,6 @@ def load_model(
 def _remove_leftovers(folder: Path, *, but: Path) -> None:
     """Half-written folders of killed processes. One run folder has one writer, so none of them is
     in use."""
-    for path in folder.glob(".step_*"):
-        if path != but:
+    for path in folder.iterdir():
+        if path != but and _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
             shutil.rmtree(path)

@@ -206,8 +206,10 @@ def _config_show(arguments: argparse.Namespace) -> None:
 
 def _eval(arguments: argparse.Namespace) -> None:
     from clipx.engine import evaluate_run
-    from clipx.engine.results import lines_of, write_results
+    from clipx.engine.results import check_out, lines_of, write_results
 
+    if arguments.out:
+        check_out(arguments.out)
     done = evaluate_run.run(
         arguments.model,
         sets=arguments.sets,

@@ -6,11 +6,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from clipx.types import UserError
+
+REQUIRED = ("model.safetensors", "open_clip_config.json", "training.pt", "state.json")
+OPTIONAL = (  # files that loading reads where they are present
+    "ema.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+)
+_NAME = re.compile(r"step_([0-9]+)")
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a JSON file raises that is missing, damaged or of another structure."""
 
 
 def seal(folder: Path, known: Mapping[str, dict[str, Any]]) -> None:
@@ -47,32 +66,147 @@ def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        if missing := [name for name in REQUIRED if name not in manifest]:
+            return f"its manifest does not list {', '.join(missing)}"
+        if unlisted := _unlisted(path, manifest):
+            return f"{unlisted[0]} is not listed in its manifest; remove it"
         for name, expected in manifest.items():
-            size = (path / name).stat().st_size
-            if size != expected["bytes"]:
-                return f"{name} has {size} bytes instead of {expected['bytes']}"
-            if sha256(path / name) != expected["sha256"]:
-                return f"{name} has another SHA-256 than when it was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if fault := _difference(path, name, expected):
+                return fault
+    except _UNREADABLE as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
+def _difference(path: Path, name: str, expected: dict[str, Any]) -> str | None:
+    """How a file differs from its entry in the manifest. Raises OSError, KeyError, TypeError."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return f"its manifest lists {name!r}, which is outside of the checkpoint"
+    file = path / name
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        return f"{name} has {size} bytes instead of {expected['bytes']}"
+    if not file.is_file():  # a device or a pipe, which has no end
+        return f"{name} is not a regular file"
+    if sha256(file) != expected["sha256"]:
+        return f"{name} has another SHA-256 than when it was written"
+    return None
+
+
+def _unlisted(path: Path, manifest: dict[str, Any]) -> list[str]:
+    """Files that loading would read, but that are not in the manifest."""
+    present = [name for name in OPTIONAL if (path / name).exists()]
+    present += [f"optimizer/{file.name}" for file in (path / "optimizer").glob("*.safetensors")]
+    return sorted(name for name in present if name not in manifest)
+
+
+def step_of(path: Path) -> int | None:
+    """The step in the name of a checkpoint folder; None for any other name, such as a person's
+    `step_best` or `step_00000004.bak`."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(folder.glob("step_*")) if folder.is_dir() else []
+    """The folders named step_<digits>, in the order of their steps."""
+    found: list[tuple[int, Path]] = []
+    if folder.is_dir():
+        for path in folder.iterdir():
+            step = step_of(path)
+            if step is not None and path.is_dir():
+                found.append((step, path))
+    return [path for _, path in sorted(found)]
+
+
+def valid_checkpoints(folder: Path, complaints: list[str]) -> Iterator[Path]:
+    """Checkpoints whose files are all as their manifests list them, newest first. Appends to
+    `complaints` why others were passed over."""
+    for path in reversed(list_checkpoints(folder)):
+        fault = verify(path) or _other_step(path)
+        if fault is None:
+            yield path
+        else:
+            complaints.append(f"checkpoint {path} is skipped: {fault}")
 
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are all as its manifest says, and why newer ones were
-    passed over."""
-    complaints = []
-    for path in reversed(list_checkpoints(folder)):
-        fault = verify(path)
-        if fault is None:
-            return path, complaints
-        complaints.append(f"checkpoint {path} is skipped: {fault}")
-    return None, complaints
+    """The newest valid checkpoint, and why newer ones were passed over."""
+    complaints: list[str] = []
+    return next(valid_checkpoints(folder, complaints), None), complaints
+
+
+def _other_step(path: Path) -> str | None:
+    """A complaint about a copy under the name of another step: a run would resume from it again and
+    again, until it had passed that step."""
+    try:
+        step = _stored_step(path)
+    except _UNREADABLE as error:
+        return f"state.json: {type(error).__name__}: {error}"
+    return None if step == step_of(path) else f"its state.json is of step {step}"
+
+
+def _stored_step(path: Path) -> Any:
+    """The step in a checkpoint's state.json. Raises what _UNREADABLE lists."""
+    return json.loads((path / "state.json").read_text())["step"]
+
+
+def prune(folder: Path, step: int, *, keep: int, keep_every: int | None) -> None:
+    """Remove checkpoints that a run has written and need not keep, once that of `step` is there.
+    Raises OSError.
+
+    Of the steps up to `step` the newest `keep` stay, and those that are multiples of `keep_every`.
+    Later ones stay: they were passed over at the start because they are damaged, and must not take
+    the place of good ones here. So does all that the run has not written.
+    """
+    own = [path for path in list_checkpoints(folder) if _is_own(path)]
+    past = [path for path in own if _number(path) <= step]
+    faults: list[OSError] = []
+    for path in past[:-keep]:
+        if keep_every is not None and _number(path) % keep_every == 0:
+            continue
+        try:
+            remove(path)
+        except OSError as error:
+            faults.append(error)  # the others are removed all the same, or the disk fills
+    if faults:
+        raise faults[0]
+
+
+def _number(path: Path) -> int:
+    """The step of a folder that `list_checkpoints` has found."""
+    step = step_of(path)
+    assert step is not None
+    return step
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a run has written it: links and copies under other names are a person's."""
+    canonical = path.name == f"step_{_number(path):08d}"
+    if not canonical or path.is_symlink() or not (path / "manifest.json").is_file():
+        return False
+    try:
+        return _stored_step(path) == step_of(path)
+    except _UNREADABLE:
+        return True  # damaged since it was written
+
+
+def remove(path: Path) -> None:
+    """Remove the files of a checkpoint, and its folder if nothing else is in it. Raises OSError."""
+    try:
+        listed = list(json.loads((path / "manifest.json").read_text()))
+    except _UNREADABLE:
+        listed = []
+    inside = [n for n in listed if isinstance(n, str) and ".." not in Path(n).parts]
+    names = {*REQUIRED, *OPTIONAL, "config.yaml", "version.json", *inside}
+    names |= {f"optimizer/{file.name}" for file in (path / "optimizer").glob("rank_*")}
+    for name in sorted(names - {"manifest.json"}):
+        if not Path(name).is_absolute():
+            (path / name).unlink(missing_ok=True)
+    # Last: a removal that a kill cut short is recognized by it and finished by the next.
+    (path / "manifest.json").unlink(missing_ok=True)
+    for folder in (path / "optimizer", path):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -21,10 +21,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from math import gcd
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone that is not installed
 
+from clipx.manifest import list_checkpoints  # noqa: E402
 from clipx.types import UserError  # noqa: E402
 
 SCRIPT = ROOT / "launch/slurm.sbatch"
@@ -37,17 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             command, script, environment = eval_job(options, more)
         else:
             command, script, environment = train_job(options, more)
-    except UserError as error:
-        raise SystemExit(f"submit: {error}") from error
+    except (UserError, OSError) as error:
+        refuse(str(error))
     shown = [f"{key}={shlex.quote(value)}" for key, value in environment.items()]
     print(" ".join([*shown, shlex.join(command)]))
     if options.dry_run:
         print(f"\n{script}")
         return
     if shutil.which("sbatch") is None:
-        raise SystemExit(
-            "submit: there is no sbatch on this machine; go to a login node, or add --dry-run"
-        )
+        refuse("there is no sbatch on this machine; go to a login node, or add --dry-run")
     done = subprocess.run(
         command, input=script, capture_output=True, text=True, env={**os.environ, **environment}
     )
@@ -56,36 +56,56 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"job {done.stdout.strip().split(';')[0]}")  # on a federation `number;cluster`
 
 
+def refuse(message: str) -> NoReturn:
+    """Exit as the command line does after a mistake of the user."""
+    print(f"submit: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """(our options, options for sbatch). `key=value` may stand anywhere behind the config."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="?", type=Path, help="YAML file of the run")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus-per-node", type=int, default=0, help="0: train on CPUs")
+    parser.add_argument("--nodes", type=count, default=1)
+    parser.add_argument("--gpus-per-node", type=gpus, default=0, help="0: train on CPUs")
     parser.add_argument(
-        "--per-node", type=int, help="processes a node (default: its GPUs, or 1 without)"
+        "--per-node", type=count, help="processes a node (default: its GPUs, or 1 without)"
     )
     parser.add_argument("--time", default="24:00:00", help="[D-]H:M:S (default %(default)s)")
     parser.add_argument("--launch", choices=("torchrun", "srun", "accelerate"), default="torchrun")
     parser.add_argument(
         "--eval", type=Path, metavar="RUN", help="a job for each of its checkpoints"
     )
-    parser.add_argument("--every", type=int, default=1, help="--eval: each N-th checkpoint")
-    parser.add_argument("--at-once", type=int, default=8, help="--eval: jobs at the same time")
+    parser.add_argument("--every", type=count, default=1, help="--eval: each N-th checkpoint")
+    parser.add_argument("--at-once", type=count, default=8, help="--eval: jobs at the same time")
     parser.add_argument("--dry-run", action="store_true", help="show, do not submit")
     options, rest = parser.parse_known_args(argv)
-    options.overrides = [text for text in rest if text[0] != "-" and "=" in text]
+    options.overrides = [text for text in rest if text[:1] != "-" and "=" in text]
     more = [text for text in rest if text not in options.overrides]
     if (options.config is None) == (options.eval is None):
         parser.error("give the YAML file of a run, or --eval RUN")
-    if wrong := [text for text in more if text[0] != "-"]:
+    if wrong := [text for text in more if text[:1] != "-"]:
         parser.error(
             f"{wrong[0]}: neither key=value nor an option; write --option=value for sbatch"
         )
     options.per_node = options.per_node or options.gpus_per_node or 1
     return options, more
+
+
+def gpus(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 1_000_000:
+        raise ValueError(text)
+    return number
+
+
+def count(text: str) -> int:
+    number = gpus(text)
+    if number == 0:
+        raise ValueError(text)
+    return number
 
 
 Job = tuple[list[str], str, dict[str, str]]
@@ -117,7 +137,11 @@ def train_job(options: argparse.Namespace, more: Sequence[str]) -> Job:
     tasks = options.per_node if options.launch == "srun" else 1
     command = [
         *("sbatch", "--parsable", f"--job-name={run.name}", f"--nodes={options.nodes}"),
-        *(f"--ntasks-per-node={tasks}", f"--time={options.time}", f"--output={logs}/%j.out"),
+        *(
+            f"--ntasks-per-node={tasks}",
+            f"--time={options.time}",
+            f"--output={literal(logs)}/%j.out",
+        ),
     ]
     command += [f"--gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []
     command += [*more, os.path.relpath(SCRIPT), str(options.config), *options.overrides]
@@ -164,20 +188,25 @@ def nearest(value: int, unit: int) -> int:
 
 EVAL = """#!/bin/bash
 checkpoints=({checkpoints})
+folder={folder}
 [ ! -d .venv ] || export PATH="$PWD/.venv/bin:$PATH"
 checkpoint=${{checkpoints[$SLURM_ARRAY_TASK_ID]}}
-srun python -m clipx eval "$checkpoint" --json >"{folder}/$(basename "$checkpoint").jsonl.new" &&
-  mv "{folder}/$(basename "$checkpoint").jsonl.new" "{folder}/$(basename "$checkpoint").jsonl"
+results="$folder/$(basename "$checkpoint").jsonl"
+srun python -m clipx eval "$checkpoint" --json >"$results.new" && mv "$results.new" "$results"
 """
+
+
+def literal(path: Path) -> str:
+    """A path as a part of sbatch's file patterns, in which % begins a variable."""
+    return str(path).replace("%", "%%")
 
 
 def eval_job(options: argparse.Namespace, more: Sequence[str]) -> Job:
     """An array with a job for each checkpoint that has no result yet. Raises UserError."""
     run: Path = options.eval
     folder = run / "evals"
-    every = sorted((run / "checkpoints").glob("step_*"))[:: -options.every][
-        ::-1
-    ]  # the last is among them
+    newest_first = list_checkpoints(run / "checkpoints")[::-1]
+    every = newest_first[:: options.every][::-1]  # the last is among them
     left = [path for path in every if not (folder / f"{path.name}.jsonl").exists()]
     if not left:
         found = f"{len(every)} are all evaluated in {folder}" if every else "there are none"
@@ -187,11 +216,15 @@ def eval_job(options: argparse.Namespace, more: Sequence[str]) -> Job:
     command = [
         *("sbatch", "--parsable", f"--job-name={run.name}-eval", "--nodes=1", "--ntasks=1"),
         *(f"--time={options.time}", f"--array=0-{len(left) - 1}%{options.at_once}"),
-        f"--output={folder}/logs/%A-%a.out",
+        f"--output={literal(folder)}/logs/%A-%a.out",
     ]
     command += [f"--gpus-per-node={options.gpus_per_node}"] if options.gpus_per_node else []
     checkpoints = " ".join(shlex.quote(str(path)) for path in left)
-    return [*command, *more], EVAL.format(checkpoints=checkpoints, folder=folder), {}
+    return (
+        [*command, *more],
+        EVAL.format(checkpoints=checkpoints, folder=shlex.quote(str(folder))),
+        {},
+    )
 
 
 if __name__ == "__main__":

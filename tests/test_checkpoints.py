@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import pickle
 import re
 import resource
 import shutil
@@ -13,6 +12,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +23,8 @@ from clipx import checkpoints
 from clipx import manifest as manifest_module
 from clipx.checkpoints import Training, TrainState
 from clipx.data.preprocessing import Preprocessing
+from clipx.distributed.runtime import Runtime
+from clipx.engine.saving import Saver
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
 
@@ -49,7 +51,9 @@ def save(folder: Path, step: int, *, keep: int = 3, **other: Any) -> Path:
     training = Training(optimizer, random, ema=other.get("ema"))
     json_ = other.get("model_json", MODEL)
     about = checkpoints.About(json_, keep=keep, **other.get("about", {}))
-    return checkpoints.save(folder, state, model.state_dict(), training, about)
+    path = checkpoints.save(folder, state, model.state_dict(), training, about)
+    checkpoints.prune(folder, step, about)
+    return path
 
 
 def names(folder: Path) -> list[str]:
@@ -173,7 +177,20 @@ def flip(path: Path) -> None:
         ("state.json", Path.unlink, "FileNotFoundError: .*state.json"),
         ("manifest.json", Path.unlink, "FileNotFoundError: .*manifest.json"),
         ("manifest.json", cut, "JSONDecodeError"),
-        ("manifest.json", lambda path: path.write_text("[1]"), "AttributeError"),
+        ("manifest.json", lambda path: path.write_text("[1]"), "its manifest does not list"),
+        (
+            "manifest.json",
+            lambda path: path.write_text("{}"),
+            "its manifest does not list model.sa",
+        ),
+        ("manifest.json", lambda path: path.write_text("[" * 100_000), "RecursionError"),
+        (
+            "optimizer/rank_00007.safetensors",
+            Path.touch,
+            r"rank_00007.* is not listed in its manif",
+        ),
+        ("ema.safetensors", Path.touch, r"ema.safetensors is not listed in its manifest"),
+        ("config.json", Path.touch, r"config.json is not listed in its manifest"),
         (".", shutil.rmtree, "FileNotFoundError"),
     ],
 )
@@ -189,6 +206,112 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_reason(
     assert re.search(f"step_00000002 is skipped: .*{reason}", complaints[0])
     assert save(tmp_path, 2) == bad  # training comes here again, and writes it anew
     assert checkpoints.newest_valid(tmp_path) == (bad, [])
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/hostname"])
+def test_a_manifest_lists_nothing_outside_of_its_checkpoint(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path / "c", 1)
+    (tmp_path / "outside").touch()
+    listed = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(listed | {name: {"bytes": 0, "sha256": ""}}))
+    assert "which is outside of the checkpoint" in (checkpoints.verify(path) or "")
+    manifest_module.remove(path)
+    assert (tmp_path / "outside").exists()
+
+
+# --- what else is in checkpoints/ ---
+
+
+def strangers(folder: Path) -> list[Path]:
+    """A person's own entries, which sort behind the checkpoints of a run."""
+    folder.mkdir(exist_ok=True)
+    backup = shutil.copytree(save(folder.parent / "other", 4), folder / "step_best")
+    shutil.copytree(backup, folder / "step_00000004.bak")
+    shutil.copytree(backup, folder / "step_99999999")  # whose state.json is of step 4
+    shutil.copytree(backup, folder / ".step_mine")
+    (folder / "step_latest").symlink_to(backup)
+    (folder / "step_00000002").symlink_to(backup)
+    (folder / "step_00000001").mkdir()
+    (folder / "step_00000001/notes.txt").write_text("mine")
+    (folder / "step_00000003").touch()
+    (folder / "step_²").mkdir()
+    return sorted(folder.iterdir())
+
+
+def test_entries_of_others_are_neither_resumed_from_nor_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    theirs = strangers(folder)
+    for step in (8, 9, 10, 11):
+        own = save(folder, step, keep=2)
+        assert checkpoints.newest_valid(folder)[0] == own
+    kept = [folder / f"step_{step:08d}" for step in (10, 11)]
+    assert sorted(folder.iterdir()) == sorted([*theirs, *kept])
+    assert (folder / "step_00000001/notes.txt").read_text() == "mine"
+    assert checkpoints.verify(folder / "step_best") is None, "no file of it was touched"
+
+
+def test_what_was_passed_over_does_not_take_the_place_of_what_is_written(tmp_path: Path) -> None:
+    """Three damaged ones are newer than the save: it and the good one before it stay."""
+    good = save(tmp_path, 40)
+    for step in (50, 60, 70):
+        cut(save(tmp_path, step, keep=9) / "training.pt")
+    assert checkpoints.newest_valid(tmp_path)[0] == good
+    new = save(tmp_path, 45, keep=2)
+    assert good.exists()
+    assert checkpoints.newest_valid(tmp_path)[0] == new
+
+
+def test_a_file_that_a_person_has_put_into_a_checkpoint_stays(tmp_path: Path) -> None:
+    old = save(tmp_path, 1)
+    (old / "notes.txt").write_text("mine")
+    save(tmp_path, 2, keep=1)
+    assert names(old) == ["notes.txt"]
+    with pytest.raises(FileExistsError, match="step_00000001 holds something else than a checkpo"):
+        save(tmp_path, 1, keep=1)
+    assert names(tmp_path) == ["step_00000001", "step_00000002"], "no half-written one is left"
+    assert names(old) == ["notes.txt"]
+
+
+def test_the_order_is_that_of_the_steps(tmp_path: Path) -> None:
+    for name in ("step_9", "step_100000000", "step_00000200"):
+        (tmp_path / name).mkdir()
+    found = [path.name for path in checkpoints.list_checkpoints(tmp_path)]
+    assert found == ["step_9", "step_00000200", "step_100000000"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_no_fault_of_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are removed, and the run is told."""
+    for step in (1, 2):
+        save(tmp_path, step, keep=9)
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if "step_00000001" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    saver = Saver(
+        Runtime(SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1)),
+        SimpleNamespace(  # type: ignore[arg-type]
+            is_sharded=False,
+            collect=lambda copy: (nn.Linear(3, 2).state_dict(), Training({}, [])),
+        ),
+        tmp_path,
+        checkpoints.About(MODEL, keep=1),
+        newest=None,
+        every_seconds=None,
+        asynchronous=False,
+    )
+    assert saver.save(TrainState(step=3), wait=True) is None
+    assert saver.newest == 3
+    assert ["an old checkpoint cannot be removed" in text for text in saver.take_notices()] == [
+        True
+    ]
+    assert saver.take_notices() == []
+    assert names(tmp_path) == ["step_00000001", "step_00000003"]
 
 
 def test_where_no_checkpoint_is_valid_none_is_found(tmp_path: Path) -> None:
@@ -212,7 +335,7 @@ def test_a_pickle_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     path, target = save(tmp_path, 1), tmp_path / "executed"
     parts = {"optimizer": Payload(target), "random": [], "scaler": {}, "pool": {}}
     torch.save(parts, path / "training.pt")
-    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+    with pytest.raises(UserError, match=r"training\.pt is broken, or holds more than tensors"):
         checkpoints.load(path)
     assert not target.exists()
     torch.load(path / "training.pt", weights_only=False)  # the payload works

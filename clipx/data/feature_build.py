@@ -18,6 +18,8 @@ from clipx.types import UserError
 
 IMAGES_AT_ONCE = 32  # more are no faster on a CPU: their activations leave its cache
 TEXTS_AT_ONCE = 256
+SAMPLES_PER_PART = 512  # what a stopped build computes again at most
+TEXTS_PER_PART = 2048
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """title, total -> what to call after each; see clipx.data.progress"""
 
@@ -37,15 +39,38 @@ def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_si
 def _build_shard(
     cache: FeatureCache, shard: int, pool: Executor, advance: Callable[[], None]
 ) -> None:
-    parts = _parts(int(cache.corpus.sizes[shard]), IMAGES_AT_ONCE)
+    """In parts that are kept, so that a build that is stopped goes on inside a large shard."""
+    parts = _split(range(int(cache.corpus.sizes[shard])), SAMPLES_PER_PART)
+    features: list[np.ndarray] = []
+    captions: list[list[str]] = []
+    for number, part in enumerate(parts):
+        done = cache.image_part(shard, number)
+        if done is None:
+            done = _build_part(cache, shard, part, pool, advance)
+            if len(parts) > 1:
+                cache.save_image_part(shard, number, *done)
+        else:
+            for _ in part:
+                advance()
+        features.append(done[0])
+        captions += done[1]
+    cache.save_images(shard, np.concatenate(features), captions)
+    cache.remove_parts(cache.image_file(shard), cache.caption_file(shard))
+
+
+def _build_part(
+    cache: FeatureCache, shard: int, samples: range, pool: Executor, advance: Callable[[], None]
+) -> tuple[np.ndarray, list[list[str]]]:
+    """Features and captions of some samples, batch by batch."""
+    batches = _split(samples, IMAGES_AT_ONCE)
     rows: list[np.ndarray] = []
     captions: list[list[str]] = []
-    for features, texts in pool.map(lambda part: _images(cache, shard, part), parts):
+    for features, texts in pool.map(lambda batch: _images(cache, shard, batch), batches):
         rows.append(features)
         captions += texts
         for _ in texts:
             advance()
-    cache.save_images(shard, np.concatenate(rows), captions)
+    return np.concatenate(rows), captions
 
 
 def _images(cache: FeatureCache, shard: int, samples: range) -> tuple[np.ndarray, list[list[str]]]:
@@ -67,7 +92,7 @@ def build_texts(cache: FeatureCache, progress: Progress, *, rank: int, world_siz
     """This rank's part of the distinct captions, once all ranks have built their images. Raises
     OSError, UserError."""
     texts = cache.texts().distinct
-    files = _parts(len(texts), TEXTS_PER_FILE)
+    files = _split(range(len(texts)), TEXTS_PER_FILE)
     missing = [
         file for file in range(rank, len(files), world_size) if not cache.text_file(file).exists()
     ]
@@ -75,11 +100,16 @@ def build_texts(cache: FeatureCache, progress: Progress, *, rank: int, world_siz
     with progress("text features", total) as advance, one_core_each() as pool:
         for file in missing:
             part = [texts[i] for i in files[file]]
-            cache.save_texts(file, _texts(cache, part, pool, advance))
+            cache.save_texts(file, _texts(cache, file, part, pool, advance))
+            cache.remove_parts(cache.text_file(file))
 
 
 def _texts(
-    cache: FeatureCache, texts: list[str], pool: Executor, advance: Callable[[], None]
+    cache: FeatureCache,
+    file: int,
+    texts: list[str],
+    pool: Executor,
+    advance: Callable[[], None],
 ) -> np.ndarray:
     """Captions of like length together, so that little of the work is padding."""
     trunks = cache.trunks
@@ -90,16 +120,41 @@ def _texts(
         rows = pad([ids[order[i]] for i in part], trunks.tokenizer.pad_id, trunks.pad_to)
         return _float16(trunks.text(rows))
 
-    features = []
-    for rows in pool.map(run, _parts(len(ids), TEXTS_AT_ONCE)):
-        features.append(rows)
-        for _ in rows:
-            advance()
+    features: list[np.ndarray] = []
+    for number, part in enumerate(_split(range(len(ids)), TEXTS_PER_PART)):
+        done = cache.text_part(file, number)
+        if done is None:
+            batches = [
+                part[first : first + TEXTS_AT_ONCE] for first in range(0, len(part), TEXTS_AT_ONCE)
+            ]
+            done = np.concatenate(_each(pool, run, batches, advance))
+            if len(ids) > TEXTS_PER_PART:
+                cache.save_text_part(file, number, done)
+        else:
+            for _ in part:
+                advance()
+        features.append(done)
     return np.concatenate(features)[np.argsort(order)]
 
 
-def _parts(total: int, size: int) -> list[range]:
-    return [range(first, min(first + size, total)) for first in range(0, total, size)]
+def _each(
+    pool: Executor,
+    run: Callable[[range], np.ndarray],
+    batches: list[range],
+    advance: Callable[[], None],
+) -> list[np.ndarray]:
+    """What `run` returns for each batch."""
+    done: list[np.ndarray] = []
+    for rows in pool.map(run, batches):
+        done.append(rows)
+        for _ in rows:
+            advance()
+    return done
+
+
+def _split(numbers: range, size: int) -> list[range]:
+    """Consecutive pieces of at most `size`."""
+    return [numbers[first : first + size] for first in range(0, len(numbers), size)]
 
 
 def _float16(features: Tensor) -> np.ndarray:
@@ -119,8 +174,10 @@ def one_core_each() -> Iterator[Executor]:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield pool
+        yield pool
     finally:
+        # After a signal only the batches under way are waited for, not all that are in line.
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

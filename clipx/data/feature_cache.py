@@ -8,8 +8,9 @@ folder/
     meta.json            what the files were made from; written last
 
 A file is there whole or not at all: a build that was stopped goes on with what is missing, and
-ranks build different files. The folder's name is a digest of the corpus, the trunks and what they
-are given, so features of anything else are never read.
+ranks build different files. So are parts of a file that is not done yet, such as
+`images-00003.part-00000.npy`, which are removed once it is. The folder's name is a digest of the
+corpus, the trunks and what they are given, so features of anything else are never read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +30,7 @@ from torch import Tensor
 from clipx.data.config import DataConfig
 from clipx.data.stream import Corpus, Sample
 from clipx.data.tokenizers import Tokenizer
+from clipx.files import write_whole
 
 TEXTS_PER_FILE = 8192
 
@@ -69,7 +70,7 @@ class FeatureCache:
     def finish(self) -> None:
         """Once all ranks have built all files. Raises OSError."""
         meta = {"digest": self.digest, "samples": self.corpus.num_samples}
-        _write(self.folder / "meta.json", json.dumps(meta, indent=2).encode())
+        write_whole(self.folder / "meta.json", json.dumps(meta, indent=2).encode())
 
     def pixels(self, sample: Sample) -> Tensor:
         """(3, image_size, image_size) uint8. Raises BadImage."""
@@ -79,11 +80,41 @@ class FeatureCache:
     def save_images(self, shard: int, features: np.ndarray, captions: list[list[str]]) -> None:
         """All samples of a shard. Raises OSError."""
         _save(self.image_file(shard), features)
-        _write(self.caption_file(shard), json.dumps(captions).encode())
+        write_whole(self.caption_file(shard), json.dumps(captions).encode())
 
     def save_texts(self, file: int, features: np.ndarray) -> None:
         """TEXTS_PER_FILE distinct captions, or the last of them. Raises OSError."""
         _save(self.text_file(file), features)
+
+    def image_part(self, shard: int, number: int) -> tuple[np.ndarray, list[list[str]]] | None:
+        """What `save_image_part` has kept, or None."""
+        features = _load(_part(self.image_file(shard), number))
+        try:
+            captions = json.loads(_part(self.caption_file(shard), number).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return None if features is None else (features, captions)
+
+    def save_image_part(
+        self, shard: int, number: int, features: np.ndarray, captions: list[list[str]]
+    ) -> None:
+        """Some samples of a shard that is not done yet. Raises OSError."""
+        _save(_part(self.image_file(shard), number), features)
+        write_whole(_part(self.caption_file(shard), number), json.dumps(captions).encode())
+
+    def text_part(self, file: int, number: int) -> np.ndarray | None:
+        """What `save_text_part` has kept, or None."""
+        return _load(_part(self.text_file(file), number))
+
+    def save_text_part(self, file: int, number: int, features: np.ndarray) -> None:
+        """Some captions of a file that is not done yet. Raises OSError."""
+        _save(_part(self.text_file(file), number), features)
+
+    def remove_parts(self, *files: Path) -> None:
+        """Remove the parts of files that are done. Raises OSError."""
+        for file in files:
+            for part in self.folder.glob(f"{file.stem}.part-*{file.suffix}"):
+                part.unlink(missing_ok=True)
 
     def texts(self) -> Texts:
         """The captions of the whole corpus, once all images are built."""
@@ -150,6 +181,18 @@ def _gather(path: Callable[[int], Path], file: np.ndarray, row: np.ndarray) -> T
     return torch.from_numpy(out)
 
 
+def _part(file: Path, number: int) -> Path:
+    return file.with_name(f"{file.stem}.part-{number:05d}{file.suffix}")
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """None where there is no such array."""
+    try:
+        return np.load(path)
+    except (OSError, ValueError):
+        return None
+
+
 @lru_cache(maxsize=512)
 def _mapped(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
@@ -158,14 +201,4 @@ def _mapped(path: Path) -> np.ndarray:
 def _save(path: Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array)
-    _write(path, buffer.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, whatever process writes beside or is killed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, buffer.getvalue())

@@ -20,6 +20,7 @@ from clipx.engine.corpus import pixel_batches
 from clipx.engine.features import feature_batches
 from clipx.engine.optim import build_optimizer
 from clipx.engine.precision import Precision
+from clipx.engine.signals import Stop
 from clipx.engine.step import Step
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.locked import split_locked
@@ -58,6 +59,7 @@ def _pretrained_towers(model_json: dict[str, Any]) -> str:
 def build_source(
     config: TrainConfig,
     runtime: Runtime,
+    stop: Stop,
     corpus: Corpus,
     encoder: DualEncoder,
     model_json: dict[str, Any],
@@ -72,7 +74,7 @@ def build_source(
             Preprocessing.of(model_json),
         )
     split = split_locked(encoder, model_json)
-    batches = feature_batches(config, runtime, corpus, split, model_json, dtype)
+    batches = feature_batches(config, runtime, stop, corpus, split, model_json, dtype)
     return batches, split.heads, lambda features: features
 
 

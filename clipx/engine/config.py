@@ -9,7 +9,7 @@ from pydantic import Field
 from clipx.config import component, config
 from clipx.data.config import DataConfig
 from clipx.distributed.pool import PoolConfig
-from clipx.distributed.runtime import Device
+from clipx.distributed.runtime import Device, Job
 from clipx.distributed.wrap import Parallel
 from clipx.durations import Duration, parse_seconds
 from clipx.engine.compiling import CompileKind
@@ -139,6 +139,12 @@ class Plan:
         if faults:
             raise UserError("\n".join(faults))
         return plan
+
+    def deadline(self, job: Job, began: float) -> float | None:
+        """Unix seconds at which to stop, None where nothing limits the run."""
+        ends = [] if self.stop_after is None else [began + self.stop_after]
+        ends += [] if job.end_time is None else [job.end_time - self.stop_margin]
+        return min(ends, default=None)
 
 
 def due(step: int, every: int | None, total: int) -> bool:

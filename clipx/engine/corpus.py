@@ -12,6 +12,7 @@ from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.engine.config import TrainConfig
+from clipx.files import write_whole
 from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.types import UserError
 
@@ -75,10 +76,8 @@ def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
 def write_table(folder: Path, table: Table) -> None:
     """What `changes` will compare with, as corpus.tsv. Raises UserError."""
     lines = "".join(f"{name}\t{samples}\t{digest}\n" for name, samples, digest in table)
-    temporary = folder / f".{_FILE}"
     try:
-        temporary.write_text(lines, encoding="utf-8", errors="surrogateescape")
-        temporary.replace(folder / _FILE)
+        write_whole(folder / _FILE, lines)
     except OSError as error:
         raise UserError(f"{folder / _FILE} cannot be written: {error}; make room") from error
 
@@ -88,9 +87,10 @@ def changes(folder: Path, table: Table) -> str:
     path = folder / _FILE
     if not path.exists():
         return f"how it differs is unknown, for {path} is missing"
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    rows = [line.rsplit("\t", 2) for line in text.split("\n") if line]
-    old = _by_name((name, int(samples), digest) for name, samples, digest in rows)
+    try:
+        old = _by_name(_read_table(path))
+    except (OSError, ValueError) as error:
+        return f"how it differs is unknown, for {path} is damaged: {error}"
     new = _by_name(table)
     changed = [
         f"{name} ({_samples(old[name]):,} to {_samples(new[name]):,} samples)"
@@ -104,6 +104,16 @@ def changes(folder: Path, table: Table) -> str:
     }
     told = [f"shards {what}: {_some(names)}" for what, names in parts.items() if names]
     return "; ".join(told) or "the same shards in another order"
+
+
+def _read_table(path: Path) -> list[tuple[str, int, str]]:
+    """What `write_table` has written. Raises OSError and ValueError."""
+    table = []
+    for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+        if line:
+            name, samples, digest = line.rsplit("\t", 2)
+            table.append((name, int(samples), digest))
+    return table
 
 
 def _by_name(table: Table) -> dict[str, list[tuple[int, str]]]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import chosen
-from clipx.engine.config import TrainConfig
+from clipx.engine.config import Plan, TrainConfig
+from clipx.engine.evaluate import faults_of
+from clipx.manifest import list_checkpoints
 from clipx.types import UserError
 
 
@@ -26,6 +30,32 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
     complaints += _cached_features(config)
     if complaints:
         raise UserError("\n".join(complaints))
+
+
+def check_plan(config: TrainConfig, plan: Plan, runtime: Runtime) -> list[str]:
+    """Warnings about evaluators and durations. All ranks take part. Raises UserError."""
+    warnings = _check_evaluators(config, runtime)
+    if plan.warmup >= plan.total:
+        warnings.append(
+            f"optim.warmup of {plan.warmup:,} steps is not shorter than the run of "
+            f"{plan.total:,}: the learning rate never reaches optim.lr"
+        )
+    return warnings
+
+
+def _check_evaluators(config: TrainConfig, runtime: Runtime) -> list[str]:
+    """Messages about evaluators that cannot run, found by rank 0. Raises UserError with all of them
+    where the run has no checkpoint yet.
+
+    A run that has one goes on: a test set that has vanished since is worth less than training.
+    """
+    faults: list[str] = []
+    has_begun = False
+    if runtime.is_main:
+        faults = faults_of(config.evaluators)
+        has_begun = bool(list_checkpoints(Path(config.run_dir) / "checkpoints"))
+    runtime.agree("\n".join(faults) if faults and not has_begun else None)
+    return [f"{fault}; training goes on" for fault in runtime.from_main(faults)]
 
 
 def _micro_batches(config: TrainConfig, encoder: nn.Module, world_size: int) -> Iterator[str]:

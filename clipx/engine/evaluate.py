@@ -36,6 +36,18 @@ def evaluate(
     return results
 
 
+def faults_of(evaluators: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files and settings of evaluators, all of it at once: each is built,
+    which reads its paths, splits, templates and class lists, and no image."""
+    faults = []
+    for name, config in evaluators.items():
+        try:
+            config.build()
+        except (UserError, OSError) as error:
+            faults.append(f"evaluators.{name}: {error}")
+    return faults
+
+
 def evaluate_in_training(
     encoder: Encoder,
     evaluators: Mapping[str, Any],

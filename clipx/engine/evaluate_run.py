@@ -19,7 +19,7 @@ from clipx.config import Data, build, component, config, merge, parse_override, 
 from clipx.distributed.runtime import Runtime, start
 from clipx.embed import Encoder
 from clipx.engine.config import TrainConfig
-from clipx.engine.evaluate import evaluate, evaluator_for
+from clipx.engine.evaluate import evaluate, evaluator_for, faults_of
 from clipx.engine.precision import PrecisionKind, build_precision
 from clipx.evaluators import zero_shot
 from clipx.evaluators._classes import classifier
@@ -65,6 +65,8 @@ def run(
     runtime = start("auto")
     device = runtime.device
     dtype = build_precision(precision, device).dtype  # which also sets TF32
+    faults = faults_of(evaluators) if runtime.is_main and len(evaluators) > 1 else []
+    runtime.agree("\n".join(faults) or None)
     encoder = runtime.main_first(
         lambda: embed.load(model, device=device, dtype=dtype, averaged=averaged)
     )

@@ -8,7 +8,7 @@ import torch
 from clipx.distributed.monitor import Monitor
 from clipx.distributed.runtime import Runtime
 from clipx.engine.config import TrainConfig
-from clipx.types import PeerError, RankError, UserError
+from clipx.types import PeerError, RankError, Stopped, UserError
 
 _OF_PEERS = (
     *("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "TCPStore"),
@@ -23,7 +23,7 @@ def judged(
 
     PeerError, which is one line, for what another rank has caused: one traceback tells of 64 ranks.
     """
-    if isinstance(error, UserError) or not isinstance(error, Exception):
+    if isinstance(error, UserError | Stopped) or not isinstance(error, Exception):
         return error
     if (shortage := out_of_memory(error, config)) is not None:
         return shortage

@@ -3,8 +3,8 @@ corpus, the heads are what is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,31 @@ from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.engine.config import TrainConfig
 from clipx.engine.precision import autocast
+from clipx.engine.signals import Interrupted, Stop
 from clipx.models.locked import Split
 from clipx.models.model_json import context_length, fixed_text_length, image_size
-from clipx.types import UserError
+from clipx.types import Stopped, UserError
 
 
 def feature_batches(
     config: TrainConfig,
     runtime: Runtime,
+    stop: Stop,
     corpus: Corpus,
     split: Split,
     model_json: dict[str, Any],
     dtype: torch.dtype,
 ) -> FeatureBatches:
     """Features of the whole corpus, computed by all ranks together where they are not there yet.
-    Raises UserError."""
+    Raises UserError, and Stopped on all ranks where one is asked to stop: what is computed by then
+    is kept."""
     assert config.cache_features is not None
     if faults := augmentation_faults(config.data):
         raise UserError("\n".join(faults))
     trunks = _trunks(split, model_json, runtime.device, dtype)
     cache = FeatureCache(Path(config.cache_features), corpus, trunks, config.data)
     share = {"rank": runtime.rank, "world_size": runtime.world_size}
-    watch: Progress = progress if runtime.is_main else silent
+    watch = interruptible(progress if runtime.is_main else silent, stop)
     if not runtime.gather(cache.complete)[0]:
         split.image_trunk.to(runtime.device)
         split.text_trunk.to(runtime.device)
@@ -57,16 +60,37 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[[], None]]
     return nullcontext(lambda: None)
 
 
+def interruptible(progress: Progress, stop: Stop) -> Progress:
+    """The same progress, whose step raises Interrupted once this rank is asked to stop."""
+
+    @contextmanager
+    def watched(title: str, total: int) -> Iterator[Callable[[], None]]:
+        with progress(title, total) as advance:
+
+            def advance_or_leave() -> None:
+                advance()
+                if stop.reason is not None:
+                    raise Interrupted(stop.reason)
+
+            yield advance_or_leave
+
+    return watched
+
+
 def _together(runtime: Runtime, folder: Path, act: Callable[[], None]) -> None:
     """All ranks do their part, or all stop."""
-    fault = None
+    fault, reason = None, None
     try:
         act()
+    except Interrupted as interrupted:
+        reason = str(interrupted)
     except OSError as error:
         fault = f"cache_features {folder} cannot be written: {error}"
     except UserError as error:
         fault = str(error)
     runtime.agree(fault)
+    if first := next((text for text in runtime.gather(reason) if text), None):
+        raise Stopped(f"stopped by {first} while features are cached; those in {folder} are kept")
 
 
 def _trunks(

@@ -1,8 +1,9 @@
 """One run folder has one writer: the file `lock`, held by rank 0 for the life of its process.
 
 The kernel's lock decides on one host, and on file systems that share locks. Across hosts it may be
-missing (somebody lives who holds none) or left over (its host died), so there the content and the
-heartbeat of status.json decide.
+missing (a process that runs holds none) or left over (its host died), so there the folder is
+watched: a process that runs rewrites status.json every BEAT_SECONDS. Only changes count, and only
+this host's monotonic clock: the clocks of two hosts may differ by any amount.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from clipx.types import UserError
 
 SILENT_SECONDS = 3 * status.BEAT_SECONDS
 """A holder on another host whose status stays as it is for so long is dead."""
-LONG_DEAD_SECONDS = 600.0  # more than the clocks of two hosts differ by
 DYING_SECONDS = 5.0
 """A killed process keeps its lock until the kernel has taken it apart."""
 
@@ -32,9 +32,10 @@ class RunLock:
     def __init__(self, folder: Path, job: Job) -> None:
         self._path = folder / "lock"
         holder = status.read(self._path)
-        elsewhere = bool(holder) and holder.get("host") != job.host
+        # An empty lock is one that another process has just taken and not yet written.
+        elsewhere = self._path.exists() and holder.get("host") != job.host
         if elsewhere and not _is_earlier_start(holder, job) and beats(folder):
-            raise UserError(_refusal(folder, holder))
+            raise UserError(_refusal(folder, status.read(self._path)))
         descriptor = self._claim(0.0 if elsewhere else DYING_SECONDS)
         if descriptor is None and elsewhere:
             self._path.unlink(missing_ok=True)  # its server keeps the lock of a host that is gone
@@ -61,24 +62,42 @@ class RunLock:
 
 
 def beats(folder: Path) -> bool:
-    """Whether somebody keeps the status of a run fresh. Waits SILENT_SECONDS for a sign where
-    there might be one."""
-    first = status.read(folder / "status.json")
-    if first.get("state") != "running":
+    """Whether the process of another host that has the lock is alive: whether the lock or the
+    status changes within SILENT_SECONDS, unless that very process has said how it ended."""
+    holder = status.read(folder / "lock")
+    said = status.read(folder / "status.json")
+    is_holders = all(said.get(key) == holder.get(key) for key in ("host", "pid"))
+    if is_holders and said.get("state", "running") != "running":
         return False
-    if time.time() - float(first["updated"]) > LONG_DEAD_SECONDS:
-        return False
+    first = _signs(folder)
     deadline = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < deadline:
-        if status.read(folder / "status.json").get("updated") not in (first["updated"], None):
+        time.sleep(min(0.2, SILENT_SECONDS / 10))
+        now = _signs(folder)
+        if now[0] is None:
+            return False  # released
+        if any(new not in (old, None) for old, new in zip(first, now, strict=True)):
             return True
-        time.sleep(0.2)
     return False
+
+
+def _signs(folder: Path) -> list[tuple[int, bytes] | None]:
+    """(time of the last change by the file server's clock, content) of the lock and of the status;
+    None for a file that cannot be read."""
+    signs: list[tuple[int, bytes] | None] = []
+    for name in ("lock", "status.json"):
+        try:
+            signs.append(((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()))
+        except OSError:
+            signs.append(None)
+    return signs
 
 
 def _is_earlier_start(holder: dict[str, Any], job: Job) -> bool:
     """The scheduler has started this very job again, so it has ended it before."""
-    return job.id is not None and holder.get("job") == job.id and holder["attempt"] < job.attempt
+    attempt = holder.get("attempt")
+    same_job = job.id is not None and holder.get("job") == job.id
+    return same_job and isinstance(attempt, int) and attempt < job.attempt
 
 
 def _named(holder: dict[str, Any]) -> str:

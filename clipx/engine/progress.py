@@ -3,6 +3,7 @@ elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -29,7 +30,9 @@ class Reporter:
             self._bar.start()
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        # A terminal that has just been closed is an OSError; SIGHUP, which follows, stops the run.
+        with contextlib.suppress(OSError):
+            self._console.print(text, markup=False)
 
     def step(self, step: int) -> None:
         if self._bar is not None:
@@ -53,7 +56,8 @@ class Reporter:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
 
 def _told(record: dict[str, Any]) -> str:

@@ -35,6 +35,24 @@ CLIP_BENCHMARK = {
 }
 
 
+def check_out(folder: Path) -> None:
+    """Before an evaluation, that its results may be written to `folder`. Raises UserError."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; give the name of a folder")
+    if is_run(folder):
+        raise UserError(
+            f"--out {folder} is the folder of a run, whose own results.jsonl would be "
+            f"overwritten; give another folder, for example --out {folder / 'evaluations'}"
+        )
+    if (folder / "manifest.json").exists():
+        raise UserError(f"--out {folder} is a checkpoint, in which nothing else is written")
+
+
+def is_run(folder: Path) -> bool:
+    own = ("config.yaml", "status.json", "metrics.jsonl", "checkpoints")
+    return any((folder / name).exists() for name in own)
+
+
 def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> None:
     """Raises OSError."""
     for name in ("samples", "tables", "clip_benchmark"):
@@ -96,14 +114,25 @@ def read_samples(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """Set -> `keys` and metrics, of each (N,), as `write_results` left them. Raises UserError."""
     files = sorted((folder / "samples").glob("*.npz"))
     if not files:
-        raise UserError(
-            f"{folder} has no per-sample results; write them by `clipx eval MODEL --out {folder}`"
-        )
+        raise UserError(f"{folder} has no per-sample results; {_remedy(folder)}")
     out = {}
     for file in files:
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 out[file.stem] = {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError) as error:
+            keys = out[file.stem]["keys"]
+        except Exception as error:  # numpy, zipfile and zlib raise about any at a damaged file
             raise UserError(f"per-sample results {file} cannot be read: {error}") from error
+        if any(array.shape != (len(keys),) for array in out[file.stem].values()):
+            raise UserError(f"per-sample results {file} are not one value a sample")
     return out
+
+
+def _remedy(folder: Path) -> str:
+    """The command that writes per-sample results, or the place where a run already has some."""
+    if not is_run(folder):
+        return f"write them by `clipx eval MODEL --out {folder}`"
+    inside = folder / "evaluations"
+    if (inside / "samples").is_dir():
+        return f"those of this run are in {inside}"
+    return f"write them by `clipx eval {folder} --out {inside}`, and compare {inside}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from clipx import checkpoints
+from clipx import checkpoints, manifest
 from clipx.checkpoints import Checkpoint
 from clipx.data.stream import Corpus
 from clipx.distributed.runtime import Runtime
 from clipx.engine.corpus import changes
 from clipx.engine.run import RunFolder
 from clipx.engine.state import Parts
+from clipx.train_state import LaterVersion
 from clipx.types import UserError
 
 
@@ -22,16 +24,42 @@ def newest(
 
     folder: on rank 0; accept: go on though the corpus has changed
     """
-    found: tuple[Path | None, list[str]] = (None, [])
+    messages: list[str] = []
+    unreadable = 0
+    valid: Iterator[Path] = iter(())
     if folder is not None:
-        found = checkpoints.newest_valid(folder.checkpoints)
-    path, messages = runtime.from_main(found)
-    if path is None:
-        return None, messages
-    saved = checkpoints.load(path, parts.target)
+        valid = manifest.valid_checkpoints(folder.checkpoints, messages)
+    while True:
+        path = runtime.from_main(next(valid, None))
+        if path is None and unreadable:
+            # Files are as they were written, so this run may be at fault: nothing is overwritten.
+            told = "\n".join(runtime.from_main(messages))
+            raise UserError(f"{told}\nno checkpoint is left; move them away to start again")
+        if path is None:
+            return None, runtime.from_main(messages)
+        saved, fault = _load(path, parts)
+        faults = [text for text in runtime.gather(fault) if text is not None]
+        if saved is not None and not faults:
+            break
+        messages.append(f"{faults[0]}; it is skipped")
+        unreadable += 1
+    messages = runtime.from_main(messages)
     if saved.state.corpus_digest != corpus.digest:
         messages.append(_changed_corpus(runtime, folder, corpus, path, accept=accept))
     return saved, [*messages, f"resumed from {path} at step {saved.state.step}"]
+
+
+def _load(path: Path, parts: Parts) -> tuple[Checkpoint | None, str | None]:
+    """A checkpoint, or what is wrong with it: its manifest may list a part that was broken when the
+    manifest was written. Raises LaterVersion, on all ranks alike."""
+    try:
+        saved = checkpoints.load(path, parts.target)
+    except LaterVersion:
+        raise
+    except UserError as error:
+        return None, str(error)
+    misfit = parts.misfit(saved)
+    return saved, misfit and f"checkpoint {path} does not fit this run: {misfit}"
 
 
 def _changed_corpus(

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from clipx.distributed.runtime import Runtime
 from clipx.engine.signals import Interrupted, Stop
-from clipx.types import Ranks
+from clipx.types import Ranks, Stopped
 
 T = TypeVar("T")
 
@@ -55,3 +55,11 @@ def in_rounds(runtime: Runtime, stop: Stop, work: Callable[[Ranks], T]) -> T:
         asked = str(signal)
     rounds.meet(asked)  # the round that peers are in, or one that says that all have done it
     return done[0]
+
+
+def leave_if_signaled(runtime: Runtime, stop: Stop) -> None:
+    """Before the first step, where there is nothing to save. All ranks take part. Raises Stopped on
+    all of them where one has had a signal."""
+    signals = runtime.gather(stop.signaled_by)
+    if name := next((name for name in signals if name), None):
+        raise Stopped(f"stopped by {name} before the first step of this start")

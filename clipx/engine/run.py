@@ -6,6 +6,7 @@ metrics.jsonl      one line per log step                    results.jsonl    one
 quarantine.jsonl   one line per bad sample met              corpus.tsv       name, samples and
 digest of each shard
 nonfinite.jsonl    one line per skipped step and rank with its sample keys
+evaluations/       results of `clipx eval --out`
 status.json        how far it is; is it alive               lock             held by its process
 checkpoints/       see clipx/checkpoints.py
 """
@@ -25,13 +26,12 @@ import torch
 import yaml
 
 from clipx.config import differences
-from clipx.data.sample import BadSample
-from clipx.distributed.runtime import job
+from clipx.distributed.runtime import Runtime, job
 from clipx.engine.lock import RunLock
 from clipx.engine.status import State, Status
-from clipx.trackers.jsonl import JsonLines, keep_until, read_lines
-from clipx.trackers.tensorboard import TensorBoard
-from clipx.types import Tracker, UserError
+from clipx.files import write_whole
+from clipx.manifest import list_checkpoints
+from clipx.types import UserError
 
 # Settings that may change between two starts of one run: they decide how it runs, not what it
 # computes.
@@ -86,7 +86,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(path, job())
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         self.messages = [self._lock.message] if self._lock.message else []
         try:
             self._check_same(config, (*MAY_CHANGE, *may_change))
@@ -95,7 +95,7 @@ class RunFolder:
                 file.write(self._version)
         except OSError as error:
             self._lock.release()
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         except UserError:
             self._lock.release()
             raise
@@ -111,30 +111,66 @@ class RunFolder:
         self._lock.release()
 
     def _check_same(self, config: dict[str, Any], may_change: Sequence[str]) -> None:
-        stored = self.path / "config.yaml"
-        if not stored.exists():
+        old = self._stored_config()
+        if old is None:
             return
-        old = yaml.safe_load(stored.read_text(encoding="utf-8"))
         changed = [
             key
             for key in differences(old, config)
             if not any(f"{key}.".startswith(f"{may}.") for may in may_change)
         ]
-        if changed:
+        if not changed:
+            return
+        if not list_checkpoints(self.checkpoints):
+            told = f"the config differs from that of an earlier start ({', '.join(changed)})"
+            self.messages.append(f"{told}, which has left no checkpoint: it starts anew")
+            return
+        raise UserError(
+            f"run_dir {self.path} belongs to another config: {', '.join(changed)} differ. "
+            "Choose another run_dir=, or delete the folder to start again"
+        )
+
+    def _stored_config(self) -> dict[str, Any] | None:
+        """The config of the run: of its folder, or of its newest checkpoint that has one. None
+        where nothing of the run is there yet. Raises UserError."""
+        newest_first = reversed(list_checkpoints(self.checkpoints))
+        files = [folder / "config.yaml" for folder in (self.path, *newest_first)]
+        present = [file for file in files if file.exists()]
+        for file in present:
+            try:
+                found = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError, RecursionError):
+                continue  # damaged: all of them hold the same
+            if isinstance(found, dict):
+                if file != files[0]:
+                    self.messages.append(f"{files[0]} is missing or damaged; {file} is taken")
+                return found
+        if present and len(files) > 1:
             raise UserError(
-                f"run_dir {self.path} belongs to another config: {', '.join(changed)} differ. "
-                "Choose another run_dir=, or delete the folder to start again"
+                f"run_dir {self.path}: {present[0]} is damaged, so it is unknown which config its "
+                "checkpoints are of. Restore it from a backup, or choose another run_dir="
             )
+        return None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A kill leaves the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def open_by_main(
+    runtime: Runtime, path: Path, config: dict[str, Any], config_yaml: str, **settings: Any
+) -> RunFolder | None:
+    """The run folder on rank 0, None on the others. Raises UserError on all ranks.
+
+    settings: further arguments of RunFolder
+    """
+    folder, fault = None, None
+    if runtime.is_main:
+        try:
+            folder = RunFolder(path, config, config_yaml, **settings)
+        except UserError as error:
+            fault = str(error)
+    runtime.agree(fault)
+    return folder
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
+def unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"run_dir {path} cannot be written: {error}; choose another with run_dir=")
 
 
@@ -188,50 +224,3 @@ def _commit() -> str | None:
         return (commit + ("+" if git("status", "--porcelain") else "")) or None
     except OSError:
         return None  # no git on this machine
-
-
-def append_bad(folder: Path, step: int, bad: list[BadSample]) -> None:
-    """What a rank that must stop has met since the last log step, which it reaches no more."""
-    file = JsonLines(folder / "quarantine.jsonl")
-    for one in bad:
-        file.log({"step": step, **one.record()})
-    file.close()
-
-
-class Logs:
-    """The files of rank 0."""
-
-    def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
-        """Cut back to `step`, from where training goes on."""
-        paths = [
-            folder / f"{name}.jsonl" for name in ("metrics", "results", "quarantine", "nonfinite")
-        ]
-        for path in paths:
-            keep_until(path, step)
-        self.evaluated = {record["step"] for record in read_lines(paths[1])}
-        self._metrics, self._results, self._quarantine = (JsonLines(path) for path in paths[:3])
-        self._trackers: list[Tracker] = [self._metrics]
-        if tensorboard:
-            self._trackers.append(TensorBoard(folder / "tensorboard", purge_step=step))
-
-    def log(self, record: dict[str, Any], bad: list[BadSample]) -> None:
-        for tracker in self._trackers:
-            tracker.log(record)
-        for one in bad:
-            self._quarantine.log({"step": record["step"], **one.record()})
-
-    def results(self, record: dict[str, Any]) -> None:
-        self._results.log(record)
-        self.evaluated.add(record["step"])
-        for tracker in self._trackers[1:]:
-            tracker.log(record)
-
-    @property
-    def fault(self) -> str | None:
-        """Why lines wait to be written, where they do."""
-        files = (self._metrics, self._results, self._quarantine)
-        return next((file.fault for file in files if file.fault), None)
-
-    def close(self) -> None:
-        for tracker in (*self._trackers, self._results, self._quarantine):
-            tracker.close()

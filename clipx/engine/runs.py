@@ -17,6 +17,7 @@ from typing import Any
 
 from clipx import strict_json
 from clipx.config import merge, parse_override, read_layers
+from clipx.manifest import list_checkpoints, step_of
 from clipx.types import UserError
 
 SILENT_SECONDS = 120
@@ -78,27 +79,24 @@ def find(folders: Sequence[Path], *, depth: int = 3) -> list[Path]:
 def read(path: Path) -> Run:
     """One run. A status that is missing, or that a full disk cut short, leaves what its checkpoints
     tell."""
-    steps = sorted(
-        int(name.name.removeprefix("step_"))
-        for name in (path / "checkpoints").glob("step_*")
-        if name.name.removeprefix("step_").isdecimal()
-    )
+    found = list_checkpoints(path / "checkpoints")
+    newest = step_of(found[-1]) if found else None
     status: dict[str, Any] = {}
     try:
-        status = dict(json.loads((path / "status.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        status["reason"] = f"status.json: {type(error).__name__}" if steps else None
+        status = usable_status(json.loads((path / "status.json").read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        status["reason"] = f"status.json: {type(error).__name__}" if found else None
     get = status.get
     return Run(
         path=str(path),
         state=_state(status, now=time.time()),
         reason=get("reason"),
-        step=get("step", steps[-1] if steps else 0),
+        step=get("step", newest or 0),
         total_steps=get("total_steps"),
         samples_seen=get("samples_seen"),
         loss=get("loss"),
         samples_per_second=get("samples_per_second"),
-        checkpoint=steps[-1] if steps else None,
+        checkpoint=newest,
         updated=get("updated"),
         host=get("host"),
         job=get("job"),
@@ -106,12 +104,42 @@ def read(path: Path) -> Run:
     )
 
 
+_TEXTS = ("state", "reason", "host", "job")
+_COUNTS = ("pid", "attempt", "step", "total_steps", "samples_seen", "checkpoint")
+_TIMES = ("started", "updated")
+LAST_TIME = 253_402_300_799.0
+"""The end of the year 9999, in unix seconds."""
+
+
+def usable_status(found: Any) -> dict[str, Any]:
+    """The entries of a status.json that have the type that a run writes. Raises TypeError where it
+    is no object."""
+    if not isinstance(found, dict):
+        raise TypeError(f"{type(found).__name__} instead of an object")
+    usable: dict[str, Any] = {}
+    for name, value in found.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in _TEXTS:
+            is_right = isinstance(value, str)
+        elif name in _COUNTS:
+            is_right = is_number and isinstance(value, int) and 0 <= value < 1 << 63
+        elif name in _TIMES:
+            is_right = is_number and 0 <= value <= LAST_TIME
+        else:
+            is_right = is_number and abs(value) < 1e300
+        if is_right:
+            usable[name] = value
+    return usable
+
+
 def _state(status: dict[str, Any], *, now: float) -> str:
     state = str(status.get("state", "unknown"))
     if state != "running":
         return state
+    if not {"pid", "started", "updated"} <= set(status):
+        return "unknown"
     if status.get("host") == socket.gethostname():
-        return state if is_alive(int(status["pid"]), float(status["started"])) else "dead"
+        return state if is_alive(status["pid"], status["started"]) else "dead"
     return state if now - float(status["updated"]) < SILENT_SECONDS else "silent"
 
 
@@ -120,6 +148,8 @@ def is_alive(pid: int, started: float) -> bool:
 
     started: unix seconds at which the process said that it had begun
     """
+    if not 0 < pid < 1 << 31:
+        return False  # 0 would mean a group of processes
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -104,6 +104,7 @@ class Saver:
         self._writer = Writer()
         self._begun = time.monotonic()
         self._failed: float | None = None
+        self._notices: list[str] = []
         self.newest = newest
         """The last step that can be resumed from, on rank 0."""
 
@@ -152,8 +153,21 @@ class Saver:
             else:
                 checkpoints.save(folder, state, weights, training, self._about, num_writers=writers)
                 self.newest = state.step
+                self._prune(folder, state.step)
 
         return write
+
+    def _prune(self, folder: Path, step: int) -> None:
+        """Remove old checkpoints. A fault here is none of the save, which has succeeded."""
+        try:
+            checkpoints.prune(folder, step, self._about)
+        except OSError as error:
+            self._notices.append(f"an old checkpoint cannot be removed: {error}")
+
+    def take_notices(self) -> list[str]:
+        """Messages since the last call, on rank 0."""
+        notices, self._notices = self._notices, []
+        return notices
 
     def finish(self) -> str | None:
         """Wait for the save that is under way. Returns, on all ranks, what it met."""

@@ -3,6 +3,7 @@ resumed where it stopped."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,24 +17,26 @@ from clipx.config import to_data, to_yaml
 from clipx.data.loader import Loaded
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.monitor import Monitor
-from clipx.distributed.runtime import start
+from clipx.distributed.runtime import job, start
 from clipx.engine.allocator import keep_freed_memory
 from clipx.engine.assembly import build_source, build_step, new_encoder
 from clipx.engine.config import Plan, TrainConfig
 from clipx.engine.corpus import describe, open_together, write_table
-from clipx.engine.door import check, with_defaults
+from clipx.engine.door import check, check_plan, with_defaults
 from clipx.engine.ema import Ema
 from clipx.engine.faults import judged
 from clipx.engine.health import counted, line, memory_gib, report_nonfinite
 from clipx.engine.precision import build_precision
 from clipx.engine.resume import newest
-from clipx.engine.run import CORPUS, RunFolder
+from clipx.engine.rounds import leave_if_signaled
+from clipx.engine.run import CORPUS, RunFolder, open_by_main
 from clipx.engine.saving import Saver
 from clipx.engine.schedule import rate
+from clipx.engine.signals import Stop
 from clipx.engine.state import Parts, split_fingerprint
 from clipx.engine.status import State
 from clipx.losses import sigmoid
-from clipx.types import UserError
+from clipx.types import Stopped
 
 _FINGERPRINT_MODULUS = 1 << 63
 
@@ -48,8 +51,13 @@ class Asked(NamedTuple):
 class Session:
     """The parts of a run on this rank. `folder` is None on all ranks but the first."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, stop: Stop | None = None) -> None:
+        """Raises Stopped where any rank is asked to stop meanwhile.
+
+        stop: of this rank, which gets the deadline of the run
+        """
+        self.config, self.began = config, time.time()
+        self.stop = stop or Stop()
         self.runtime = start(config.device, timeout_minutes=config.timeout_minutes)
         if self.runtime.device.type == "cpu":
             keep_freed_memory()
@@ -61,7 +69,9 @@ class Session:
         except BaseException as error:  # noqa: BLE001  raised below
             final = judged(error, config, self.runtime, self.monitor)
             self.monitor.close()
-            if self.folder is not None:
+            if self.folder is not None and isinstance(final, Stopped):
+                self.folder.close("stopped", str(final))
+            elif self.folder is not None:
                 self.folder.close("failed", f"{type(final).__name__}: {final}")
             raise final from (None if final is error else error)
 
@@ -70,23 +80,40 @@ class Session:
         config = self.config
         self.corpus = open_together(config, self.runtime)
         self.plan = Plan.of(config, self.corpus.num_samples)
+        self.stop.deadline = self.plan.deadline(job(), self.began)
+        warnings = check_plan(config, self.plan, self.runtime)
         self.precision = build_precision(config.precision, self.runtime.device)
         self.model_json = with_defaults(
             config.model.read(), sigmoid=isinstance(config.loss, sigmoid.Config)
         )
         torch.manual_seed(config.seed)
-        self.encoder, self.messages = new_encoder(
+        self.encoder, messages = new_encoder(
             config.model, self.model_json, self.runtime, seed=config.seed
         )
+        self.messages = warnings + messages
         check(config, self.encoder, world_size=self.runtime.world_size)
-        self.folder = self._folder()
+        leave_if_signaled(self.runtime, self.stop)
+        self.folder = open_by_main(
+            self.runtime,
+            Path(config.run_dir),
+            to_data(config),
+            to_yaml(config),
+            total_steps=self.plan.total,
+            may_change=CORPUS if config.data.accept_changed_corpus else (),
+        )
 
     def _build(self) -> None:
         config = self.config
         self.state = TrainState(corpus_digest=self.corpus.digest)
         self.asked, resumed_at = Asked(), None
         self.source, trained, normalize = build_source(
-            config, self.runtime, self.corpus, self.encoder, self.model_json, self.precision.dtype
+            config,
+            self.runtime,
+            self.stop,
+            self.corpus,
+            self.encoder,
+            self.model_json,
+            self.precision.dtype,
         )
         self.step = build_step(
             config,
@@ -114,27 +141,10 @@ class Session:
         self.messages += messages
         self.saver = self._saver(resumed_at)
         if self.folder is not None:
-            at = self.state
-            found = {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
-            self.folder.status.update(**found)
+            self.folder.status.update(**self._progress())
             write_table(self.folder.path, self.corpus.table())
             self.messages += self.folder.messages
-
-    def _folder(self) -> RunFolder | None:
-        folder, fault = None, None
-        if self.runtime.is_main:
-            try:
-                folder = RunFolder(
-                    Path(self.config.run_dir),
-                    to_data(self.config),
-                    to_yaml(self.config),
-                    total_steps=self.plan.total,
-                    may_change=CORPUS if self.config.data.accept_changed_corpus else (),
-                )
-            except UserError as error:
-                fault = str(error)
-        self.runtime.agree(fault)
-        return folder
+        leave_if_signaled(self.runtime, self.stop)
 
     def _saver(self, newest: int | None) -> Saver:
         config, folder = self.config, self.folder
@@ -221,10 +231,13 @@ class Session:
         self.saver.close()
         self.monitor.close()
         if self.folder is not None:
-            at = self.state
-            found = {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
-            self.folder.status.update(**found)
+            self.folder.status.update(**self._progress())
             self.folder.close(state, reason)
+
+    def _progress(self) -> dict[str, int | None]:
+        """For status.json, on rank 0."""
+        at = self.state
+        return {"step": at.step, "samples_seen": at.position, "checkpoint": self.saver.newest}
 
     def describe(self) -> str:
         corpus, size = self.corpus, self.config.global_batch_size

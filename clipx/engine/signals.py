@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, SIGINT, SIGUSR1, and the end of the time that a run may take.
+"""Requests to stop: SIGTERM, SIGINT, SIGUSR1, SIGHUP, and the end of the time that a run may take.
 
 Python runs a handler between two instructions of the main thread, and a rank that waits in a
 collective has none. So Python's part in C writes each signal's number into a pipe
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -17,7 +18,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+NOTICES = (signal.SIGUSR1, signal.SIGHUP)
+"""Signals that may come again, or together with another, without asking for an end at once:
+schedulers repeat SIGUSR1, and a session that closes sends SIGHUP beside SIGTERM."""
 EXIT_STOPPED = 75
 """EX_TEMPFAIL: ended early with a checkpoint; the same command goes on."""
 EXIT_AT_ONCE = 130
@@ -48,10 +52,15 @@ class Stop:
     def reason(self) -> str | None:
         """Why this rank wants to stop, or None. Costs less than a microsecond."""
         if self._asked:
-            return self._asked[0][0].name
+            return self.signaled_by
         if self.deadline is not None and time.time() >= self.deadline:
             return "the time limit"
         return None
+
+    @property
+    def signaled_by(self) -> str | None:
+        """The name of the first signal, or None."""
+        return self._asked[0][0].name if self._asked else None
 
     @contextmanager
     def listening(self) -> Iterator[Stop]:
@@ -60,7 +69,8 @@ class Stop:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in SIGNALS:
+        heard = [number for number in SIGNALS if not _is_nohup(number)]
+        for number in heard:
             signal.signal(number, self._in_main_thread)
         _listening.append(self)
         thread = threading.Thread(target=self._listen, args=(reader,), daemon=True, name="signals")
@@ -69,7 +79,7 @@ class Stop:
             yield self
         finally:
             _listening.remove(self)
-            for number in SIGNALS:
+            for number in heard:
                 signal.signal(number, signal.SIG_IGN)
             signal.set_wakeup_fd(before)
             os.close(writer)  # which ends the thread
@@ -114,6 +124,8 @@ class Stop:
 
     def _heard(self, number: signal.Signals) -> None:
         now = time.monotonic()
+        if number is signal.SIGHUP:
+            leave_dead_terminal()
         if self._is_second_wish(number, now):
             print(f"clipx: {number.name} again: ended at once", file=sys.stderr, flush=True)
             os._exit(EXIT_AT_ONCE)
@@ -122,11 +134,29 @@ class Stop:
             self.on_first(number.name)
 
     def _is_second_wish(self, number: signal.Signals, now: float) -> bool:
-        """SIGUSR1 is a notice that schedulers may repeat as often as they like."""
-        ends = [(n, t) for n, t in self._asked if n is not signal.SIGUSR1]
-        if number is signal.SIGUSR1 or not ends:
+        ends = [(n, t) for n, t in self._asked if n not in NOTICES]
+        if number in NOTICES or not ends:
             return False
         return not any(n is number and now - t < REPEAT_SECONDS for n, t in ends)
+
+
+def _is_nohup(number: signal.Signals) -> bool:
+    """Whether `nohup` has started this process, which is then to outlive its terminal."""
+    return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
+def leave_dead_terminal() -> None:
+    """Let what is still printed go nowhere if the terminal is gone: every write to it would fail,
+    and end a run that has yet to write its checkpoint."""
+    for descriptor in (1, 2):
+        try:
+            is_device = stat.S_ISCHR(os.fstat(descriptor).st_mode)
+        except OSError:
+            continue  # closed
+        if is_device and not os.isatty(descriptor):  # a terminal that has hung up is none
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
 
 
 _listening: list[Stop] = []
@@ -151,7 +181,8 @@ def _leave_to_parent() -> None:
     if _listening:
         signal.set_wakeup_fd(-1)  # it is the parent's pipe
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        for number in NOTICES:
+            signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _let_go()
 

@@ -73,6 +73,25 @@ class Parts:
             return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
         return torch.empty(shape, dtype=dtype)
 
+    def misfit(self, saved: Checkpoint) -> str | None:
+        """What of a checkpoint cannot be taken up by this run, before anything of it is."""
+        expected = self.encoder.state_dict()
+        training = saved.training
+        if fault := _other_tensors(saved.weights, expected):
+            return f"model.safetensors: {fault}"
+        if training.ema is not None:
+            count = {"num_updates": torch.tensor(0)}
+            if fault := _other_tensors(training.ema, {**expected, **count}):
+                return f"ema.safetensors: {fault}"
+        groups = [len(group["params"]) for group in self.step.optimizer.param_groups]
+        if _group_sizes(training.optimizer) != groups:
+            return "training.pt: the optimizer has other groups of parameters"
+        if any(number not in range(sum(groups)) for number in training.optimizer["state"]):
+            return "training.pt: the optimizer has a state for parameters that do not exist"
+        if not all(_is_random_state(state) for state in training.random):
+            return "training.pt: a random state is broken"
+        return None
+
     def take_up(self, saved: Checkpoint) -> None:
         """Raises UserError where the checkpoint lacks the averages that the run asks for."""
         step, training = self.step, saved.training
@@ -111,6 +130,32 @@ class Parts:
         torch.set_rng_state(state["torch"])
         if self.runtime.device.type == "cuda" and state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"], self.runtime.device)
+
+
+def _other_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """How tensors differ from those expected, in name or shape."""
+    for name, tensor in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name].shape != tensor.shape:
+            return f"{name} has shape {list(found[name].shape)} instead of {list(tensor.shape)}"
+    return None
+
+
+def _group_sizes(optimizer: Mapping[str, Any]) -> list[int] | None:
+    """The number of parameters in each group of an optimizer's state; None if it has no groups."""
+    try:
+        return [len(group["params"]) for group in optimizer["param_groups"]]
+    except (KeyError, TypeError):
+        return None
+
+
+def _is_random_state(state: Any) -> bool:
+    if not isinstance(state, dict) or set(state) != {"torch", "cuda"}:
+        return False
+    cpu = state["torch"]
+    expected = torch.get_rng_state()
+    return isinstance(cpu, Tensor) and cpu.dtype == expected.dtype and cpu.shape == expected.shape
 
 
 def split_fingerprint(state: TrainState, runtime: Runtime) -> TrainState:

@@ -3,6 +3,7 @@ it from outside."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clipx.distributed.runtime import Job
+from clipx.files import write_whole
 
 BEAT_SECONDS = 10.0
 """`updated` is never older than this while the process lives, however long a step takes."""
@@ -51,15 +53,15 @@ class Status:
         self._thread.start()
 
     def update(self, **found: Any) -> None:
-        """A disk that is full leaves the file as it was: checkpoints are where a run says so."""
+        """A disk that is full leaves the content as it was: checkpoints are where a run says so.
+        The file's time changes all the same, by which other hosts know that this process lives."""
         with self._lock:
             self._record |= found | {"updated": time.time()}
-            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
             try:
-                temporary.write_text(json.dumps(self._record))
-                temporary.replace(self._path)
+                write_whole(self._path, json.dumps(self._record))
             except OSError:
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the folder may be gone or read-only
+                    os.utime(self._path)
 
     def end(self, state: State, reason: str | None = None) -> None:
         self._ended.set()
@@ -75,6 +77,6 @@ def read(path: Path) -> dict[str, Any]:
     """Empty where there is no status, or none that can be read."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from clipx.checkpoints import TrainState
 from clipx.data.loader import load
-from clipx.distributed.runtime import Job, job
 from clipx.embed import Encoder
-from clipx.engine.config import Plan, TrainConfig, due
+from clipx.engine.config import TrainConfig, due
 from clipx.engine.evaluate import evaluate_in_training, flat
 from clipx.engine.faults import judged
+from clipx.engine.logs import Logs, append_bad
 from clipx.engine.progress import Reporter
 from clipx.engine.rounds import in_rounds
-from clipx.engine.run import Logs, append_bad
+from clipx.engine.run import unwritable
 from clipx.engine.session import Session
 from clipx.engine.signals import Interrupted, Stop
 from clipx.engine.status import State
@@ -31,17 +31,17 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
 
     stop: hears of signals; None: only a time limit ends the run early
     """
-    stop, began = stop or Stop(), time.time()
-    session = Session(config)
-    runtime, plan, folder = session.runtime, session.plan, session.folder
-    stop.deadline = deadline(plan, job(), began)
+    stop = stop or Stop()
+    session = Session(config, stop)
+    runtime, plan = session.runtime, session.plan
     report = Reporter(total_steps=plan.total, first_step=session.state.step, show=runtime.is_main)
     stop.on_first = lambda name: report.say(f"{name}: a checkpoint after this step, then the end")
     for message in [*session.messages, session.describe()]:
         report.say(message)
-    logs = Logs(folder.path, session.state.step, tensorboard=config.tensorboard) if folder else None
+    logs: Logs | None = None
     ended: tuple[State, str | None] = ("failed", None)
     try:
+        logs = open_logs(session)
         loop(session, logs, report, stop)
         ended = ("finished", None)
     except Stopped as early:
@@ -53,12 +53,28 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
         raise final from (None if final is error else error)
     finally:
         report.close()
-        if logs is not None:
-            logs.close()
-        session.close(*ended)
+        try:
+            if logs is not None:
+                logs.close()
+        finally:
+            session.close(*ended)
         if ended[0] != "failed":  # else peers may be gone, and nobody is to wait for them
             runtime.close()
     return session.state
+
+
+def open_logs(session: Session) -> Logs | None:
+    """The log files, on rank 0. All ranks take part. Raises UserError on all of them where the
+    files cannot be read or written."""
+    folder, step = session.folder, session.state.step
+    logs, fault = None, None
+    if folder is not None:
+        try:
+            logs = Logs(folder.path, step, tensorboard=session.config.tensorboard)
+        except OSError as error:
+            fault = str(unwritable(folder.path, error))
+    session.runtime.agree(fault)
+    return logs
 
 
 def loop(session: Session, logs: Logs | None, report: Reporter, stop: Stop) -> None:
@@ -118,12 +134,14 @@ def save_if_due(session: Session, report: Reporter) -> None:
         report.say(f"{fault}; the last good one stays, training goes on")
     last = step == plan.total or asked.stop
     evaluates = bool(evaluations_due(session))
-    if not (last or evaluates or asked.save or due(step, plan.checkpoint_every, plan.total)):
-        return
-    if fault := session.save(wait=last or evaluates):
-        if last:
-            raise UserError(f"{fault}; make room and start the same command again")
+    is_due = last or evaluates or asked.save or due(step, plan.checkpoint_every, plan.total)
+    fault = session.save(wait=last or evaluates) if is_due else None
+    if fault and last:
+        raise UserError(f"{fault}; make room and start the same command again")
+    if fault:
         report.say(f"{fault}; the last good one stays, training goes on")
+    for notice in session.saver.take_notices():
+        report.say(notice)
 
 
 def evaluations_due(session: Session) -> list[str]:
@@ -179,10 +197,3 @@ def stopped(session: Session, reason: str) -> Stopped:
 def why(session: Session, stop: Stop) -> str:
     """What made the first of the ranks that were asked stop. All ranks take part."""
     return next(reason for reason in session.runtime.gather(stop.reason) if reason)
-
-
-def deadline(plan: Plan, job: Job, began: float) -> float | None:
-    """Unix seconds at which to stop, None where nothing limits the run."""
-    ends = [] if plan.stop_after is None else [began + plan.stop_after]
-    ends += [] if job.end_time is None else [job.end_time - plan.stop_margin]
-    return min(ends, default=None)

@@ -97,7 +97,18 @@ def read_templates(path: Path, told: str | None) -> list[str]:
             f"test set file {file} cannot be read: No such file or directory; write prompts with "
             f"{{c}} into it, or set templates={' or '.join(TEMPLATES)}"
         )
-    return lines(file)
+    return with_places(lines(file))
+
+
+def with_places(templates: Sequence[str]) -> list[str]:
+    """The templates. Raises UserError where one has no place for the class name."""
+    wrong = [t for t in templates if "{c}" not in t and "{}" not in t]
+    if wrong:
+        raise UserError(
+            f"prompt template {wrong[0]!r} has no place for the class name; "
+            "write {c} where it belongs"
+        )
+    return list(templates)
 
 
 def _class_list(path: Path, told: str) -> ClassList:
@@ -156,12 +167,7 @@ def classifier(
     """(C, D) unit rows: for each class, the normalized mean of its normalized prompt embeddings
     (arXiv:2103.00020, 3.1.4)."""
     setting = setting or Setting()
-    wrong = [t for t in templates if "{c}" not in t and "{}" not in t]
-    if wrong:
-        raise UserError(
-            f"prompt template {wrong[0]!r} has no place for the class name; "
-            "write {c} where it belongs"
-        )
+    templates = with_places(templates)
     cache = setting.cache
     if cache is None:
         return _embed_classes(encoder, class_names, templates, setting)

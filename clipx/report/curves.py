@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from clipx.report.page import Section, grid, missing
-from clipx.report.record import Lines, Record
+from clipx.report.record import Lines, Record, is_number
 from clipx.viz.line_chart import LineChart, Point, Series
 from clipx.viz.scales import exact_text
 
@@ -76,7 +75,3 @@ def chart(curve: Curve, lines: Lines) -> LineChart:
 def place(step: int, samples: int | None) -> str:
     seen = f", {exact_text(samples)} samples seen" if samples else ""
     return f"step {exact_text(step)}{seen}"
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

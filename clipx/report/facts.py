@@ -6,7 +6,7 @@ import datetime
 from typing import Any
 
 from clipx.report.page import Section, details, facts
-from clipx.report.record import Record
+from clipx.report.record import Record, settings
 from clipx.viz.markup import Markup, element
 from clipx.viz.scales import exact_text
 
@@ -46,13 +46,13 @@ def progress(record: Record) -> list[tuple[str, str]]:
 
 def setup(config: dict[str, Any]) -> list[tuple[str, str]]:
     """The settings that one asks for first."""
-    data, optim, loss = (config.get(name) for name in ("data", "optim", "loss"))
+    data, loss = settings(config, "data"), config.get("loss")
     found: list[tuple[str, Any]] = [
-        ("Architecture", (config.get("model") or {}).get("name")),
-        ("Data", (data or {}).get("shards") or (data or {}).get("sources")),
+        ("Architecture", settings(config, "model").get("name")),
+        ("Data", data.get("shards") or data.get("sources")),
         ("Loss", loss.get("name") if isinstance(loss, dict) else loss),
         ("Global batch size", config.get("global_batch_size")),
-        ("Peak learning rate", (optim or {}).get("lr")),
+        ("Peak learning rate", settings(config, "optim").get("lr")),
         ("Precision", config.get("precision")),
         ("Seed", config.get("seed")),
     ]
@@ -65,7 +65,7 @@ def software(record: Record) -> list[tuple[str, str]]:
         return [("Versions", "version.json is missing")]
     newest = record.versions[-1]
     soft = ("clipx", "commit", "torch", "open_clip", "python")
-    out = [("Versions", ", ".join(f"{n} {_short(newest[n])}" for n in soft if newest.get(n)))]
+    out = [("Versions", ", ".join(f"{n} {_short(str(newest[n]))}" for n in soft if newest.get(n)))]
     if hard := [f"{k} {v}" for k, v in newest.items() if k not in soft and v is not None]:
         host = record.status.get("host")
         out.append(("Hardware", ", ".join([*([f"host {host}"] if host else []), *hard])))
@@ -73,7 +73,7 @@ def software(record: Record) -> list[tuple[str, str]]:
     if memory is not None:
         out.append(("Memory", f"{memory:.1f} GiB at most"))
     out.append(("Starts", f"{len(record.versions):,}"))
-    commits = {v.get("commit") for v in record.versions}
+    commits = {str(v.get("commit")) for v in record.versions}
     if len(commits) > 1:
         out.append(("Commits", f"{len(commits)} different ones over its starts"))
     return out
@@ -107,5 +107,5 @@ def _words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, dict):
-        return ", ".join(value)
+        return ", ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from clipx.report.page import Section, missing, sub, table, text
 from clipx.report.record import Lines, Record
@@ -25,7 +26,7 @@ def quarantined(record: Record) -> list[Markup]:
         return [missing(f"No bad sample{of}: quarantine.jsonl is empty.")]
     share = f" ({len(bad) / seen:.3%})" if seen else ""
     told = f"{len(bad):,} bad samples{of}{share}, each replaced by a neighbor."
-    counts = Counter((b.get("stage", "?"), b.get("error", "?")) for b in bad)
+    counts = Counter((str(b.get("stage", "?")), str(b.get("error", "?"))) for b in bad)
     rows = [[stage, error, f"{n:,}"] for (stage, error), n in counts.most_common()]
     return [
         text(told),
@@ -56,8 +57,8 @@ def skipped(record: Record) -> list[Markup]:
                 str(line.get("step", "")),
                 str(line.get("rank", "")),
                 "features" if line.get("features") else "loss or gradient",
-                f"{len(line.get('keys', [])):,}",
-                shorten(", ".join(map(str, line.get("keys", []))), 160),
+                f"{len(keys_of(line)):,}",
+                shorten(", ".join(map(str, keys_of(line))), 160),
             ]
             for line in reversed(lines[-LAST:])
         ]
@@ -65,3 +66,9 @@ def skipped(record: Record) -> list[Markup]:
         title = f"The last {len(rows)} of {len(lines):,} lines, newest first"
         out.append(table(columns, rows, title=title, numbers=[0, 1, 3]))
     return out
+
+
+def keys_of(line: dict[str, Any]) -> list[Any]:
+    """The samples of a line of nonfinite.jsonl."""
+    keys = line.get("keys")
+    return keys if isinstance(keys, list) else []

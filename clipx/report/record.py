@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from clipx.trackers.jsonl import read_lines
+from clipx.engine.runs import usable_status
+from clipx.trackers.jsonl import read_lines, step_of
 from clipx.types import UserError
 
 Lines = list[dict[str, Any]]
@@ -45,37 +47,77 @@ def read_record(path: Path) -> Record:
     text = _text(path / "config.yaml")
     try:
         config = yaml.safe_load(text) or {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         config = {}
-    names = ("metrics", "results", "quarantine", "nonfinite")
-    lines = {name: _objects(path / f"{name}.jsonl") for name in names}
+    try:
+        names = ("metrics", "results", "quarantine", "nonfinite")
+        lines = {name: read_lines(path / f"{name}.jsonl") for name in names}
+        versions = read_lines(path / "version.json")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    lines["metrics"] = [_numbers(line) for line in lines["metrics"] if _has_step(line)]
+    lines["results"] = [_numbers(line) for line in lines["results"] if _has_step(line)]
     return Record(
         path,
         config_yaml=text,
         config=config if isinstance(config, dict) else {},
-        versions=_objects(path / "version.json"),
-        status=_object(path / "status.json"),
+        versions=versions,
+        status=_status(path / "status.json"),
         **lines,
     )
 
 
-def _objects(path: Path) -> Lines:
-    return [line for line in read_lines(path) if isinstance(line, dict)]
+def _has_step(line: dict[str, Any]) -> bool:
+    """Whether a run has written the line; other programs may have written to the file."""
+    step = step_of(line)
+    return step is not None and 0 <= step < 1 << 63
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _numbers(line: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a line, and its intervals, which are pairs of numbers. Only what training
+    measures may be infinite or NaN."""
+    kept: dict[str, Any] = {}
+    for name, value in line.items():
+        if is_number(value):
+            measured = name.startswith("train/") and name != "train/samples_per_second"
+            is_usable = measured or math.isfinite(value)
+        else:
+            is_usable = name.endswith("_interval") and _is_interval(value)
+        if is_usable:
+            kept[name] = value
+    return kept
+
+
+def _is_interval(value: Any) -> bool:
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and all(is_number(end) and math.isfinite(end) for end in value)
+
+
+def is_number(value: Any) -> bool:
+    """An int or a float that a drawing can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not abs(value) > 1e300 or value in (math.inf, -math.inf)
+
+
+def _status(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_text(path) or "{}")
-    except ValueError:
+        return usable_status(json.loads(_text(path) or "{}"))
+    except (ValueError, TypeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8") if path.exists() else ""
-    except (OSError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def settings(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of the config, such as `optim`; empty where there is none."""
+    part = config.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from clipx.files import write_whole
 from clipx.report import classes, curves, facts, pairs, quality, scores, space
 from clipx.report.page import page, tile
-from clipx.report.record import Record, read_record, scores_of
+from clipx.report.record import Record, is_number, read_record, scores_of, settings
 from clipx.report.seen import Seen, look
 from clipx.types import UserError
 from clipx.viz.markup import Markup
@@ -25,9 +26,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     seen = look(run, lambda told: print(told, file=sys.stderr))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_text(render(record, seen), encoding="utf-8")
-        temporary.replace(target)
+        write_whole(target, render(record, seen))
     except OSError as error:
         raise UserError(
             f"{target} cannot be written: {error}; choose another with --out"
@@ -50,7 +49,7 @@ def render(record: Record, seen: Seen) -> str:
 
 
 def lead(record: Record, seen: Seen) -> str:
-    model = (record.config.get("model") or {}).get("name", "a model")
+    model = settings(record.config, "model").get("name", "a model")
     told = f"{model}, trained by clipx."
     if seen.source:
         return f"{told} Pictures and maps are of {seen.source}."
@@ -65,7 +64,7 @@ def tiles(record: Record) -> list[Markup]:
         out.append(
             tile(exact_text(last["step"]), "steps", f"{last.get('samples_seen', 0):,} samples")
         )
-    if curves.is_number(last.get("train/loss")):
+    if is_number(last.get("train/loss")):
         out.append(tile(exact_text(last["train/loss"]), "newest loss"))
     found = scores_of(record.results)
     for metric, title in TILES:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from clipx.files import write_whole
+
 
 class JsonLines:
     """Appends to a file, line by line, so that a killed run has lost nothing it logged.
@@ -40,24 +42,40 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue  # only the line under the pen at the moment of a kill can be broken
-    return records
+    """The records of a file. Lines that are no JSON object are left out: a kill may have cut the
+    last one short. Raises OSError."""
+    records = (_record(line) for line in _lines(path))
+    return [record for record in records if record is not None]
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the records after `step`: a resumed run does those steps again."""
-    records = [r for r in read_lines(path) if r.get("step", 0) <= step]
-    if path.exists():
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(
-            "".join(json.dumps(record) + "\n" for record in records), encoding="utf-8"
-        )
-        temporary.replace(path)
+    """Drop the records after `step`: a resumed run does those steps again. A record without a step
+    is not of the run and stays. Raises OSError."""
+    if not path.exists():
+        return
+    kept = []
+    for line in _lines(path):
+        record = _record(line)
+        if record is not None and (step_of(record) or 0) <= step:
+            kept.append(line + "\n")
+    write_whole(path, "".join(kept))
+
+
+def step_of(record: dict[str, Any]) -> int | None:
+    """The step of a log line; None where it has none, as a line that another program wrote."""
+    step = record.get("step")
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    return path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

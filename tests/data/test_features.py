@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,60 @@ def test_a_stopped_build_goes_on_with_what_is_missing(
     assert all((again.folder / name).stat().st_mtime_ns == t for name, t in times.items())
     feature_cache._mapped.cache_clear()
     torch.testing.assert_close(one(feature_batches(again), 0).image, before.image)
+
+
+def stop_after(count: int) -> Any:
+    """The progress of a build that a signal ends after so many samples or texts."""
+
+    @contextmanager
+    def progress(title: str, total: int) -> Iterator[Any]:
+        done = iter(range(count))
+
+        def advance() -> None:
+            if next(done, None) is None:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    return progress
+
+
+def test_a_build_that_is_stopped_inside_a_shard_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every picture and text that was in a finished part is computed once."""
+    write_shard(tmp_path / "corpus/0.tar", {f"k{n:02d}": pair(n) for n in range(40)})
+    whole = one(feature_batches(cache(tmp_path / "corpus", tmp_path / "whole")), 1)
+    for name in ("SAMPLES_PER_PART", "TEXTS_PER_PART"):
+        monkeypatch.setattr(feature_build, name, 8)
+    for name in ("IMAGES_AT_ONCE", "TEXTS_AT_ONCE"):
+        monkeypatch.setattr(feature_build, name, 2)
+    config = DataConfig(shards=str(tmp_path / "corpus"), streams=4, window=3, **PLAIN)
+    counts = {"image": 0, "text": 0}
+
+    def counted(kind: str, trunk: Any) -> Any:
+        def run(x: Tensor) -> Tensor:
+            counts[kind] += len(x)
+            return trunk(x)
+
+        return run
+
+    told = [counted("image", image_trunk), counted("text", text_trunk)]
+    kept = Trunks(*told, 12, TOKENIZER, TOKENS, None, "a")
+    made = FeatureCache(tmp_path / "stopped", config.open(seed=0), kept, config)
+    for build, kind in ((build_images, "image"), (build_texts, "text")):
+        for _ in range(2):  # each stop comes after two more parts, in the middle of the next
+            before = counts[kind]
+            with pytest.raises(KeyboardInterrupt):
+                build(made, stop_after(20 + before // 20 * 16), rank=0, world_size=1)
+        build(made, silent, rank=0, world_size=1)
+        total = 40 if kind == "image" else len(made.texts().distinct)
+        assert counts[kind] <= total + 2 * 8, "only the parts under way are done again"
+    made.finish()
+    assert not list(made.folder.glob("*part*"))
+    again = one(feature_batches(made), 1)
+    assert torch.equal(again.image, whole.image)
+    assert torch.equal(again.text, whole.text)
 
 
 def test_other_trunks_or_another_corpus_get_features_of_their_own(

@@ -146,7 +146,7 @@ cli.main(arguments)
         pytest.param("seal", 10, id="all written, not the manifest"),
         pytest.param("_write_texts", 10, id="tensors written", marks=pytest.mark.slow),
         pytest.param("sync", 20, id="renamed, perhaps not on the disk"),
-        pytest.param("list_checkpoints", 20, id="renamed", marks=pytest.mark.slow),
+        pytest.param("prune", 20, id="renamed", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_killed_while_it_writes_a_checkpoint_is_bit_identical(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from training import metrics
 from training import train as run_train
 
 from clipx.config import build
+from clipx.data import feature_build
 from clipx.engine.config import TrainConfig
 from clipx.engine.session import Session
+from clipx.engine.signals import Stop
 from clipx.engine.trainer import train
-from clipx.types import UserError
+from clipx.types import Stopped, UserError
 
 
 @pytest.fixture
@@ -84,6 +87,39 @@ def test_two_processes_have_the_losses_of_one(data: dict[str, Any], tmp_path: Pa
     for one, two in zip(*(metrics(tmp_path / n / "run") for n, _ in run_one_and_two), strict=True):
         assert one["fingerprint"] == two["fingerprint"]
         assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
+
+
+def test_a_signal_while_features_are_cached_stops_the_run_which_then_goes_on(
+    data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = config(data, cache_features=str(tmp_path / "whole"), run_dir=str(tmp_path / "whole"))
+    train(whole)
+    stop, images = Stop(), feature_build._images
+
+    def signaled(*arguments: Any) -> Any:
+        stop._heard(signal.SIGTERM)
+        return images(*arguments)
+
+    monkeypatch.setattr(feature_build, "_images", signaled)
+    cached = config(data, cache_features=str(tmp_path / "features"))
+    with pytest.raises(Stopped, match=r"by SIGTERM while features are cached; those in .* are ke"):
+        train(cached, stop)
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert (status["state"], status["step"]) == ("stopped", 0)
+    assert not (tmp_path / "run/lock").exists()
+    monkeypatch.undo()
+    train(cached)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_signal_before_the_first_step_leaves_no_folder(
+    data: dict[str, Any], tmp_path: Path
+) -> None:
+    stop = Stop()
+    stop._heard(signal.SIGINT)
+    with pytest.raises(Stopped, match="stopped by SIGINT before the first step of this start"):
+        train(config(data), stop)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

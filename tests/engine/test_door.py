@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
+from training import write_test_set
 
-from clipx.config import load
-from clipx.engine.config import TrainConfig
-from clipx.engine.door import check, with_defaults
+from clipx.config import build, load
+from clipx.distributed.runtime import Runtime
+from clipx.engine.config import Plan, TrainConfig
+from clipx.engine.door import check, check_plan, with_defaults
 from clipx.types import UserError
 
 PLAIN = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
@@ -88,3 +94,61 @@ def test_a_sigmoid_run_starts_from_the_papers_temperature_and_bias(
     found = with_defaults(json, sigmoid=True)
     assert (found["init_logit_scale"], found["init_logit_bias"]) == (scale, bias)
     assert with_defaults(json, sigmoid=False) == json
+
+
+ALONE = Runtime(SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1))
+
+
+def configured(folder: Path, evaluators: dict[str, Any], **more: Any) -> TrainConfig:
+    data = {
+        "run_dir": str(folder / "run"),
+        "data": {"shards": "x"},
+        "model": {"name": "x"},
+        "duration": "10 steps",
+        "global_batch_size": 8,
+        "optim": {"warmup": "2 steps"},
+        "evaluators": evaluators,
+    }
+    return build(TrainConfig, data | more, where="the test")
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "gone": {"name": "zero_shot", "path": "nowhere"},
+    "split": {"name": "zero_shot", "path": "{set}", "split": "validation"},
+    "templates": {"name": "zero_shot", "path": "{set}", "templates": "{set}/placeless.txt"},
+    "classes": {"name": "zero_shot", "path": "{set}", "classes": "imagenett"},
+    "slices": {
+        "name": "fairness",
+        "of": {"name": "zero_shot", "path": "{set}"},
+        "table": "{set}/none.csv",
+        "column": "age",
+    },
+}
+
+
+def test_all_evaluators_are_checked_before_the_run_and_every_complaint_is_told(
+    tmp_path: Path,
+) -> None:
+    shapes = write_test_set(tmp_path / "set")
+    (shapes / "placeless.txt").write_text("a square\n")
+    text = json.dumps(BROKEN).replace("{set}", str(shapes))
+    good = {"name": "zero_shot", "path": str(shapes)}
+    config = configured(tmp_path, {"good": good, **json.loads(text)})
+    plan = Plan.of(config, 80)
+    with pytest.raises(UserError) as refused:
+        check_plan(config, plan, ALONE)
+    told = str(refused.value).split("\n")
+    assert [line.partition(":")[0] for line in told] == [f"evaluators.{name}" for name in BROKEN]
+    (tmp_path / "run/checkpoints/step_00000004").mkdir(parents=True)
+    warned = check_plan(config, plan, ALONE)
+    assert warned == [f"{line}; training goes on" for line in told]
+    assert check_plan(configured(tmp_path, {"good": good}), plan, ALONE) == []
+
+
+@pytest.mark.parametrize(("steps", "count"), [(9, 0), (10, 1), (2000, 1)])
+def test_a_warmup_that_is_not_shorter_than_the_run_is_warned_of(
+    steps: int, count: int, tmp_path: Path
+) -> None:
+    config = configured(tmp_path, {}, optim={"warmup": f"{steps} steps"})
+    told = check_plan(config, Plan.of(config, 80), ALONE)
+    assert ["is not shorter than the run of 10" in line for line in told] == [True] * count

@@ -14,7 +14,6 @@ from clipx.distributed.runtime import Job
 from clipx.durations import parse_seconds
 from clipx.engine.config import Plan, TrainConfig
 from clipx.engine.faults import judged
-from clipx.engine.trainer import deadline
 from clipx.types import PeerError, RankError, UserError
 
 
@@ -126,7 +125,7 @@ def test_checkpoints_are_due_by_steps_samples_or_the_clock(tmp_path: Path) -> No
 
 def test_a_run_ends_at_the_earlier_of_its_limits(tmp_path: Path) -> None:
     job = Job(host="n", end_time=5000.0)
-    assert deadline(plan(tmp_path), Job(host="n"), 1000.0) is None
-    assert deadline(plan(tmp_path), job, 1000.0) == 5000 - 120
-    assert deadline(plan(tmp_path, stop_after="1h"), job, 1000.0) == 4600
-    assert deadline(plan(tmp_path, stop_after="2h", stop_margin=30), job, 1000.0) == 4970
+    assert plan(tmp_path).deadline(Job(host="n"), 1000.0) is None
+    assert plan(tmp_path).deadline(job, 1000.0) == 5000 - 120
+    assert plan(tmp_path, stop_after="1h").deadline(job, 1000.0) == 4600
+    assert plan(tmp_path, stop_after="2h", stop_margin=30).deadline(job, 1000.0) == 4970

@@ -61,14 +61,83 @@ def test_a_holder_elsewhere_whose_heart_beats_is_left_alone(tmp_path: Path) -> N
     RunLock(tmp_path, HERE).release()
 
 
-@pytest.mark.parametrize("age", [0.0, 2 * lock.LONG_DEAD_SECONDS])
-def test_a_silent_one_elsewhere_is_dead(age: float, tmp_path: Path) -> None:
-    left_over(tmp_path, THERE, age=age)
+@pytest.mark.parametrize("hours", [0, -26, 26], ids="{} h off".format)
+def test_a_silent_one_elsewhere_is_dead(hours: int, tmp_path: Path) -> None:
+    left_over(tmp_path, THERE, age=3600 * hours)
     began = time.monotonic()
     mine = RunLock(tmp_path, HERE)
     assert mine.message == "taken over from process 4711 on n2 of job 7, which is gone"
-    assert (time.monotonic() - began > 0.5) == (age == 0), "only who may live is waited for"
+    assert time.monotonic() - began >= lock.SILENT_SECONDS, "watched, whatever the clocks say"
     mine.release()
+
+
+@pytest.mark.parametrize("hours", [-26, 0, 26], ids="{} h off".format)
+def test_a_clock_that_is_off_changes_nothing(
+    hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process lives on a host whose clock is hours behind or ahead."""
+    left_over(tmp_path, THERE, age=3600 * hours)
+    clock = time.time
+
+    class Elsewhere:
+        time = staticmethod(lambda: clock() - 3600 * hours)
+
+    monkeypatch.setattr(status, "time", Elsewhere)
+    beating = Status(tmp_path / "status.json", THERE, total_steps=5)
+    with pytest.raises(UserError, match="in use by process 4711 on n2 of job 7"):
+        RunLock(tmp_path, HERE)
+    beating.end("stopped")
+
+
+def test_one_that_has_taken_the_lock_and_written_no_status_yet_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    """The status is of an earlier start that ended by itself."""
+    left_over(tmp_path, THERE)
+    earlier = {"state": "stopped", "host": "n3", "pid": 12}
+    (tmp_path / "status.json").write_text(json.dumps(earlier))
+    starting = threading.Timer(
+        0.2, lambda: (tmp_path / "status.json").write_text(json.dumps(earlier | {"host": "n2"}))
+    )
+    starting.start()
+    with pytest.raises(UserError, match="in use by process 4711 on n2"):
+        RunLock(tmp_path, HERE)
+    starting.join()
+
+
+def test_one_that_said_how_it_ended_is_not_waited_for(tmp_path: Path) -> None:
+    left_over(tmp_path, THERE)
+    ended = {"state": "stopped", "host": "n2", "pid": 4711}
+    (tmp_path / "status.json").write_text(json.dumps(ended))
+    began = time.monotonic()
+    RunLock(tmp_path, HERE).release()
+    assert time.monotonic() - began < lock.SILENT_SECONDS
+
+
+def test_one_elsewhere_whose_disk_is_full_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status can no longer be written, but its time changes."""
+    left_over(tmp_path, THERE)
+    beating = Status(tmp_path / "status.json", THERE, total_steps=5)
+
+    def full(path: Path, text: str, **_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="in use by process 4711 on n2"):
+        RunLock(tmp_path, HERE)
+    beating.end("stopped")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", "{", '{"host": 3, "job": "7", "attempt": "x"}', "\x00"]
+)
+def test_a_lock_that_cannot_be_read_is_watched_too(content: str, tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text(content)
+    began = time.monotonic()
+    RunLock(tmp_path, Job(host="n1", id="7", attempt=1)).release()
+    assert time.monotonic() - began >= lock.SILENT_SECONDS
 
 
 def test_a_lock_that_a_server_keeps_for_a_dead_host_is_replaced(tmp_path: Path) -> None:

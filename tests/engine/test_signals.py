@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
+from pathlib import Path
 
 import pytest
 from training import ROOT, environment
@@ -37,7 +41,7 @@ def run(body: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_asks_to_stop_and_its_repetition_says_nothing_new(name: str) -> None:
     done = run(f"for _ in range(3): send(signal.{name})\nprint(stop.reason)")
     assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
@@ -52,12 +56,56 @@ def test_a_signal_asks_to_stop_and_its_repetition_says_nothing_new(name: str) ->
         ("SIGUSR1", "SIGUSR1", 1.1 * REPEAT_SECONDS, 0),
         ("SIGUSR1", "SIGTERM", 1.1 * REPEAT_SECONDS, 0),
         ("SIGTERM", "SIGUSR1", 1.1 * REPEAT_SECONDS, 0),
+        ("SIGTERM", "SIGHUP", 0.1, 0),
+        ("SIGHUP", "SIGTERM", 0.1, 0),
+        ("SIGHUP", "SIGHUP", 1.1 * REPEAT_SECONDS, 0),
     ],
 )
 def test_a_second_wish_ends_at_once(first: str, second: str, wait: float, code: int) -> None:
     done = run(f"send(signal.{first}, {wait})\nsend(signal.{second}, 0.3)")
     assert done.returncode == code, done.stderr
     assert (f"{second} again: ended at once" in done.stderr) == bool(code)
+
+
+def test_a_terminal_that_is_closed_asks_to_stop_and_what_is_printed_then_ends_nothing(
+    tmp_path: Path,
+) -> None:
+    body = f"""
+print("listening", flush=True)
+while stop.reason is None:
+    time.sleep(0.01)
+time.sleep(0.1)
+for stream in (sys.stdout, sys.stderr):
+    print("after", file=stream, flush=True)
+open({str(tmp_path / "checkpoint")!r}, "w").write(stop.reason)
+"""
+    indented = "".join(f"    {line}\n" for line in body.splitlines())
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SETUP + indented],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    assert b"listening" in os.read(master, 100)
+    os.close(master)
+    assert process.wait(30) == 0
+    assert (tmp_path / "checkpoint").read_text() == "SIGHUP"
+
+
+def test_nohup_is_respected() -> None:
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    body = "    send(signal.SIGHUP)\n    print(stop.reason)\n"
+    command = [sys.executable, "-c", ignored + SETUP + body]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment(), check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
 
 
 def test_it_ends_at_once_though_the_main_thread_waits_in_c() -> None:
@@ -118,7 +166,7 @@ def test_a_forked_child_lives_on_and_its_signals_are_not_its_parents() -> None:
     body = """
 child = os.fork()
 if child == 0:
-    send(signal.SIGINT); send(signal.SIGUSR1)
+    send(signal.SIGINT); send(signal.SIGUSR1); send(signal.SIGHUP)
     os._exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stop.reason)
 child = os.fork()

@@ -41,10 +41,11 @@ def dry(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-def refusal(*arguments: object) -> str:
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     with pytest.raises(SystemExit) as exit_:
         submit.main([*map(str, arguments), "--dry-run"])
-    return str(exit_.value.code)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
 
 
 def test_the_command_names_all_that_was_asked_for(
@@ -72,19 +73,21 @@ def test_srun_needs_a_task_for_each_process(
     assert "--gpus-per-node" not in said.split("\n\n")[0]
 
 
-def test_what_does_not_fit_is_refused_with_the_nearest_that_does(config: Path) -> None:
-    said = refusal(config, "--nodes=5", "--gpus-per-node=1", "micro_batch_size=3")
+def test_what_does_not_fit_is_refused_with_the_nearest_that_does(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    said = refusal(capsys, config, "--nodes=5", "--gpus-per-node=1", "micro_batch_size=3")
     assert "does not fit 5 nodes x 1 processes = 5 ranks" in said
     assert "global_batch_size 24 is not a multiple of 5 ranks; the nearest that fits is 25" in said
     assert "data.streams 12 and 5 ranks: each rank would read 12 streams" in said
     assert "the nearest that fits is 10" in said
-    said = refusal(config, "--nodes=2", "micro_batch_size=5")
+    said = refusal(capsys, config, "--nodes=2", "micro_batch_size=5")
     assert (
         "24 is not a multiple of 2 ranks x micro_batch_size 5; the nearest that fits is 20" in said
     )
-    assert "unknown key" in refusal(config, "optim.rate=1")
+    assert "unknown key" in refusal(capsys, config, "optim.rate=1")
     (config.parent / "run/checkpoints").mkdir(parents=True)  # a run keeps its order
-    assert "streams" not in refusal(config, "--nodes=5")
+    assert "streams" not in refusal(capsys, config, "--nodes=5")
 
 
 @given(st.integers(1, 4096), st.integers(1, 512), st.integers(1, 64) | st.none())
@@ -107,6 +110,7 @@ def test_evaluations_are_an_array_over_what_has_no_result(
     run = tmp_path / "run"
     for step in CHECKPOINTS:
         (run / f"checkpoints/step_{step:08d}").mkdir(parents=True)
+    (run / "checkpoints/step_best").mkdir()
     (run / "evals").mkdir()
     (run / "evals/step_00000300.jsonl").touch()
     said = dry(capsys, "--eval", run, "--every=2", "--at-once=4", "--gpus-per-node=1", "--qos=low")
@@ -115,20 +119,26 @@ def test_evaluations_are_an_array_over_what_has_no_result(
     paths = [run / "checkpoints/step_00000100", run / "checkpoints/step_00000500"]
     assert f"checkpoints=({paths[0]} {paths[1]})" in script
     assert (
-        refusal("--eval", tmp_path)
-        == f"submit: {tmp_path} has no checkpoint to evaluate: there are none"
+        refusal(capsys, "--eval", tmp_path)
+        == f"submit: {tmp_path} has no checkpoint to evaluate: there are none\n"
     )
 
 
-def test_the_script_of_an_array_job_evaluates_its_own_checkpoint(tmp_path: Path) -> None:
+NAMES = ["a run", "$(touch pwned)", "`touch pwned`", '"; touch pwned; "', "'; touch pwned; '"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a\n#SBATCH --wrap=x\ntouch pwned", "{folder}%j\\"])
+def test_the_script_of_an_array_job_evaluates_its_own_checkpoint(tmp_path: Path, name: str) -> None:
     """With an `srun` and a `python` that only say what they are told. A failed evaluation leaves
     no result."""
-    run = tmp_path / "a run"
+    run = tmp_path / name
     for step in CHECKPOINTS:
         (run / f"checkpoints/step_{step:08d}").mkdir(parents=True)
     (run / "evals").mkdir()
     options, more = submit.parse(["--eval", str(run), "--dry-run"])
-    _, script, _ = submit.eval_job(options, more)
+    command, script, _ = submit.eval_job(options, more)
+    (output,) = [word for word in command if word.startswith("--output=")]
+    assert output == f"--output={run}/evals".replace("%", "%%") + "/logs/%A-%a.out"
     srun = tmp_path / "bin/srun"
     srun.parent.mkdir()
     for task, code in ((2, 0), (3, 1)):
@@ -140,6 +150,7 @@ def test_the_script_of_an_array_job_evaluates_its_own_checkpoint(tmp_path: Path)
     said = (run / "evals/step_00000300.jsonl").read_text()
     assert said == f"python -m clipx eval {run}/checkpoints/step_00000300 --json\n"
     assert not (run / "evals/step_00000400.jsonl").exists()
+    assert not list(tmp_path.rglob("pwned"))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +158,12 @@ def test_the_script_of_an_array_job_evaluates_its_own_checkpoint(tmp_path: Path)
     [
         ([], "give the YAML file of a run, or --eval RUN"),
         (["x.yaml", "--partition", "gpu"], "gpu: neither key=value nor an option"),
+        (["x.yaml", ""], "neither key=value nor an option"),
+        (["x.yaml", "--nodes=0"], "--nodes: invalid count value: '0'"),
+        (["x.yaml", "--per-node=-1"], "--per-node: invalid count value: '-1'"),
+        (["x.yaml", "--gpus-per-node=-1"], "--gpus-per-node: invalid gpus value: '-1'"),
+        (["--eval=run", "--every=0"], "--every: invalid count value: '0'"),
+        (["--eval=run", "--at-once=x"], "--at-once: invalid count value: 'x'"),
     ],
 )
 def test_mistakes_are_named(

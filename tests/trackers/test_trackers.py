@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from clipx.data.sample import BadSample
-from clipx.engine.run import Logs, RunFolder
+from clipx.engine.logs import Logs
+from clipx.engine.run import RunFolder
 from clipx.trackers.jsonl import JsonLines, keep_until, read_lines
 from clipx.types import UserError
 
@@ -69,6 +70,32 @@ def test_logs_know_what_was_evaluated_up_to_their_step(tmp_path: Path) -> None:
     assert quarantine[0].keys() == {"step", *BadSample.__dataclass_fields__}
 
 
+FOREIGN = [
+    '{"set": "emoji", "value": 0.5}',
+    '{"step": null}',
+    '{"step": "4"}',
+    '{"step": true}',
+    '{"step": 1e99}',
+    '{"step": NaN, "caf\\u00e9": "\u00e9"}',
+]
+
+
+def test_a_line_without_a_step_ends_no_run_and_stays(tmp_path: Path) -> None:
+    """As another program may have written it, `clipx eval --out` of an earlier version among
+    them."""
+    for name in ("metrics", "results", "quarantine", "nonfinite"):
+        lines = [*FOREIGN, '{"step": 1}', '{"step": 3}', "[1]", "4", "{", "[" * 100_000, "\x00"]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "text": "\xff"}\n')
+    logs = Logs(tmp_path, 2, tensorboard=False)
+    logs.close()
+    assert logs.evaluated == {1}
+    kept = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    assert kept == [*FOREIGN, '{"step": 1}']
+    assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b'{"step": 2, "text": "\xff"}\n')
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorboard's own imports
 def test_tensorboard_holds_the_numbers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
@@ -104,6 +131,7 @@ def test_a_run_folder_goes_on_with_its_own_config_only(
     tmp_path: Path, change: dict[str, object], refused: str | None
 ) -> None:
     RunFolder(tmp_path, BASE, yaml.safe_dump(BASE), total_steps=5).close("stopped", None)
+    (tmp_path / "checkpoints/step_00000002").mkdir()
     other = BASE | change
     if refused is None:
         again = RunFolder(tmp_path, other, yaml.safe_dump(other), total_steps=5)
@@ -115,6 +143,50 @@ def test_a_run_folder_goes_on_with_its_own_config_only(
             RunFolder(tmp_path, other, yaml.safe_dump(other), total_steps=5)
         assert not (tmp_path / "lock").exists()
         assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == BASE
+
+
+def test_a_run_without_a_checkpoint_takes_a_corrected_config(tmp_path: Path) -> None:
+    RunFolder(tmp_path, BASE, yaml.safe_dump(BASE), total_steps=5).close("failed", "a typo")
+    corrected = BASE | {"seed": 1}
+    again = RunFolder(tmp_path, corrected, yaml.safe_dump(corrected), total_steps=5)
+    assert again.messages == [
+        "the config differs from that of an earlier start (seed), which has left no checkpoint: "
+        "it starts anew"
+    ]
+    again.close("stopped", None)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == corrected
+
+
+DAMAGE = ["", "\x00" * 40, "a: [", "- 1", "a: !!python/object:os.system {}", "[" * 5000, None]
+
+
+@pytest.mark.parametrize("text", DAMAGE)
+def test_a_damaged_config_is_read_from_the_newest_checkpoint(
+    tmp_path: Path, text: str | None
+) -> None:
+    RunFolder(tmp_path, BASE, yaml.safe_dump(BASE), total_steps=5).close("stopped", None)
+    for step, content in ((2, yaml.safe_dump(BASE)), (4, "")):
+        folder = tmp_path / f"checkpoints/step_{step:08d}"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(content)
+    if text is None:
+        (tmp_path / "config.yaml").unlink()
+    else:
+        (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match="belongs to another config: seed differ"):
+        RunFolder(tmp_path, BASE | {"seed": 1}, "", total_steps=5)
+    again = RunFolder(tmp_path, BASE, yaml.safe_dump(BASE), total_steps=5)
+    assert ["step_00000002/config.yaml is taken" in told for told in again.messages] == [True]
+    again.close("stopped", None)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == BASE
+
+
+def test_checkpoints_of_an_unknown_config_are_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/step_00000002").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(UserError, match=r"config\.yaml is damaged, so it is unknown which config"):
+        RunFolder(tmp_path, BASE, yaml.safe_dump(BASE), total_steps=5)
+    assert (tmp_path / "config.yaml").read_text() == ""
 
 
 def test_lines_wait_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,113 @@
+"""What a checkpoint holds for training, and the reading of its small files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipx.types import UserError
+
+PARTS = ("optimizer", "random", "scaler", "pool")
+"""Fields of `Training` in training.pt."""
+
+
+class LaterVersion(UserError):
+    """A checkpoint that is whole, but written by a later version: an earlier checkpoint of the same
+    run would lose steps, and be as unreadable."""
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where training is. Everything else follows from it, the config and the corpus.
+
+    position: samples trained on, which is also the next position of the data order
+    fingerprint: order-free sum over all samples trained on of a hash of (position, key), mod 2^63
+    skipped_steps: left out because the loss or its gradient was not finite; overflowed_steps: left
+    out because float16's range ended; clamped_steps: since the last log line
+    """
+
+    step: int = 0
+    position: int = 0
+    fingerprint: int = 0
+    corpus_digest: str = ""
+    skipped_steps: int = 0
+    overflowed_steps: int = 0
+    nonfinite_in_a_row: int = 0
+    clamped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Training:
+    """What only training needs of a checkpoint, on the CPU.
+
+    optimizer: its state_dict; in place of its tensors it may have this rank's `Part`s of them
+    random: of each rank; scaler, pool: empty where a run has none; ema: the averages of the
+    weights by name, None where a run keeps none
+    """
+
+    optimizer: dict[str, Any]
+    random: list[dict[str, Any]]
+    scaler: dict[str, Any] = field(default_factory=dict)
+    pool: dict[str, Any] = field(default_factory=dict)
+    ema: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What training needs to go on."""
+
+    path: Path
+    state: TrainState
+    weights: dict[str, Tensor]
+    training: Training
+
+
+def read_state(path: Path) -> TrainState:
+    """The state.json of a checkpoint. Raises LaterVersion, OSError and ValueError."""
+    found = json.loads((path / "state.json").read_text())
+    if not isinstance(found, dict):
+        raise ValueError(f"state.json holds {type(found).__name__} instead of an object")
+    known = {field.name: field.default for field in fields(TrainState)}
+    _refuse_unknown(path, "state.json", set(found) - set(known))
+    for name, value in found.items():
+        right_type = type(value) is type(known[name])
+        if not right_type or (isinstance(value, int) and not 0 <= value < 1 << 63):
+            raise ValueError(f"state.json: {name} is {str(value)[:40]!r}")
+    return TrainState(**found)
+
+
+def training_parts(path: Path) -> dict[str, Any]:
+    """The content of training.pt: what `Training` has, without the optimizer's tensors. Raises
+    LaterVersion, ValueError, and whatever torch.load raises at a broken file."""
+    try:
+        parts = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to execute what is in the file
+        raise ValueError("training.pt is broken, or holds more than tensors and numbers") from error
+    if not isinstance(parts, dict) or not set(PARTS) <= set(parts):
+        raise ValueError(f"training.pt does not hold {', '.join(PARTS)}")
+    _refuse_unknown(path, "training.pt", {str(name) for name in set(parts) - set(PARTS)})
+    optimizer = parts["optimizer"]
+    types = {"optimizer": dict, "random": list, "scaler": dict, "pool": dict}
+    for name, type_ in types.items():
+        if not isinstance(parts[name], type_):
+            raise ValueError(f"training.pt: {name} is {type(parts[name]).__name__}")
+    if not isinstance(optimizer.get("state"), dict):
+        raise ValueError("training.pt: the optimizer has no state")
+    if not isinstance(optimizer.get("param_groups"), list):
+        raise ValueError("training.pt: the optimizer has no param_groups")
+    return parts
+
+
+def _refuse_unknown(path: Path, file: str, names: set[str]) -> None:
+    if names:
+        raise LaterVersion(
+            f"checkpoint {path} cannot be read: {file} has {', '.join(sorted(names))}, which this "
+            "version of clipx does not know; go on with the version that wrote it (version.json)"
+        )
