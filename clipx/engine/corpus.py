@@ -72,7 +72,7 @@ def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
 
 def write_table(folder: Path, table: Table) -> None:
     """What `changes` will compare with, as corpus.tsv. Raises UserError."""
-    lines = "".join(f"{name}\t{samples}\t{digest}\n" for name, samples, digest in table)
+    lines = "".join(f"{_in_one_line(name)}\t{n}\t{digest}\n" for name, n, digest in table)
     temporary = folder / f".{_FILE}"
     try:
         temporary.write_text(lines, encoding="utf-8", errors="surrogateescape")
@@ -86,10 +86,18 @@ def changes(folder: Path, table: Table) -> str:
     path = folder / _FILE
     if not path.exists():
         return f"how it differs is unknown, for {path} is missing"
-    text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    rows = [line.rsplit("\t", 2) for line in text.split("\n") if line]
-    old = _by_name((name, int(samples), digest) for name, samples, digest in rows)
-    new = _by_name(table)
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        rows = [line.rsplit("\t", 2) for line in text.split("\n") if line]
+        old = _by_name((name, int(samples), digest) for name, samples, digest in rows)
+    except (OSError, ValueError) as error:
+        return f"how it differs is unknown, for {path} cannot be read: {error}"
+    # Before digests covered contents, they were what is before the colon now.
+    with_contents = any(":" in digest for _, _, digest in rows)
+    new = _by_name(
+        (_in_one_line(name), samples, digest if with_contents else digest.partition(":")[0])
+        for name, samples, digest in table
+    )
     changed = [
         f"{name} ({_samples(old[name]):,} to {_samples(new[name]):,} samples)"
         for name in old
@@ -102,6 +110,11 @@ def changes(folder: Path, table: Table) -> str:
     }
     told = [f"shards {what}: {_some(names)}" for what, names in parts.items() if names]
     return "; ".join(told) or "the same shards in another order"
+
+
+def _in_one_line(name: str) -> str:
+    """A file's name may have line breaks in it."""
+    return name.translate({10: "\\n", 13: "\\r"})
 
 
 def _by_name(table: Table) -> dict[str, list[tuple[int, str]]]:

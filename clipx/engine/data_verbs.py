@@ -35,7 +35,7 @@ def index(patterns: list[str], *, allow_pipe: bool) -> int:
     with progress("indexing shards", len(files)) as advance:
         catalog = open_catalog(files, source.cache(), advance)
     _print_catalog(catalog)
-    return sum(fault.error != "TruncatedTar" for fault in catalog.faults)
+    return sum(fault.is_whole_shard for fault in catalog.faults)
 
 
 def _print_catalog(catalog: Catalog) -> None:
@@ -43,7 +43,7 @@ def _print_catalog(catalog: Catalog) -> None:
     table = Table("shards", "samples", "bytes", "truncated", "unreadable")
     truncated = int(catalog.truncated.sum())
     numbers = (len(catalog.files), int(catalog.samples.sum()), sum(sizes), truncated)
-    unreadable = len(catalog.faults) - truncated
+    unreadable = sum(fault.is_whole_shard for fault in catalog.faults)
     table.add_row(*(f"{number:,}" for number in (*numbers, unreadable)))
     Console().print(table)
     for fault in catalog.faults[:_SHOWN]:

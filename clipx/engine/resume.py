@@ -29,7 +29,7 @@ def newest(
     if path is None:
         return None, messages
     saved = checkpoints.load(path, parts.target)
-    if saved.state.corpus_digest != corpus.digest:
+    if saved.state.corpus_digest not in (corpus.digest, corpus.layout_digest):
         messages.append(_changed_corpus(runtime, folder, corpus, path, accept=accept))
     return saved, [*messages, f"resumed from {path} at step {saved.state.step}"]
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from clipx.config import config
+from clipx.data.decode import MAX_BYTES
+from clipx.data.files import check_size, read_image_file
 from clipx.data.sample import BadSample, Raw, SampleError
 from clipx.data.sources import _csv, _parquet
 from clipx.data.sources._rows import Rows
@@ -92,13 +94,15 @@ class Table:
         path = rows.path(sample)
         return f"{rows.first + sample:08d}" + (f":{path}" if path else "")
 
-    def read(self, shard: int, sample: int) -> Raw:
+    def read(self, shard: int, sample: int, *, max_image_bytes: int = MAX_BYTES) -> Raw:
         file, _, rows = self._shards[shard]
         text = rows.text(sample)
         image = rows.image(sample)
         if image is None:
             root = file.parent if self._root is None else self._root
-            image = read_image(root, rows.path(sample))
+            image = read_image(root, rows.path(sample), max_image_bytes)
+        else:
+            check_size(len(image), max_image_bytes)
         return Raw(self.key(shard, sample), image, text)
 
     def prefetch(self, shards: Sequence[int]) -> None:
@@ -145,15 +149,16 @@ def open_table(
     return _csv.open_rows(file, wanted, separator=separator or default, shard_samples=shard_samples)
 
 
-def read_image(root: Path, path: str) -> bytes:
+def read_image(root: Path, path: str, max_image_bytes: int) -> bytes:
     """Raises SampleError and OSError."""
     if not path:
         raise SampleError("image", "the row has no image path")
     if "://" in path:
         raise SampleError("image", f"{path} is a URL, not a path")
     try:
-        with open(os.path.join(root, path), "rb") as file:  # noqa: PTH118, PTH123 5x faster
-            return file.read()
+        return read_image_file(os.path.join(root, path), max_image_bytes)  # noqa: PTH118 5x faster
+    except SampleError:
+        raise
     except ValueError as error:  # a zero byte
         raise SampleError("image", f"{path!r} is no path: {error}") from error
 
