@@ -59,6 +59,12 @@ class CaptionFields:
         there = ", ".join(dict.fromkeys([*raw.text, *(fields or {})])) or "none"
         raise SampleError("caption", f"no text in {wanted}; fields there: {there}")
 
+    @staticmethod
+    def names(raw: Raw) -> set[str]:
+        """The fields of a sample that hold text. Raises SampleError."""
+        named = {**_json_fields(raw), **{k: v for k, v in raw.text.items() if k != "json"}}
+        return {name for name, value in named.items() if _texts(value)}
+
 
 def _json_fields(raw: Raw) -> dict[str, Any]:
     if "json" not in raw.text:

@@ -69,6 +69,10 @@ class Source(Protocol):
     """(number of shards,) int64 samples in each. Shards are units of locality: samples of one are
     read near one another."""
 
+    fields: frozenset[str] | None
+    """Names of all text fields, where they are known without reading; None where each sample has
+    its own."""
+
     @property
     def is_remote(self) -> bool:
         """Reading goes over a network, so that `prefetch` is worth a call."""

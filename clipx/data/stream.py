@@ -72,6 +72,7 @@ class Corpus:
         self._first = np.cumsum([0, *counts])
         self.skip: Skip = {}
         self.skip_unknown = 0
+        self.messages: list[str] = []  # for the person who starts a run
 
     @property
     def num_samples(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from clipx.data.caption_check import check_caption_fields
 from clipx.data.loader import Batches
 from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
@@ -29,13 +30,17 @@ def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
             f"the nearest that fits is {max(1, round(size / ranks)) * ranks}"
         )
     fault, sources = None, {}
+    messages: list[str] = []
     if runtime.is_main:
         try:
             sources = config.data.open_sources()
+            messages = check_caption_fields(config.data.corpus(sources, seed=config.seed))
         except UserError as error:
             fault = str(error)
     runtime.agree(fault)
-    return config.data.corpus(runtime.from_main(sources), seed=config.seed)
+    corpus = config.data.corpus(runtime.from_main(sources), seed=config.seed)
+    corpus.messages += messages
+    return corpus
 
 
 def pixel_batches(
@@ -58,6 +63,7 @@ def pixel_batches(
 def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
     """What a person should know of it before the first step."""
     lines = [f"{fault.shard}: {fault.message}" for fault in corpus.faults]
+    lines += corpus.messages
     if corpus.skip:
         lines.append(f"{sum(map(len, corpus.skip.values()))} samples are skipped by data.skip")
     if corpus.skip_unknown:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from clipx import config as configs
 from clipx.data.bench import bench
+from clipx.data.caption_check import check_caption_fields
 from clipx.data.catalog import Catalog, open_catalog
 from clipx.data.config import DataConfig
 from clipx.data.loader import Batches
@@ -58,6 +59,12 @@ def verify_corpus(
     """Prints what is bad, and writes it to `out` line by line. Returns how many lines there are."""
     config = _data_config(corpus, overrides)
     opened = replace(config, max_bad_fraction=1.0).open(seed=0)  # bad shards are what we look for
+    try:
+        messages = check_caption_fields(opened)
+    except UserError as error:  # one more fault to find: a run would not start
+        messages = [str(error)]
+    for message in messages:
+        note(message)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     found: list[BadSample] = []
     try:

@@ -41,6 +41,10 @@ class PathRows:
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset(self.table.column_names) - {self.image_column}
+
     @cached_property
     def digest(self) -> str:
         sha = hashlib.sha1(ascii(self.image_column).encode())
@@ -79,6 +83,10 @@ class ImageRows:
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset(self.texts)
 
     def path(self, row: int) -> str:
         return ""  # it is in the file, and keys are asked for without reading that

@@ -50,6 +50,7 @@ class Folder:
     """
 
     is_remote = False
+    fields = None
 
     def __init__(self, path: Path, *, shard_samples: int = SHARD_SAMPLES) -> None:
         """Raises UserError where there is no image."""

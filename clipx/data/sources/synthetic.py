@@ -85,6 +85,7 @@ class Synthetic:
     """
 
     is_remote = False
+    fields = frozenset({"txt", "color", "shape", "size", "place", "background"})
     faults: Sequence[BadSample] = ()
 
     def __init__(self, samples: int, *, size: int, seed: int, shards: int) -> None:

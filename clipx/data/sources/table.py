@@ -78,6 +78,7 @@ class Table:
         if not self._shards:
             raise UserError(f"no table of {', '.join(map(str, files))} has a row")
         self._root = image_root
+        self.fields = frozenset(name for _, _, rows in self._shards for name in rows.fields)
         self.sizes = np.array([len(rows) for _, _, rows in self._shards], dtype=np.int64)
 
     @property

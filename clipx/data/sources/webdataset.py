@@ -59,6 +59,8 @@ class Config:
 class Webdataset:
     """See `clipx.data.sample.Source`."""
 
+    fields = None
+
     def __init__(self, catalog: Catalog, cache: ShardCache) -> None:
         self.catalog, self.cache = catalog, cache
         self.sizes = catalog.samples
