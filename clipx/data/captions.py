@@ -10,6 +10,8 @@ from typing import Any
 from clipx.data.sample import Raw, SampleError
 
 FALLBACK = "txt"
+MAX_CHARACTERS = 1_000_000
+"""Of one text: no model sees more of it than its first hundreds, and mending it takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -84,5 +86,12 @@ def _texts(value: Any) -> tuple[str, ...]:
         except UnicodeDecodeError as error:
             raise SampleError("caption", f"not UTF-8: {error}") from error
     listed = value if isinstance(value, list) else [value]
+    longest = max((len(text) for text in listed if isinstance(text, str)), default=0)
+    if longest > MAX_CHARACTERS:
+        raise SampleError(
+            "caption", f"a text of {longest:,} characters; at most {MAX_CHARACTERS:,}"
+        )
+    if any(isinstance(text, bytes) for text in listed):
+        raise SampleError("caption", "a text of the list is not UTF-8")
     stripped = (text.strip() for text in listed if isinstance(text, str))
     return tuple(text for text in stripped if text)
