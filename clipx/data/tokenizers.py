@@ -43,8 +43,8 @@ class ClipBPE:
 
     pad_id = 0
     start, end, largest_id = 49406, 49407, 49407
-    most_characters = 2**16  # an evaluation may ask for any text
-    """Of a word, are looked at: several hundred tokens of the longest kind."""
+    most_characters = 2**16
+    """Of one word that are looked at: two thousand tokens of the longest kind."""
 
     def __init__(self, clean: str = "lower") -> None:
         self._clean = CLEAN[clean]
