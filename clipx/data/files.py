@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import os
 import stat
+import urllib.parse
 
 from clipx.data.sample import SampleError
+from clipx.types import UserError
 
 MAX_TEXT_BYTES = 16 << 20
 """Of a text file, which is one caption or a JSON object with captions."""
 TOO_MUCH_TEXT = f"more than the {MAX_TEXT_BYTES:,} that are read for a caption"
+
+
+def local_path(text: str) -> str:
+    """The path of a `file://` URL, any other text as it is. Raises UserError for another host's."""
+    if not text.lower().startswith("file://"):
+        return text
+    host, slash, rest = text[len("file://") :].partition("/")
+    if not slash or host not in ("", "localhost"):
+        raise UserError(
+            f"{text}: {host!r} is read as the name of a machine; write three slashes before an "
+            "absolute path, as in file:///data/0.tar"
+        )
+    return urllib.parse.unquote(slash + rest)
 
 
 def check_size(size: int, max_image_bytes: int) -> None:

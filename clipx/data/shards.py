@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from stat import S_ISDIR, S_ISREG
+from typing import Any, TypeVar
 
+from clipx.data.files import local_path
 from clipx.data.index import stamp_of
 from clipx.data.remote import fetch_small, find, is_remote
 from clipx.data.transfer.common import ShardFile
@@ -17,6 +20,7 @@ from clipx.types import UserError
 
 THREADS = 32
 """Of file systems on a network, which answer many questions at once."""
+MOST_SHARDS = 5_000_000
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 S = TypeVar("S")
@@ -31,11 +35,10 @@ def expand(patterns: str | list[str], *, allow_pipe: bool = False) -> list[Shard
     """
     found: list[ShardFile] = []
     for part in _parts(patterns):
-        texts = _expand_braces(part)
         if is_remote(part):
-            found += find(texts, allow_pipe=allow_pipe)
+            found += find(_expand_braces(part), allow_pipe=allow_pipe)
         else:
-            found += _local(part, texts)
+            found += _local(part, _expand_braces(local_path(part)))
     if not found:
         raise UserError("the list of shards is empty; name some, as in data.shards=data/*.tar")
     seen: set[str] = set()
@@ -80,6 +83,8 @@ def _local_file(path: Path) -> ShardFile | None:
         return None
     except OSError as error:
         raise UserError(f"shard {path} cannot be read: {error.strerror}") from error
+    if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
+        raise UserError(f"shard {path} is not a regular file; copy its content to one")
     return ShardFile(str(path), stat.st_size, stamp_of(stat), "")
 
 
@@ -91,11 +96,24 @@ def _expand_one(text: str) -> list[Path]:
 
 
 def _expand_braces(text: str) -> list[str]:
+    """Raises UserError for more names than anybody has shards."""
+    count = math.prod(_count_choices(match[1]) for match in _BRACES.finditer(text))
+    if count > MOST_SHARDS or text.count("{") > 50:
+        raise UserError(f"{text[:100]!r} names more than {MOST_SHARDS:,} shards; list a folder")
     match = next((m for m in _BRACES.finditer(text) if _choices(m[1])), None)
     if match is None:
         return [text]
     before, after = text[: match.start()], text[match.end() :]
     return [before + choice + end for choice in _choices(match[1]) for end in _expand_braces(after)]
+
+
+def _count_choices(inside: str) -> int:
+    match = _RANGE.fullmatch(inside)
+    if match is None:
+        return inside.count(",") + 1
+    if max(map(len, match.groups())) > 12:
+        return MOST_SHARDS + 1
+    return max(0, int(match[2]) - int(match[1]) + 1)
 
 
 def _choices(inside: str) -> list[str]:
@@ -118,13 +136,20 @@ def told_sizes(files: list[ShardFile]) -> dict[str, int]:
         content = fetch_small(f"{folder}/sizes.json")
         try:
             sizes = json.loads(content) if content else {}
-            told |= {f"{folder}/{name}": int(count) for name, count in sizes.items()}
-        except (AttributeError, TypeError, ValueError) as error:
+            told |= {f"{folder}/{name}": _count(value) for name, value in sizes.items()}
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{folder}/sizes.json is not an object of shard names and numbers of samples "
                 f"({error}); mend or remove it"
             ) from error
     return told
+
+
+def _count(value: Any) -> int:
+    """Raises ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ValueError(f"{str(value)[:50]} is no number of samples")
+    return value
 
 
 def in_threads(act: Callable[[S], T], items: Iterable[S]) -> list[T]:

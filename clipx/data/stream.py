@@ -198,7 +198,9 @@ def read_skip_list(path: Path, corpus: Corpus) -> tuple[Skip, int]:
         # A key that comes again names its first sample too, which is good.
         told = [line for line in lines if line["key"] and line.get("stage") != "key"]
         pairs = [(line["shard"], line["key"]) for line in told]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(text, str) for pair in pairs for text in pair):
+            raise TypeError("a shard or key that is no text")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"data.skip {path} cannot be read as JSON lines with `shard` and `key`, such as "
             f"`clipx data verify --out` writes: {type(error).__name__}: {error}"

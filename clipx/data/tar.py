@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass, field
 
 from clipx.data.tar_header import BLOCK, BadHeader, Header, pax_records, read_header
@@ -38,7 +39,10 @@ class Listing:
 
 def list_members(descriptor: int) -> Listing:
     """All members whose headers are good. Raises OSError."""
-    walk = _Walk(descriptor, os.fstat(descriptor).st_size)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("not a regular file")
+    walk = _Walk(descriptor, status.st_size)
     truncated = False
     position = 0
     while True:

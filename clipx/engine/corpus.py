@@ -8,6 +8,7 @@ from typing import Any
 
 from clipx.data.caption_check import check_caption_fields
 from clipx.data.loader import Batches
+from clipx.data.progress import printable
 from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
@@ -62,7 +63,7 @@ def pixel_batches(
 
 def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
     """What a person should know of it before the first step."""
-    lines = [f"{fault.shard}: {fault.message}" for fault in corpus.faults]
+    lines = [printable(f"{fault.shard}: {fault.message}") for fault in corpus.faults]
     lines += corpus.messages
     if corpus.skip:
         lines.append(f"{sum(map(len, corpus.skip.values()))} samples are skipped by data.skip")

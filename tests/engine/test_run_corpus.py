@@ -201,6 +201,17 @@ def test_a_run_from_before_digests_covered_contents_goes_on(
     assert [record["samples_seen"] for record in metrics(folder)] == [24, 48, 72]
 
 
+def test_shards_may_have_any_name(tmp_path: Path, shards: Path) -> None:
+    (shards / "1.tar").rename(shards / "a\n1.tar")
+    (shards / "2.tar").rename(shards / os.fsdecode(b"caf\xe9.tar"))
+    folder = run(tmp_path, shards)
+    run(tmp_path, shards, duration="3 steps")
+    assert [record["samples_seen"] for record in metrics(folder)] == [24, 48, 72]
+    os.truncate(shards / "a\n1.tar", 20 * 1024)
+    with pytest.raises(UserError, match=r"shards changed: shards/a\\n1\.tar \(20 to \d+ samples\)"):
+        run(tmp_path, shards, duration="4 steps")
+
+
 # --- the quarantine ---
 
 

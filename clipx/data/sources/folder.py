@@ -20,7 +20,7 @@ import numpy as np
 
 from clipx.config import config
 from clipx.data.decode import EXTENSIONS, MAX_BYTES
-from clipx.data.files import read_image_file, read_text_file
+from clipx.data.files import local_path, read_image_file, read_text_file
 from clipx.data.sample import BadSample, Raw, SampleError
 from clipx.data.sources._strings import Strings
 from clipx.types import UserError
@@ -39,7 +39,7 @@ class Config:
     """The folder. Moved or copied elsewhere, it is the same corpus."""
 
     def build(self) -> Folder:
-        return Folder(Path(self.path))
+        return Folder(Path(local_path(self.path)))
 
 
 class Folder:

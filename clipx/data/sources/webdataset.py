@@ -162,7 +162,7 @@ def _text(opened: OpenShard, name: str, offset: int, size: int) -> bytes:
 
 def open_shard(path: Path) -> OpenShard:
     """A local shard. Raises UserError where it is no tar, OSError where it cannot be read."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         stamp = stamp_of(os.fstat(descriptor))
         index = load_index(path, stamp=stamp, descriptor=descriptor)
