@@ -234,7 +234,7 @@ def test_a_row_without_its_image_is_a_fault_of_the_image(root: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["paths", "images"])
-@pytest.mark.parametrize("stored", ["plain", "large", "view", "dictionary", "list"])
+@pytest.mark.parametrize("stored", ["plain", "large", "view", "list"])
 def test_a_text_of_parquet_that_is_not_utf8_costs_its_row(
     root: Path, kind: str, stored: str
 ) -> None:
@@ -246,9 +246,6 @@ def test_a_text_of_parquet_that_is_not_utf8_costs_its_row(
     if stored == "list":
         items = values.cast(pa.string(), safe=False)
         caption = pa.ListArray.from_arrays([0, 1, 2, 3, 4], items)
-    elif stored == "dictionary":
-        text = values.cast(pa.string(), safe=False)
-        caption = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, None]), text[:3])
     else:
         caption = values.cast(types[stored], safe=False)
     table = pa.table(columns | {"caption": caption})

@@ -19,16 +19,8 @@ def as_bytes(table: pyarrow.Table) -> pyarrow.Table:
     """With bytes for texts, so that one row which is not UTF-8 costs that row."""
     import pyarrow
 
-    columns = []
-    for column in table.columns:
-        if pyarrow.types.is_dictionary(column.type):
-            # Cast or decoded as it is, a dictionary would be checked for UTF-8.
-            kind = _bytes_type(column.type.value_type)
-            parts = [part.dictionary.cast(kind).take(part.indices) for part in column.chunks]
-            columns.append(pyarrow.chunked_array(parts, type=kind))
-        else:
-            columns.append(column.cast(_bytes_type(column.type)))
-    return pyarrow.table(columns, names=table.column_names)
+    fields = [field.with_type(_bytes_type(field.type)) for field in table.schema]
+    return table.cast(pyarrow.schema(fields))
 
 
 def _bytes_type(kind: pyarrow.DataType) -> pyarrow.DataType:
@@ -42,6 +34,8 @@ def _bytes_type(kind: pyarrow.DataType) -> pyarrow.DataType:
     if types.is_list(kind) or types.is_large_list(kind):
         item = kind.value_field.with_type(_bytes_type(kind.value_type))
         return pyarrow.list_(item) if types.is_list(kind) else pyarrow.large_list(item)
+    if types.is_dictionary(kind):  # Arrow itself refuses those that are not UTF-8
+        return _bytes_type(kind.value_type)
     if types.is_string_view(kind):
         return pyarrow.binary_view()
     if types.is_large_string(kind):
