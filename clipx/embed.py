@@ -15,6 +15,8 @@ from torch import Tensor
 
 from clipx import checkpoints
 from clipx.data import decode
+from clipx.data.files import read_image_file
+from clipx.data.sample import SampleError
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
 from clipx.data.transforms import Normalization, center, squash
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
@@ -62,11 +64,18 @@ class Encoder:
         """The learned inverse temperature: what turns cosines into logits."""
         return self.model.logit_scale.exp().item()
 
-    def encode_image(self, images: Picture | Sequence[Picture], *, batch_size: int = 256) -> Tensor:
+    def encode_image(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        batch_size: int = 256,
+        max_image_pixels: int = decode.MAX_PIXELS,
+    ) -> Tensor:
         """(N, D) float32 of unit norm, on the CPU.
 
         images: a Pillow image, a path, a (3, H, W) uint8 tensor, a sequence of these, or a (N, 3,
         H, W) uint8 tensor
+        max_image_pixels: of a file; a larger one is refused by its name
         """
         if isinstance(images, (str, Path, Image.Image)) or (
             isinstance(images, Tensor) and images.ndim == 3
@@ -75,7 +84,7 @@ class Encoder:
         rows = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(images), batch_size):
             part = [
-                self._fit(self._pixels(p), self.image_size)
+                self._fit(self._pixels(p, max_image_pixels), self.image_size)
                 for p in images[start : start + batch_size]
             ]
             with self._inference():
@@ -110,7 +119,7 @@ class Encoder:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    def _pixels(self, picture: Picture) -> Tensor:
+    def _pixels(self, picture: Picture, max_image_pixels: int) -> Tensor:
         if isinstance(picture, Tensor):
             if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
                 raise UserError(
@@ -120,7 +129,11 @@ class Encoder:
             return picture
         if isinstance(picture, Image.Image):
             return decode.pixels_of(picture)
-        return decode.decode(Path(picture).read_bytes())
+        try:
+            data = read_image_file(picture, decode.MAX_BYTES)
+            return decode.decode(data, max_pixels=max_image_pixels)
+        except (decode.BadImage, SampleError) as error:
+            raise UserError(f"image {picture}: {error}") from error
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from clipx.evaluators._undecodable import Reader
 from clipx.types import Encoder, Ranks, Setting, UserError
 
 T = TypeVar("T")
@@ -97,13 +98,17 @@ def embed_images(
 ) -> Tensor:
     """(count, D) features of image(0), image(1) ..., each (3, H, W) uint8."""
 
+    read = Reader(image, encoder.image_size)
+
     def embed(batch: int) -> Tensor:
         rows = range(batch * BATCH, min((batch + 1) * BATCH, count))
-        features = encoder.encode_image([image(row) for row in rows])
+        features = encoder.encode_image([read(row) for row in rows])
         setting.progress(rows.stop, count)
         return features
 
-    return torch.cat(shared_out(setting.ranks, -(-count // BATCH), embed))
+    features = torch.cat(shared_out(setting.ranks, -(-count // BATCH), embed))
+    read.report(together(setting.ranks, lambda: read.undecodable), count, setting)
+    return features
 
 
 def embed_texts(
