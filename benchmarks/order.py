@@ -49,7 +49,7 @@ def write_catalog(num_shards: int) -> list[ShardFile]:
     digests = np.array([f"{number:040x}".encode() for number in range(num_shards)])
     truncated = np.zeros(num_shards, dtype=np.bool_)
     known = catalog.Catalog(tuple(files), samples, digests, truncated)
-    catalog.save(catalog.store_path(files), known)
+    catalog.save(catalog.store_path(files), known, keep=np.ones(len(files), dtype=np.bool_))
     return files
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from clipx import checkpoints
 from clipx.data import decode
+from clipx.data.files import read_image_file
 from clipx.data.preprocessing import Preprocessing
+from clipx.data.sample import SampleError
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
 from clipx.metrics.embedding import not_unit
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
@@ -68,11 +70,18 @@ class Encoder:
             raise UserError(f"logit_scale is {scale}: the weights of {self.source} are damaged")
         return scale
 
-    def encode_image(self, images: Picture | Sequence[Picture], *, batch_size: int = 256) -> Tensor:
+    def encode_image(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        batch_size: int = 256,
+        max_image_pixels: int = decode.MAX_PIXELS,
+    ) -> Tensor:
         """(N, D) float32 of unit norm, on the CPU.
 
         images: a Pillow image, a path, a (3, H, W) uint8 tensor, a sequence of these, or a (N, 3,
         H, W) uint8 tensor
+        max_image_pixels: of a file; a larger one is refused by its name
         """
         if isinstance(images, (str, Path, Image.Image)) or (
             isinstance(images, Tensor) and images.ndim == 3
@@ -80,7 +89,10 @@ class Encoder:
             images = [images]
         rows = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(images), batch_size):
-            part = [self.fit(self._pixels(p)) for p in images[start : start + batch_size]]
+            part = [
+                self.fit(self._pixels(p, max_image_pixels))
+                for p in images[start : start + batch_size]
+            ]
             pixels = torch.stack(part).to(self.device)
             with self._inference():
                 features = self.model.encode_image(self.preprocessing(pixels)).cpu()
@@ -143,7 +155,7 @@ class Encoder:
             )
         raise EmbeddingError(what, wrong, names, f"{reason} ({self.source or 'this model'})")
 
-    def _pixels(self, picture: Picture) -> Tensor:
+    def _pixels(self, picture: Picture, max_image_pixels: int) -> Tensor:
         if isinstance(picture, Tensor):
             if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
                 raise UserError(
@@ -153,7 +165,11 @@ class Encoder:
             return picture
         if isinstance(picture, Image.Image):
             return decode.pixels_of(picture)
-        return decode.decode(Path(picture).read_bytes())
+        try:
+            data = read_image_file(picture, decode.MAX_BYTES)
+            return decode.decode(data, max_pixels=max_image_pixels)
+        except (decode.BadImage, SampleError) as error:
+            raise UserError(f"image {picture}: {error}") from error
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

@@ -20,8 +20,7 @@ if TYPE_CHECKING:  # `clipx --help` must not wait for torch
 
 
 class UserError(Exception):
-    """The user's mistake: the message gives the value and the remedy. The command line exits with
-    2, no traceback."""
+    """A mistake of the user: the message gives the value and the remedy, the exit code is 2."""
 
 
 class RankError(UserError):
@@ -177,12 +176,14 @@ class Setting:
     cache: folder where text classifiers are kept; None: not, as for a model in training
     progress: told how many of how many samples are embedded
     device: for large products of embeddings
+    undecodable: messages of images that are scored as gray ones, filled by an evaluator
     """
 
     ranks: Ranks = field(default_factory=Alone)
     cache: Path | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
     device: torch.device | str = "cpu"
+    undecodable: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,19 @@ def test_an_image_has_one_embedding_as_a_path_a_picture_a_tensor_or_in_a_list(
     assert (mixed[0] - mixed[1]).norm() > 1e-3
 
 
+def test_a_file_that_will_not_do_is_named_with_the_remedy(
+    encoder: clipx.Encoder, tmp_path: Path
+) -> None:
+    path = tmp_path / "image.png"
+    picture("red", "bar", 1).resize((40, 50)).save(path)
+    with pytest.raises(UserError, match=r"image\.png: 40 x 50 pixels exceed max_image_pixels 1999"):
+        encoder.encode_image(path, max_image_pixels=1999)
+    assert encoder.encode_image(path, max_image_pixels=2000).shape == (1, 16)
+    path.write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"image .*image\.png: not readable as JPEG, PNG, WEBP"):
+        encoder.encode_image([path])
+
+
 def test_rows_do_not_depend_on_the_batch_size(encoder: clipx.Encoder) -> None:
     images = [picture("green", "square", index) for index in range(5)]
     assert_close(encoder.encode_image(images, batch_size=2), encoder.encode_image(images))

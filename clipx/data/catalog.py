@@ -9,25 +9,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from clipx.data.index import Head, load_head
+from clipx.data.decode import EXTENSIONS
+from clipx.data.index import load_head
 from clipx.data.remote import is_remote
 from clipx.data.sample import BadSample
 from clipx.data.shard_cache import ShardCache
+from clipx.data.shard_index import Head
 from clipx.data.shards import in_threads, told_sizes
 from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
 
-_VERSION = 1
+_VERSION = 2
+_DIGEST_BYTES = 81  # two SHA-1 in hexadecimal and a colon
 TOLD = "sizes.json "
 """Begins the digest of a shard whose samples were not looked at, but told."""
+IMAGE_RULE = f"the first of {', '.join(EXTENSIONS)} is used"
+"""Which image of a sample that has several, in all sources."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,14 @@ class Catalog:
     `faults`.
 
     samples: (shards,) int64; digests: (shards,) bytes; truncated: (shards,) bool
+    warnings: shard -> (damage, samples with more than one image), see Head; few have any
     """
 
     files: tuple[ShardFile, ...]
     samples: np.ndarray
     digests: np.ndarray
     truncated: np.ndarray
+    warnings: Mapping[int, tuple[str, int]] = field(default_factory=dict)
     faults: tuple[BadSample, ...] = ()
 
     def digest(self, shard: int) -> str:
@@ -53,17 +61,17 @@ def open_catalog(
 ) -> Catalog:
     """What is known of these shards; what is not is read, many shards at a time."""
     store = store_path(files)
-    known, samples, digests, truncated = _recall(store, files)
+    known, samples, digests, truncated, warnings = _recall(store, files)
     places = np.flatnonzero(~known).tolist()
     new = [files[place] for place in places]
     told = told_sizes([file for file in new if is_remote(file.url)])
-    faults: dict[str, BadSample] = {}
+    unreadable: dict[str, BadSample] = {}
 
     def look(file: ShardFile) -> Head:
         try:
             return _head(file, told.get(file.url), cache)
         except (UserError, OSError) as error:
-            faults[file.url] = _fault(file.url, type(error).__name__, str(error))
+            unreadable[file.url] = _fault(file.url, type(error).__name__, str(error))
             return Head(0, "unreadable", truncated=False)
         finally:
             advance()
@@ -71,15 +79,39 @@ def open_catalog(
     for place, head in zip(places, in_threads(look, new), strict=True):
         samples[place], truncated[place] = head.samples, head.truncated
         digests[place] = head.digest.encode()
-        known[place] = files[place].url not in faults  # what was not there may be the next time
+        if head.damage or head.second_images:
+            warnings[place] = (head.damage, head.second_images)
+        known[place] = files[place].url not in unreadable  # may be there the next time
     if new:
-        keep = [file for file, is_known in zip(files, known, strict=True) if is_known]
-        save(store, Catalog(tuple(keep), samples[known], digests[known], truncated[known]))
-    for i in np.flatnonzero(truncated).tolist():
-        text = f"the tar ends early: the samples after its first {samples[i]} are missing"
-        faults[files[i].url] = _fault(files[i].url, "TruncatedTar", text)
-    bad = [faults[file.url] for file in files if file.url in faults] if faults else []
-    return Catalog(tuple(files), samples, digests, truncated, tuple(bad))
+        save(store, Catalog(tuple(files), samples, digests, truncated, warnings), keep=known)
+    faults = _faults(files, samples, truncated, warnings, unreadable)
+    return Catalog(tuple(files), samples, digests, truncated, warnings, faults)
+
+
+def _faults(
+    files: Sequence[ShardFile],
+    samples: np.ndarray,
+    truncated: np.ndarray,
+    warnings: Mapping[int, tuple[str, int]],
+    unreadable: Mapping[str, BadSample],
+) -> tuple[BadSample, ...]:
+    """What is wrong with whole shards, in the order of the files."""
+    by_place: dict[int, list[BadSample]] = {}
+    for place in np.flatnonzero(truncated).tolist():
+        text = f"the tar ends early: the samples after its first {samples[place]} are missing"
+        by_place[place] = [_fault(files[place].url, "TruncatedTar", text)]
+    for place, (damage, second_images) in warnings.items():
+        found = by_place.setdefault(place, [])
+        if damage:
+            found.append(_fault(files[place].url, "DamagedTar", damage))
+        if second_images:
+            text = f"{second_images} samples have more than one image; {IMAGE_RULE}"
+            found.append(_fault(files[place].url, "SecondImage", text))
+    if unreadable:
+        for place, file in enumerate(files):
+            if file.url in unreadable:
+                by_place[place] = [unreadable[file.url]]
+    return tuple(fault for place in sorted(by_place) for fault in by_place[place])
 
 
 def _head(file: ShardFile, told: int | None, cache: ShardCache) -> Head:
@@ -88,7 +120,11 @@ def _head(file: ShardFile, told: int | None, cache: ShardCache) -> Head:
     if told is not None:
         state = f"{file.size} {file.stamp} {told}"
         return Head(told, TOLD + hashlib.sha1(state.encode()).hexdigest(), truncated=False)
-    return load_head(cache.path(file), stamp=remote_stamp(file))
+    descriptor = cache.open(file)
+    try:
+        return load_head(cache.place(file), stamp=remote_stamp(file), descriptor=descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remote_stamp(file: ShardFile) -> str:
@@ -117,42 +153,55 @@ def _identities(files: Sequence[ShardFile]) -> np.ndarray:
 
 def _recall(
     store: Path, files: Sequence[ShardFile]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(known, samples, digests, truncated) of each file, as a run before has left them."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[int, tuple[str, int]]]:
+    """(known, samples, digests, truncated, warnings) of each file, as a run before has left
+    them."""
     count, mine = len(files), _identities(files)
     samples, truncated = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.bool_)
-    digests = np.zeros(count, dtype=np.dtype(f"S{len(TOLD) + 40}"))
+    digests = np.zeros(count, dtype=np.dtype(f"S{_DIGEST_BYTES}"))
     try:
         # Opened here, for np.load leaves a file open that is no archive.
         with store.open("rb") as file, np.load(file, allow_pickle=False) as data:
             if data["version"] != _VERSION:
                 raise ValueError("of another version")
             old = data["identities"]
+            told = json.loads(data["warnings"].tobytes())
+            warnings = {place: (damage, images) for place, damage, images in told}
             if np.array_equal(old, mine):  # nearly always: ten times as fast as the look-up
                 columns = (data["samples"], data["digests"], data["truncated"])
-                return np.ones(count, dtype=np.bool_), *(column.copy() for column in columns)
+                known = np.ones(count, dtype=np.bool_)
+                return known, *(column.copy() for column in columns), warnings
             place = dict(zip(old.tolist(), range(len(old)), strict=True))
             at = np.array([place.get(identity, -1) for identity in mine.tolist()])
             known = at >= 0
             samples[known] = data["samples"][at[known]]
             digests[known] = data["digests"][at[known]]
             truncated[known] = data["truncated"][at[known]]
-            return known, samples, digests, truncated
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            moved = {n: warnings[was] for n, was in enumerate(at.tolist()) if was in warnings}
+            return known, samples, digests, truncated, moved
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         # Only a cache: a missing or unreadable one is made anew.
-        return np.zeros(count, dtype=np.bool_), samples, digests, truncated
+        return np.zeros(count, dtype=np.bool_), samples, digests, truncated, {}
 
 
-def save(store: Path, catalog: Catalog) -> None:
-    """For `open_catalog` to find. A disk that is full or read-only only costs the next start."""
+def save(store: Path, catalog: Catalog, *, keep: np.ndarray) -> None:
+    """For `open_catalog` to find. A disk that is full or read-only only costs the next start.
+
+    keep: (shards,) bool
+    """
+    place = np.cumsum(keep) - 1
+    warnings = [
+        (int(place[shard]), *told) for shard, told in catalog.warnings.items() if keep[shard]
+    ]
     buffer = io.BytesIO()
     np.savez(
         buffer,
         version=np.array(_VERSION),
-        identities=_identities(catalog.files),
-        samples=catalog.samples,
-        digests=catalog.digests,
-        truncated=catalog.truncated,
+        identities=_identities(catalog.files)[keep],
+        samples=catalog.samples[keep],
+        digests=catalog.digests[keep],
+        truncated=catalog.truncated[keep],
+        warnings=np.frombuffer(json.dumps(warnings).encode(), dtype=np.uint8),
     )
     temporary = store.with_name(f".{store.name}.{os.getpid()}")
     try:

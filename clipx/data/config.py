@@ -121,7 +121,7 @@ class DataConfig:
 
     def _check_shards(self, where: str, source: Source) -> None:
         """A source with nothing in it, or with too many bad shards."""
-        unreadable = [fault for fault in source.faults if fault.error != "TruncatedTar"]
+        unreadable = [fault for fault in source.faults if fault.is_whole_shard]
         if len(unreadable) > self.max_bad_fraction * len(source.sizes):
             lines = "\n".join(f"  {f.shard}: {f.message}" for f in unreadable[:10])
             raise UserError(
@@ -153,7 +153,13 @@ class DataConfig:
             order = Order(sizes[np.concatenate(shards)], **settings)
         fields = self.caption_field
         fields = {fields: 1.0} if isinstance(fields, str) else fields
-        corpus = Corpus(sources, order, np.concatenate(shards), CaptionFields(fields))
+        corpus = Corpus(
+            sources,
+            order,
+            np.concatenate(shards),
+            CaptionFields(fields),
+            max_image_bytes=self.max_image_bytes,
+        )
         if self.skip is not None:
             corpus.skip, corpus.skip_unknown = read_skip_list(Path(self.skip), corpus)
         return corpus

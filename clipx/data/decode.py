@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 MAX_PIXELS = 25_000_000
 MAX_BYTES = 100_000_000  # a PNG of MAX_PIXELS that does not compress at all has 75 million
+_RAISE = "raise it to use such images, in a config as data"
 FORMATS = ("JPEG", "PNG", "WEBP")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -45,7 +47,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BY
     if not data:
         raise BadImage("0 bytes")
     if len(data) > max_bytes:
-        raise BadImage(f"{len(data)} bytes exceed max_bytes {max_bytes}")
+        raise BadImage(
+            f"{len(data)} bytes exceed max_image_bytes {max_bytes}; {_RAISE}.max_image_bytes"
+        )
     if data[:3] == b"\xff\xd8\xff" and _has_simplejpeg():
         pixels = _decode_jpeg(data, max_pixels)
         if pixels is not None:
@@ -83,7 +87,7 @@ def _decode_pillow(data: bytes, max_pixels: int) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # e.g. corrupt EXIF, which is not read
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with _open_pillow(data) as image:
                 _check_size(image.width, image.height, max_pixels)
                 return pixels_of(image)
     except BadImage:
@@ -93,6 +97,22 @@ def _decode_pillow(data: bytes, max_pixels: int) -> Tensor:
         raise BadImage(f"not readable as {kinds}; starts with {data[:12]!r}") from error
     except _PILLOW_ERRORS as error:
         raise BadImage(f"{type(error).__name__}: {error}; starts with {data[:12]!r}") from error
+
+
+def _open_pillow(data: bytes) -> Image.Image:
+    """As Image.open does, without its own bound of 179 million pixels: ours is checked, and an
+    installation with simplejpeg must use the same files. WebP has that bound in either. Raises
+    what Image.open does."""
+    Image.init()  # returns at once after the first call
+    for kind in FORMATS:
+        if kind not in Image.OPEN:  # Pillow may be built without WebP
+            continue
+        factory, accepts = Image.OPEN[kind]
+        if accepts is not None and accepts(data[:16]) is not True:
+            continue
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):
+            return factory(io.BytesIO(data), "")
+    raise UnidentifiedImageError
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
@@ -114,7 +134,10 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise BadImage(f"{width} x {height} pixels exceed max_pixels {max_pixels}")
+        raise BadImage(
+            f"{width} x {height} pixels exceed max_image_pixels {max_pixels}; "
+            f"{_RAISE}.max_image_pixels"
+        )
     if min(width, height) < 1:
         raise BadImage(f"empty image of {width} x {height} pixels")
 

@@ -18,6 +18,12 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def printable(text: str) -> str:
+    """In one line, and in UTF-8: names of files may have line breaks or be in another encoding."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class Advance(Protocol):
     def __call__(self, count: int = 1) -> None:
         """So many more are done."""

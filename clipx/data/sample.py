@@ -16,11 +16,17 @@ class Raw:
     image: an encoded picture
     text: what may hold captions, by its name: texts, lists of them, or bytes that are to be UTF-8.
     `txt` is the caption of a source without names, `json` an object with more fields, as bytes
+    note: what is wrong with the shard, though this sample is good; for the quarantine
     """
 
     key: str
     image: bytes
     text: Mapping[str, Any]
+    note: str = ""
+
+
+PARTIAL = ("TruncatedTar", "DamagedTar", "SecondImage", "SizesJson")
+"""Errors of shards of which only some samples are lost."""
 
 
 class SampleError(ValueError):
@@ -42,6 +48,11 @@ class BadSample:
     error: str
     message: str
 
+    @property
+    def is_whole_shard(self) -> bool:
+        """True where no sample of the shard can be used."""
+        return self.error not in PARTIAL
+
     def record(self) -> dict[str, str | int]:
         return asdict(self)
 
@@ -58,6 +69,10 @@ class Source(Protocol):
     """(number of shards,) int64 samples in each. Shards are units of locality: samples of one are
     read near one another."""
 
+    fields: frozenset[str] | None
+    """Names of all text fields, where they are known without reading; None where each sample has
+    its own."""
+
     @property
     def is_remote(self) -> bool:
         """Reading goes over a network, so that `prefetch` is worth a call."""
@@ -65,7 +80,9 @@ class Source(Protocol):
 
     @property
     def digests(self) -> Sequence[str]:
-        """Of each shard: another one when its samples, their order or their bytes have changed."""
+        """Of each shard: another one when its samples, their order or their bytes have changed, as
+        far as docs/data.md says. Where it is `layout:content`, the layout alone is what runs before
+        version 4 of the index have written down."""
         ...
 
     @property
@@ -81,8 +98,9 @@ class Source(Protocol):
         """Name of a sample, unique within its shard. Raises OSError where the shard is gone."""
         ...
 
-    def read(self, shard: int, sample: int) -> Raw:
-        """Raises SampleError and OSError. Called from several processes and threads."""
+    def read(self, shard: int, sample: int, *, max_image_bytes: int = ...) -> Raw:
+        """Raises SampleError, also for an encoded image of more bytes, and OSError. Called from
+        several processes and threads."""
         ...
 
     def prefetch(self, shards: Sequence[int]) -> None:

@@ -58,7 +58,7 @@ class ShardCache:
         Raises OSError with the url and the cause, UserError where the cache is too small or broken.
         """
         os.close(self.open(file))
-        return self._target(file)
+        return self.place(file)
 
     def open(self, file: ShardFile) -> int:
         """A descriptor for reading the whole file, good also after an eviction. Raises as `path`
@@ -66,7 +66,7 @@ class ShardCache:
         prefetcher = self._prefetchers.get(os.getpid())
         if prefetcher is not None:
             prefetcher.forget(file)
-        descriptor = self._opened(self._target(file))
+        descriptor = self._opened(self.place(file))
         if descriptor is None:
             descriptor = self._download(file)
             assert descriptor is not None
@@ -84,7 +84,7 @@ class ShardCache:
         self._prefetchers.setdefault(os.getpid(), mine).add(files)
 
     def _bring_ahead(self, file: ShardFile, begun: Callable[[], None]) -> bool:
-        target = self._target(file)
+        target = self.place(file)
         with suppress(FileNotFoundError):
             if waiting_for(target.stat()) is None:  # was used before: it is needed again
                 touch(target)
@@ -94,7 +94,8 @@ class ShardCache:
             os.close(descriptor)
         return descriptor is not None
 
-    def _target(self, file: ShardFile) -> Path:
+    def place(self, file: ShardFile) -> Path:
+        """Where the file lies once it is here, and as long as it is not evicted."""
         key = hashlib.sha1(repr((file.url, file.stamp, file.size)).encode()).hexdigest()[:20]
         name = re.sub(r"[^A-Za-z0-9._-]", "_", file.url.partition("?")[0].rpartition("/")[2])
         return self.folder / f"{key}-{name[-80:]}"
@@ -106,7 +107,7 @@ class ShardCache:
         returned where there is no room, an error raised where another is bringing it
         """
         ahead = begun is not None
-        target = self._target(file)
+        target = self.place(file)
         part = target.with_name(f"part-{target.name}")
         if file.size > self.limit_bytes:
             raise self._too_large(file, file.size)

@@ -9,8 +9,10 @@ import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from stat import S_ISDIR, S_ISREG
+from typing import Any, TypeVar
 
+from clipx.data.files import local_path
 from clipx.data.index import stamp_of
 from clipx.data.remote import fetch_small, find, is_remote
 from clipx.data.transfer.common import ShardFile
@@ -18,11 +20,10 @@ from clipx.types import UserError
 
 THREADS = 32
 """Of file systems on a network, which answer many questions at once."""
-_BRACES = re.compile(r"\{([^{}]+)\}")
-_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
+MOST_SHARDS = 5_000_000
 _FILES_AT_ONCE = 4096
-MAX_SHARDS = 1_000_000
-"""That a pattern may name; more are a mistake, and listing them would take forever."""
+_BRACES = re.compile(r"\{([^{}]+)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -35,16 +36,10 @@ def expand(patterns: str | list[str], *, allow_pipe: bool = False) -> list[Shard
     """
     found: list[ShardFile] = []
     for part in _parts(patterns):
-        if (count := _num_texts(part)) > MAX_SHARDS:
-            raise UserError(
-                f"shards {part[:200]!r} has braces for {count:,} names; "
-                f"{MAX_SHARDS:,} are the most that clipx opens"
-            )
-        texts = _expand_braces(part)
         if is_remote(part):
-            found += find(texts, allow_pipe=allow_pipe)
+            found += find(_expand_braces(part), allow_pipe=allow_pipe)
         else:
-            found += _local(part, texts)
+            found += _local(part, _expand_braces(local_path(part)))
     if not found:
         raise UserError("the list of shards is empty; name some, as in data.shards=data/*.tar")
     seen: set[str] = set()
@@ -97,6 +92,8 @@ def _local_file(path: Path) -> ShardFile | None:
     except (OSError, ValueError) as error:  # ValueError: a NUL, or a character that is no text
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"shard {str(path)!r} cannot be read: {why}") from error
+    if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
+        raise UserError(f"shard {path} is not a regular file; copy its content to one")
     return ShardFile(str(path), stat.st_size, stamp_of(stat), "")
 
 
@@ -108,6 +105,10 @@ def _expand_one(text: str) -> list[Path]:
 
 
 def _expand_braces(text: str) -> list[str]:
+    """Raises UserError for more names than anybody has shards."""
+    count = math.prod(_count_choices(match[1]) for match in _BRACES.finditer(text))
+    if count > MOST_SHARDS or text.count("{") > 50:
+        raise UserError(f"{text[:100]!r} names more than {MOST_SHARDS:,} shards; list a folder")
     match = next((m for m in _BRACES.finditer(text) if _choices(m[1])), None)
     if match is None:
         return [text]
@@ -115,24 +116,21 @@ def _expand_braces(text: str) -> list[str]:
     return [before + choice + end for choice in _choices(match[1]) for end in _expand_braces(after)]
 
 
-def _num_texts(text: str) -> int:
-    """Of how many texts `_expand_braces` would return, without making them."""
-    counts = (len(_range(m[1])) or m[1].count(",") + 1 for m in _BRACES.finditer(text))
-    return math.prod(counts)
-
-
-def _range(inside: str) -> range:
-    """`08..10` -> 8, 9, 10; empty where it is no range."""
+def _count_choices(inside: str) -> int:
     match = _RANGE.fullmatch(inside)
-    return range(int(match[1]), int(match[2]) + 1) if match else range(0)
+    if match is None:
+        return inside.count(",") + 1
+    if max(map(len, match.groups())) > 12:
+        return MOST_SHARDS + 1
+    return max(0, int(match[2]) - int(match[1]) + 1)
 
 
 def _choices(inside: str) -> list[str]:
     """`08..10` -> 08, 09, 10; `a,b` -> a, b; none where these are no braces of ours."""
-    if numbers := _range(inside):
-        low = inside.partition("..")[0]
+    if match := _RANGE.fullmatch(inside):
+        low, high = match.groups()
         width = len(low) if low.startswith("0") else 0
-        return [f"{n:0{width}d}" for n in numbers]
+        return [f"{n:0{width}d}" for n in range(int(low), int(high) + 1)]
     return inside.split(",") if "," in inside else []
 
 
@@ -147,13 +145,20 @@ def told_sizes(files: list[ShardFile]) -> dict[str, int]:
         content = fetch_small(f"{folder}/sizes.json")
         try:
             sizes = json.loads(content) if content else {}
-            told |= {f"{folder}/{name}": int(count) for name, count in sizes.items()}
-        except (AttributeError, TypeError, ValueError) as error:
+            told |= {f"{folder}/{name}": _count(value) for name, value in sizes.items()}
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{folder}/sizes.json is not an object of shard names and numbers of samples "
                 f"({error}); mend or remove it"
             ) from error
     return told
+
+
+def _count(value: Any) -> int:
+    """Raises ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ValueError(f"{str(value)[:50]} is no number of samples")
+    return value
 
 
 def in_threads(act: Callable[[S], T], items: Iterable[S]) -> list[T]:

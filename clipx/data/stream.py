@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from clipx.data.captions import Caption, CaptionFields
-from clipx.data.decode import BadImage
+from clipx.data.decode import MAX_BYTES, BadImage
 from clipx.data.order import Located, Mixture, Order, corpus_digest
-from clipx.data.sample import BadSample, SampleError, Source
+from clipx.data.sample import BadSample, Raw, SampleError, Source
 from clipx.types import UserError
 
 MAX_ATTEMPTS = 64  # with half of a corpus bad, a run that needs more has a chance of 2^-64
@@ -25,11 +25,12 @@ Skip = Mapping[int, frozenset[str]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as stored."""
+    """One sample as stored. note: see Raw"""
 
     key: str
     image: bytes
     caption: Caption
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Corpus:
 
     order_shards: the shard that each of the order's stands for: a source that is repeated is in the
     order several times
+    max_image_bytes: larger images are bad, and not read
     """
 
     def __init__(
@@ -57,8 +59,11 @@ class Corpus:
         order: Order | Mixture,
         order_shards: np.ndarray,
         fields: CaptionFields,
+        *,
+        max_image_bytes: int = MAX_BYTES,
     ) -> None:
         self.sources, self.order, self.fields = dict(sources), order, fields
+        self.max_image_bytes = max_image_bytes
         self._order_shards = order_shards
         self._of = list(self.sources.values())
         counts = [len(source.sizes) for source in self._of]
@@ -67,6 +72,7 @@ class Corpus:
         self._first = np.cumsum([0, *counts])
         self.skip: Skip = {}
         self.skip_unknown = 0
+        self.messages: list[str] = []  # for the person who starts a run
 
     @property
     def num_samples(self) -> int:
@@ -93,6 +99,11 @@ class Corpus:
     def digest(self) -> str:
         return corpus_digest((name, digest) for name, _, digest in self.table())
 
+    @property
+    def layout_digest(self) -> str:
+        """The digest of runs whose checkpoints were written before digests covered contents."""
+        return corpus_digest((name, digest.partition(":")[0]) for name, _, digest in self.table())
+
     def locate(self, positions: np.ndarray) -> Located:
         """positions: (P,) int64"""
         found = self.order.locate(positions)
@@ -109,9 +120,13 @@ class Corpus:
 
     def read(self, shard: int, sample: int) -> Sample:
         """Raises SampleError, OSError."""
+        raw = self.raw(shard, sample)
+        return Sample(raw.key, raw.image, self.fields.of(raw), raw.note)
+
+    def raw(self, shard: int, sample: int) -> Raw:
+        """Raises SampleError, OSError."""
         source, own = self._source(shard)
-        raw = source.read(own, sample)
-        return Sample(raw.key, raw.image, self.fields.of(raw))
+        return source.read(own, sample, max_image_bytes=self.max_image_bytes)
 
     @property
     def is_remote(self) -> bool:
@@ -135,7 +150,9 @@ class Corpus:
                 if shard in self.skip and self.key(shard, sample) in self.skip[shard]:
                     continue
                 found = self.read(shard, sample)
-                return Used(use(found), found.key, shard, sample, bad)
+                value = use(found)
+                bad += self.notes(position, shard, found)
+                return Used(value, found.key, shard, sample, bad)
             except (SampleError, BadImage, OSError) as error:
                 bad.append(self.bad_sample(position, shard, sample, error))
             except Exception as error:
@@ -158,6 +175,12 @@ class Corpus:
             key, message = "", f"sample {sample}: {error}"
         return BadSample(self.name(shard), key, position, stage, type(error).__name__, message)
 
+    def notes(self, position: int, shard: int, sample: Sample) -> list[BadSample]:
+        """Lines of the quarantine for what a good sample shows to be wrong with its shard."""
+        if not sample.note:
+            return []
+        return [BadSample(self.name(shard), "", position, "shard", "SizesJson", sample.note)]
+
     def _replacement(self, position: int, attempt: int, shard: int) -> tuple[int, int]:
         place = int(np.flatnonzero(self._order_shards == shard)[0])
         found, sample = self.order.replacement(position, attempt, place)
@@ -175,7 +198,9 @@ def read_skip_list(path: Path, corpus: Corpus) -> tuple[Skip, int]:
         # A key that comes again names its first sample too, which is good.
         told = [line for line in lines if line["key"] and line.get("stage") != "key"]
         pairs = [(line["shard"], line["key"]) for line in told]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(text, str) for pair in pairs for text in pair):
+            raise TypeError("a shard or key that is no text")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"data.skip {path} cannot be read as JSON lines with `shard` and `key`, such as "
             f"`clipx data verify --out` writes: {type(error).__name__}: {error}"

@@ -4,13 +4,14 @@ when a batch is collated, up to its longest caption."""
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clipx.data.byte_pairs import merge
 from clipx.data.huggingface_tokenizer import HuggingFace
 from clipx.data.repair import CLEAN, repaired
 from clipx.types import UserError
@@ -30,15 +31,14 @@ class Tokenizer(Protocol):
         ...
 
 
-_NO_ID = 1 << 32
-
-
 class ClipBPE:
     """OpenAI's byte-pair encoding, token for token as open_clip's SimpleTokenizer, with everything
     between two spaces looked up once: no token of it spans a space."""
 
     pad_id = 0
     start, end, largest_id = 49406, 49407, 49407
+    most_characters = 2**16
+    """Of one word that are looked at: two thousand tokens of the longest kind."""
 
     def __init__(self, clean: str = "lower") -> None:
         self._clean, self._clean_name = CLEAN[clean], clean
@@ -49,8 +49,12 @@ class ClipBPE:
         return f"ClipBPE {self._clean_name}"
 
     def encode(self, text: str, context_length: int) -> list[int]:
-        words = self._clean(repaired(text)).split()
-        ids = [self.start, *chain.from_iterable(map(self._ids.__getitem__, words))]
+        ids = [self.start]
+        for word in self._clean(repaired(text)).split():
+            # Merges reach over some dozen characters, so this cut leaves the first ids as they are.
+            ids += self._ids[word[: self.most_characters]]
+            if len(ids) >= context_length:
+                break
         del ids[context_length - 1 :]
         ids.append(self.end)
         return ids
@@ -91,24 +95,12 @@ class _IdsOfWords(dict[str, list[int]]):
         return ids
 
     def _merged(self, token: str) -> list[int]:
-        """Byte-pair encoding: the pair that was learned first becomes one symbol, wherever it
-        stands, until no pair is known. One place at a time does the same, since no pair with the
-        new symbol was learned before it."""
         if token in ("<start_of_text>", "<end_of_text>"):
             return [self._reference.encoder[token]]
-        byte_ids, joined = self._byte_ids, self._joined.get
+        byte_ids = self._byte_ids
         ids = [byte_ids[byte] for byte in token.encode()]
         ids[-1] += 256  # the same byte at the end of a word
-        pairs = [joined(a << 16 | b, _NO_ID) for a, b in pairwise(ids)]
-        while pairs and (first := min(pairs)) != _NO_ID:
-            i = pairs.index(first)
-            ids[i] = first
-            del ids[i + 1], pairs[i]
-            if i < len(pairs):
-                pairs[i] = joined(first << 16 | ids[i + 1], _NO_ID)
-            if i:
-                pairs[i - 1] = joined(ids[i - 1] << 16 | first, _NO_ID)
-        return ids
+        return merge(ids, self._joined)
 
 
 def build_tokenizer(text_cfg: dict[str, Any]) -> Tokenizer:

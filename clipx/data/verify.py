@@ -78,7 +78,9 @@ def _bad_samples(config: DataConfig, corpus: Corpus, task: Task) -> list[BadSamp
     bad = []
     for sample in range(first, end):
         try:
-            config.decode(corpus.read(shard, sample).image)
+            found = corpus.read(shard, sample)
+            config.decode(found.image)
+            bad += corpus.notes(-1, shard, found)
         except (SampleError, BadImage, OSError) as error:
             bad.append(corpus.bad_sample(-1, shard, sample, error))
     return bad

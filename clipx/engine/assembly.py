@@ -29,10 +29,9 @@ from clipx.models.locked import split_locked
 def new_encoder(
     model: ModelConfig, model_json: dict[str, Any], runtime: Runtime, *, seed: int
 ) -> tuple[DualEncoder, list[str]]:
-    """Build the model with its initial weights. Returns it with messages for the log.
-
-    seed: of torch's generator, set by the caller; for the message only
-    """
+    """Build the model with its initial weights, and seed torch's generator for that. Returns it
+    with messages for the log."""
+    torch.manual_seed(seed)
     initial = model.build_initial()
     if initial is not None:
         runtime.main_first(initial.prepare)

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from clipx.data.caption_check import check_caption_fields
 from clipx.data.loader import Batches
 from clipx.data.preprocessing import Preprocessing
+from clipx.data.progress import printable
 from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
@@ -31,13 +33,17 @@ def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
             f"the nearest that fits is {max(1, round(size / ranks)) * ranks}"
         )
     fault, sources = None, {}
+    messages: list[str] = []
     if runtime.is_main:
         try:
             sources = config.data.open_sources()
+            messages = check_caption_fields(config.data.corpus(sources, seed=config.seed))
         except UserError as error:
             fault = str(error)
     runtime.agree(fault)
-    return config.data.corpus(runtime.from_main(sources), seed=config.seed)
+    corpus = config.data.corpus(runtime.from_main(sources), seed=config.seed)
+    corpus.messages += messages
+    return corpus
 
 
 def pixel_batches(
@@ -60,7 +66,8 @@ def pixel_batches(
 
 def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
     """What a person should know of it before the first step."""
-    lines = [f"{fault.shard}: {fault.message}" for fault in corpus.faults]
+    lines = [printable(f"{fault.shard}: {fault.message}") for fault in corpus.faults]
+    lines += corpus.messages
     if corpus.skip:
         lines.append(f"{sum(map(len, corpus.skip.values()))} samples are skipped by data.skip")
     if corpus.skip_unknown:
@@ -75,7 +82,7 @@ def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
 
 def write_table(folder: Path, table: Table) -> None:
     """What `changes` will compare with, as corpus.tsv. Raises UserError."""
-    lines = "".join(f"{name}\t{samples}\t{digest}\n" for name, samples, digest in table)
+    lines = "".join(f"{_in_one_line(name)}\t{n}\t{digest}\n" for name, n, digest in table)
     try:
         write_whole(folder / _FILE, lines)
     except OSError as error:
@@ -88,10 +95,16 @@ def changes(folder: Path, table: Table) -> str:
     if not path.exists():
         return f"how it differs is unknown, for {path} is missing"
     try:
-        old = _by_name(_read_table(path))
+        old_table = _read_table(path)
     except (OSError, ValueError) as error:
         return f"how it differs is unknown, for {path} is damaged: {error}"
-    new = _by_name(table)
+    # Before digests covered contents, they were what is before the colon now.
+    with_contents = any(":" in digest for _, _, digest in old_table)
+    old = _by_name(old_table)
+    new = _by_name(
+        (_in_one_line(name), samples, digest if with_contents else digest.partition(":")[0])
+        for name, samples, digest in table
+    )
     changed = [
         f"{name} ({_samples(old[name]):,} to {_samples(new[name]):,} samples)"
         for name in old
@@ -114,6 +127,11 @@ def _read_table(path: Path) -> list[tuple[str, int, str]]:
             name, samples, digest = line.rsplit("\t", 2)
             table.append((name, int(samples), digest))
     return table
+
+
+def _in_one_line(name: str) -> str:
+    """A file's name may have line breaks in it."""
+    return name.translate({10: "\\n", 13: "\\r"})
 
 
 def _by_name(table: Table) -> dict[str, list[tuple[int, str]]]:

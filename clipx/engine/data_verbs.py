@@ -14,10 +14,11 @@ from rich.table import Table
 
 from clipx import config as configs
 from clipx.data.bench import bench
+from clipx.data.caption_check import check_caption_fields
 from clipx.data.catalog import Catalog, open_catalog
 from clipx.data.config import DataConfig
 from clipx.data.loader import Batches
-from clipx.data.progress import note, progress
+from clipx.data.progress import note, printable, progress
 from clipx.data.sample import BadSample
 from clipx.data.sources import webdataset
 from clipx.data.verify import verify
@@ -28,6 +29,11 @@ from clipx.types import UserError
 _SHOWN = 20
 
 
+def _print_table(table: Table) -> None:
+    """Keys and names are shown as they are: `[/bold]` in them is no markup, `:x:` no emoji."""
+    Console(markup=False, emoji=False, highlight=False).print(table)
+
+
 def index(patterns: list[str], *, allow_pipe: bool) -> int:
     """Indexes shards and prints what is in them. Returns how many cannot be read."""
     source = webdataset.Config(patterns, allow_pipe=allow_pipe)
@@ -35,7 +41,7 @@ def index(patterns: list[str], *, allow_pipe: bool) -> int:
     with progress("indexing shards", len(files)) as advance:
         catalog = open_catalog(files, source.cache(), advance)
     _print_catalog(catalog)
-    return sum(fault.error != "TruncatedTar" for fault in catalog.faults)
+    return sum(fault.is_whole_shard for fault in catalog.faults)
 
 
 def _print_catalog(catalog: Catalog) -> None:
@@ -43,11 +49,11 @@ def _print_catalog(catalog: Catalog) -> None:
     table = Table("shards", "samples", "bytes", "truncated", "unreadable")
     truncated = int(catalog.truncated.sum())
     numbers = (len(catalog.files), int(catalog.samples.sum()), sum(sizes), truncated)
-    unreadable = len(catalog.faults) - truncated
+    unreadable = sum(fault.is_whole_shard for fault in catalog.faults)
     table.add_row(*(f"{number:,}" for number in (*numbers, unreadable)))
-    Console().print(table)
+    _print_table(table)
     for fault in catalog.faults[:_SHOWN]:
-        print(f"{fault.shard}: {fault.message}")
+        print(printable(f"{fault.shard}: {fault.message}"))
     if catalog.faults[_SHOWN:]:
         print(f"... and {len(catalog.faults) - _SHOWN} more")
 
@@ -58,6 +64,12 @@ def verify_corpus(
     """Prints what is bad, and writes it to `out` line by line. Returns how many lines there are."""
     config = _data_config(corpus, overrides)
     opened = replace(config, max_bad_fraction=1.0).open(seed=0)  # bad shards are what we look for
+    try:
+        messages = check_caption_fields(opened)
+    except UserError as error:  # one more fault to find: a run would not start
+        messages = [str(error)]
+    for message in messages:
+        note(message)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     found: list[BadSample] = []
     try:
@@ -84,10 +96,9 @@ def _print_bad(found: list[BadSample], samples: int, out: Path | None) -> None:
     table = Table("stage", "error", "count", "the first")
     for kind, count in counts.most_common():
         bad = first[kind]
-        table.add_row(
-            *kind, f"{count:,}", f"{bad.key or '(whole shard)'} of {bad.shard}: {bad.message}"
-        )
-    Console().print(table)
+        where = f"{bad.key or '(whole shard)'} of {bad.shard}: {bad.message}"
+        table.add_row(*kind, f"{count:,}", printable(where))
+    _print_table(table)
     told = f"{len(found):,} of {samples:,} samples and shards are bad"
     print(f"{told}; listed in {out}: train with data.skip={out}" if out else told)
 
@@ -122,7 +133,7 @@ def _print_report(batches: Batches, seconds: float) -> None:
     for stage, each in report.seconds.items():
         table.add_row(stage, f"{each * 1e6:.1f}", f"{1 / each:,.0f}", f"{each / total:.0%}")
     table.add_row("all", f"{total * 1e6:.1f}", f"{1 / total:,.0f}", "100%")
-    Console().print(table)
+    _print_table(table)
     rate, workers = report.samples_per_second, report.workers
     who = f"{workers} workers" if workers else "no workers (the training process itself)"
     print(f"the loader with {who}: {rate:,.0f} samples/s")

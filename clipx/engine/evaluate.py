@@ -6,6 +6,7 @@ import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from clipx.config import Data, build, merge
 from clipx.evaluators import retrieval, zero_shot
 from clipx.evaluators._ranks import Known, alike
 from clipx.evaluators._sets import is_classification
+from clipx.evaluators._undecodable import with_undecodable
 from clipx.types import Encoder, Result, Setting, UserError
 
 
@@ -30,7 +32,8 @@ def evaluate(
     for name, config in evaluators.items():
 
         def run(config: Any = config) -> Result:
-            return config.build().evaluate(encoder, setting)
+            own = replace(setting, undecodable={})
+            return with_undecodable(config.build().evaluate(encoder, own), own)
 
         results[name] = alike(setting.ranks, run)
     return results

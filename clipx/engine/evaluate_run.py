@@ -215,7 +215,7 @@ def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str, count: int
     weights = classifier(encoder, labeled.names, evaluator.templates)
     out = []
     for number in range(0, len(labeled), max(1, len(labeled) // count))[:count]:
-        image = labeled.images.image(number)
+        image = labeled.images.shown(number)
         probability = (encoder.logit_scale * encoder.encode_image(image) @ weights.T).softmax(-1)[0]
         best = probability.topk(min(3, len(labeled.names)))
         rows = [

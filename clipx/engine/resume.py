@@ -44,7 +44,7 @@ def newest(
         messages.append(f"{faults[0]}; it is skipped")
         unreadable += 1
     messages = runtime.from_main(messages)
-    if saved.state.corpus_digest != corpus.digest:
+    if saved.state.corpus_digest not in (corpus.digest, corpus.layout_digest):
         messages.append(_changed_corpus(runtime, folder, corpus, path, accept=accept))
     return saved, [*messages, f"resumed from {path} at step {saved.state.step}"]
 

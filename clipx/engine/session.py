@@ -86,7 +86,6 @@ class Session:
         self.model_json = with_defaults(
             config.model.read(), sigmoid=isinstance(config.loss, sigmoid.Config)
         )
-        torch.manual_seed(config.seed)
         self.encoder, messages = new_encoder(
             config.model, self.model_json, self.runtime, seed=config.seed
         )

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from clipx.evaluators._undecodable import Reader
 from clipx.metrics.embedding import not_unit
 from clipx.types import EmbeddingError, Encoder, Ranks, Setting, UserError
 
@@ -105,15 +106,19 @@ def embed_images(
     """
     count = len(names)
 
+    read = Reader(image, encoder.image_size)
+
     def embed(batch: int) -> Tensor:
         rows = range(batch * BATCH, min((batch + 1) * BATCH, count))
         here = names[rows.start : rows.stop]
-        images = [image(row) for row in rows]
+        images = [read(row) for row in rows]
         features = _checked("image", here, lambda: encoder.encode_image(images))
         setting.progress(rows.stop, count)
         return features
 
-    return torch.cat(shared_out(setting.ranks, -(-count // BATCH), embed))
+    features = torch.cat(shared_out(setting.ranks, -(-count // BATCH), embed))
+    read.report(together(setting.ranks, lambda: read.undecodable), count, setting)
+    return features
 
 
 def embed_texts(

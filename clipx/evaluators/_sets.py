@@ -18,8 +18,14 @@ from pathlib import Path
 from torch import Tensor
 
 from clipx.data import decode
+from clipx.data.files import read_image_file
+from clipx.data.sample import SampleError
 from clipx.data.sources.webdataset import OpenShard, open_shard
+from clipx.evaluators._undecodable import UndecodableImage, gray
 from clipx.types import UserError
+
+MAX_PIXELS = 178_956_970
+"""Of an image, as Pillow's own bound has it, so that a set is read as everybody reads it."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,21 @@ class Images:
         return len(self.keys)
 
     def image(self, number: int) -> Tensor:
-        """(3, H, W) uint8. Raises UserError."""
+        """(3, H, W) uint8. Raises UndecodableImage, and UserError where it cannot be read."""
+        told = f"test set sample {self.keys[number]} of {self.path} does not decode"
         try:
-            return decode.decode(self.read(number))
-        except (decode.BadImage, OSError) as error:
-            raise UserError(
-                f"test set sample {self.keys[number]} of {self.path} does not decode: {error}"
-            ) from error
+            return decode.decode(self.read(number), max_pixels=MAX_PIXELS)
+        except (decode.BadImage, SampleError) as error:
+            raise UndecodableImage(f"{told}: {error}") from error
+        except OSError as error:  # of the disk, and maybe not the next time: no fault of the image
+            raise UserError(f"{told}: {error}") from error
+
+    def shown(self, number: int) -> Tensor:
+        """The same for a person to look at, gray where it cannot be decoded."""
+        try:
+            return self.image(number)
+        except UndecodableImage:
+            return gray(64)
 
 
 def is_classification(path: Path) -> bool:
@@ -130,7 +144,11 @@ def read_class_folders(folder: Path, classes: Sequence[str]) -> tuple[Images, li
             f"looked for {', '.join(decode.EXTENSIONS)}"
         )
     keys = [file.relative_to(folder).as_posix() for file in files]
-    return Images(folder, keys, lambda number: files[number].read_bytes()), labels
+
+    def read(number: int) -> bytes:
+        return read_image_file(files[number], decode.MAX_BYTES)
+
+    return Images(folder, keys, read), labels
 
 
 def class_folders(folder: Path) -> list[str]:

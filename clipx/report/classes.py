@@ -95,7 +95,7 @@ def example(found: Classified, number: int, *, truth: bool = False) -> Markup:
     sure = percent_text(float(found.probability[number, guess]))
     mark = "✓" if guess == label else "✗"
     told = f"{mark} {shorten(names[guess], 40)}, {sure}"
-    uri = picture_uri(found.labeled.images.image(number))
+    uri = picture_uri(found.labeled.images.shown(number))
     caption = element("figcaption", element("span", told, class_="guess"))
     if truth and guess != label:
         real = element("span", shorten(names[label], 40), class_="truth")

@@ -94,4 +94,4 @@ def by_image(paired: Paired, number: int) -> Markup:
 
 
 def uri(paired: Paired, number: int) -> str:
-    return picture_uri(paired.captioned.images.image(number))
+    return picture_uri(paired.captioned.images.shown(number))

@@ -63,7 +63,7 @@ def similarity(paired: Paired) -> Markup:
         paired.text[captions] @ paired.image[rows].T,
         names,
         [
-            header_with_picture(picture_uri(paired.captioned.images.image(row)), name)
+            header_with_picture(picture_uri(paired.captioned.images.shown(row)), name)
             for row, name in zip(rows, names, strict=True)
         ],
         shown=lambda value: f"{value:.2f}",
@@ -94,7 +94,7 @@ def maps(paired: Paired) -> list[Markup]:
 
 
 def symbol(paired: Paired, row: int, number: int) -> Markup:
-    uri = picture_uri(paired.captioned.images.image(row), size=48)
+    uri = picture_uri(paired.captioned.images.shown(row), size=48)
     image = element("image", href=uri, width=48, height=48)
     return element("symbol", image, id=f"picture-{number}", viewBox="0 0 48 48")
 

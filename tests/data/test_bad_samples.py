@@ -24,7 +24,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "truncated jpeg": ({"jpg": jpeg(9)[:-30], "txt": "x"}, "image", "truncated"),
     "html": ({"jpg": "<html>404 not found</html>", "txt": "x"}, "image", "b'<html>404 no'"),
     "zero bytes": ({"jpg": b"", "txt": "x"}, "image", "0 bytes"),
-    "bomb": ({"png": png_claiming(60_000, 60_000), "txt": "x"}, "image", "(?i)bomb|max_pixels"),
+    "bomb": ({"png": png_claiming(60_000, 60_000), "txt": "x"}, "image", "max_image_pixels"),
     "too large": ({"png": png_claiming(100, 100), "txt": "x"}, "image", "100 x 100 pixels exceed"),
     "no image": ({"txt": "x"}, "image", "no image member"),
     "gif": ({"gif": png(9), "txt": "x"}, "image", "no image member; looked for jpg, jpeg"),

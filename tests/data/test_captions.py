@@ -81,6 +81,8 @@ def test_captions_are_found(fields: list[str], sample: Raw, expected: list[str])
         ),
         (["txt"], raw(txt=b"caf\xe9"), "not UTF-8: .* position 3"),
         (["a"], raw(json={"a": [["nested"]]}), "no text in a or txt"),
+        (["txt"], raw(txt="x" * 50_001), "a text of 50,001 characters; at most 50,000"),
+        (["a"], raw(a=["good", b"\xff"]), "a text of the list is not UTF-8"),
     ],
 )
 def test_what_has_no_caption_is_told(fields: list[str], sample: Raw, message: str) -> None:

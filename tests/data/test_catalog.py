@@ -6,19 +6,26 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from samples import pair, write_corpus, write_shard
+from samples import jpeg, pair, png, write_corpus, write_shard
 
 from clipx.data import catalog as catalog_module
 from clipx.data import shards as shards_module
+from clipx.data.captions import CaptionFields
 from clipx.data.catalog import TOLD, Catalog, open_catalog, store_path
-from clipx.data.index import Head, load_head, load_index
+from clipx.data.index import load_head, load_index
+from clipx.data.order import Order
 from clipx.data.sample import SampleError
 from clipx.data.shard_cache import ShardCache
+from clipx.data.shard_index import Head
 from clipx.data.shards import expand
+from clipx.data.sources import webdataset
+from clipx.data.sources.folder import Folder
 from clipx.data.sources.webdataset import Webdataset
+from clipx.data.stream import Corpus
 from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
 
@@ -28,9 +35,9 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards that were looked at, one by one."""
     names: list[str] = []
 
-    def look(path: Path, *, stamp: str | None = None) -> Head:
+    def look(path: Path, **settings: Any) -> Head:
         names.append(path.name)
-        return load_head(path, stamp=stamp)
+        return load_head(path, **settings)
 
     monkeypatch.setattr(catalog_module, "load_head", look)
     return names
@@ -163,6 +170,39 @@ def test_a_truncated_tar_is_told_at_every_start(
         assert "after its first 4 are missing" in fault.message
 
 
+def test_damage_and_second_images_are_told_at_every_start(
+    opened: Callable[[], Catalog], looked: list[str], corpus: Path
+) -> None:
+    both = {"jpg": jpeg(1), "png": png(1), "txt": "x"}
+    write_shard(corpus / "00000.tar", {"a": both, "b": pair(2), "c": both})
+    data = (corpus / "00002.tar").read_bytes()
+    (corpus / "00002.tar").write_bytes(data[:1024] + b"\1" + data[1025:])
+    write_shard(corpus / "00003.tar", {"new": pair(1)})
+    found = [opened(), opened()]
+    assert looked == []
+    (corpus / "00001.tar").unlink()  # the others move
+    found.append(opened())
+    for one in found:
+        assert [(Path(f.shard).name, f.error) for f in one.faults] == [
+            ("00000.tar", "SecondImage"),
+            ("00002.tar", "DamagedTar"),
+        ]
+        assert not any(fault.is_whole_shard for fault in one.faults)
+        assert one.faults[0].message == (
+            "2 samples have more than one image; the first of jpg, jpeg, png, webp is used"
+        )
+
+
+def test_of_two_images_the_tar_and_the_folder_use_the_same(tmp_path: Path) -> None:
+    for order in (["png", "jpg"], ["jpg", "png"]):
+        tar = write_shard(tmp_path / "0.tar", {"a": {e: e.encode() for e in [*order, "txt"]}})
+        source = webdataset.Config(str(tar)).build()
+        assert source.read(0, 0).image == b"jpg"
+    for name in ("a.png", "a.jpg", "a.txt"):
+        (tmp_path / name).write_bytes(name.encode())
+    assert Folder(tmp_path).read(0, 0).image == b"a.jpg"
+
+
 def test_a_broken_cache_costs_one_look_and_nothing_else(
     opened: Callable[[], Catalog], looked: list[str]
 ) -> None:
@@ -249,11 +289,11 @@ class LocalCopies(ShardCache):
         super().__init__(folder, 2**30)
         self.copies = folder
 
-    def path(self, file: ShardFile) -> Path:
+    def place(self, file: ShardFile) -> Path:
         return self.copies / file.url.rpartition("/")[2]
 
     def open(self, file: ShardFile) -> int:
-        return os.open(self.path(file), os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(self.place(file), os.O_RDONLY | os.O_CLOEXEC)
 
 
 def files(*names: str, stamp: str = "1") -> list[ShardFile]:
@@ -299,6 +339,26 @@ def test_a_tar_with_fewer_samples_than_it_was_told_of_has_bad_ones(
     for act in (source.read, source.key):
         with pytest.raises((OSError, SampleError), match="tells of 7 samples, the tar has 5"):
             act(0, 5)
+
+
+def test_a_tar_with_more_samples_than_it_was_told_of_is_told_with_the_last(
+    corpus: Path, remote: dict[str, bytes]
+) -> None:
+    remote[f"{HERE}/sizes.json"] = b'{"00000.tar": 3}'
+    cache = LocalCopies(corpus)
+    source = Webdataset(open_catalog(files("00000.tar", stamp="more"), cache), cache)
+    order = Order(source.sizes, seed=0, streams=1, window=9)
+    opened = Corpus({"x": source}, order, np.arange(1), CaptionFields({"captions": 1.0}))
+    used = [opened.usable(n, 0, n, lambda sample: sample.key) for n in range(3)]
+    assert [one.value for one in used] == ["k00", "k01", "k02"]
+    (note,) = [bad for one in used for bad in one.bad]
+    assert (note.shard, note.error, note.stage, note.position) == (
+        f"{HERE}/00000.tar",
+        "SizesJson",
+        "shard",
+        2,
+    )
+    assert "tells of 3 samples and the tar has 5: the last 2 are not used" in note.message
 
 
 @pytest.mark.parametrize("content", [b"{", b"[3]", b'{"0.tar": "many"}', b'{"0.tar": null}'])

@@ -38,7 +38,7 @@ def write(folder: Path, *, bad: str = "") -> Path:
             samples = {
                 key: {
                     **pair(int(key[1:])),
-                    **({"png": b""} if name == bad and key[1:] > "0" else {}),
+                    **({"jpg": b"", "png": b""} if name == bad and key[1:] > "0" else {}),
                 }
                 for key in keys
             }
@@ -269,7 +269,7 @@ class Remote:
     def key(self, shard: int, sample: int) -> str:
         return f"{shard}-{sample}"
 
-    def read(self, shard: int, sample: int) -> Raw:
+    def read(self, shard: int, sample: int, *, max_image_bytes: int = 0) -> Raw:
         raise AssertionError("not asked for here")
 
     def prefetch(self, shards: Sequence[int]) -> None:

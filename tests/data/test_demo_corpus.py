@@ -32,7 +32,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in files
-        if path.name != "report.json" and not path.name.endswith(".idx")
+        if path.name != "report.json" and not path.name.endswith(".clipx-index")
     }
 
 
@@ -110,7 +110,7 @@ def test_training_samples_are_complete_and_counted(build_demo: BuildDemo, tmp_pa
     assert sum(sizes.values()) == len(found) == report["pairs"]
     for name, size in sizes.items():
         shard = tmp_path / "out/train" / name
-        assert shard.with_name(f"{name}.idx").exists()
+        assert shard.with_name(f"{name}.clipx-index").exists()
         assert len(load_index(shard)) == size
     for fields in found.values():
         facts = json.loads(fields["json"])

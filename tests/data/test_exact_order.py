@@ -83,7 +83,7 @@ SCENARIOS = st.builds(
 
 @cache
 def members(number: int, *, broken: bool) -> Members:
-    return {**pair(number), "png": b""} if broken else pair(number)
+    return {"txt": "x", "png": b""} if broken else pair(number)
 
 
 def write(scenario: Scenario, folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from samples import png, write_shard, write_tar
 
 from clipx.data import index as index_module
-from clipx.data.index import ShardIndex, build_index, load_head, load_index
+from clipx.data.index import load_head, load_index
+from clipx.data.shard_index import ShardIndex, build_index
 from clipx.types import UserError
 
 
@@ -123,7 +125,7 @@ def test_a_same_sized_rewrite_is_noticed_by_its_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut short"])
 def test_a_broken_sidecar_is_made_anew(tmp_path: Path, content: bytes) -> None:
     path = write_shard(tmp_path / "0.tar", TWO)
-    sidecar = tmp_path / "0.tar.idx"
+    sidecar = tmp_path / "0.tar.clipx-index"
     sidecar.write_bytes(content)
     assert load_index(path).keys == ["1", "2"]
     assert sidecar.read_bytes() != content
@@ -132,7 +134,7 @@ def test_a_broken_sidecar_is_made_anew(tmp_path: Path, content: bytes) -> None:
 def test_a_sidecar_cut_short_anywhere_is_made_anew(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "0.tar", TWO)
     whole = listing(load_index(path))
-    sidecar = tmp_path / "0.tar.idx"
+    sidecar = tmp_path / "0.tar.clipx-index"
     content = sidecar.read_bytes()
     for size in range(0, len(content), 7):
         sidecar.write_bytes(content[:size])
@@ -163,11 +165,13 @@ def test_sidecars_go_to_the_cache_where_the_folder_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_shard(tmp_path / "data" / "0.tar", TWO)
-    (tmp_path / "data" / "0.tar.idx").mkdir()  # root may write anywhere, but not over a folder
+    (
+        tmp_path / "data" / "0.tar.clipx-index"
+    ).mkdir()  # root may write anywhere, but not over a folder
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert load_index(path).keys == ["1", "2"]
-    assert len(list((tmp_path / "cache/clipx/index").glob("*.idx"))) == 1
-    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["0.tar", "0.tar.idx"]
+    assert len(list((tmp_path / "cache/clipx/index").glob("*.clipx-index"))) == 1
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["0.tar", "0.tar.clipx-index"]
     monkeypatch.setattr(index_module, "build_index", None)  # the second time needs no walk
     assert load_index(path).keys == ["1", "2"]
 
@@ -205,3 +209,50 @@ def test_an_empty_tar_has_no_samples(tmp_path: Path) -> None:
     index = load_index(write_tar(tmp_path / "0.tar", {}))
     assert len(index) == 0
     assert not index.head.truncated
+
+
+# --- beside other tools, and in a cache that others clear ---
+
+
+def test_an_index_of_another_tool_stays_as_it_is(tmp_path: Path) -> None:
+    """DALI's wds2idx, TorchData and others name theirs `<shard>.idx` or as the shard."""
+    path = write_shard(tmp_path / "0.tar", TWO)
+    others = {tmp_path / name: name.encode() for name in ("0.tar.idx", "0.idx", "0.tar.index")}
+    for file, content in others.items():
+        file.write_bytes(content)
+    load_index(path)
+    assert {file: file.read_bytes() for file in others} == others
+    assert (tmp_path / "0.tar.clipx-index").exists()
+
+
+def test_a_sidecar_that_is_evicted_while_it_is_read_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process clears the shared cache between the first line and the arrays."""
+    path = write_shard(tmp_path / "0.tar", TWO)
+    whole = listing(load_index(path))
+    loads = json.loads
+
+    def evict_first(text: bytes) -> object:
+        (tmp_path / "0.tar.clipx-index").unlink(missing_ok=True)
+        return loads(text)
+
+    monkeypatch.setattr(index_module.json, "loads", evict_first)
+    assert listing(load_index(path)) == whole
+
+
+def test_a_shard_that_is_evicted_is_indexed_by_its_open_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_shard(tmp_path / "data" / "0.tar", TWO)
+    with path.open("rb") as file:
+        path.unlink()
+        index = load_index(path, stamp="1", descriptor=file.fileno())
+    assert index.keys == ["1", "2"]
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []  # no sidecar outlives its shard
+
+
+def test_second_images_are_counted(tmp_path: Path) -> None:
+    samples = {"1": {"png": b"p", "txt": "x", "jpg": b"j"}, "2": {"png": b"p", "txt": "x"}}
+    assert load_index(write_shard(tmp_path / "0.tar", samples)).head.second_images == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pyarrow import parquet
 from samples import jpeg, png
 
 from clipx.config import build
+from clipx.data.captions import CaptionFields
 from clipx.data.sample import Raw, SampleError
 from clipx.data.sources import _parquet, table
 from clipx.data.sources.table import Table
@@ -229,6 +231,49 @@ def test_a_row_without_its_image_is_a_fault_of_the_image(root: Path) -> None:
     with pytest.raises(SampleError, match="no bytes in column 'image'") as caught:
         source.read(0, 1)
     assert caught.value.stage == "image"
+
+
+@pytest.mark.parametrize("kind", ["paths", "images"])
+@pytest.mark.parametrize("stored", ["plain", "large", "view", "list"])
+def test_a_text_of_parquet_that_is_not_utf8_costs_its_row(
+    root: Path, kind: str, stored: str
+) -> None:
+    values = pa.array([b"one", b"caf\xe9", b"three", None])
+    types = {"plain": pa.string(), "large": pa.large_string(), "view": pa.string_view()}
+    columns: dict[str, Any] = {"path": [f"{n}.png" for n in range(4)]}
+    if kind == "images":
+        columns = {"image": huggingface([png(n) for n in range(4)])}
+    if stored == "list":
+        items = values.cast(pa.string(), safe=False)
+        caption = pa.ListArray.from_arrays([0, 1, 2, 3, 4], items)
+    else:
+        caption = values.cast(types[stored], safe=False)
+    table = pa.table(columns | {"caption": caption})
+    parquet.write_table(table, root / "t.parquet", row_group_size=4)
+    source = opened(root / "t.parquet")
+    assert len(source.digests) == 1
+    fields = CaptionFields({"caption": 1.0})
+    assert [fields.of(source.read(0, n)).texts for n in (0, 2)] == [["one"], ["three"]]
+    with pytest.raises(SampleError, match="not UTF-8"):
+        fields.of(source.read(0, 1))
+    with pytest.raises(SampleError, match="no text in caption"):
+        fields.of(source.read(0, 3))
+
+
+def test_a_path_of_parquet_that_is_not_utf8_is_a_path(root: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (root / name).write_bytes(png(7))
+    path = pa.array([b"caf\xe9.png"]).cast(pa.string(), safe=False)
+    parquet.write_table(pa.table({"path": path, "c": ["x"]}), root / "t.parquet")
+    (row,) = rows(opened(root / "t.parquet"))
+    assert (row.key, row.image) == (f"00000000:{name}", png(7))
+
+
+def test_two_columns_of_parquet_with_one_name_are_refused(root: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["0.png"])] * 3, names=["path", "c", "c"])
+    parquet.write_table(table, root / "t.parquet")
+    with pytest.raises(UserError, match=r"table .*t\.parquet has two columns 'c'; rename one"):
+        opened(root / "t.parquet")
 
 
 def test_row_groups_are_kept_up_to_a_bound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import shutil
 import sys
@@ -14,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from samples import jpeg
+from samples import jpeg, write_shard
 
 from clipx.data.decode import decode
-from clipx.data.sample import Raw, Source
+from clipx.data.sample import Raw, SampleError, Source
+from clipx.data.sources import folder, table, webdataset
 from clipx.data.sources._strings import Strings
 from clipx.data.sources.folder import Folder
 from clipx.data.sources.synthetic import Synthetic
@@ -150,3 +152,63 @@ def test_strings_are_a_list_of_bytes() -> None:
     assert [strings[n] for n in range(len(strings))] == items
     assert len(Strings([])) == 0
     assert len(pickle.dumps(Strings([b"12345678"] * 10_000))) < 17 * 10_000
+
+
+# --- what is not read ---
+
+
+@pytest.fixture(params=["folder", "csv"])
+def of_files(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Source]:
+    """Opens a source of one sample, whose image is the file `0.png`."""
+
+    def opened() -> Source:
+        if request.param == "folder":
+            return folder.Config(path=f"file://{tmp_path}").build()
+        (tmp_path / "t.csv").write_text(f"filepath,title\nfile://{tmp_path}/0.png,x\n")
+        return table.Config(path=f"file://{tmp_path}/t.csv").build()
+
+    return opened
+
+
+def test_a_picture_that_is_too_large_is_not_read(
+    of_files: Callable[[], Source], tmp_path: Path
+) -> None:
+    """30 GB, none of it on the disk."""
+    (tmp_path / "0.png").write_bytes(b"")
+    os.truncate(tmp_path / "0.png", 30 << 30)
+    with pytest.raises(SampleError, match=r"32,212,254,720 bytes, more than data\.max_image_bytes"):
+        of_files().read(0, 0)
+    os.truncate(tmp_path / "0.png", 1000)
+    with pytest.raises(SampleError, match=r"1,000 bytes, more than data\.max_image_bytes 999"):
+        of_files().read(0, 0, max_image_bytes=999)
+    assert len(of_files().read(0, 0, max_image_bytes=1000).image) == 1000
+
+
+@pytest.mark.parametrize("kind", ["named pipe", "device"])
+def test_only_regular_files_are_read(
+    of_files: Callable[[], Source], tmp_path: Path, kind: str
+) -> None:
+    """A pipe nobody writes to would be waited for, /dev/zero would be read for ever."""
+    if kind == "named pipe":
+        os.mkfifo(tmp_path / "0.png")
+    else:
+        (tmp_path / "0.png").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="is not a regular file"):
+        of_files().read(0, 0)
+
+
+def test_a_text_that_is_no_caption_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"x")
+    (tmp_path / "0.txt").touch()
+    os.truncate(tmp_path / "0.txt", 1 << 35)
+    with pytest.raises(SampleError, match=r"0\.txt has 34,359,738,368 bytes"):
+        folder.Config(path=str(tmp_path)).build().read(0, 0)
+
+
+@pytest.mark.parametrize("extension", ["png", "txt"])
+def test_a_member_of_a_tar_that_is_too_large_is_not_read(tmp_path: Path, extension: str) -> None:
+    members = {"png": b"x", "txt": b"x"} | {extension: bytes((16 << 20) + 1)}
+    path = write_shard(tmp_path / "0.tar", {"a": members})
+    source = webdataset.Config(str(path)).build()
+    with pytest.raises(SampleError, match="16,777,217 bytes, more than"):
+        source.read(0, 0, max_image_bytes=1 << 20)

@@ -6,6 +6,7 @@ import itertools
 import pickle
 import random
 import string
+import time
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer, basic_clean
 from texts import PIECES, SENTENCES, fuzzed
 
+from clipx.data import byte_pairs
 from clipx.data.repair import _SUSPECT, repaired
 from clipx.data.tokenizers import ClipBPE, build_tokenizer, pad
 from clipx.types import UserError
@@ -173,3 +175,36 @@ def test_settings_that_cannot_be_followed_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=complaint):
         build_tokenizer(text_cfg)
+
+
+# --- long words ---
+
+LETTERS = {
+    "cjk": "\u4e00\u4eba\u5927\u65e5\u672c\u8a9e\u6f22\u5b57",
+    "latin": "abcehilnorst",
+    "a": "a",
+}
+
+
+@pytest.mark.parametrize("letters", LETTERS)
+def test_long_tokens_are_merged_as_short_ones(letters: str) -> None:
+    joined, byte_ids = OURS._ids._joined, OURS._ids._byte_ids
+    draw = random.Random(0)
+    for length in (2, 3, 10, 200, 1000):
+        for _ in range(20):
+            word = "".join(draw.choices(LETTERS[letters], k=length))
+            ids = [byte_ids[byte] for byte in word.encode()]
+            assert byte_pairs._merge_long(ids.copy(), joined) == byte_pairs._merge_short(
+                ids, joined
+            )
+
+
+@pytest.mark.parametrize("letters", LETTERS)
+def test_a_caption_of_one_long_word_costs_no_minutes(letters: str) -> None:
+    """40,000 characters took 111 s when the work grew with their square."""
+    word = "".join(random.Random(0).choices(LETTERS[letters], k=500_000))
+    began = time.monotonic()
+    ids = OURS.encode(word, 77)
+    assert time.monotonic() - began < 10
+    assert ids == [*OURS.encode(word[:3000], 77)[:-1], OURS.end]
+    assert len(ids) == 77

@@ -56,7 +56,7 @@ def write_faulty_corpus(folder: Path) -> Named:
 def _write_duplicates(path: Path, samples: dict[str, Any]) -> None:
     """The first sample comes again at the end, with another picture."""
     write_shard(path, samples)
-    path.with_name(path.name + ".idx").unlink(missing_ok=True)
+    path.with_name(path.name + ".clipx-index").unlink(missing_ok=True)
     with tarfile.open(path, "a") as tar:
         for extension, content in {"png": png(99), "txt": "again"}.items():
             data = as_bytes(content)

@@ -17,6 +17,7 @@ from clipx.config import load as load_config
 from clipx.data.config import DataConfig
 from clipx.data.index import load_index
 from clipx.data.loader import load
+from clipx.data.stream import Corpus
 from clipx.engine.config import TrainConfig
 from clipx.engine.corpus import changes, describe, write_table
 from clipx.engine.trainer import train
@@ -32,6 +33,7 @@ def write_corpus(folder: Path, *, every_bad: int | None = None) -> Path:
         samples = {f"k{n:02d}": dict(pair(n)) for n in range(number, number + size)}
         for key, members in samples.items():
             if every_bad is not None and int(key[1:]) % every_bad == 0:
+                members.pop("jpg", None)
                 members |= {"png": b""}
         write_shard(folder / f"{shard}.tar", samples)
         number += size
@@ -105,6 +107,7 @@ def test_changes_are_told_by_name(
 
 def test_names_may_be_equal_or_have_a_tab_or_be_no_utf8(tmp_path: Path) -> None:
     odd = [("s/a\tb.tar", 3, "z"), ("s/\udcff.tar", 4, "y"), ("s/\u2028.tar", 5, "x")]
+    odd += [("s/a\n1.tar", 3, "w"), ("s/a\r2.tar", 3, "w")]
     write_table(tmp_path, [*odd, ("s/0.tar", 10, "a"), ("s/0.tar", 20, "b")])
     now = [*odd, ("s/0.tar", 15, "x"), ("s/0.tar", 20, "b")]
     assert changes(tmp_path, now) == "shards changed: s/0.tar (30 to 35 samples)"
@@ -112,6 +115,20 @@ def test_names_may_be_equal_or_have_a_tab_or_be_no_utf8(tmp_path: Path) -> None:
 
 def test_without_the_table_the_change_is_unknown(tmp_path: Path) -> None:
     assert "how it differs is unknown" in changes(tmp_path, ROWS)
+
+
+@pytest.mark.parametrize("content", [b"\0" * 99, b"a\tmany\tb\n", b"a\n", b"1\t2\n"])
+def test_with_a_damaged_table_the_change_is_unknown(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "corpus.tsv").write_bytes(content)
+    assert "how it differs is unknown, for" in changes(tmp_path, ROWS)
+
+
+def test_a_table_from_before_digests_covered_contents_is_compared_by_layout(
+    tmp_path: Path,
+) -> None:
+    write_table(tmp_path, ROWS)
+    now = [(name, samples, f"{digest}:0123") for name, samples, digest in ROWS]
+    assert changes(tmp_path, [*now, ("s/3.tar", 1, "d:4567")]) == "shards added: s/3.tar"
 
 
 def test_a_full_disk_is_the_users_to_mend(tmp_path: Path) -> None:
@@ -153,6 +170,46 @@ def test_a_moved_corpus_needs_consent_for_its_path_and_is_the_same(
         run(tmp_path, moved, duration="3 steps")
     run(tmp_path, moved, "data.accept_changed_corpus=true", duration="3 steps")
     assert "the corpus is not the one" not in capsys.readouterr().err
+
+
+def test_other_contents_of_the_same_sizes_are_another_corpus(tmp_path: Path, shards: Path) -> None:
+    run(tmp_path, shards)
+    index = load_index(shards / "1.tar")
+    offset = next(offset for name, offset, _ in index.members(1) if name in ("txt", "json"))
+    data = bytearray((shards / "1.tar").read_bytes())
+    data[offset + 3] ^= 1
+    (shards / "1.tar").write_bytes(data)
+    with pytest.raises(UserError, match=r"shards changed: shards/1\.tar \(20 to 20 samples\)"):
+        run(tmp_path, shards, duration="3 steps")
+
+
+def test_a_copy_with_other_times_is_the_same_corpus(tmp_path: Path, shards: Path) -> None:
+    folder = run(tmp_path, shards)
+    for path in shards.glob("*.tar"):
+        os.utime(path, ns=(1, 1))
+    run(tmp_path, shards, duration="3 steps")
+    assert [record["samples_seen"] for record in metrics(folder)] == [24, 48, 72]
+
+
+def test_a_run_from_before_digests_covered_contents_goes_on(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(Corpus, "digest", Corpus.layout_digest)
+        folder = run(tmp_path, shards)
+    run(tmp_path, shards, duration="3 steps")
+    assert [record["samples_seen"] for record in metrics(folder)] == [24, 48, 72]
+
+
+def test_shards_may_have_any_name(tmp_path: Path, shards: Path) -> None:
+    (shards / "1.tar").rename(shards / "a\n1.tar")
+    (shards / "2.tar").rename(shards / os.fsdecode(b"caf\xe9.tar"))
+    folder = run(tmp_path, shards)
+    run(tmp_path, shards, duration="3 steps")
+    assert [record["samples_seen"] for record in metrics(folder)] == [24, 48, 72]
+    os.truncate(shards / "a\n1.tar", 20 * 1024)
+    with pytest.raises(UserError, match=r"shards changed: shards/a\\n1\.tar \(20 to \d+ samples\)"):
+        run(tmp_path, shards, duration="4 steps")
 
 
 # --- the quarantine ---

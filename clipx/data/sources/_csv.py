@@ -37,6 +37,10 @@ class CsvRows:
     def __len__(self) -> int:
         return len(self.columns[self.image_column])
 
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset(self.columns) - {self.image_column}
+
     @cached_property
     def digest(self) -> str:
         sha = hashlib.sha1(ascii((self.image_column, self.broken)).encode())

@@ -17,6 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from clipx.data.sample import SampleError
+from clipx.data.sources._arrow import as_bytes, decoded, faults, is_image, is_text
 from clipx.data.sources._rows import image_column
 from clipx.types import UserError
 
@@ -41,16 +42,21 @@ class PathRows:
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset(self.table.column_names) - {self.image_column}
+
     @cached_property
     def digest(self) -> str:
         sha = hashlib.sha1(ascii(self.image_column).encode())
         for name in self.table.column_names:
             values = self.table.column(name).slice(self.first, self.size).to_pylist()
-            sha.update(ascii((name, values)).encode())
+            sha.update(ascii((name, list(map(decoded, values)))).encode())
         return sha.hexdigest()
 
     def path(self, row: int) -> str:
-        return self._value(self.image_column, row) or ""
+        path = self._value(self.image_column, row) or ""
+        return os.fsdecode(path) if isinstance(path, bytes) else str(path)
 
     def image(self, row: int) -> bytes | None:
         return None
@@ -61,7 +67,7 @@ class PathRows:
 
     def _value(self, column: str, row: int) -> Any:
         assert 0 <= row < self.size
-        return self.table.column(column)[self.first + row].as_py()
+        return decoded(self.table.column(column)[self.first + row].as_py())
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,10 @@ class ImageRows:
     def __len__(self) -> int:
         return self.size
 
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset(self.texts)
+
     def path(self, row: int) -> str:
         return ""  # it is in the file, and keys are asked for without reading that
 
@@ -92,7 +102,8 @@ class ImageRows:
 
     def text(self, row: int) -> dict[str, Any]:
         assert 0 <= row < self.size
-        return _present({name: self._table.column(name)[row].as_py() for name in self.texts})
+        columns = {name: self._table.column(name) for name in self.texts}
+        return _present({name: decoded(column[row].as_py()) for name, column in columns.items()})
 
     @property
     def _table(self) -> pyarrow.Table:
@@ -107,21 +118,23 @@ def open_rows(
 ) -> list[PathRows] | list[ImageRows]:
     """The shards of a file. Raises UserError."""
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(f"table {file} needs pyarrow: pip install 'clipx[table]'") from error
     try:
         with parquet.ParquetFile(file, pre_buffer=False) as opened:
             schema = opened.schema_arrow
-            texts = tuple(f.name for f in schema if _is_text(f.type))
-            images = [f.name for f in schema if _is_image(f.type)]
+            _refuse_twins(file, schema.names)
+            texts = tuple(f.name for f in schema if is_text(f.type))
+            images = [f.name for f in schema if is_image(f.type)]
             if any(name in images for name in wanted):
                 column = image_column(file, images, wanted, "")
                 return list(_groups(file, opened.metadata, column, texts))
             column = image_column(file, (*images, *texts), wanted, _others(schema, images, texts))
-            table = opened.read(list(texts), use_threads=False)
-    except (OSError, pyarrow.ArrowException) as error:
+            table = as_bytes(opened.read(list(texts), use_threads=False))
+    except UserError:
+        raise
+    except faults() as error:
         raise UserError(f"table {file} cannot be read as Parquet: {error}") from error
     starts = range(0, table.num_rows, shard_samples)
     sizes = (min(shard_samples, table.num_rows - first) for first in starts)
@@ -144,12 +157,20 @@ def _groups(file: Path, metadata: Any, column: str, texts: tuple[str, ...]) -> I
         sha = hashlib.sha1(ascii((column, texts, group.num_rows)).encode())
         for chunk in chunks:
             sizes = (chunk.total_compressed_size, chunk.total_uncompressed_size)
-            found = chunk.statistics
-            ends = (found.min, found.max) if found is not None and found.has_min_max else None
+            ends = _extremes(chunk.statistics)
             sha.update(ascii((chunk.path_in_schema, sizes, ends)).encode())
         if group.num_rows:
             yield ImageRows(file, number, first, group.num_rows, column, texts, sha.hexdigest())
         first += group.num_rows
+
+
+def _extremes(statistics: Any) -> tuple[Any, Any] | None:
+    if statistics is None or not statistics.has_min_max:
+        return None
+    try:
+        return statistics.min, statistics.max
+    except UnicodeDecodeError:
+        return statistics.min_raw, statistics.max_raw
 
 
 class _Cache:
@@ -175,11 +196,10 @@ class _Cache:
             return table
 
     def _read(self, file: Path, group: int, columns: Sequence[str]) -> pyarrow.Table:
-        import pyarrow
-
         try:
-            return self._open(file).read_row_group(group, list(columns), use_threads=False)
-        except pyarrow.ArrowException as error:
+            opened = self._open(file)
+            return as_bytes(opened.read_row_group(group, list(columns), use_threads=False))
+        except faults() as error:
             raise OSError(f"row group {group} of {file} cannot be read: {error}") from error
 
 
@@ -198,23 +218,10 @@ def _cache(process: int) -> _Cache:
     return _Cache()
 
 
-def _is_text(kind: pyarrow.DataType) -> bool:
-    """Text, or lists of it."""
-    from pyarrow import types
-
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
-        kind = kind.value_type
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _is_image(kind: pyarrow.DataType) -> bool:
-    """Binary, or a struct with the binary field `bytes`."""
-    from pyarrow import types
-
-    if types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _is_image(kind.field(index).type)
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+def _refuse_twins(file: Path, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"table {file} has two columns {twice!r}; rename one")
 
 
 def _present(values: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from clipx.config import config
-from clipx.data.decode import EXTENSIONS
+from clipx.data.decode import EXTENSIONS, MAX_BYTES
+from clipx.data.files import local_path, read_image_file, read_text_file
 from clipx.data.sample import BadSample, Raw, SampleError
 from clipx.data.sources._strings import Strings
 from clipx.types import UserError
@@ -38,7 +39,7 @@ class Config:
     """The folder. Moved or copied elsewhere, it is the same corpus."""
 
     def build(self) -> Folder:
-        return Folder(Path(self.path))
+        return Folder(Path(local_path(self.path)))
 
 
 class Folder:
@@ -49,6 +50,7 @@ class Folder:
     """
 
     is_remote = False
+    fields = None
 
     def __init__(self, path: Path, *, shard_samples: int = SHARD_SAMPLES) -> None:
         """Raises UserError where there is no image."""
@@ -85,7 +87,7 @@ class Folder:
         suffix = self._suffix(row, 0) if self._is_duplicate[row] else ""
         return os.fsdecode(self._keys[row]) + suffix  # a duplicate has its key from its whole name
 
-    def read(self, shard: int, sample: int) -> Raw:
+    def read(self, shard: int, sample: int, *, max_image_bytes: int = MAX_BYTES) -> Raw:
         row = self._row(shard, sample)
         stem = os.path.join(self._root, os.fsdecode(self._keys[row]))  # noqa: PTH118 5x faster
         if self._is_duplicate[row]:
@@ -93,8 +95,9 @@ class Folder:
         text: dict[str, bytes] = {}
         for kind, name in enumerate(TEXTS, start=1):
             if suffix := self._suffix(row, kind):
-                text[name] = _content(stem + suffix).removeprefix(codecs.BOM_UTF8)
-        return Raw(self.key(shard, sample), _content(stem + self._suffix(row, 0)), text)
+                text[name] = read_text_file(stem + suffix).removeprefix(codecs.BOM_UTF8)
+        image = read_image_file(stem + self._suffix(row, 0), max_image_bytes)
+        return Raw(self.key(shard, sample), image, text)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Files of a local folder are read when they are needed."""
@@ -199,8 +202,3 @@ def _no_images(path: Path, faults: Sequence[BadSample]) -> str:
     return text + "".join(
         f"\n  {fault.shard} cannot be listed: {fault.message}" for fault in faults
     )
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb") as file:  # noqa: PTH123 a Path per file costs as much as opening it
-        return file.read()

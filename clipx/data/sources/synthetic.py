@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from clipx.config import config
+from clipx.data.decode import MAX_BYTES
 from clipx.data.sample import BadSample, Raw
 from clipx.types import UserError
 
@@ -84,6 +85,7 @@ class Synthetic:
     """
 
     is_remote = False
+    fields = frozenset({"txt", "color", "shape", "size", "place", "background"})
     faults: Sequence[BadSample] = ()
 
     def __init__(self, samples: int, *, size: int, seed: int, shards: int) -> None:
@@ -109,7 +111,8 @@ class Synthetic:
     def key(self, shard: int, sample: int) -> str:
         return f"{self._number(shard, sample):08d}"
 
-    def read(self, shard: int, sample: int) -> Raw:
+    def read(self, shard: int, sample: int, *, max_image_bytes: int = MAX_BYTES) -> Raw:
+        del max_image_bytes  # drawn here, and small
         scene = draw(self.seed, self._number(shard, sample), self.size)
         image = two_color_png(paint(scene, self.size), (scene.ground, scene.rgb))
         text = {

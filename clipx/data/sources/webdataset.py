@@ -17,10 +17,12 @@ from pydantic import Field
 from clipx.config import config
 from clipx.data import decode
 from clipx.data.catalog import TOLD, Catalog, open_catalog, remote_stamp
-from clipx.data.index import ShardIndex, load_index
+from clipx.data.files import MAX_TEXT_BYTES, TOO_MUCH_TEXT, check_size
+from clipx.data.index import load_index, stamp_of
 from clipx.data.remote import is_remote
 from clipx.data.sample import BadSample, Raw, SampleError
 from clipx.data.shard_cache import ShardCache
+from clipx.data.shard_index import ShardIndex
 from clipx.data.shards import expand
 from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
@@ -57,6 +59,8 @@ class Config:
 class Webdataset:
     """See `clipx.data.sample.Source`."""
 
+    fields = None
+
     def __init__(self, catalog: Catalog, cache: ShardCache) -> None:
         self.catalog, self.cache = catalog, cache
         self.sizes = catalog.samples
@@ -84,21 +88,29 @@ class Webdataset:
             raise OSError(f"sizes.json tells of {told} samples, the tar has {there}")
         return index.key(sample)
 
-    def read(self, shard: int, sample: int) -> Raw:
+    def read(self, shard: int, sample: int, *, max_image_bytes: int = decode.MAX_BYTES) -> Raw:
         key, opened = self.key(shard, sample), self._open(shard)
         index = opened.index
         if index.duplicate[sample]:
             raise SampleError("key", "the shard has an earlier sample of this key")
-        image, text = None, {}
-        for extension, offset, size in index.members(sample):
-            if extension in decode.EXTENSIONS:
-                image = (offset, size)
-            elif extension in TEXT:
-                text[extension] = opened.pread(offset, size)
+        members = {name: (offset, size) for name, offset, size in index.members(sample)}
+        image = next((members[name] for name in decode.EXTENSIONS if name in members), None)
         if image is None:
             looked = ", ".join(decode.EXTENSIONS)
             raise SampleError("image", f"no image member; looked for {looked}")
-        return Raw(key, opened.pread(*image), text)
+        check_size(image[1], max_image_bytes)
+        text = {name: _text(opened, name, *members[name]) for name in TEXT if name in members}
+        return Raw(key, opened.pread(*image), text, self._note(shard, sample, len(index)))
+
+    def _note(self, shard: int, sample: int, there: int) -> str:
+        """With the last sample that sizes.json tells of: that the shard has more."""
+        told = int(self.sizes[shard])
+        if sample != told - 1 or there == told:
+            return ""
+        return (
+            f"sizes.json tells of {told} samples and the tar has {there}: the last "
+            f"{there - told} are not used; correct sizes.json or remove it"
+        )
 
     def prefetch(self, shards: Sequence[int]) -> None:
         if self.is_remote:
@@ -141,13 +153,23 @@ class OpenShard:
         os.close(self._descriptor)
 
 
+def _text(opened: OpenShard, name: str, offset: int, size: int) -> bytes:
+    """Raises SampleError and OSError."""
+    if size > MAX_TEXT_BYTES:
+        raise SampleError("caption", f"the .{name} member has {size:,} bytes, {TOO_MUCH_TEXT}")
+    return opened.pread(offset, size)
+
+
 def open_shard(path: Path) -> OpenShard:
     """A local shard. Raises UserError where it is no tar, OSError where it cannot be read."""
-    return OpenShard(_descriptor(path), load_index(path), str(path))
-
-
-def _descriptor(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        stamp = stamp_of(os.fstat(descriptor))
+        index = load_index(path, stamp=stamp, descriptor=descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return OpenShard(descriptor, index, str(path))
 
 
 @lru_cache(maxsize=512)  # half of the usual limit of open files
@@ -163,12 +185,11 @@ def _opened(file: ShardFile, digest: str, cache: ShardCache) -> OpenShard:
 
 
 def _open_remote(file: ShardFile, cache: ShardCache) -> OpenShard:
-    for _ in range(3):  # others may push the file out of the cache before its index is made
-        descriptor = cache.open(file)
-        try:
-            index = load_index(cache.path(file), stamp=remote_stamp(file))
-        except FileNotFoundError:
-            os.close(descriptor)
-        else:
-            return OpenShard(descriptor, index, file.url)
-    raise OSError(f"{file.url} leaves the cache before it is read; raise `cache_gib`")
+    descriptor = cache.open(file)
+    try:
+        # By the descriptor: others may push the file out of the cache before its index is made.
+        index = load_index(cache.place(file), stamp=remote_stamp(file), descriptor=descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return OpenShard(descriptor, index, file.url)

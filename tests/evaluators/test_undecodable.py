@@ -1,0 +1,100 @@
+"""One picture that cannot be decoded ends no evaluation: it is a gray one, counted and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from color_encoder import ColorEncoder
+from PIL import Image
+from samples import encoded, png_claiming, solid, write_test_set
+
+from clipx.data import decode
+from clipx.engine.evaluate import evaluate
+from clipx.evaluators import zero_shot
+from clipx.evaluators._ranks import embed_images
+from clipx.evaluators._undecodable import UndecodableImage
+from clipx.types import Ranks, Result, Setting, UserError
+
+ENCODER = ColorEncoder({"red": (1, 0, 0), "blue": (0, 0, 1)})
+FILES = {"classnames": ["red", "blue"], "zeroshot_classification_templates": ["{c}"]}
+COLORS = [(255, 0, 0), (0, 0, 255)]
+
+
+def evaluated(folder: Path, pictures: dict[str, bytes]) -> Result:
+    samples = {
+        key: {"png": data, "cls": str(n % 2)} for n, (key, data) in enumerate(pictures.items())
+    }
+    path = write_test_set(folder, samples, **FILES)
+    return evaluate(ENCODER, {"set": zero_shot.Config(path=str(path))})["set"]
+
+
+def good(count: int) -> dict[str, bytes]:
+    return {f"k{n}": solid(COLORS[n % 2]) for n in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (png_claiming(60_000, 60_000), "60000 x 60000 pixels exceed max_image_pixels 178956970"),
+        (b"<html>", "not readable as JPEG"),
+    ],
+)
+def test_one_picture_that_cannot_be_decoded_is_a_miss_by_name(
+    tmp_path: Path, data: bytes, told: str
+) -> None:
+    """A gray image is as near to red as to blue, and its class is blue."""
+    result = evaluated(tmp_path, good(4) | {"k3": data})
+    assert result.metrics["num_samples"] == 4
+    assert result.metrics["num_undecodable"] == 1
+    assert result.metrics["zeroshot-top1"] == 0.75
+    (alarm,) = result.alarms
+    assert alarm.startswith("1 images cannot be decoded and are scored as gray ones: test set")
+    assert "0.tar/k3" in alarm
+    assert told in alarm
+
+
+def test_a_picture_that_training_would_refuse_is_evaluated_as_it_is(tmp_path: Path) -> None:
+    """Its size is no fault: everybody's evaluation reads it."""
+    side = int(decode.MAX_PIXELS**0.5) + 1
+    large = torch.full((side, side), 255, dtype=torch.uint8).numpy()
+    data = encoded(Image.fromarray(large), "PNG")
+    result = evaluated(tmp_path, good(4) | {"k4": data})
+    assert result.metrics["num_samples"] == 5
+    assert result.alarms == []
+    assert "num_undecodable" not in result.metrics
+
+
+@pytest.mark.parametrize("count", [1, 2, 150])
+def test_a_set_that_is_damaged_as_a_whole_is_refused(tmp_path: Path, count: int) -> None:
+    pictures = good(count)
+    num_bad = min(count, 3)
+    pictures |= dict.fromkeys(list(pictures)[:num_bad], b"<html>")
+    with pytest.raises(UserError, match=rf"k0 of .*\n{num_bad} of {count} images cannot be"):
+        evaluated(tmp_path, pictures)
+
+
+class Pair(Ranks):
+    """Rank 1 of two; rank 0 has found row 64 to be bad."""
+
+    rank, world_size = 1, 2
+
+    def gather(self, value: Any) -> list[Any]:
+        fault, own = value
+        if isinstance(own, dict):
+            return [(fault, {64: "of rank 0"}), value]
+        return [(None, (own[0], [torch.ones(64, 3), torch.ones(8, 3)])), value]
+
+
+def test_all_ranks_know_what_each_has_found() -> None:
+    setting = Setting(ranks=Pair())
+
+    def image(row: int) -> torch.Tensor:
+        if row == 70:
+            raise UndecodableImage("of rank 1")
+        return torch.ones(3, 8, 8)
+
+    embed_images(ENCODER, image, [str(n) for n in range(200)], setting)
+    assert list(setting.undecodable) == ["of rank 0", "of rank 1"]
