@@ -229,6 +229,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         if arguments.picture:
             evaluate_run.write_picture(done.encoder, done.evaluators, arguments.picture)
     done.runtime.close()
+    if done.faults:
+        raise UserError("\n".join(done.faults))
 
 
 def _compare(arguments: argparse.Namespace) -> None:
