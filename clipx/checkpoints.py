@@ -187,6 +187,12 @@ def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) ->
         ) from error
 
 
+def _unreadable(path: Path, error: Exception) -> UserError:
+    """torch.load, safetensors and json raise about any exception at a broken file."""
+    line = str(error).split("\n")[0][:300]
+    return UserError(f"checkpoint {path} cannot be read: {type(error).__name__}: {line}")
+
+
 def load_model(
     path: Path | str, *, averaged: bool = True
 ) -> tuple[DualEncoder, dict[str, Any], TrainState]:
@@ -207,10 +213,10 @@ def load_model(
             averages = load_file(folder / "ema.safetensors")
             weights = {name: averages[name] for name in weights}
         model.load_state_dict(weights)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"checkpoint {folder} cannot be read: {type(error).__name__}: {error}"
-        ) from error
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _unreadable(folder, error) from error
     return model.eval(), model_json, state
 
 

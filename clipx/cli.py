@@ -142,7 +142,8 @@ def _add_eval_verbs(verbs: Any) -> None:
     evaluate.add_argument(
         "--suite", type=Path, metavar="YAML", help="e.g. configs/evaluators/imagenet.yaml"
     )
-    evaluate.add_argument("--precision", choices=_PRECISIONS, default="auto", help="of the towers")
+    kinds = ("auto", "bf16", "fp16", "tf32", "fp32")
+    evaluate.add_argument("--precision", choices=kinds, default="auto", help="of the towers")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="results, also for each sample")
     evaluate.add_argument(
         "--json", action="store_true", help="one JSON object a metric on stdout, not a table"
@@ -165,9 +166,6 @@ def _add_eval_verbs(verbs: Any) -> None:
     report.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
     report.set_defaults(run=_report)
-
-
-_PRECISIONS = ("auto", "bf16", "fp16", "tf32", "fp32")  # engine.precision imports torch
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -231,6 +229,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         if arguments.picture:
             evaluate_run.write_picture(done.encoder, done.evaluators, arguments.picture)
     done.runtime.close()
+    if done.faults:
+        raise UserError("\n".join(done.faults))
 
 
 def _compare(arguments: argparse.Namespace) -> None:

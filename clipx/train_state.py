@@ -17,6 +17,10 @@ PARTS = ("optimizer", "random", "scaler", "pool")
 """Fields of `Training` in training.pt."""
 
 
+_ALWAYS = ("step", "position", "fingerprint", "corpus_digest")
+"""Entries that every version has written into state.json; a default would be a wrong value."""
+
+
 class LaterVersion(UserError):
     """A checkpoint that is whole, but written by a later version: an earlier checkpoint of the same
     run would lose steps, and be as unreadable."""
@@ -75,6 +79,8 @@ def read_state(path: Path) -> TrainState:
         raise ValueError(f"state.json holds {type(found).__name__} instead of an object")
     known = {field.name: field.default for field in fields(TrainState)}
     _refuse_unknown(path, "state.json", set(found) - set(known))
+    if missing := [name for name in _ALWAYS if name not in found]:
+        raise ValueError(f"state.json has no {', '.join(missing)}")
     for name, value in found.items():
         right_type = type(value) is type(known[name])
         if not right_type or (isinstance(value, int) and not 0 <= value < 1 << 63):

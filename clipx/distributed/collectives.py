@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipx.types import Reduce
+from clipx.types import Reduce, UserError
 
 try:
     from torch.distributed import all_gather_single, reduce_scatter_single
@@ -38,6 +38,39 @@ def reduce_scatter(rows: Tensor, reduce: Reduce) -> Tensor:
     top.clamp_(min=torch.finfo(rows.dtype).min)  # all -inf: log of a sum of zeros, not nan
     reduce_scatter_single(mine, (rows - top).exp_())
     return mine.log_().add_(top[dist.get_rank() * size :][:size])
+
+
+class EvenRows:
+    """The check that all ranks bring rows of the same shapes. Without it gloo aborts the process,
+    and NCCL waits until its timeout.
+
+    On CPUs every call compares; on other devices, where it would make the host wait, the first.
+    """
+
+    def __init__(self) -> None:
+        self._has_compared = False
+
+    def __call__(self, rows: Sequence[Tensor]) -> None:
+        """All ranks take part. Raises UserError on all of them."""
+        device = rows[0].device
+        if self._has_compared and device.type != "cpu":
+            return
+        self._has_compared = True
+        own = torch.zeros(8, dtype=torch.int64)
+        sizes = [len(rows[0]), len(rows), *(tensor.numel() for tensor in rows)]
+        own[: len(sizes)] = torch.tensor(sizes)
+        everyones = all_gather(own[None].to(device)).cpu()
+        if (everyones[:, 0] != own[0]).any():
+            counts = ", ".join(map(str, everyones[:, 0].tolist()))
+            raise UserError(
+                f"ranks bring different numbers of rows to the loss, in rank order: {counts}; "
+                "give every rank a local batch of the same size"
+            )
+        if (everyones != own).any():
+            raise UserError(
+                "ranks bring features of different widths, or ids on some ranks only, to the loss: "
+                "every rank must train the same model on the same kind of samples"
+            )
 
 
 def combine(mine: Tensor, theirs: Tensor, reduce: Reduce) -> Tensor:

@@ -16,7 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from clipx.config import config
-from clipx.distributed.collectives import all_gather, combine, pass_right, reduce_scatter
+from clipx.distributed.collectives import (
+    EvenRows,
+    all_gather,
+    combine,
+    pass_right,
+    reduce_scatter,
+)
 from clipx.types import Block, Candidates, Pool, Reduce
 
 Act = Callable[[Block], tuple[Tensor, ...]]
@@ -75,7 +81,11 @@ class LocalPool(_Memoryless):
 class GatheredPool(_Memoryless):
     """All rows are gathered once, and held until the loss is done: one block."""
 
+    def __init__(self) -> None:
+        self._check_even = EvenRows()
+
     def share(self, *rows: Tensor) -> Candidates:
+        self._check_even(rows)
         return _Gathered(rows)
 
 
@@ -84,15 +94,21 @@ class ChunkedPool(_Memoryless):
 
     def __init__(self, chunk: int) -> None:
         self.chunk = chunk
+        self._check_even = EvenRows()
 
     def share(self, *rows: Tensor) -> Candidates:
+        self._check_even(rows)
         return _Chunked(rows, self.chunk)
 
 
 class RingPool(_Memoryless):
     """Each rank's rows go once around the ring of ranks: R blocks of B candidates."""
 
+    def __init__(self) -> None:
+        self._check_even = EvenRows()
+
     def share(self, *rows: Tensor) -> Candidates:
+        self._check_even(rows)
         return _Ring(rows)
 
 

@@ -39,6 +39,21 @@ def evaluate(
     return results
 
 
+def evaluate_each(
+    encoder: Encoder, evaluators: Mapping[str, Any], setting: Setting
+) -> tuple[dict[str, Result], list[str]]:
+    """(results, faults of the user by which evaluators have failed). One that fails does not end
+    the others. All ranks take part."""
+    results: dict[str, Result] = {}
+    faults: list[str] = []
+    for name, config in evaluators.items():
+        try:
+            results |= evaluate(encoder, {name: config}, setting)
+        except UserError as error:
+            faults.append(f"evaluator {name} failed: {error}")
+    return results, faults
+
+
 def faults_of(evaluators: Mapping[str, Any]) -> list[str]:
     """What is wrong with the files and settings of evaluators, all of it at once: each is built,
     which reads its paths, splits, templates and class lists, and no image."""

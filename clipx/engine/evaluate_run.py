@@ -19,7 +19,7 @@ from clipx.config import Data, build, component, config, merge, parse_override, 
 from clipx.distributed.runtime import Runtime, start
 from clipx.embed import Encoder
 from clipx.engine.config import TrainConfig
-from clipx.engine.evaluate import evaluate, evaluator_for, faults_of
+from clipx.engine.evaluate import evaluate_each, evaluator_for, faults_of
 from clipx.engine.precision import PrecisionKind, build_precision
 from clipx.evaluators import zero_shot
 from clipx.evaluators._classes import classifier
@@ -36,11 +36,13 @@ class Suite:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """results: the same on all ranks"""
+    """results: the same on all ranks; evaluators: those with a result; faults: why others have
+    none"""
 
     encoder: Encoder
     evaluators: Mapping[str, Any]
     results: dict[str, Result]
+    faults: list[str]
     runtime: Runtime
 
 
@@ -76,7 +78,11 @@ def run(
         progress=show_progress if runtime.is_main and sys.stderr.isatty() else _silent,
         device=device,
     )
-    return Evaluation(encoder, evaluators, evaluate(encoder, evaluators, setting), runtime)
+    results, faults = evaluate_each(encoder, evaluators, setting)
+    if faults and not results:
+        raise UserError("\n".join(faults))
+    done = {name: evaluators[name] for name in results}
+    return Evaluation(encoder, done, results, faults, runtime)
 
 
 def classifier_folder() -> Path:

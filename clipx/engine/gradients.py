@@ -3,6 +3,7 @@ and without waiting for the device."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -14,6 +15,8 @@ from torch.distributed.tensor import DTensor
 # float32 sums in one go are off by 2e-4 at 10M elements on a CPU; by rows of this many they are
 # off by 1e-9, at the same speed.
 _ROW = 4096
+_VANISHING = 1e-20
+"""A sum of squares below which rows that have vanished in float32 may matter."""
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
@@ -68,14 +71,26 @@ def _square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:
     """() float64"""
     if not tensors:
         return torch.zeros((), dtype=torch.float64, device=device)
-    if device.type == "cpu":
-        norms = [norm for tensor in tensors for norm in _row_norms(tensor.reshape(-1))]
-        return torch.cat(norms).double().square().sum()
-    # one kernel for all; it sums in a tree, which is accurate
-    return torch.stack(torch._foreach_norm(tensors)).double().square().sum()
+    if device.type != "cpu":
+        # one kernel for all, which reads float32 and sums in float64 at the speed of memory
+        norms = torch._foreach_norm(tensors, 2, dtype=torch.float64)
+        return torch.stack(norms).square().sum()
+    total = _sum_of_rows(tensors, None)
+    # In float32, squares overflow above 1.8e19 and vanish below 1e-19. Sums in float64 are right
+    # there, and on a CPU 60 times as slow, so they are taken only where they may differ.
+    if not _VANISHING < total.item() < math.inf:
+        total = _sum_of_rows(tensors, torch.float64)
+    return total
 
 
-def _row_norms(flat: Tensor) -> list[Tensor]:
+def _sum_of_rows(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensor:
+    """() float64. dtype: in which a row is summed; None: that of the tensor"""
+    norms = [norm for tensor in tensors for norm in _row_norms(tensor.reshape(-1), dtype)]
+    return torch.cat(norms).double().square().sum()
+
+
+def _row_norms(flat: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
     whole = len(flat) // _ROW * _ROW
     body, tail = flat[:whole].view(-1, _ROW), flat[whole:].view(1, -1)
-    return [torch.linalg.vector_norm(part, dim=1) for part in (body, tail) if part.numel()]
+    parts = [part for part in (body, tail) if part.numel()]
+    return [torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in parts]

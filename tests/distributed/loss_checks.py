@@ -17,13 +17,15 @@ from clipx.distributed.pool import (
     ChunkedPool,
     GatheredPool,
     LocalPool,
+    PoolConfig,
     QueuePool,
     RingPool,
+    build_pool,
 )
 from clipx.distributed.runtime import Runtime
 from clipx.losses.infonce import InfoNCE
 from clipx.losses.sigmoid import Sigmoid
-from clipx.types import Pool
+from clipx.types import Pool, UserError
 
 
 @dataclass(frozen=True)
@@ -153,3 +155,17 @@ def peak_rows(runtime: Runtime, kind: str) -> float:
     with LiveBytes() as live:
         pool.share(rows).visit(lambda block: (torch.zeros_like(block.rows[0]),), ("sum",))
     return live.peak / rows.nbytes
+
+
+def uneven(runtime: Runtime, case: tuple[Any, str]) -> str:
+    """What a rank is told that has more rows, wider rows, or further rows than another."""
+    kind, what = case
+    last = runtime.rank == runtime.world_size - 1
+    rows = [torch.zeros(3 + (last and what == "rows"), 4 + (last and what == "width"))]
+    rows *= 2 + (last and what == "ids")
+    pool = build_pool(PoolConfig(kind=kind), world_size=runtime.world_size)
+    try:
+        pool.share(*rows)
+    except UserError as error:
+        return str(error)
+    return ""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_checks import Case, Towers, oracle, peak_rows, train
+from loss_checks import Case, Towers, oracle, peak_rows, train, uneven
 from rank_group import RankGroup
 from reference import accuracy
 from torch import Tensor
@@ -55,6 +55,19 @@ def test_each_loss_with_each_pool_equals_one_process(
 @pytest.mark.parametrize("loss", LOSSES)
 def test_one_row_on_each_rank(group: RankGroup, loss: str, kind: str) -> None:
     assert_equals_one_process(group, Case(loss, kind, local_rows=1))
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_ranks_with_different_rows_are_told_and_none_is_aborted(
+    group: RankGroup, kind: str
+) -> None:
+    if group.world_size == 1:
+        pytest.skip("one rank is even")
+    counts = ", ".join(["3"] * (group.world_size - 1) + ["4"])
+    for told in group(uneven, (kind, "rows")):
+        assert f"in rank order: {counts}; give every rank a local batch" in told
+    for what in ("width", "ids"):
+        assert all("different widths, or ids on" in told for told in group(uneven, (kind, what)))
 
 
 @settings(deadline=None, max_examples=30, derandomize=True)

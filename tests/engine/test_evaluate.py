@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipx.engine.evaluate import evaluate, evaluate_in_training, flat
+from clipx.engine.evaluate import evaluate, evaluate_each, evaluate_in_training, flat
 from clipx.types import Result, Setting, UserError
 
 
@@ -49,6 +49,13 @@ def test_results_are_named_by_their_set() -> None:
 def test_from_the_command_line_a_fault_is_raised() -> None:
     with pytest.raises(UserError, match="no such set"):
         evaluate(ENCODER, SETS)
+
+
+def test_a_fault_of_the_user_does_not_end_the_other_evaluators() -> None:
+    sets = {name: SETS[name] for name in ("a", "user", "b")}
+    results, faults = evaluate_each(ENCODER, sets, Setting())
+    assert flat(results) == GOOD
+    assert faults == ["evaluator user failed: no such set"]
 
 
 def test_in_training_a_fault_is_told_and_the_others_go_on() -> None:

@@ -51,6 +51,30 @@ def test_millions_of_numbers_lose_no_precision() -> None:
     assert grad_norm([table]).item() == pytest.approx(table.grad.double().norm().item(), rel=1e-7)
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-22, 1e-12, 1e19, 2e19, 1e30])
+def test_squares_neither_overflow_nor_vanish(size: float) -> None:
+    mine = parameters()
+    for gradient in gradients(mine):
+        gradient *= size
+    expected = exact(gradients(mine))
+    assert grad_norm(mine).item() == pytest.approx(expected, rel=1e-5)
+    clip_gradients(mine, size)
+    assert exact(gradients(mine)) == pytest.approx(size, rel=1e-4)
+
+
+def test_one_overflowing_number_among_millions_of_vanishing_ones() -> None:
+    table = nn.Parameter(torch.zeros(300, 4096))
+    table.grad = torch.full_like(table, 1e-30)
+    table.grad[7, 7] = 3e19
+    assert grad_norm([table]).item() == pytest.approx(3e19, rel=1e-6)
+
+
+def test_a_device_sums_in_float64() -> None:
+    """The call that is made there, on a CPU."""
+    norms = torch._foreach_norm([torch.full((9,), 2e19)], 2, dtype=torch.float64)
+    assert norms[0].item() == pytest.approx(6e19, rel=1e-6)
+
+
 @pytest.mark.parametrize("limit", [1e-3, 1.0, 1e6])
 def test_clipping_equals_that_of_torch(limit: float) -> None:
     mine, theirs = parameters(), parameters()

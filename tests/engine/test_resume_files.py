@@ -79,6 +79,7 @@ BROKEN = {
     "moments": lambda path: (path / "optimizer/rank_00000.safetensors").write_bytes(b"\0" * 9),
     "position": lambda path: change_state(path, position="many"),
     "negative": lambda path: change_state(path, position=-8),
+    "no position": lambda path: (path / "state.json").write_text('{"step": 2}'),
     "nested": lambda path: (path / "state.json").write_text('{"step": 2, "x":' + "[" * 99_999),
 }
 
