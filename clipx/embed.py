@@ -16,7 +16,6 @@ from torch import Tensor
 from clipx import checkpoints
 from clipx.data import decode
 from clipx.data.files import read_image_file
-from clipx.data.sample import SampleError
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
 from clipx.data.transforms import Normalization, center, squash
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
@@ -132,8 +131,9 @@ class Encoder:
         try:
             data = read_image_file(picture, decode.MAX_BYTES)
             return decode.decode(data, max_pixels=max_image_pixels)
-        except (decode.BadImage, SampleError) as error:
-            raise UserError(f"image {picture}: {error}") from error
+        except decode.BadImage as error:
+            remedy = f"; raise {error.setting}" if isinstance(error, decode.TooLarge) else ""
+            raise UserError(f"image {picture}: {error}{remedy}") from error
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
