@@ -132,7 +132,8 @@ class Encoder:
             data = read_image_file(picture, decode.MAX_BYTES)
             return decode.decode(data, max_pixels=max_image_pixels)
         except decode.BadImage as error:
-            remedy = f"; raise {error.setting}" if isinstance(error, decode.TooLarge) else ""
+            is_large = isinstance(error, decode.TooLarge) and error.setting == "max_image_pixels"
+            remedy = "; raise max_image_pixels" if is_large else ""
             raise UserError(f"image {picture}: {error}{remedy}") from error
 
     @contextmanager
