@@ -18,7 +18,6 @@ from clipx import checkpoints
 from clipx.data import decode
 from clipx.data.files import read_image_file
 from clipx.data.preprocessing import Preprocessing
-from clipx.data.sample import SampleError
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
 from clipx.metrics.embedding import not_unit
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
@@ -168,8 +167,10 @@ class Encoder:
         try:
             data = read_image_file(picture, decode.MAX_BYTES)
             return decode.decode(data, max_pixels=max_image_pixels)
-        except (decode.BadImage, SampleError) as error:
-            raise UserError(f"image {picture}: {error}") from error
+        except decode.BadImage as error:
+            is_large = isinstance(error, decode.TooLarge) and error.setting == "max_image_pixels"
+            remedy = "; raise max_image_pixels" if is_large else ""
+            raise UserError(f"image {picture}: {error}{remedy}") from error
 
     @contextmanager
     def _inference(self) -> Iterator[None]:

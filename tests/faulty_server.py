@@ -30,7 +30,7 @@ class FaultyServer:
 
     log: (method, path, Range header or "") of every request
     ranges, lengths, md5: whether it understands ranges, tells lengths and MD5 sums
-    delay_seconds: before each body
+    delay_seconds: before each body; retry_after: that header, of answers with a status
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class FaultyServer:
         self.files = dict(files)
         self.ranges, self.lengths, self.md5 = ranges, lengths, md5
         self.delay_seconds = delay_seconds
+        self.retry_after = ""
         self.log: list[tuple[str, str, str]] = []
         self.closing = threading.Event()
         self._faults: dict[tuple[str, str], deque[int | str]] = defaultdict(deque)
@@ -108,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int) or path not in test.files:
             self.send_response(fault if isinstance(fault, int) else 404)
             self.send_header("Content-Length", "0")
+            if test.retry_after:
+                self.send_header("Retry-After", test.retry_after)
             self.end_headers()
             return
         time.sleep(test.delay_seconds)

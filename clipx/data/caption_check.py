@@ -7,8 +7,10 @@ import difflib
 import numpy as np
 
 from clipx.data.captions import CaptionFields
+from clipx.data.decode import BadImage
 from clipx.data.sample import SampleError
 from clipx.data.shards import in_threads
+from clipx.data.sources.webdataset import close_shards
 from clipx.data.stream import Corpus
 from clipx.types import UserError
 
@@ -29,7 +31,7 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
     def names_in(place: tuple[int, int]) -> set[str] | None:
         try:
             return CaptionFields.names(corpus.raw(*place))
-        except (SampleError, OSError):
+        except (SampleError, BadImage, OSError):
             return None  # the run's quarantine tells of it
 
     found = {name for source in corpus.sources.values() for name in source.fields or ()}
@@ -39,6 +41,7 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
     for names in in_threads(names_in, _probes(corpus)):
         found |= names or set()
         looked += names is not None
+    close_shards()  # or forked workers would inherit hundreds of open files
     missing = [name for name in wanted if name not in found]
     if not missing or not (looked or found):
         return []

@@ -23,7 +23,6 @@ from torch import Tensor
 
 MAX_PIXELS = 25_000_000
 MAX_BYTES = 100_000_000  # a PNG of MAX_PIXELS that does not compress at all has 75 million
-_RAISE = "raise it to use such images, in a config as data"
 FORMATS = ("JPEG", "PNG", "WEBP")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -42,14 +41,23 @@ class BadImage(ValueError):
     """The bytes are no image that can be used; the message says why."""
 
 
+class TooLarge(BadImage):
+    """An image beyond a bound, whose setting could be raised."""
+
+    def __init__(self, size: str, setting: str, limit: int) -> None:
+        super().__init__(f"{size} exceed {setting} {limit}")
+        self.setting = setting
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return BadImage, (str(self),)  # from a worker process, the message is enough
+
+
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Tensor:
     """(3, H, W) uint8 whose memory is (H, W, 4), as `resize` likes it. Raises BadImage."""
     if not data:
         raise BadImage("0 bytes")
     if len(data) > max_bytes:
-        raise BadImage(
-            f"{len(data)} bytes exceed max_image_bytes {max_bytes}; {_RAISE}.max_image_bytes"
-        )
+        raise TooLarge(f"{len(data)} bytes", "max_image_bytes", max_bytes)
     if data[:3] == b"\xff\xd8\xff" and _has_simplejpeg():
         pixels = _decode_jpeg(data, max_pixels)
         if pixels is not None:
@@ -134,10 +142,7 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise BadImage(
-            f"{width} x {height} pixels exceed max_image_pixels {max_pixels}; "
-            f"{_RAISE}.max_image_pixels"
-        )
+        raise TooLarge(f"{width} x {height} pixels", "max_image_pixels", max_pixels)
     if min(width, height) < 1:
         raise BadImage(f"empty image of {width} x {height} pixels")
 

@@ -6,6 +6,7 @@ import os
 import stat
 import urllib.parse
 
+from clipx.data.decode import TooLarge
 from clipx.data.sample import SampleError
 from clipx.types import UserError
 
@@ -28,17 +29,13 @@ def local_path(text: str) -> str:
 
 
 def check_size(size: int, max_image_bytes: int) -> None:
-    """Raises SampleError."""
+    """Raises TooLarge."""
     if size > max_image_bytes:
-        raise SampleError(
-            "image",
-            f"{size:,} bytes, more than data.max_image_bytes {max_image_bytes}; raise it to use "
-            "such images",
-        )
+        raise TooLarge(f"{size} bytes", "max_image_bytes", max_image_bytes)
 
 
 def read_image_file(path: str | bytes | os.PathLike[str], max_image_bytes: int) -> bytes:
-    """Raises SampleError where the file is larger, OSError where it is no regular file."""
+    """Raises TooLarge where the file is larger, OSError where it is no regular file."""
     descriptor, size = _open(path)
     try:
         check_size(size, max_image_bytes)
@@ -60,6 +57,22 @@ def read_text_file(path: str | bytes | os.PathLike[str]) -> bytes:
         name = os.path.basename(os.fsdecode(path))  # noqa: PTH119 may be bytes
         raise SampleError("caption", f"{name} has {size:,} bytes, {TOO_MUCH_TEXT}")
     return data
+
+
+def read_ends(path: bytes, side: int) -> bytes:
+    """The first and the last `side` bytes of a file; nothing of one that cannot be read."""
+    try:
+        descriptor, size = _open(path)
+    except OSError:
+        return b""  # reading the sample tells why
+    try:
+        head = os.pread(descriptor, side, 0)
+        tail_at = max(side, size - side)
+        return head + (os.pread(descriptor, side, tail_at) if tail_at < size else b"")
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 def _open(path: str | bytes | os.PathLike[str]) -> tuple[int, int]:

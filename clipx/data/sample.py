@@ -99,7 +99,7 @@ class Source(Protocol):
         ...
 
     def read(self, shard: int, sample: int, *, max_image_bytes: int = ...) -> Raw:
-        """Raises SampleError, also for an encoded image of more bytes, and OSError. Called from
+        """Raises SampleError, BadImage for an encoded image of more bytes, and OSError. Called from
         several processes and threads."""
         ...
 

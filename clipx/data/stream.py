@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from clipx.data.captions import Caption, CaptionFields
-from clipx.data.decode import MAX_BYTES, BadImage
+from clipx.data.decode import MAX_BYTES, BadImage, TooLarge
 from clipx.data.order import Located, Mixture, Order, corpus_digest
 from clipx.data.sample import BadSample, Raw, SampleError, Source
 from clipx.types import UserError
@@ -119,12 +119,12 @@ class Corpus:
         return source.key(own, sample)
 
     def read(self, shard: int, sample: int) -> Sample:
-        """Raises SampleError, OSError."""
+        """Raises SampleError, BadImage, OSError."""
         raw = self.raw(shard, sample)
         return Sample(raw.key, raw.image, self.fields.of(raw), raw.note)
 
     def raw(self, shard: int, sample: int) -> Raw:
-        """Raises SampleError, OSError."""
+        """Raises SampleError, BadImage, OSError."""
         source, own = self._source(shard)
         return source.read(own, sample, max_image_bytes=self.max_image_bytes)
 
@@ -169,8 +169,11 @@ class Corpus:
         """The line of the quarantine."""
         stage = error.stage if isinstance(error, SampleError) else "image"
         stage = "read" if isinstance(error, OSError) else stage
+        message = str(error)
+        if isinstance(error, TooLarge):
+            message += f"; raise data.{error.setting} to use such images"
         try:
-            key, message = self.key(shard, sample), str(error)
+            key = self.key(shard, sample)
         except OSError:  # the whole shard is gone, and with it the keys
             key, message = "", f"sample {sample}: {error}"
         return BadSample(self.name(shard), key, position, stage, type(error).__name__, message)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from clipx.data import decode
 from clipx.data.files import read_image_file
-from clipx.data.sample import SampleError
 from clipx.data.sources.webdataset import OpenShard, open_shard
 from clipx.evaluators._undecodable import UndecodableImage, gray
 from clipx.types import UserError
@@ -44,7 +43,7 @@ class Images:
         told = f"test set sample {self.keys[number]} of {self.path} does not decode"
         try:
             return decode.decode(self.read(number), max_pixels=MAX_PIXELS)
-        except (decode.BadImage, SampleError) as error:
+        except decode.BadImage as error:
             raise UndecodableImage(f"{told}: {error}") from error
         except OSError as error:  # of the disk, and maybe not the next time: no fault of the image
             raise UserError(f"{told}: {error}") from error

@@ -25,7 +25,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "html": ({"jpg": "<html>404 not found</html>", "txt": "x"}, "image", "b'<html>404 no'"),
     "zero bytes": ({"jpg": b"", "txt": "x"}, "image", "0 bytes"),
     "bomb": ({"png": png_claiming(60_000, 60_000), "txt": "x"}, "image", "max_image_pixels"),
-    "too large": ({"png": png_claiming(100, 100), "txt": "x"}, "image", "100 x 100 pixels exceed"),
+    "too large": (
+        {"png": png_claiming(100, 100), "txt": "x"},
+        "image",
+        r"100 x 100 pixels exceed max_image_pixels 9999; raise data\.max_image_pixels to use such",
+    ),
     "no image": ({"txt": "x"}, "image", "no image member"),
     "gif": ({"gif": png(9), "txt": "x"}, "image", "no image member; looked for jpg, jpeg"),
     "no caption": ({"png": png(9)}, "caption", "no text in captions or txt; fields there: none"),

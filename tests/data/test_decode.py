@@ -218,7 +218,7 @@ def test_pillows_own_bound_of_pixels_is_none_of_ours(
         monkeypatch.setattr(module, "_has_simplejpeg", lambda: False)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert decode(data).shape == (3, 16, 20)
-    with pytest.raises(BadImage, match=r"raise it to use such images, in a config as data\.max_i"):
+    with pytest.raises(BadImage, match="20 x 16 pixels exceed max_image_pixels 319"):
         decode(data, max_pixels=319)
 
 

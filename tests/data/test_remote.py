@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from faulty_server import FaultyServer
 from s3_server import S3, running_s3
 
 from clipx.data.remote import fetch_small, find, is_remote
+from clipx.data.transfer import common, http
 from clipx.data.transfer.common import Patience, ShardFile
 from clipx.types import UserError
 
@@ -207,3 +210,41 @@ def test_a_small_file_is_fetched_where_there_is_one(s3: S3) -> None:
         server.script("a.idx.npz", 500, 500, 500)
         with pytest.raises(OSError, match="HTTP 500"):
             fetch_small(f"{server.url}/a.idx.npz", patience=QUICK)
+
+
+# --- how long a store is left alone ---
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "seconds"),
+    [
+        (429, "7", 7.0),
+        (503, "100000", 300.0),  # longer would look like a hang
+        (503, "in a minute", 0.0),
+        (503, "", 0.0),
+        (500, "7", 0.0),
+    ],
+)
+def test_a_server_that_says_when_to_come_back_is_left_alone_until_then(
+    monkeypatch: pytest.MonkeyPatch, status: int, header: str, seconds: float
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(common.time, "sleep", slept.append)
+    with FaultyServer({"a": b"content"}) as server:
+        server.retry_after = header
+        server.script("a", status, status)
+        assert fetch_small(f"{server.url}/a", patience=QUICK) == b"content"
+    waits = [wait for wait in slept if wait]  # the server's own delay is 0
+    assert len(waits) == 2
+    for number, wait in enumerate(waits):
+        assert 0.5 * 0.01 * 2**number <= wait - seconds <= 1.5 * 0.01 * 2**number
+
+
+def test_a_date_to_come_back_at_is_one_of_the_future() -> None:
+    def seconds(delta: float) -> float:
+        date = datetime.now(UTC) + timedelta(seconds=delta)
+        return http.retry_after(format_datetime(date, usegmt=True))
+
+    assert 58 <= seconds(60) <= 60
+    assert seconds(-60) == 0
+    assert http.retry_after("Sun, 99 Foo 2026 25:00:00 GMT") == 0

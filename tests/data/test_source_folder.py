@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from samples import as_bytes, jpeg, png
 
 from clipx.config import build
+from clipx.data.files import read_ends
 from clipx.data.sample import SampleError
+from clipx.data.sources import _contents
 from clipx.data.sources import folder as source
 from clipx.data.sources.folder import Folder
 from clipx.types import UserError
@@ -173,3 +176,43 @@ def test_digests_name_the_shards_that_changed(
     old = Folder(write(tmp_path, files), shard_samples=3).digests
     new = Folder(write(tmp_path, changed), shard_samples=3).digests
     assert {n for n, (a, b) in enumerate(zip(old, new, strict=True)) if a != b} == shards
+
+
+def test_a_digest_covers_contents_and_no_times(tmp_path: Path) -> None:
+    files = {f"{n}.png": png(n) for n in range(8)} | {f"{n}.txt": "x" for n in range(8)}
+    old = Folder(write(tmp_path, files), shard_samples=3).digests
+    write(tmp_path, {"4.txt": "y"})
+    new = Folder(tmp_path, shard_samples=3).digests
+    assert [a == b for a, b in zip(old, new, strict=True)] == [True, False, True]
+    assert [digest.partition(":")[0] for digest in old] == [d.partition(":")[0] for d in new]
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"), copy_function=shutil.copyfile)
+    assert Folder(tmp_path.with_name("copy"), shard_samples=3).digests == new
+
+
+def test_contents_are_read_once_and_where_a_time_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+
+    def noted(path: bytes, side: int) -> bytes:
+        read.append(path.rpartition(b"/")[2])
+        return read_ends(path, side)
+
+    monkeypatch.setattr(_contents, "read_ends", noted)
+    files = {f"{n}.png": png(n) for n in range(5)}
+    first = Folder(write(tmp_path, files), shard_samples=3).digests
+    assert len(read) == 5
+    assert Folder(tmp_path, shard_samples=3).digests == first
+    assert len(read) == 5
+    os.utime(tmp_path / "4.png", ns=(1, 1))
+    assert Folder(tmp_path, shard_samples=3).digests == first
+    assert sorted(read[5:]) == [b"3.png", b"4.png"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', "[" * 9999])
+def test_a_damaged_cache_of_contents_is_made_anew(tmp_path: Path, content: str) -> None:
+    first = Folder(write(tmp_path, {"0.png": png(0)})).digests
+    store = _contents._store(tmp_path)
+    store.write_text(content)
+    assert Folder(tmp_path).digests == first
+    assert store.read_text() != content

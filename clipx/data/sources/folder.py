@@ -22,6 +22,7 @@ from clipx.config import config
 from clipx.data.decode import EXTENSIONS, MAX_BYTES
 from clipx.data.files import local_path, read_image_file, read_text_file
 from clipx.data.sample import BadSample, Raw, SampleError
+from clipx.data.sources._contents import Entry, content_digests
 from clipx.data.sources._strings import Strings
 from clipx.types import UserError
 
@@ -46,7 +47,7 @@ class Folder:
     """See `clipx.data.sample.Source`. A shard is a run of the sorted keys.
 
     Text is passed on as bytes, by the names `txt` and `json`.
-    A digest covers names and sizes, not contents: an edit that keeps the size is not noticed.
+    A digest covers names, sizes and the ends of each file, see `content_digests`.
     """
 
     is_remote = False
@@ -64,7 +65,10 @@ class Folder:
             raise UserError(_no_images(path, self.faults))
         starts = range(0, len(found), shard_samples)
         self.sizes = np.array([min(shard_samples, len(found) - n) for n in starts], dtype=np.int64)
-        self._digests = [_digest(found[start : start + shard_samples]) for start in starts]
+        parts = [found[start : start + shard_samples] for start in starts]
+        contents = content_digests(path, [_entries(part) for part in parts])
+        layouts = map(_layout_digest, parts)
+        self._digests = [f"{a}:{b}" for a, b in zip(layouts, contents, strict=True)]
         suffixes: dict[bytes, int] = {}
         codes = [
             [suffixes.setdefault(file[2], len(suffixes)) if file else _NONE for file in sample]
@@ -143,7 +147,8 @@ def walk(root: Path, faults: list[BadSample]) -> Iterator[tuple[bytes, list[os.D
 
 
 # Plain tuples, which the garbage collector does not go through: there may be millions.
-_File = tuple[bytes, int, bytes, int]  # key, rank of the extension, extension with its dot, bytes
+# Key, rank of the extension, extension with its dot, bytes, time of the last change in ns.
+_File = tuple[bytes, int, bytes, int, int]
 _Sample = tuple[_File, _File | None, _File | None]  # image, txt, json
 
 
@@ -153,7 +158,7 @@ def _files(prefix: bytes, entries: list[os.DirEntry[bytes]]) -> Iterator[_File]:
         stem, dot, extension = entry.name.rpartition(b".")
         rank = _RANK.get(extension.lower())
         if dot and rank is not None:
-            yield prefix + stem, rank, dot + extension, _size(entry)
+            yield prefix + stem, rank, dot + extension, *_size_and_time(entry)
 
 
 def _samples(files: list[_File]) -> Iterator[_Sample]:
@@ -177,15 +182,20 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _size(entry: os.DirEntry[bytes]) -> int:
-    """Bytes, or -1 where the file cannot be looked at: reading it will tell why."""
+def _size_and_time(entry: os.DirEntry[bytes]) -> tuple[int, int]:
+    """-1 where the file cannot be looked at: reading it will tell why."""
     try:
-        return entry.stat().st_size
+        status = entry.stat()
     except OSError:
-        return -1
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
-def _digest(samples: list[_Sample]) -> str:
+def _entries(samples: list[_Sample]) -> list[Entry]:
+    return [(f[0] + f[2], f[3], f[4]) for files in samples for f in files if f]
+
+
+def _layout_digest(samples: list[_Sample]) -> str:
     sha = hashlib.sha1()
     for files in samples:
         for file in files:

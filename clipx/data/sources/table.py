@@ -151,7 +151,7 @@ def open_table(
 
 
 def read_image(root: Path, path: str, max_image_bytes: int) -> bytes:
-    """Raises SampleError and OSError."""
+    """Raises SampleError, TooLarge and OSError."""
     if not path:
         raise SampleError("image", "the row has no image path")
     try:

@@ -184,6 +184,11 @@ def _opened(file: ShardFile, digest: str, cache: ShardCache) -> OpenShard:
     return opened
 
 
+def close_shards() -> None:
+    """Close what reading has left open in this process; what is needed again is opened again."""
+    _opened.cache_clear()
+
+
 def _open_remote(file: ShardFile, cache: ShardCache) -> OpenShard:
     descriptor = cache.open(file)
     try:

@@ -46,6 +46,15 @@ class Refused(OSError):
     """An answer that stays the same however often one asks."""
 
 
+class Busy(OSError):
+    """A store that asks to be left alone for a while."""
+
+    def __init__(self, message: str, wait_seconds: float) -> None:
+        super().__init__(message)
+        self.wait_seconds = wait_seconds
+
+
+MOST_WAIT_SECONDS = 300.0  # of what a store asks for: longer looks like a hang
 _FINAL = (FileNotFoundError, PermissionError, Refused)
 
 
@@ -53,6 +62,7 @@ def retry(attempt: Callable[[], T], patience: Patience, url: str) -> T:
     """What the first attempt that succeeds returns. Raises OSError with the url and the cause:
     FileNotFoundError, PermissionError and Refused at once."""
     for number in range(1, patience.attempts + 1):
+        asked_seconds = 0.0
         try:
             return attempt()
         except OSError as error:
@@ -61,8 +71,11 @@ def retry(attempt: Callable[[], T], patience: Patience, url: str) -> T:
                 raise final(f"{url}: {_text(error)}") from error
             if number == patience.attempts:
                 raise OSError(f"{url}: {_text(error)} (attempt {number})") from error
+            if isinstance(error, Busy):
+                asked_seconds = min(error.wait_seconds, MOST_WAIT_SECONDS)
         wait = patience.backoff_seconds * 2 ** (number - 1)
-        time.sleep(min(wait, 30.0) * random.uniform(0.5, 1.5))  # ranks must not return in step
+        # Ranks must not return in step.
+        time.sleep(asked_seconds + min(wait, 30.0) * random.uniform(0.5, 1.5))
     raise ValueError(f"{patience.attempts} attempts: at least one is needed")
 
 

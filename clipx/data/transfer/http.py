@@ -5,14 +5,16 @@ a forked loader worker would not inherit."""
 from __future__ import annotations
 
 import binascii
+import email.utils
 import http.client
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Generator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from clipx.data.transfer.common import Refused, ShardFile, check_stamp
+from clipx.data.transfer.common import Busy, Refused, ShardFile, check_stamp
 
 _SAFE_IN_URLS = "%/:=&?~#+!$,;'@()*[]"
 
@@ -56,6 +58,9 @@ def http_open(
             raise FileNotFoundError(text) from None
         if error.code in (401, 403):
             raise PermissionError(text) from None
+        wait_seconds = retry_after(error.headers.get("Retry-After"))
+        if wait_seconds and error.code in (429, 503):
+            raise Busy(text, wait_seconds) from None
         if error.code >= 500 or error.code in (408, 416, 425, 429):
             raise OSError(text) from None
         raise Refused(text) from None
@@ -63,6 +68,19 @@ def http_open(
         raise Refused(f"no valid URL: {error}") from error
     except http.client.HTTPException as error:
         raise ConnectionError(f"no HTTP answer: {error!r}") from error
+
+
+def retry_after(header: str | None) -> float:
+    """Seconds from now, of a number of them or a date; 0 where the header tells neither."""
+    text = (header or "").strip()
+    if text.isdecimal():
+        return float(text[:9])
+    try:
+        date = email.utils.parsedate_to_datetime(text)
+        now = datetime.now(date.tzinfo or UTC)
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
 
 
 def described(url: str, answer: http.client.HTTPResponse) -> ShardFile:
@@ -73,7 +91,7 @@ def described(url: str, answer: http.client.HTTPResponse) -> ShardFile:
         size, md5 = headers.get("Content-Range", "").rpartition("/")[2], None
     return ShardFile(
         url,
-        size=int(size) if size.isdecimal() else -1,
+        size=int(size) if size.isdecimal() and len(size) < 19 else -1,
         stamp=headers.get("ETag") or headers.get("Last-Modified") or "",
         md5=hex_md5(md5),
     )
