@@ -95,11 +95,16 @@ def shared_out(ranks: Ranks, count: int, work: Callable[[int], T]) -> list[T]:
 def embed_images(
     encoder: Encoder, image: Callable[[int], Tensor], count: int, setting: Setting
 ) -> Tensor:
-    """(count, D) features of image(0), image(1) ..., each (3, H, W) uint8."""
+    """(count, D) features of image(0), image(1) ..., each (3, H, W) uint8. Equal images have equal
+    features, bit by bit."""
 
     def embed(batch: int) -> Tensor:
         rows = range(batch * BATCH, min((batch + 1) * BATCH, count))
-        features = encoder.encode_image([image(row) for row in rows])
+        images = [image(row) for row in rows]
+        if count > BATCH:
+            # A last batch of two would be computed by other kernels, and differ by rounding.
+            images += images[-1:] * (BATCH - len(images))
+        features = encoder.encode_image(images)[: len(rows)]
         setting.progress(rows.stop, count)
         return features
 
@@ -109,9 +114,12 @@ def embed_images(
 def embed_texts(
     encoder: Encoder, texts: Sequence[str], setting: Setting, *, batch: int = 512
 ) -> Tensor:
-    """(count, D) features."""
+    """(count, D) features. Equal texts have equal features, bit by bit: each is embedded once."""
+    number_of = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    distinct = list(number_of)
 
     def embed(number: int) -> Tensor:
-        return encoder.encode_text(list(texts[number * batch : (number + 1) * batch]))
+        return encoder.encode_text(distinct[number * batch : (number + 1) * batch])
 
-    return torch.cat(shared_out(setting.ranks, -(-len(texts) // batch), embed))
+    features = torch.cat(shared_out(setting.ranks, -(-len(distinct) // batch), embed))
+    return features[[number_of[text] for text in texts]]
