@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # `clipx --help` must not wait for torch
 
 
 class UserError(Exception):
-    """A mistake of the user: the message gives the value and the remedy, the exit code is 2."""
+    """A mistake of the user: the message gives value and remedy. Exit code 2, no traceback."""
 
 
 class RankError(UserError):
@@ -194,6 +194,7 @@ class Result:
     intervals: name -> (low, high) of 95 %
     keys: one a sample, by which two models' results are paired
     samples: name -> (N,) float, one value a sample, of which the metric is the mean
+    weights: name -> (N,) of the samples in that mean, where they differ
     tables: name -> rows for people and reports, plain data
     alarms: what a person should look at
     """
@@ -204,6 +205,7 @@ class Result:
     samples: dict[str, Tensor] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):

@@ -13,81 +13,95 @@ from rich.console import Console
 from rich.table import Table
 
 from clipx import metrics
-from clipx.engine.results import read_samples
+from clipx.engine.results import WEIGHTS, read_samples
 from clipx.types import UserError
-
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one metric over the samples that both have.
+    """Of one metric over the samples that both have. `distinguishable`, p and the interval come
+    from one test: the interval holds 0 exactly where the two are not distinguishable.
 
-    low, high: 95 % of the difference second - first, by a paired bootstrap
-    p: of McNemar's exact test where every sample is right or wrong, else None
+    low, high: 95 % of the difference second - first, None where too few samples differ
+    p: of McNemar's exact test where every sample is right or wrong, else of sign flips
     """
 
     set: str
     metric: str
     first: float
     second: float
-    low: float
-    high: float
-    p: float | None
+    low: float | None
+    high: float | None
+    p: float
+    distinguishable: bool
     num_samples: int
-
-    @property
-    def distinguishable(self) -> bool:
-        if self.p is not None:
-            return self.p < LEVEL
-        return self.low > 0 or self.high < 0
 
 
 def compare(first: Path, second: Path) -> list[Difference]:
     """Every metric of every set that both folders have. Raises UserError."""
-    ours, theirs = read_samples(first), read_samples(second)
-    sets = [name for name in ours if name in theirs]
+    of_first, of_second = read_samples(first), read_samples(second)
+    sets = [name for name in of_first if name in of_second]
     if not sets:
         raise UserError(
-            f"{first} and {second} have no set in common: {', '.join(ours)} and {', '.join(theirs)}"
+            f"{first} and {second} have no set in common: {', '.join(of_first)} and "
+            f"{', '.join(of_second)}"
         )
-    return [found for name in sets for found in _of_set(name, ours[name], theirs[name])]
+    return [found for name in sets for found in _of_set(name, of_first[name], of_second[name])]
 
 
 def _of_set(
-    name: str, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]
+    name: str, first: dict[str, np.ndarray], second: dict[str, np.ndarray]
 ) -> Iterator[Difference]:
-    _, mine, yours = np.intersect1d(ours["keys"], theirs["keys"], return_indices=True)
-    if len(mine) < max(len(ours["keys"]), len(theirs["keys"])):
+    _, rows_first, rows_second = np.intersect1d(first["keys"], second["keys"], return_indices=True)
+    if len(rows_first) < max(len(first["keys"]), len(second["keys"])):
         raise UserError(
-            f"set {name} has {len(ours['keys'])} and {len(theirs['keys'])} samples, of which "
-            f"{len(mine)} are the same: the two were not evaluated on the same test set"
+            f"set {name} has {len(first['keys'])} and {len(second['keys'])} samples, of which "
+            f"{len(rows_first)} are the same: the two were not evaluated on the same test set"
         )
-    for metric in ours:
-        if metric == "keys" or metric not in theirs:
+    for metric in first:
+        if metric == "keys" or metric.startswith(WEIGHTS) or metric not in second:
             continue
+        weights = _weights(first, metric, rows_first)
+        other = _weights(second, metric, rows_second)
+        if weights is not None and other is not None and not torch.equal(weights, other):
+            raise UserError(
+                f"set {name} has other numbers of captions an image in one of the two: they were "
+                "not evaluated on the same test set"
+            )
         yield difference(
             name,
             metric,
-            torch.from_numpy(ours[metric][mine]),
-            torch.from_numpy(theirs[metric][yours]),
+            torch.from_numpy(first[metric][rows_first]),
+            torch.from_numpy(second[metric][rows_second]),
+            # Results of an older clipx lack them.
+            other if weights is None else weights,
         )
 
 
-def difference(name: str, metric: str, first: torch.Tensor, second: torch.Tensor) -> Difference:
-    """first, second: (N,) values of the same samples"""
-    binary = bool(((first == 0) | (first == 1)).all() and ((second == 0) | (second == 1)).all())
-    low, high = metrics.paired_bootstrap(first, second)
+def _weights(arrays: dict[str, np.ndarray], metric: str, rows: np.ndarray) -> torch.Tensor | None:
+    name = WEIGHTS + metric
+    return torch.from_numpy(arrays[name][rows]) if name in arrays else None
+
+
+def difference(
+    name: str,
+    metric: str,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    weights: torch.Tensor | None = None,
+) -> Difference:
+    """first, second: (N,) values of the same samples; weights: (N,) of the samples in the mean"""
+    test = metrics.paired_test(first, second, weights)
+    low, high = test.interval or (None, None)
     return Difference(
         name,
         metric,
-        first.mean().item(),
-        second.mean().item(),
+        metrics.weighted_mean(first, weights),
+        metrics.weighted_mean(second, weights),
         low,
         high,
-        metrics.mcnemar(int((first > second).sum()), int((second > first).sum()))
-        if binary
-        else None,
+        test.p,
+        test.distinguishable,
         len(first),
     )
 
@@ -99,18 +113,21 @@ def print_comparison(found: list[Difference]) -> None:
         verdict = "not distinguishable"
         if one.distinguishable:
             verdict = "B is higher" if one.second > one.first else "A is higher"
+        shown = f"{one.second - one.first:+.2%}"
+        if one.low is not None and one.high is not None:
+            shown += f" ({one.low:+.2%} to {one.high:+.2%})"
         table.add_row(
             one.set,
             one.metric,
             f"{one.num_samples:,}",
             f"{one.first:.2%}",
             f"{one.second:.2%}",
-            f"{one.second - one.first:+.2%} ({one.low:+.2%} to {one.high:+.2%})",
-            "" if one.p is None else f"{one.p:.2g}",
+            shown,
+            f"{one.p:.2g}",
             verdict,
         )
     console.print(table)
 
 
 def as_records(found: list[Difference]) -> list[dict[str, Any]]:
-    return [vars(one) | {"distinguishable": one.distinguishable} for one in found]
+    return [vars(one) for one in found]

@@ -2,7 +2,8 @@
 
 results.jsonl          one line per set and metric, with its 95 % interval
 clip_benchmark/        one JSON per set, as CLIP_benchmark writes them
-samples/<set>.npz      one value a sample: `keys`, and an array for each metric that is a mean
+samples/<set>.npz      one value a sample: `keys`, and an array for each metric that is a mean, with
+                       `weights/<metric>` beside it where it is a weighted mean
 tables/<set>.json      per-class recall, confusions and the like
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from clipx import strict_json
 from clipx.types import Result, UserError
 
+WEIGHTS = "weights/"
 _KS = (1, 5, 10)
 # Our metric -> CLIP_benchmark's, by its task. There an image is what is retrieved by a text.
 CLIP_BENCHMARK = {
@@ -65,6 +67,7 @@ def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> No
         arrays: dict[str, Any] = {
             metric: values.numpy() for metric, values in result.samples.items()
         }
+        arrays |= {WEIGHTS + metric: weights.numpy() for metric, weights in result.weights.items()}
         arrays["keys"] = np.array(result.keys, dtype=str)
         file: Any = folder / "samples" / f"{name}.npz"
         np.savez_compressed(file, **arrays)

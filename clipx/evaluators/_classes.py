@@ -186,15 +186,19 @@ def classifier(
 def _embed_classes(
     encoder: Encoder, class_names: Sequence[str], templates: Sequence[str], setting: Setting
 ) -> Tensor:
+    """Equal names have equal rows, bit by bit: each is embedded once."""
     size = max(1, PROMPTS // len(templates))
+    number_of = {name: number for number, name in enumerate(dict.fromkeys(class_names))}
+    distinct = list(number_of)
 
     def embed(part: int) -> Tensor:
-        names = class_names[part * size : (part + 1) * size]
+        names = distinct[part * size : (part + 1) * size]
         prompts = [t.replace("{c}", n).replace("{}", n) for n in names for t in templates]
         embeddings = checked_texts(encoder, prompts).view(len(names), len(templates), -1)
         return F.normalize(embeddings.mean(1), dim=-1)
 
-    return torch.cat(shared_out(setting.ranks, -(-len(class_names) // size), embed))
+    weights = torch.cat(shared_out(setting.ranks, -(-len(distinct) // size), embed))
+    return weights[[number_of[name] for name in class_names]]
 
 
 def _keep(file: Path, weights: Tensor) -> None:

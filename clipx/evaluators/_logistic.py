@@ -55,14 +55,34 @@ def best_strength(accuracy: Callable[[float], float]) -> float:
     """The strength of regularization with the highest accuracy: from every second power of ten
     between 1e-6 and 1e6, halving the step around the peak down to 8 steps a decade.
 
+    A few validation samples are classified alike over decades of strengths. Among equal ones, the
+    middle is the farthest from where accuracy is known to fall.
+
     accuracy: of a strength, on validation samples
     """
     found = {float(e): accuracy(10.0**e) for e in COARSE}
     step = 2.0
     while step > 1 / STEPS_PER_DECADE:
         step /= 2
-        peak = max(found, key=lambda e: found[e])
+        peak = _middle_of_best(found)
         for exponent in (peak - step, peak + step):
             if COARSE[0] <= exponent <= COARSE[-1] and exponent not in found:
                 found[exponent] = accuracy(10.0**exponent)
-    return math.pow(10, max(found, key=lambda e: found[e]))
+    return math.pow(10, _middle_of_best(found))
+
+
+def _middle_of_best(found: dict[float, float]) -> float:
+    """The exponent in the middle of the widest run of neighbors that are all the best.
+
+    found: exponent -> accuracy
+    """
+    best = max(found.values())
+    runs: list[list[float]] = [[]]
+    for exponent in sorted(found):
+        if found[exponent] == best:
+            runs[-1].append(exponent)
+        else:
+            runs.append([])
+    widest = max((run for run in runs if run), key=lambda run: run[-1] - run[0])
+    middle = (widest[0] + widest[-1]) / 2
+    return min(widest, key=lambda exponent: abs(exponent - middle))

@@ -100,20 +100,26 @@ def embed_images(
     names: Sequence[str],
     setting: Setting,
 ) -> Tensor:
-    """(N, D) features of image(0), image(1) ..., each (3, H, W) uint8. Raises EmbeddingError.
+    """(N, D) features of image(0), image(1) ..., each (3, H, W) uint8. Equal images have equal
+    features, bit by bit. Raises EmbeddingError.
 
     names: N, of the images, for errors
     """
     count = len(names)
-
     read = Reader(image, encoder.image_size)
 
     def embed(batch: int) -> Tensor:
-        rows = range(batch * BATCH, min((batch + 1) * BATCH, count))
-        here = names[rows.start : rows.stop]
+        rows = list(range(batch * BATCH, min((batch + 1) * BATCH, count)))
+        stop = rows[-1] + 1
+        num_rows = len(rows)
         images = [read(row) for row in rows]
-        features = _checked("image", here, lambda: encoder.encode_image(images))
-        setting.progress(rows.stop, count)
+        if count > BATCH:
+            # A last batch of two would be computed by other kernels, and differ by rounding.
+            rows += rows[-1:] * (BATCH - num_rows)
+            images += images[-1:] * (BATCH - num_rows)
+        here = [names[row] for row in rows]
+        features = _checked("image", here, lambda: encoder.encode_image(images))[:num_rows]
+        setting.progress(stop, count)
         return features
 
     features = torch.cat(shared_out(setting.ranks, -(-count // BATCH), embed))
@@ -124,13 +130,16 @@ def embed_images(
 def embed_texts(
     encoder: Encoder, texts: Sequence[str], setting: Setting, *, batch: int = 512
 ) -> Tensor:
-    """(count, D) features. Raises EmbeddingError."""
+    """(count, D) features. Equal texts have equal features, bit by bit: each is embedded once.
+    Raises EmbeddingError."""
+    number_of = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    distinct = list(number_of)
 
     def embed(number: int) -> Tensor:
-        here = list(texts[number * batch : (number + 1) * batch])
-        return checked_texts(encoder, here)
+        return checked_texts(encoder, distinct[number * batch : (number + 1) * batch])
 
-    return torch.cat(shared_out(setting.ranks, -(-len(texts) // batch), embed))
+    features = torch.cat(shared_out(setting.ranks, -(-len(distinct) // batch), embed))
+    return features[[number_of[text] for text in texts]]
 
 
 def checked_texts(encoder: Encoder, texts: list[str]) -> Tensor:

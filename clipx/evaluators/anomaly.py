@@ -12,8 +12,8 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators._classes import read_labeled
+from clipx.evaluators._means import add_value
 from clipx.evaluators._ranks import main_only
-from clipx.evaluators.dedup import auroc_interval
 from clipx.types import Encoder, Result, Setting, UserError
 
 
@@ -63,10 +63,10 @@ class Anomaly:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
         score = main_only(setting.ranks, lambda: anomaly_score(train, test, self.k))
-        return Result(
-            {"anomaly-auroc": metrics.auroc(score, self.anomalous), "num_samples": len(score)},
-            {"anomaly-auroc": auroc_interval(score, self.anomalous)},
-        )
+        result = Result({"num_samples": len(score)})
+        interval = metrics.auroc_interval(score, self.anomalous)
+        add_value(result, "anomaly-auroc", metrics.auroc(score, self.anomalous), interval)
+        return result
 
 
 def anomaly_score(normal: Tensor, features: Tensor, k: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators._classes import read_labeled
+from clipx.evaluators._means import add_mean, add_value
 from clipx.evaluators._ranks import main_only
 from clipx.types import Encoder, Result, Setting, UserError
 
@@ -47,38 +48,55 @@ class Dedup:
             setting.ranks,
             lambda: dedup_result(features, self.set.label, self.threshold),
         )
-        found.keys.extend(self.set.images.keys)
+        first = first_of_groups(self.set.label)
+        found.keys.extend(self.set.images.keys[row] for row in first.tolist())
         return found
 
 
 def dedup_result(features: Tensor, group: Tensor, threshold: float) -> Result:
-    """features: (N, D); group: (N,) int64"""
-    similarity, nearest = (
-        t[:, 0] for t in metrics.nearest_neighbors(features, features, 1, skip_self=True)
-    )
+    """The samples are groups of duplicates, by the key of their first image: those of one group are
+    found together or missed together, so they are no independent trials.
+
+    features: (N, D); group: (N,) int64
+    """
+    similarity, has_right_neighbor = nearest_others(features, group)
     above = (similarity >= threshold).double()
-    has_duplicate = torch.bincount(group)[group] > 1
-    out = {"duplicate_share": above.mean().item(), "num_samples": len(group)}
-    intervals = {"duplicate_share": metrics.mean_interval(above)}
+    has_duplicate = (torch.bincount(group) > 1)[group]
+    result = Result({"num_samples": len(group)})
+    add_mean(result, "duplicate_share", *metrics.by_group(above, group))
     if has_duplicate.any() and not has_duplicate.all():
-        out["dedup-auroc"] = metrics.auroc(similarity, has_duplicate)
-        intervals["dedup-auroc"] = auroc_interval(similarity, has_duplicate)
-    samples = {"duplicate_share": above}
+        interval = metrics.auroc_interval(similarity, has_duplicate, group)
+        add_value(result, "dedup-auroc", metrics.auroc(similarity, has_duplicate), interval)
     if has_duplicate.any():
-        right = (group[nearest] == group)[has_duplicate].double()
-        out["dedup-nearest_recall"] = right.mean().item()
-        intervals["dedup-nearest_recall"] = metrics.mean_interval(right)
-    return Result(out, intervals, samples=samples)
+        right = has_right_neighbor[has_duplicate].double()
+        shares = metrics.share_interval(*metrics.by_group(right, group[has_duplicate]))
+        add_value(result, "dedup-nearest_recall", right.mean().item(), shares)
+    return result
 
 
-def auroc_interval(score: Tensor, positive: Tensor) -> tuple[float, float]:
-    """Positives and negatives are drawn separately, so that every resample has both."""
-    first, second = score[positive], score[~positive]
-    generator = torch.Generator().manual_seed(0)
-    is_positive = torch.arange(len(score)) < len(first)
+def first_of_groups(group: Tensor) -> Tensor:
+    """(G,) rows, in the order of `metrics.by_group`."""
+    _, member = group.unique(return_inverse=True)
+    rows = torch.arange(len(group))
+    first = torch.full((int(member.max()) + 1,), len(group))
+    return first.scatter_reduce(0, member, rows, "amin")
 
-    def one(_: Tensor) -> float:
-        drawn = [s[torch.randint(len(s), (len(s),), generator=generator)] for s in (first, second)]
-        return metrics.auroc(torch.cat(drawn), is_positive)
 
-    return metrics.bootstrap_interval(one, 1)
+def nearest_others(features: Tensor, group: Tensor, *, block: int = 1024) -> tuple[Tensor, Tensor]:
+    """((N,) similarity to the nearest other image, (N,) bool: whether one of the own group is
+    nearer than all of other groups). Ties count against the model.
+
+    features: (N, D); group: (N,) int64
+    """
+    ids = metrics.row_ids(features)
+    nearest, right = [], []
+    for start in range(0, len(features), block):
+        rows = torch.arange(start, min(start + block, len(features)))
+        scores = metrics.similarities(features[rows], features, ids)
+        scores[rows - start, rows] = -torch.inf
+        same = group[rows, None] == group[None, :]
+        of_own_group = scores.masked_fill(~same, -torch.inf).amax(1)
+        of_others = scores.masked_fill(same, -torch.inf).amax(1)
+        nearest.append(torch.maximum(of_own_group, of_others))
+        right.append(of_own_group > of_others)
+    return torch.cat(nearest), torch.cat(right)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipx import metrics
 from clipx.config import component, config
+from clipx.evaluators._means import add_mean, add_value
 from clipx.types import Encoder, Evaluator, Result, Setting, UserError
 
 
@@ -61,60 +61,39 @@ class Fairness:
                 f"the table of slices lacks {len(missing)} of {len(whole.keys)} samples, "
                 f"first {missing[0]}"
             )
-        return slice_result(whole, [self.slices[key] for key in whole.keys])
+        slices = [self.slices[key] for key in whole.keys]
+        if len(set(slices)) < 2:
+            raise UserError(
+                f"all {len(slices)} samples are in one slice, {slices[0]!r}: there is no other to "
+                "compare it with; choose another column"
+            )
+        return slice_result(whole, slices)
 
 
 def slice_result(whole: Result, slices: list[str]) -> Result:
     """slices: of each sample"""
     names = sorted(set(slices))
     number = torch.tensor([names.index(name) for name in slices])
-    values: dict[str, float] = {"num_samples": len(slices), "num_slices": len(names)}
-    intervals, table = {}, []
-    for metric, per_sample in whole.samples.items():
-        rows = [_row(metric, name, per_sample[number == n]) for n, name in enumerate(names)]
-        table += sorted(rows, key=lambda row: row["value"])
-        worst = min(rows, key=lambda row: row["value"])
-        values |= {
-            metric: per_sample.mean().item(),
-            f"{metric}-worst_slice": worst["value"],
-            f"{metric}-slice_gap": _gap(per_sample, number, len(names)),
-        }
-        intervals |= {
-            metric: metrics.mean_interval(per_sample),
-            f"{metric}-worst_slice": (worst["low"], worst["high"]),
-            f"{metric}-slice_gap": _gap_interval(per_sample, number, len(names)),
-        }
-    return Result(values, intervals, whole.keys, whole.samples, {"slices": table})
+    result = Result({"num_samples": len(slices), "num_slices": len(names)}, keys=whole.keys)
+    table = []
+    for metric, values in whole.samples.items():
+        weights = whole.weights.get(metric)
+        add_mean(result, metric, values, weights)
+        groups = [_slice(values, weights, number == n) for n in range(len(names))]
+        means = [metrics.weighted_mean(*group) for group in groups]
+        for n in sorted(range(len(names)), key=means.__getitem__):
+            row = {"metric": metric, "slice": names[n], "samples": len(groups[n][0])}
+            interval = metrics.share_interval(*groups[n])
+            table.append(row | {"value": means[n]} | metrics.ends(interval))
+
+        # Selected among the slices by the samples it is measured on: the interval allows for that.
+        add_value(result, f"{metric}-worst_slice", min(means), metrics.worst_interval(groups))
+
+        # No interval: the best less the worst of equal slices is above 0 by noise alone.
+        add_value(result, f"{metric}-slice_gap", max(means) - min(means))
+    result.tables["slices"] = table
+    return result
 
 
-def _row(metric: str, name: str, values: Tensor) -> dict[str, Any]:
-    low, high = metrics.mean_interval(values)
-    mean = values.double().mean().item()
-    row: dict[str, Any] = {"metric": metric, "slice": name, "samples": len(values)}
-    return row | {"value": mean, "low": low, "high": high}
-
-
-def _gap(values: Tensor, number: Tensor, num_slices: int) -> float:
-    """The best slice's mean less the worst's."""
-    total = torch.zeros(num_slices, dtype=torch.float64).index_add_(0, number, values.double())
-    mean = total / torch.bincount(number, minlength=num_slices)
-    return (mean.max() - mean.min()).item()
-
-
-def _gap_interval(values: Tensor, number: Tensor, num_slices: int) -> tuple[float, float]:
-    """Each slice is drawn separately, so that none is empty. The gap of the best to the worst is
-    biased upward by noise: an interval that begins well above 0 may still come from equal slices
-    where these are many and small."""
-    order = number.argsort(stable=True)
-    count = torch.bincount(number, minlength=num_slices)
-    first = (count.cumsum(0) - count)[number[order]]
-    size = count[number[order]]
-    generator = torch.Generator().manual_seed(0)
-
-    def one(_: Tensor) -> float:
-        drawn = (
-            first + (torch.rand(len(order), generator=generator, dtype=torch.float64) * size).long()
-        )
-        return _gap(values[order[drawn]], number[order], num_slices)
-
-    return metrics.bootstrap_interval(one, 1)
+def _slice(values: Tensor, weights: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    return values[rows], None if weights is None else weights[rows]

@@ -11,6 +11,7 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators._classes import read_labeled
+from clipx.evaluators._means import add_mean
 from clipx.types import Encoder, Result, Setting, UserError
 
 
@@ -38,6 +39,8 @@ class Knn:
         self.k = settings.k
         self.train = read_labeled(path, settings.train_split, classes)
         self.test = read_labeled(path, settings.split, classes)
+        if len(self.train.label.unique()) < 2:
+            raise UserError(f"training split of {path} has samples of one class only")
         if self.k > len(self.train):
             raise UserError(f"k {self.k} is more than the {len(self.train)} training samples")
 
@@ -45,13 +48,9 @@ class Knn:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
         predicted = vote(train, self.train.label, test, self.k, len(self.train.names))
-        hits = (predicted == self.test.label).double()
-        return Result(
-            metrics={"knn-top1": hits.mean().item(), "num_samples": len(hits)},
-            intervals={"knn-top1": metrics.mean_interval(hits)},
-            keys=list(self.test.images.keys),
-            samples={"knn-top1": hits},
-        )
+        result = Result({"num_samples": len(predicted)}, keys=list(self.test.images.keys))
+        add_mean(result, "knn-top1", predicted == self.test.label)
+        return result
 
 
 def vote(train: Tensor, label: Tensor, test: Tensor, k: int, num_classes: int) -> Tensor:

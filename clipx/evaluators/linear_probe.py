@@ -13,6 +13,7 @@ from clipx import metrics
 from clipx.config import config
 from clipx.evaluators._classes import LabeledSet, read_labeled
 from clipx.evaluators._logistic import best_strength, fit, logits
+from clipx.evaluators._means import accuracy_result, add_value
 from clipx.evaluators._ranks import main_only
 from clipx.types import Encoder, Result, Setting, UserError
 
@@ -56,7 +57,9 @@ class LinearProbe:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
         scores, strength = main_only(setting.ranks, lambda: self._scores(train, test))
-        return probe_result(scores, self.test, {"probe-strength": strength})
+        result = accuracy_result("probe", scores, self.test)
+        add_value(result, "probe-strength", strength)
+        return result
 
     def _scores(self, train: Tensor, test: Tensor) -> tuple[Tensor, float]:
         label, count = self.train.label, len(self.train.names)
@@ -93,23 +96,3 @@ def sweep(features: Tensor, label: Tensor, num_classes: int, seed: int) -> float
         return metrics.top_k_accuracy(logits(features[held], weights), label[held], 1)
 
     return best_strength(accuracy)
-
-
-def probe_result(scores: Tensor, test: LabeledSet, more: dict[str, float]) -> Result:
-    """scores: (N, C)"""
-    label, predicted = test.label, scores.argmax(1)
-    hits = {f"probe-top{k}": metrics.top_k_hits(scores, label, k).double() for k in (1, 5)}
-
-    def recall(rows: Tensor) -> float:
-        return metrics.mean_per_class_recall(predicted[rows], label[rows], len(test.names))
-
-    name = "probe-mean_per_class_recall"
-    return Result(
-        metrics={n: h.mean().item() for n, h in hits.items()}
-        | {name: recall(torch.arange(len(label))), "num_samples": len(label)}
-        | more,
-        intervals={n: metrics.mean_interval(h) for n, h in hits.items()}
-        | {name: metrics.bootstrap_interval(recall, len(label))},
-        keys=list(test.images.keys),
-        samples=hits,
-    )

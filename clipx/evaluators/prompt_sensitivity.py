@@ -11,6 +11,7 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators._classes import classifier
+from clipx.evaluators._means import add_mean, add_value, zero_shot_hits
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.types import Encoder, Result, Setting
 
@@ -45,7 +46,7 @@ class PromptSensitivity:
 
         def hits(chosen: list[str]) -> Tensor:
             weights = classifier(encoder, labeled.names, chosen, setting)
-            return ((features @ weights.T).argmax(1) == labeled.label).double()
+            return zero_shot_hits(features, weights, labeled.label)
 
         alone = {template: hits([template]) for template in templates}
         return sensitivity_result(alone, hits(templates), list(labeled.images.keys))
@@ -54,39 +55,25 @@ class PromptSensitivity:
 def sensitivity_result(alone: dict[str, Tensor], together: Tensor, keys: list[str]) -> Result:
     """alone: by template (N,) hits"""
     rates = torch.stack(list(alone.values()))  # (templates, N)
-
-    def spread(rows: Tensor) -> float:
-        by_template = rates[:, rows].mean(1)
-        return (by_template.max() - by_template.min()).item()
-
-    means = rates.mean(1)
     single = rates.mean(0)
-    samples = {"ensemble-top1": together, "single-top1": single}
+    result = Result({"num_samples": len(together)}, keys=keys)
+    add_mean(result, "ensemble-top1", together)
+    add_mean(result, "single-top1", single)
+
+    # Selected among the templates by the images they are measured on: intervals allow for that.
+    means, groups = rates.mean(1), [(hits, None) for hits in rates]
+    add_value(result, "best-top1", means.max().item(), metrics.best_interval(groups))
+    add_value(result, "worst-top1", means.min().item(), metrics.worst_interval(groups))
+
+    # No interval: the best less the worst of equal templates is above 0 by noise alone.
+    add_value(result, "template_gap", (means.max() - means.min()).item())
+
     gain = together - single
+    add_value(result, "ensemble_gain", gain.mean().item(), metrics.student_interval(gain))
     table = [
-        {"template": template, "top1": hit.mean().item(), "low": low, "high": high}
-        for template, hit in alone.items()
-        for low, high in [metrics.mean_interval(hit)]
+        {"template": template, "top1": hits.mean().item()}
+        | metrics.ends(metrics.share_interval(hits))
+        for template, hits in alone.items()
     ]
-    every = torch.arange(len(together))
-    return Result(
-        {
-            "ensemble-top1": together.mean().item(),
-            "single-top1": single.mean().item(),
-            "best-top1": means.max().item(),
-            "worst-top1": means.min().item(),
-            "template_gap": spread(every),
-            "ensemble_gain": gain.mean().item(),
-            "num_samples": len(together),
-        },
-        {n: metrics.mean_interval(v) for n, v in samples.items()}
-        | {
-            "template_gap": metrics.bootstrap_interval(spread, len(together)),
-            "ensemble_gain": metrics.bootstrap_interval(
-                lambda i: gain[i].mean().item(), len(together)
-            ),
-        },
-        keys,
-        samples,
-        {"templates": sorted(table, key=lambda row: row["top1"])},
-    )
+    result.tables["templates"] = sorted(table, key=lambda row: row["top1"])
+    return result

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
+from clipx.evaluators._means import add_mean, add_value
 from clipx.evaluators._ranks import embed_images, embed_texts, together
 from clipx.evaluators._sets import Images, read_shards, split_folder
 from clipx.metrics.retrieval import blocks_of
 from clipx.types import Encoder, Result, Setting, UserError
+
+RECALLS = (1, 5, 10)
 
 
 @config
@@ -55,6 +58,10 @@ def read_captioned(path: Path, split: str | None = None) -> CaptionedSet:
 class Retrieval:
     def __init__(self, captioned: CaptionedSet) -> None:
         self.set = captioned
+        if len(captioned.images) < 2:
+            raise UserError(
+                f"test set {captioned.images.path} has one image: there is no other to take it for"
+            )
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         images = self.set.images
@@ -80,45 +87,26 @@ def pair_ranks(image: Tensor, text: Tensor, owner: Tensor, setting: Setting) -> 
 
 
 def retrieval_result(ranks: metrics.PairRanks, keys: Sequence[str]) -> Result:
-    """keys: of the N images"""
-    by_image, by_text, owner = ranks.image_to_text(), ranks.text_to_image(), ranks.owner
-    samples = _samples("image_to_text", by_image) | _samples("text_to_image", by_text)
-    samples["image_to_text_mAP"] = ranks.image_average_precision()
-    samples["text_to_image_mAP"] = 1 / by_text.double()
-    medians = {"image_to_text_median_rank": by_image, "text_to_image_median_rank": by_text}
-    count = torch.bincount(owner)
-    # The captions of an image are no independent trials: their share of hits is one value an image,
-    # and images are what a bootstrap draws.
-    shares = {n: v if len(v) == len(keys) else _by_image(v, owner) for n, v in samples.items()}
+    """The samples are images: captions of one image are no independent trials, so of each image
+    there is the mean over its captions, weighted by their number.
 
-    def interval(name: str) -> tuple[float, float]:
-        values = shares[name]
-        if len(samples[name]) == len(keys):
-            return metrics.mean_interval(values)
-        return metrics.bootstrap_interval(
-            lambda i: ((values[i] * count[i]).sum() / count[i].sum()).item(), len(keys)
-        )
-
-    return Result(
-        metrics={n: v.mean().item() for n, v in samples.items()}
-        | {n: _median(r) for n, r in medians.items()}
-        | {"num_samples": len(keys), "num_captions": len(owner)},
-        intervals={name: interval(name) for name in samples}
-        | {n: metrics.median_interval(r, len(keys)) for n, r in medians.items()},
-        keys=list(keys),
-        samples=shares,
-    )
-
-
-def _samples(direction: str, rank: Tensor) -> dict[str, Tensor]:
-    return {f"{direction}_R@{k}": (rank <= k).double() for k in (1, 5, 10)}
-
-
-def _by_image(values: Tensor, owner: Tensor) -> Tensor:
-    """(M,) of captions -> (N,) mean over each image's."""
-    count = torch.bincount(owner)
-    return torch.zeros(len(count), dtype=values.dtype).index_add_(0, owner, values) / count
-
-
-def _median(rank: Tensor) -> float:
-    return rank.double().quantile(0.5).item()
+    keys: of the N images
+    """
+    by_image, by_caption, owner = ranks.image_to_text(), ranks.text_to_image(), ranks.owner
+    result = Result({}, keys=list(keys))
+    for k in RECALLS:
+        add_mean(result, f"image_to_text_R@{k}", by_image <= k)
+    for k in RECALLS:
+        add_mean(result, f"text_to_image_R@{k}", *metrics.by_group(by_caption <= k, owner))
+    add_mean(result, "image_to_text_mAP", ranks.image_average_precision())
+    add_mean(result, "text_to_image_mAP", *metrics.by_group(1 / by_caption.double(), owner))
+    images = torch.arange(len(keys))
+    for direction, rank, image in (
+        ("image_to_text", by_image, images),
+        ("text_to_image", by_caption, owner),
+    ):
+        median = rank.double().quantile(0.5).item()
+        add_value(result, f"{direction}_median_rank", median, metrics.median_interval(rank, image))
+    add_value(result, "num_samples", len(keys))
+    add_value(result, "num_captions", len(owner))
+    return result

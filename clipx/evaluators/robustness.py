@@ -18,6 +18,7 @@ from clipx.config import config
 from clipx.data.decode import pixels_of
 from clipx.evaluators._classes import LabeledSet, classifier
 from clipx.evaluators._corruptions import CORRUPTIONS
+from clipx.evaluators._means import add_mean, add_value, zero_shot_hits
 from clipx.evaluators._ranks import embed_images
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.types import Encoder, Result, Setting, UserError
@@ -65,7 +66,7 @@ class Robustness:
 
         def hits(image: Callable[[int], Tensor]) -> Tensor:
             features = embed_images(encoder, image, self.set.images.keys, setting)
-            return ((features @ weights.T).argmax(1) == self.set.label).double()
+            return zero_shot_hits(features, weights, self.set.label)
 
         clean = hits(self.set.images.image)
         found, table = {}, []
@@ -74,10 +75,8 @@ class Robustness:
             for severity in self.settings.severities:
                 part = hits(lambda n, c=name, s=severity: self.corrupted(n, encoder, c, s))
                 parts.append(part)
-                rate = part.mean().item()
-                low, high = metrics.mean_interval(part)
-                row = {"corruption": name, "severity": severity, "top1": rate}
-                table.append(row | {"low": low, "high": high})
+                row = {"corruption": name, "severity": severity, "top1": part.mean().item()}
+                table.append(row | metrics.ends(metrics.share_interval(part)))
             found[f"{name}-top1"] = torch.stack(parts).mean(0)
         return robustness_result(clean, found, table, list(self.set.images.keys))
 
@@ -95,21 +94,15 @@ def robustness_result(
     clean: Tensor, found: dict[str, Tensor], table: list[dict[str, object]], keys: list[str]
 ) -> Result:
     """clean: (N,) hits; found: by corruption (N,) share of the severities at which it is hit"""
-    every = torch.stack(list(found.values())).mean(0)
-    samples = {"clean-top1": clean, "corrupted-top1": every, **found}
-    values = {name: v.mean().item() for name, v in samples.items()}
-    intervals = {name: metrics.mean_interval(v) for name, v in samples.items()}
-    if values["clean-top1"] > 0:
-        values["relative-top1"] = values["corrupted-top1"] / values["clean-top1"]
-
-        def relative(rows: Tensor) -> float:
-            right = clean[rows].sum().item()
-            return every[rows].sum().item() / right if right else 0.0
-
-        intervals["relative-top1"] = metrics.bootstrap_interval(relative, len(clean))
-    return Result(
-        values | {"num_samples": len(clean)}, intervals, keys, samples, {"severities": table}
-    )
+    result = Result({}, keys=keys, tables={"severities": table})
+    corrupted = torch.stack(list(found.values())).mean(0)
+    for name, values in {"clean-top1": clean, "corrupted-top1": corrupted, **found}.items():
+        add_mean(result, name, values)
+    if clean.any():
+        relative = result.metrics["corrupted-top1"] / result.metrics["clean-top1"]
+        add_value(result, "relative-top1", relative, metrics.ratio_interval(corrupted, clean))
+    add_value(result, "num_samples", len(clean))
+    return result
 
 
 def evenly_spaced(labeled: LabeledSet, limit: int | None) -> LabeledSet:

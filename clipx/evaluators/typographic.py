@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 from torch import Tensor
 
-from clipx import metrics
 from clipx.config import config
 from clipx.data.decode import pixels_of
 from clipx.evaluators._classes import classifier
+from clipx.evaluators._means import add_mean, zero_shot_hits
 from clipx.evaluators._ranks import embed_images
 from clipx.evaluators.robustness import evenly_spaced
 from clipx.evaluators.zero_shot import ZeroShot
@@ -61,18 +61,11 @@ class Typographic:
         attacked = embed_images(
             encoder, lambda n: self.attacked(n, encoder), self.set.images.keys, setting
         )
-        before, after = ((f @ weights.T).argmax(1) for f in (clean, attacked))
-        samples = {
-            "clean-top1": (before == self.set.label).double(),
-            "attacked-top1": (after == self.set.label).double(),
-            "read_share": (after == self.written).double(),
-        }
-        return Result(
-            {n: v.mean().item() for n, v in samples.items()} | {"num_samples": len(before)},
-            {n: metrics.mean_interval(v) for n, v in samples.items()},
-            list(self.set.images.keys),
-            samples,
-        )
+        result = Result({"num_samples": len(clean)}, keys=list(self.set.images.keys))
+        add_mean(result, "clean-top1", zero_shot_hits(clean, weights, self.set.label))
+        add_mean(result, "attacked-top1", zero_shot_hits(attacked, weights, self.set.label))
+        add_mean(result, "read_share", zero_shot_hits(attacked, weights, self.written))
+        return result
 
     def attacked(self, number: int, encoder: Encoder) -> Tensor:
         """(3, size, size) uint8: what the model would see, with the other class written on it."""

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators._classes import LabeledSet, classifier, read_labeled, read_templates
-from clipx.types import Encoder, Result, Setting
+from clipx.evaluators._means import accuracy_result
+from clipx.types import Encoder, Result, Setting, UserError
 
 
 @config
@@ -48,57 +48,43 @@ class ZeroShot:
     ) -> None:
         self.templates = read_templates(path, templates)
         self.set = read_labeled(path, split, classes)
+        if len(self.set.names) < 2:
+            raise UserError(f"test set {path} has one class: there is no other to take it for")
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
-        scores = self.set.features(encoder, setting) @ weights.T
-        return classification_result(scores, encoder.logit_scale, self.set)
+        ids = metrics.row_ids(weights)
+        scores = metrics.similarities(self.set.features(encoder, setting), weights, ids)
+        return classification_result(scores, encoder.logit_scale, self.set, ids)
 
 
-def classification_result(scores: Tensor, logit_scale: float, labeled: LabeledSet) -> Result:
-    """scores: (N, C) cosine similarities"""
-    label, num_classes = labeled.label, len(labeled.names)
-    predicted = scores.argmax(1)
-    hits = {f"zeroshot-top{k}": metrics.top_k_hits(scores, label, k).double() for k in (1, 5)}
-    correct = predicted == label
+def classification_result(
+    scores: Tensor, logit_scale: float, labeled: LabeledSet, ids: Tensor
+) -> Result:
+    """scores: (N, C) cosine similarities; ids: (C,) as of metrics.top_k_hits"""
+    label = labeled.label
+    result = accuracy_result("zeroshot", scores, labeled, ids)
+    predicted = metrics.predictions(scores, label, ids)
+    result.tables["per_class"] = per_class(predicted, label, labeled.names)
+    result.tables["confusion"] = confused(predicted, label, labeled.names)
+
+    # No interval: the gaps of the bins are absolute values, so noise only adds to them. Of a
+    # perfectly calibrated model the error is 0, which no resample gives.
     confidence = (logit_scale * scores).softmax(1).amax(1)
-    count = len(label)
-
-    def recall(rows: Tensor) -> float:
-        return metrics.mean_per_class_recall(predicted[rows], label[rows], num_classes)
-
-    def calibration(rows: Tensor) -> float:
-        return metrics.calibration_error(confidence[rows], correct[rows])
-
-    every = torch.arange(count)
-    more = {"zeroshot-mean_per_class_recall": recall, "zeroshot-ece": calibration}
-    return Result(
-        metrics={n: h.mean().item() for n, h in hits.items()}
-        | {name: statistic(every) for name, statistic in more.items()}
-        | {"num_samples": count},
-        intervals={n: metrics.mean_interval(h) for n, h in hits.items()}
-        | {n: metrics.bootstrap_interval(s, count) for n, s in more.items()},
-        keys=list(labeled.images.keys),
-        samples=hits,
-        tables={
-            "per_class": per_class(predicted, label, labeled.names),
-            "confusion": confused(predicted, label, labeled.names),
-        },
-    )
+    result.metrics["zeroshot-ece"] = metrics.calibration_error(confidence, predicted == label)
+    return result
 
 
 def per_class(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Recall of each class that occurs, with its interval, worst first."""
+    """Recall of each class that occurs, worst first, with the interval of that class alone."""
     rows = []
     for number, name in enumerate(names):
         of_class = predicted[label == number]
         if len(of_class) == 0:
             continue
-        recall = (of_class == number).double().mean().item()
-        low, high = metrics.wilson_interval(recall, len(of_class))
-        rows.append(
-            {"class": name, "samples": len(of_class), "recall": recall, "low": low, "high": high}
-        )
+        hits = of_class == number
+        row = {"class": name, "samples": len(of_class), "recall": metrics.weighted_mean(hits)}
+        rows.append(row | metrics.ends(metrics.share_interval(hits)))
     return sorted(rows, key=lambda row: row["recall"])
 
 

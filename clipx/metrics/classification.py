@@ -6,14 +6,31 @@ import torch
 from torch import Tensor
 
 
-def top_k_hits(scores: Tensor, label: Tensor, k: int) -> Tensor:
-    """(N,) bool: whether the label is among the k highest scores; every class counts where there
-    are fewer than k.
+def top_k_hits(scores: Tensor, label: Tensor, k: int, ids: Tensor | None = None) -> Tensor:
+    """(N,) bool: whether fewer than k other classes score as high as the label, or higher. Ties
+    count against the model.
+
+    Classes that are equal by definition are the exception, since no model can tell them apart:
+    OpenAI's list for ImageNet has `missile` and `sunglasses` twice. Of those, the first is
+    preferred, as everybody's argmax does.
 
     scores: (N, C) float; label: (N,) int64
+    ids: (C,) int64, the number of the first class that equals each; None: all differ
     """
-    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
-    return (best == label[:, None]).any(1)
+    rivals = scores >= scores.gather(1, label[:, None])
+    if ids is not None:
+        number = torch.arange(len(ids))
+        equal = ids[None, :] == ids[label][:, None]
+        rivals &= ~(equal & (number[None, :] > label[:, None]))
+    rivals.scatter_(1, label[:, None], False)
+    return rivals.sum(1) < k
+
+
+def predictions(scores: Tensor, label: Tensor, ids: Tensor | None = None) -> Tensor:
+    """(N,) int64 classes with the highest scores: another than the label where that is no hit of
+    `top_k_hits` with k = 1, so that tables agree with accuracy on ties."""
+    others = scores.scatter(1, label[:, None], -torch.inf).argmax(1)
+    return torch.where(top_k_hits(scores, label, 1, ids), label, others)
 
 
 def top_k_accuracy(scores: Tensor, label: Tensor, k: int) -> float:

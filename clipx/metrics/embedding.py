@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from clipx.metrics.distributions import student_quantile
+from clipx.metrics.intervals import Interval
 
 
 def not_unit(features: Tensor, *, tolerance: float = 1e-2) -> list[int]:
@@ -45,6 +50,29 @@ def effective_rank(features: Tensor) -> float:
 def modality_gap(image: Tensor, text: Tensor) -> float:
     """Distance of the two means, 0 to 2 (arXiv:2203.02053)."""
     return (image.double().mean(0) - text.double().mean(0)).norm().item()
+
+
+def modality_gap_interval(image: Tensor, text: Tensor) -> Interval | None:
+    """Of the distance of the two means, by Student's t of the pairs' differences along it.
+
+    The noise of the means makes their distance too long (by half its variance across the distance,
+    over the distance). The interval is of the distance without that, and reaches to the value
+    itself. None for a distance of less than three times the noise.
+    """
+    difference = image.double() - text.double()
+    count = len(difference)
+    mean = difference.mean(0)
+    gap = mean.norm().item()
+    if count < 10 or gap == 0:
+        return None
+    along = difference @ (mean / gap)
+    variance = along.var().item() / count
+    across = difference.var(0).sum().item() / count - variance
+    if gap < 3 * math.sqrt(across + variance):
+        return None
+    center = gap - across / (2 * gap)
+    spread = student_quantile(count - 1) * math.sqrt(variance)
+    return max(0.0, center - spread), max(gap, center + spread)
 
 
 def mean_norm(features: Tensor) -> float:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clipx.metrics.similarity import row_ids
+
 IMAGES, CAPTIONS = 1024, 8192
 """Rows and columns of the block of scores that is held at a time."""
 
@@ -77,25 +79,48 @@ def count_closer(
     count = torch.bincount(owner, minlength=len(image))
     end = count.cumsum(0)
     own = _own_scores(image, text, owner, end, device)
+    image_ids, text_ids = row_ids(image), row_ids(text)
     closer = torch.zeros(2, len(text), dtype=torch.int64)
     for rows in blocks_of(len(image)) if blocks is None else blocks:
         here = image[rows.start : rows.stop].to(device)
         first, last = int(end[rows.start] - count[rows.start]), int(end[rows.stop - 1])
-        thresholds = _by_image(own[first:last], owner[first:last] - rows.start, len(rows))
+        place_owner = owner[first:last] - rows.start
+        thresholds = _by_image(own[first:last], place_owner, len(rows), torch.inf)
+        own_ids = _by_image(text_ids[first:last], place_owner, len(rows), -1)
         found = torch.zeros_like(thresholds)
         for start in range(0, len(text), CAPTIONS):
-            scores = here @ text[start : start + CAPTIONS].to(device).T
-            matches = slice(max(start, first), max(start, first, min(start + CAPTIONS, last)))
-            places = torch.arange(matches.start, matches.stop) - start
-            scores[owner[matches] - rows.start, places] = -torch.inf
+            chunk = slice(start, min(start + CAPTIONS, len(text)))
+            scores = here @ text[chunk].to(device).T
+            matches = torch.arange(
+                max(chunk.start, first), max(chunk.start, first, min(chunk.stop, last))
+            )
+            matched = (owner[matches] - rows.start, matches - start)
+            scores[matched] = -torch.inf
             above = torch.empty_like(scores)  # float sums are many times faster than those of bool
-            torch.ge(scores, own[start : start + CAPTIONS].to(device), out=above)
-            closer[0, start : start + CAPTIONS] += above.sum(0).long().cpu()
+            torch.ge(scores, own[chunk].to(device), out=above)
+            _count_ties(above, image_ids[rows.start : rows.stop], image_ids[owner[chunk]], matched)
+            closer[0, chunk] += above.sum(0).long().cpu()
             for number in range(thresholds.shape[1]):
                 torch.ge(scores, thresholds[:, number, None].to(device), out=above)
+                _count_ties(above, own_ids[:, number], text_ids[chunk], matched)
                 found[:, number] += above.sum(1).cpu()
         closer[1, first:last] = found[thresholds < torch.inf].long()
     return closer[0], closer[1]
+
+
+def _count_ties(
+    above: Tensor, ids: Tensor, column_ids: Tensor, matched: tuple[Tensor, Tensor]
+) -> None:
+    """Set those of the (B, M) comparisons to 1 that are between equal embeddings: their scores may
+    differ by rounding, since own scores and others' come from products of different shapes.
+
+    ids, column_ids: (B,), (M,) of what is compared; matched: rows and columns of matching pairs
+    """
+    if not torch.isin(ids, column_ids).any():
+        return
+    equal = ids[:, None] == column_ids[None, :]
+    equal[matched] = False
+    above.masked_fill_(equal.to(above.device), 1.0)
 
 
 def _own_scores(
@@ -114,11 +139,10 @@ def _own_scores(
     return torch.cat(out)
 
 
-def _by_image(scores: Tensor, owner: Tensor, num_images: int) -> Tensor:
-    """(num_images, most captions of one): scores of an image's captions, filled up with infinity,
-    which no score reaches."""
+def _by_image(values: Tensor, owner: Tensor, num_images: int, fill: float) -> Tensor:
+    """(num_images, most captions of one): values of an image's captions, filled up."""
     count = torch.bincount(owner, minlength=num_images)
     place = torch.arange(len(owner)) - (count.cumsum(0) - count)[owner]
-    out = torch.full((num_images, int(count.max())), torch.inf)
-    out[owner, place] = scores
+    out = torch.full((num_images, int(count.max())), fill, dtype=values.dtype)
+    out[owner, place] = values
     return out

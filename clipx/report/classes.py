@@ -76,8 +76,9 @@ def ranked(found: Classified) -> list[dict]:
 def card(found: Classified, row: dict) -> Markup:
     numbers = (found.labeled.label == row["number"]).nonzero().flatten().tolist()
     right = round(row["recall"] * row["samples"])
-    interval = f"{row['low']:.0%} to {row['high']:.0%}"
-    told = f"{right} of {row['samples']} right: {row['recall']:.0%} ({interval})"
+    # Without its interval: that of a class chosen for being the best or the worst would be too far
+    # out. tables/SET.json has those of all classes.
+    told = f"{right} of {row['samples']} right: {row['recall']:.0%}"
     pictures = [example(found, numbers[n]) for n in evenly(len(numbers), PICTURES)]
     return element(
         "div",

@@ -28,22 +28,22 @@ LIMIT = 10_000
 
 @dataclass(frozen=True)
 class Classified:
-    """probability: (N, C), at the temperature that the model learned; total: images of the set, of
-    which N were looked at"""
+    """What a model takes the images of a set for.
+
+    probability: (N, C), at the temperature that the model learned
+    predicted: (N,) int64, as `clipx eval` counts it, ties against the model
+    total: images of the set, of which N were looked at
+    """
 
     name: str
     labeled: LabeledSet
     probability: Tensor
+    predicted: Tensor
     total: int
 
     @property
-    def predicted(self) -> Tensor:
-        """(N,) int64"""
-        return self.probability.argmax(1)
-
-    @property
     def accuracy(self) -> float:
-        return metrics.top_k_accuracy(self.probability, self.labeled.label, 1)
+        return metrics.weighted_mean(self.predicted == self.labeled.label)
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,12 @@ def classify(name: str, config: zero_shot.Config, encoder: Encoder, setting: Set
     built = config.build()
     labeled = evenly_spaced(built.set, LIMIT)
     weights = classifier(encoder, labeled.names, built.templates, setting)
-    scores = encoder.logit_scale * labeled.features(encoder, setting) @ weights.T
-    return Classified(name, labeled, scores.softmax(1), len(built.set))
+    ids = metrics.row_ids(weights)
+    scores = metrics.similarities(labeled.features(encoder, setting), weights, ids)
+    # Of the scores, not of their probabilities, which may be equal where scores are not.
+    predicted = metrics.predictions(scores, labeled.label, ids)
+    probability = (encoder.logit_scale * scores).softmax(1)
+    return Classified(name, labeled, probability, predicted, len(built.set))
 
 
 def pair(

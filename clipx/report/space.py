@@ -100,6 +100,8 @@ def symbol(paired: Paired, row: int, number: int) -> Markup:
 
 
 def health(paired: Paired) -> list[Markup]:
+    if len(paired.image) < 2:
+        return [missing("One pair is no space to look at.")]
     result = embedding_health.health(paired.image, paired.text[paired.first_caption])
     alarms = [element("p", alarm, class_="alarm") for alarm in result.alarms]
     rows = []

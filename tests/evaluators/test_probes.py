@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipx.evaluators import anomaly, clustering, dedup, knn, linear_probe
+from clipx.evaluators._classes import read_labeled
 from clipx.evaluators._logistic import best_strength, fit, logits
 from clipx.evaluators.anomaly import anomaly_score
 from clipx.evaluators.dedup import dedup_result
+from clipx.evaluators.linear_probe import sweep
+from clipx.metrics import top_k_accuracy
 from clipx.types import Setting, UserError
 
 
@@ -54,6 +57,32 @@ def test_the_sweep_finds_the_peak_to_an_eighth_of_a_decade() -> None:
     assert min(tried) == pytest.approx(1e-6)
     assert max(tried) == pytest.approx(1e6)
     assert best_strength(lambda strength: strength) == pytest.approx(1e6)
+
+
+def test_of_equally_good_strengths_the_sweep_takes_the_middle() -> None:
+    plateau = best_strength(lambda strength: float(1e-5 < strength < 1e3))
+    assert 1e-3 <= plateau <= 1e1
+    assert best_strength(lambda strength: 0.5) == 1.0
+    # A single peak elsewhere is no reason to leave the middle of the wider run.
+    assert best_strength(lambda s: float(s < 1e-5 or 1e-1 < s < 1e5)) == pytest.approx(1e2, rel=9)
+
+
+@pytest.mark.parametrize("seed", [2, 4])
+def test_the_middle_of_a_tie_is_better_on_test_than_its_weakest_end(seed: int) -> None:
+    """Four validation samples cannot tell strengths apart over decades; 1000 test samples can."""
+    train, label = noisy_classes(20, seed)
+    test, truth = noisy_classes(1000, 100 + seed)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    held, kept = order[:4], order[4:]
+    on_held, on_test = {}, {}
+    for strength in (sweep(train, label, 4, 0), 1e-6):
+        weights = fit(train[kept], label[kept], 4, strength)
+        on_held[strength] = top_k_accuracy(logits(train[held], weights), label[held], 1)
+        weights = fit(train, label, 4, strength)
+        on_test[strength] = top_k_accuracy(logits(test, weights), truth, 1)
+    chosen, weakest = on_test
+    assert on_held[chosen] == on_held[weakest]
+    assert on_test[chosen] > on_test[weakest] + 0.015
 
 
 def test_the_vote_is_scikit_learns() -> None:
@@ -107,21 +136,36 @@ def test_dedup_by_hand() -> None:
     rows = torch.tensor([[1.0, 0], [0.98, 0.199], [0, 1], [-1, 0], [0.6, 0.8]])
     found = dedup_result(rows, torch.tensor([0, 0, 1, 2, 3]), 0.9)
     # nearest others: 0.98, 0.98, 0.8 (the last), 0 (the third), 0.8
-    assert found.samples["duplicate_share"].tolist() == [1, 1, 0, 0, 0]
+    # One value for a group: its two images are found together.
+    assert found.samples["duplicate_share"].tolist() == [1, 0, 0, 0]
+    assert found.weights["duplicate_share"].tolist() == [2, 1, 1, 1]
     assert found.metrics["dedup-auroc"] == 1.0
     assert found.metrics["dedup-nearest_recall"] == 1.0
     assert found.metrics["duplicate_share"] == 0.4
     nothing = dedup_result(rows, torch.arange(5), 0.9)
     assert "dedup-auroc" not in nothing.metrics
+    # Of two as near, one of another group: a tie counts against the model.
+    same = dedup_result(torch.ones(4, 2), torch.tensor([0, 0, 1, 2]), 0.9)
+    assert same.metrics["dedup-nearest_recall"] == 0
 
 
 def test_dedup_of_a_folder(tmp_path: Path) -> None:
     write_folders(tmp_path, ["a", "b"], images=2)
     write_folders(tmp_path, ["c"])
     (tmp_path / "c/0.png").write_bytes(solid((2, 0, 0)))
+    assert read_labeled(tmp_path).images.keys[::2] == ["a/0.png", "b/0.png", "c/0.png"]
     found = dedup.Config(path=str(tmp_path)).build().evaluate(ENCODER, Setting())
     assert found.metrics["dedup-auroc"] == 1.0
-    assert found.keys[-1] == "c/0.png"
+    assert found.keys == ["a/0.png", "b/0.png", "c/0.png"]
+
+
+@pytest.mark.parametrize(("classes", "images"), [(["a"], 4), (["a", "b", "c"], 1)])
+def test_clusters_that_agree_whatever_the_model_is_are_refused(
+    tmp_path: Path, classes: list[str], images: int
+) -> None:
+    write_folders(tmp_path, classes, images=images)
+    with pytest.raises(UserError, match="clusters agree with them whatever the model is"):
+        clustering.Config(path=str(tmp_path)).build()
 
 
 def test_the_anomaly_score_is_the_mean_distance_to_the_nearest_normal_rows() -> None:

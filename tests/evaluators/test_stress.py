@@ -17,6 +17,7 @@ from samples import picture, solid, write_test_set
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipx import metrics
 from clipx.config import build
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.transforms import center
@@ -32,6 +33,7 @@ from clipx.evaluators import (
 from clipx.evaluators._corruptions import CORRUPTIONS
 from clipx.evaluators.embedding_health import health
 from clipx.evaluators.fairness import slice_result
+from clipx.evaluators.retrieval import retrieval_result
 from clipx.evaluators.typographic import written_on
 from clipx.types import Result, Setting, UserError
 
@@ -188,6 +190,9 @@ def test_the_spread_over_wordings_by_hand(folder: Path) -> None:
     assert found.metrics["single-top1"] == 0.5
     templates = [(row["template"], row["top1"]) for row in found.tables["templates"]]
     assert templates == [("a {c} picture", 0.0), ("{c}", 1.0)]
+    assert "template_gap" not in found.intervals
+    assert found.intervals["worst-top1"][0] == 0.0
+    assert found.intervals["best-top1"][1] == 1.0
 
 
 def sliced(values: list[float], slices: list[str]) -> Result:
@@ -205,16 +210,33 @@ def test_slices_by_hand() -> None:
         ("b", 0.25, 4),
         ("a", 0.75, 4),
     ]
-    low, high = found.intervals["hit-slice_gap"]
-    assert low < 0.5 < high
+    low, high = found.intervals["hit-worst_slice"]
+    assert low < 0.25 < high
 
 
-def test_the_gap_of_the_slices_has_the_interval_of_a_difference_of_rates() -> None:
-    hits = [float(n % 10 < 9) for n in range(400)] + [float(n % 2) for n in range(400)]
-    low, high = sliced(hits, ["a"] * 400 + ["b"] * 400).intervals["hit-slice_gap"]
-    expected = 2 * 1.96 * (0.9 * 0.1 / 400 + 0.5 * 0.5 / 400) ** 0.5
-    assert high - low == pytest.approx(expected, rel=0.15)  # 1000 resamples
-    assert (low + high) / 2 == pytest.approx(0.4, abs=0.01)
+def test_slices_weigh_captions_as_the_evaluator_does() -> None:
+    """An image with three captions found and one with one that is not: 3 of 4, not 1 of 2."""
+    closer = torch.tensor([0, 0, 0, 1, 0, 1])
+    ranks = metrics.PairRanks(closer, closer, torch.tensor([0, 0, 0, 1, 2, 2]))
+    whole = retrieval_result(ranks, ["0", "1", "2"])
+    found = slice_result(whole, ["a", "a", "b"])
+    name = "text_to_image_R@1"
+    assert found.metrics[name] == whole.metrics[name] == pytest.approx(4 / 6)
+    rows = {r["slice"]: r["value"] for r in found.tables["slices"] if r["metric"] == name}
+    assert rows == pytest.approx({"a": 3 / 4, "b": 1 / 2})
+    assert found.intervals[name] == whole.intervals[name]
+
+
+def test_maxima_are_corrected_for_their_selection_and_gaps_have_no_interval() -> None:
+    """30 equal slices of 40: the worst alone would have an interval that misses the truth."""
+    values = torch.bernoulli(torch.full((1200,), 0.5), generator=torch.Generator().manual_seed(0))
+    found = sliced(values.tolist(), [f"{n // 40:02}" for n in range(1200)])
+    low, high = found.intervals["hit-worst_slice"]
+    worst = found.tables["slices"][0]
+    assert worst["high"] < 0.5 < high
+    assert low <= worst["low"]
+    assert "hit-slice_gap" not in found.intervals
+    assert found.metrics["hit-slice_gap"] > 0.25
 
 
 def test_any_evaluator_is_sliced_by_a_column_of_a_table(folder: Path, tmp_path: Path) -> None:
@@ -234,6 +256,9 @@ def test_any_evaluator_is_sliced_by_a_column_of_a_table(folder: Path, tmp_path: 
     assert found.metrics["num_slices"] == 2
     with pytest.raises(UserError, match=r"has no column 'skin', but key, light"):
         fairness.read_column(table, "skin")
+    table.write_text("\n".join(["key,light", *(f"0.tar/{n},day" for n in range(8))]))
+    with pytest.raises(UserError, match="all 8 samples are in one slice, 'day'"):
+        config.build().evaluate(Bright(), Setting())
     table.write_text("\n".join(["key,light", *rows[:-2]]))
     with pytest.raises(UserError, match=r"lacks 2 of 8 samples, first 0\.tar/6"):
         config.build().evaluate(Bright(), Setting())
@@ -283,3 +308,7 @@ def test_health_of_a_set_takes_the_first_caption_of_each_image(tmp_path: Path) -
     found = config.build().evaluate(ColorEncoder(colors), Setting())
     assert found.metrics["alignment"] == pytest.approx(0)
     assert found.metrics["num_samples"] == 2
+    assert found.alarms == []  # two images have a low rank in any space
+    write_test_set(tmp_path / "one", {"0": {"png": solid((255, 0, 0)), "txt": "red"}})
+    with pytest.raises(UserError, match="has one image: there is no space to look at"):
+        embedding_health.Config(path=str(tmp_path / "one")).build()

@@ -12,12 +12,12 @@ from color_encoder import ColorEncoder
 from samples import png, solid, write_shard, write_test_set
 
 import clipx
-from clipx import metrics
 from clipx.data.decode import decode
 from clipx.engine.evaluate import evaluator_for
 from clipx.evaluators import retrieval, zero_shot
 from clipx.evaluators._classes import classifier
 from clipx.evaluators.zero_shot import ZeroShot
+from clipx.metrics.distributions import binomial_interval
 from clipx.types import Result, Setting, UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -86,7 +86,8 @@ def test_metrics_by_hand(tmp_path: Path) -> None:
             "num_samples": 6,
         }
     )
-    assert found.intervals["zeroshot-top1"] == metrics.wilson_interval(4 / 6, 6)
+    assert found.intervals["zeroshot-top1"] == binomial_interval(4, 6)
+    assert "zeroshot-ece" not in found.intervals
     assert found.keys == [f"{n // 3}.tar/{n}" for n in range(6)]
     assert found.samples["zeroshot-top1"].tolist() == [1, 1, 1, 1, 0, 0]
 
@@ -106,6 +107,34 @@ def test_tables_say_which_class_is_taken_for_which(tmp_path: Path) -> None:
         {"class": "green", "taken_for": "blue", "count": 1},
         {"class": "blue", "taken_for": "red", "count": 1},
     ]
+
+
+def test_a_tie_counts_against_the_model_in_accuracy_and_tables_alike(tmp_path: Path) -> None:
+    """A model that sees nothing in a white picture: red, blue and a mean of both are as near."""
+    white = {str(n): sample((255, 0, 255), 2 * (n % 2)) for n in range(4)}
+    found = evaluated(write_test_set(tmp_path, white, **FILES))
+    assert found.metrics["zeroshot-top1"] == 0
+    assert found.metrics["zeroshot-top5"] == 1
+    assert found.metrics["zeroshot-mean_per_class_recall"] == 0
+    assert {row["class"]: row["recall"] for row in found.tables["per_class"]} == {
+        "red": 0,
+        "blue": 0,
+    }
+    assert sum(row["count"] for row in found.tables["confusion"]) == 4
+
+
+def test_of_two_classes_of_one_name_the_first_is_preferred(tmp_path: Path) -> None:
+    """No model can tell them apart, and OpenAI's list for ImageNet has two such pairs."""
+    names = FILES | {"classnames": ["red", "green", "red", "blue"]}
+    found = evaluated(write_test_set(tmp_path, {"0": sample(RED, 0), "1": sample(RED, 2)}, **names))
+    assert found.samples["zeroshot-top1"].tolist() == [1, 0]
+    assert found.tables["confusion"] == [{"class": "red", "taken_for": "red", "count": 1}]
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    path = write_test_set(tmp_path, {"0": sample(RED, 0)}, **(FILES | {"classnames": ["red"]}))
+    with pytest.raises(UserError, match="has one class: there is no other to take it for"):
+        ZeroShot(path)
 
 
 def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:

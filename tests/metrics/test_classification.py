@@ -45,6 +45,32 @@ def test_calibration_error_by_hand() -> None:
     assert metrics.calibration_error(torch.full((10,), 0.7), torch.arange(10) < 7) < 1e-7
 
 
+def test_a_tie_counts_against_the_model_and_predictions_agree() -> None:
+    scores = torch.tensor([[0.5, 0.5, 0.1], [0.5, 0.1, 0.1], [0.3, 0.3, 0.3]])
+    label = torch.tensor([1, 0, 2])
+    assert metrics.top_k_hits(scores, label, 1).tolist() == [False, True, False]
+    assert metrics.top_k_hits(scores, label, 2).tolist() == [True, True, False]
+    predicted = metrics.predictions(scores, label)
+    assert (predicted == label).tolist() == [False, True, False]
+    assert predicted.tolist()[0] == 0
+    twins = torch.tensor([0, 0, 2])  # the first two are one class
+    assert metrics.top_k_hits(scores, torch.tensor([0, 0, 0]), 1, twins).tolist() == [
+        True,
+        True,
+        False,
+    ]
+    assert metrics.top_k_hits(scores, torch.tensor([1, 1, 1]), 1, twins).tolist() == [False] * 3
+
+
+def test_equal_columns_have_equal_scores_bit_by_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (torch.randn(n, 77, generator=generator) for n in (301, 13))
+    scores = metrics.similarities(rows, columns[torch.arange(1001) % 13])
+    assert torch.equal(scores, scores[:, torch.arange(1001) % 13])
+    ids = metrics.row_ids(torch.tensor([[0.0, 1], [1, 1], [-0.0, 1], [1, 1]]))
+    assert ids.tolist() == [0, 1, 0, 1]
+
+
 def by_definition(scores: Tensor, match: Tensor, k: int) -> float:
     hits = 0
     for row, wanted in zip(scores.tolist(), match.tolist(), strict=True):
