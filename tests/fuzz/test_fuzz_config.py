@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from samples import write_corpus
 from test_checkpoints import MODEL
 
-from clipx.config import build, load, merge, parse_override, to_yaml
+from clipx import cli
+from clipx.config import build, load, merge, to_yaml
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.tokenizers import build_tokenizer
 from clipx.data.transforms import NUM_DRAWS, augment
@@ -182,9 +184,21 @@ def test_launcher_environment(fuzz) -> None:
     fuzz(st.dictionaries(st.sampled_from(names), values | st.text(max_size=5)), check)
 
 
-def test_override_of_any_text(fuzz) -> None:
-    def check(text: str) -> None:
-        with contextlib.suppress(UserError):
-            parse_override(text)
+def test_the_command_line_ends_with_one_message(
+    fuzz, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("run_dir: a\ndata: {shards: b}\nmodel: {name: c}\nduration: 1 step\n")
+    keys = st.sampled_from(PATHS) | st.text(max_size=8)
+    texts = st.tuples(keys, WORDS | st.text(max_size=20) | NUMBERS.map(str)).map("=".join)
+    overrides = texts.filter(lambda text: not text.startswith("-"))  # an option of argparse
 
-    fuzz(st.text() | WORDS.map("a.b={}".format), check)
+    def check(override: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["config", "show", str(base), override, "global_batch_size=0"])
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("clipx: ") or "clipx: error: unrecognized arguments" in said
+        assert "Traceback" not in said
+
+    fuzz(overrides, check)
