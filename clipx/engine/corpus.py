@@ -19,6 +19,7 @@ from clipx.models.model_json import context_length, fixed_text_length, image_siz
 from clipx.types import UserError
 
 _FILE = "corpus.tsv"
+_SHOWN = 20  # faults of whole shards
 Table = Iterable[tuple[str, int, str]]
 """name, samples and digest of each shard"""
 
@@ -66,7 +67,10 @@ def pixel_batches(
 
 def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
     """What a person should know of it before the first step."""
-    lines = [printable(f"{fault.shard}: {fault.message}") for fault in corpus.faults]
+    faults = corpus.faults
+    lines = [printable(f"{fault.shard}: {fault.message}") for fault in faults[:_SHOWN]]
+    if faults[_SHOWN:]:
+        lines.append(f"... and {len(faults) - _SHOWN} more shards; see quarantine.jsonl")
     lines += corpus.messages
     if corpus.skip:
         lines.append(f"{sum(map(len, corpus.skip.values()))} samples are skipped by data.skip")

@@ -108,6 +108,17 @@ def test_ranks_share_the_work_and_the_batch(
         assert part.keys == whole.keys[rank::2]
 
 
+def test_other_contents_of_the_same_sizes_have_other_features(tmp_path: Path) -> None:
+    samples = {"a": {**pair(1), "txt": "red"}, "b": {**pair(2), "txt": "tan"}}
+    write_shard(tmp_path / "corpus/0.tar", samples)
+    first = cache(tmp_path / "corpus", tmp_path / "features")
+    samples["b"]["txt"] = "sky"
+    write_shard(tmp_path / "corpus/0.tar", samples)
+    second = cache(tmp_path / "corpus", tmp_path / "features")
+    assert first.folder != second.folder
+    assert second.texts().distinct == ["red", "sky"]
+
+
 def test_equal_captions_are_encoded_once(tmp_path: Path) -> None:
     samples = {f"k{n}": {**pair(2 * n), "txt": "the same"} for n in range(1, 3)}
     samples["k3"] = {**pair(3), "json": {"captions": ["the same", "another"]}}

@@ -1,8 +1,13 @@
-"""Arrow's types, as far as tables of samples have them, and texts that may be no UTF-8."""
+"""What tables of samples need of Arrow: types, texts that may be no UTF-8, digests."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clipx.data.tar import SIDE
 
 if TYPE_CHECKING:
     import pyarrow
@@ -72,3 +77,18 @@ def is_image(kind: pyarrow.DataType) -> bool:
         index = kind.get_field_index("bytes")
         return index >= 0 and is_image(kind.field(index).type)
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def content_digest(file: Path, chunks: Sequence[Any]) -> str:
+    """SHA-1 over the first and last SIDE bytes of each column of a row group. Raises OSError."""
+    sha = hashlib.sha1()
+    with file.open("rb") as opened:
+        for chunk in chunks:
+            start = chunk.data_page_offset
+            if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+                start = min(start, chunk.dictionary_page_offset)
+            end = start + chunk.total_compressed_size
+            for place in (start, max(start, end - SIDE)):
+                opened.seek(max(0, place))
+                sha.update(opened.read(min(SIDE, max(0, end - place))))
+    return sha.hexdigest()

@@ -17,7 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from clipx.data.sample import SampleError
-from clipx.data.sources._arrow import as_bytes, decoded, faults, is_image, is_text
+from clipx.data.sources._arrow import as_bytes, content_digest, decoded, faults, is_image, is_text
 from clipx.data.sources._rows import image_column
 from clipx.types import UserError
 
@@ -160,7 +160,8 @@ def _groups(file: Path, metadata: Any, column: str, texts: tuple[str, ...]) -> I
             ends = _extremes(chunk.statistics)
             sha.update(ascii((chunk.path_in_schema, sizes, ends)).encode())
         if group.num_rows:
-            yield ImageRows(file, number, first, group.num_rows, column, texts, sha.hexdigest())
+            digest = f"{sha.hexdigest()}:{content_digest(file, chunks)}"
+            yield ImageRows(file, number, first, group.num_rows, column, texts, digest)
         first += group.num_rows
 
 

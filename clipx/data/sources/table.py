@@ -53,7 +53,7 @@ class Table:
     """See `clipx.data.sample.Source`. A shard is a run of rows, or a row group with images inside.
 
     Digests cover the rows and not the image files that they name; of row groups with images
-    inside, they cover the sizes and extreme values of the columns.
+    inside, they cover the sizes, extreme values and ends of the columns.
     """
 
     is_remote = False
