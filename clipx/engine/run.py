@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from clipx.config import differences
 from clipx.distributed.runtime import Runtime, job
 from clipx.engine.lock import RunLock
 from clipx.engine.status import State, Status
-from clipx.files import write_whole
+from clipx.files import write_whole, yaml_object
 from clipx.manifest import list_checkpoints
 from clipx.types import UserError
 
@@ -137,11 +136,9 @@ class RunFolder:
         files = [folder / "config.yaml" for folder in (self.path, *newest_first)]
         present = [file for file in files if file.exists()]
         for file in present:
-            try:
-                found = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError, RecursionError):
-                continue  # damaged: all of them hold the same
-            if isinstance(found, dict):
+            # A damaged one is passed over: all of them hold the same.
+            found = yaml_object(file.read_text(encoding="utf-8", errors="replace"))
+            if found is not None:
                 if file != files[0]:
                     self.messages.append(f"{files[0]} is missing or damaged; {file} is taken")
                 return found

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from clipx.engine.runs import usable_status
+from clipx.files import yaml_object
 from clipx.trackers.jsonl import read_lines, step_of
 from clipx.types import UserError
 
@@ -46,10 +45,6 @@ def read_record(path: Path) -> Record:
         )
     text = _text(path / "config.yaml")
     try:
-        config = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError, RecursionError):
-        config = {}
-    try:
         names = ("metrics", "results", "quarantine", "nonfinite")
         lines = {name: read_lines(path / f"{name}.jsonl") for name in names}
         versions = read_lines(path / "version.json")
@@ -60,7 +55,7 @@ def read_record(path: Path) -> Record:
     return Record(
         path,
         config_yaml=text,
-        config=config if isinstance(config, dict) else {},
+        config=yaml_object(text) or {},
         versions=versions,
         status=_status(path / "status.json"),
         **lines,

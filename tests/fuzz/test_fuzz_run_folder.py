@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import Fuzz
 from hypothesis import strategies as st
 from stepping import CPU, model
 
@@ -34,6 +34,7 @@ from clipx.report.seen import Seen
 from clipx.report.write import render
 from clipx.types import UserError
 
+Fuzz = Callable[[Any, Callable[[Any], None]], None]
 CONFIG: dict[str, Any] = {
     "run_dir": "runs/a",
     "seed": 0,
@@ -144,8 +145,9 @@ def lines_file(record: dict[str, Any]) -> st.SearchStrategy[bytes]:
     return json_file(record).map(lambda line: b"\n".join([good[0], line, good[1], b""]))
 
 
-def test_the_record_of_a_run(fuzz: Fuzz, tmp_path: Path) -> None:
+def test_the_record_of_a_run(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Listed, gone on with, and reported: a line beside a damaged one is never lost."""
+    monkeypatch.setattr("clipx.engine.run.code_version", dict)  # which asks git
     files = {
         "config.yaml": damaged(yaml.safe_dump(CONFIG).encode())
         | changed(CONFIG).map(lambda c: json.dumps(c).encode()),
