@@ -114,8 +114,10 @@ def prune(folder: Path, step: int, about: About) -> None:
 def _make_way(target: Path) -> None:
     """Remove a damaged checkpoint of the same step: a good one would have been resumed from. Raises
     OSError where the place is taken by something that no run has written."""
-    if target.is_dir() and not target.is_symlink():
+    if target.is_dir() and manifest.is_own(target):
         manifest.remove(target)
+    elif target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        target.rmdir()
     if os.path.lexists(target):
         raise FileExistsError(f"{target} holds something else than a checkpoint; move it away")
 

@@ -158,7 +158,7 @@ def prune(folder: Path, step: int, *, keep: int, keep_every: int | None) -> None
     Later ones stay: they were passed over at the start because they are damaged, and must not take
     the place of good ones here. So does all that the run has not written.
     """
-    own = [path for path in list_checkpoints(folder) if _is_own(path)]
+    own = [path for path in list_checkpoints(folder) if is_own(path)]
     past = [path for path in own if _number(path) <= step]
     faults: list[OSError] = []
     for path in past[:-keep]:
@@ -179,15 +179,15 @@ def _number(path: Path) -> int:
     return step
 
 
-def _is_own(path: Path) -> bool:
-    """Whether a run has written it: links and copies under other names are a person's."""
-    canonical = path.name == f"step_{_number(path):08d}"
-    if not canonical or path.is_symlink() or not (path / "manifest.json").is_file():
+def is_own(path: Path) -> bool:
+    """Whether a run has written a checkpoint folder, which may be damaged since. Links and copies
+    under other names are a person's."""
+    if path.name != f"step_{_number(path):08d}" or path.is_symlink():
         return False
     try:
         return _stored_step(path) == step_of(path)
     except _UNREADABLE:
-        return True  # damaged since it was written
+        return (path / "manifest.json").is_file()
 
 
 def remove(path: Path) -> None:

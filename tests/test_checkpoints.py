@@ -272,6 +272,26 @@ def test_a_file_that_a_person_has_put_into_a_checkpoint_stays(tmp_path: Path) ->
     assert names(old) == ["notes.txt"]
 
 
+@pytest.mark.parametrize("kind", ["copy", "weights", "link"])
+def test_a_save_takes_the_place_of_nothing_that_a_person_has_put_there(
+    tmp_path: Path, kind: str
+) -> None:
+    other, place = save(tmp_path / "other", 4), tmp_path / "c/step_00000008"
+    place.parent.mkdir()
+    if kind == "copy":  # of step 4, under the name of another
+        shutil.copytree(other, place)
+    elif kind == "weights":
+        place.mkdir()
+        shutil.copy(other / "model.safetensors", place)
+    else:
+        place.symlink_to(other)
+    before = sorted(path.name for path in place.rglob("*"))
+    with pytest.raises(FileExistsError, match="move it away"):
+        save(tmp_path / "c", 8)
+    assert sorted(path.name for path in place.rglob("*")) == before
+    assert names(tmp_path / "c") == ["step_00000008"]
+
+
 def test_the_order_is_that_of_the_steps(tmp_path: Path) -> None:
     for name in ("step_9", "step_100000000", "step_00000200"):
         (tmp_path / name).mkdir()
