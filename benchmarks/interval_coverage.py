@@ -80,7 +80,6 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into the docs")
     parser.add_argument("--draws", type=int, default=DRAWS)
     arguments = parser.parse_args()
-    torch.manual_seed(0)
     found = [one for scenario in scenarios() for one in simulate(scenario, arguments.draws)]
     text = "\n".join(table(found))
     print(text)
