@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-import yaml
-
-_DEEPEST = 100
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -29,18 +24,3 @@ def write_whole(path: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def yaml_object(text: str) -> dict[str, Any] | None:
-    """The mapping in a YAML file that a program has written; None where it is damaged."""
-    depth = deepest = 0
-    for letter in text:
-        depth = max(0, depth + (letter in "[{") - (letter in "]}"))
-        deepest = max(deepest, depth)
-    if deepest > _DEEPEST:
-        return None  # PyYAML takes the square of the depth
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

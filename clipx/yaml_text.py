@@ -23,6 +23,8 @@ class YamlError(ValueError):
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML document; None for an empty one. Raises YamlError."""
+    if _bracket_depth(text) > MAX_DEPTH:  # for which PyYAML takes the square of the depth
+        raise YamlError(f"it is nested more than {MAX_DEPTH} levels deep")
     try:
         value = yaml.load(text, Loader=_StrictLoader)
     except RecursionError as error:
@@ -33,6 +35,24 @@ def parse_yaml(text: str) -> Any:
         raise YamlError(str(error) or type(error).__name__) from error
     _check_size(value)
     return value
+
+
+def parse_mapping(text: str) -> dict[str, Any] | None:
+    """The mapping in a YAML file that clipx itself has written; None where it is damaged."""
+    try:
+        value = parse_yaml(text)
+    except YamlError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _bracket_depth(text: str) -> int:
+    """How deep brackets are nested, those in quoted text included."""
+    depth = deepest = 0
+    for letter in text:
+        depth = max(0, depth + (letter in "[{") - (letter in "]}"))
+        deepest = max(deepest, depth)
+    return deepest
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -28,9 +28,10 @@ from clipx.config import differences
 from clipx.distributed.runtime import Runtime, job
 from clipx.engine.lock import RunLock
 from clipx.engine.status import State, Status
-from clipx.files import write_whole, yaml_object
+from clipx.files import write_whole
 from clipx.manifest import list_checkpoints
 from clipx.types import UserError
+from clipx.yaml_text import parse_mapping
 
 # Settings that may change between two starts of one run: they decide how it runs, not what it
 # computes.
@@ -137,7 +138,7 @@ class RunFolder:
         present = [file for file in files if file.exists()]
         for file in present:
             # A damaged one is passed over: all of them hold the same.
-            found = yaml_object(file.read_text(encoding="utf-8", errors="replace"))
+            found = parse_mapping(file.read_text(encoding="utf-8", errors="replace"))
             if found is not None:
                 if file != files[0]:
                     self.messages.append(f"{files[0]} is missing or damaged; {file} is taken")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from clipx.engine.runs import usable_status
-from clipx.files import yaml_object
 from clipx.trackers.jsonl import read_lines, step_of
 from clipx.types import UserError
+from clipx.yaml_text import parse_mapping
 
 Lines = list[dict[str, Any]]
 
@@ -55,7 +55,7 @@ def read_record(path: Path) -> Record:
     return Record(
         path,
         config_yaml=text,
-        config=yaml_object(text) or {},
+        config=parse_mapping(text) or {},
         versions=versions,
         status=_status(path / "status.json"),
         **lines,

@@ -45,7 +45,7 @@ def signaled(runtime: Runtime, comes: bool) -> str:
 
 def resumed(runtime: Runtime, folder: Path) -> tuple[int, list[str]]:
     """The newest checkpoint cannot be read on the last rank."""
-    corpus: Any = SimpleNamespace(digest="ab")
+    corpus: Any = SimpleNamespace(digest="ab", layout_digest="other")
     parts: Any = SimpleNamespace()
 
     def load(path: Path, parts: Any) -> tuple[Any, str | None]:
