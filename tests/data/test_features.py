@@ -181,7 +181,7 @@ def test_a_build_that_is_stopped_inside_a_shard_goes_on_there(
         return run
 
     told = [counted("image", image_trunk), counted("text", text_trunk)]
-    kept = Trunks(*told, 12, TOKENIZER, TOKENS, None, "a")
+    kept = Trunks(*told, FIT, 12, TOKENIZER, TOKENS, None, "a")
     made = FeatureCache(tmp_path / "stopped", config.open(seed=0), kept, config)
     for build, kind in ((build_images, "image"), (build_texts, "text")):
         for _ in range(2):  # each stop comes after two more parts, in the middle of the next
