@@ -16,6 +16,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from fuzzing import Fuzz
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import SearchStrategy
 
@@ -25,8 +26,6 @@ CASE_SECONDS, CASE_MIB = 10, 512
 CASES_PER_SEED = 50  # hypothesis has no time budget, so it runs one seed after the other
 
 _tried: dict[str, int] = {}
-
-Fuzz = Callable[[SearchStrategy[Any], Callable[[Any], None]], None]
 
 
 @pytest.fixture(

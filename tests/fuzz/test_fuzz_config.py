@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fuzzing import Fuzz
 from hypothesis import strategies as st
 from samples import write_corpus
 from test_checkpoints import MODEL
@@ -70,7 +71,7 @@ def nested(path: str, value: Any) -> Any:
     return value
 
 
-def test_config_values(fuzz, tmp_path: Path) -> None:
+def test_config_values(fuzz: Fuzz, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus")
     base = {
         "run_dir": str(tmp_path / "run"),
@@ -105,7 +106,7 @@ def test_config_values(fuzz, tmp_path: Path) -> None:
     fuzz(changes, check)
 
 
-def test_override_text(fuzz) -> None:
+def test_override_text(fuzz: Fuzz) -> None:
     keys = st.sampled_from(PATHS) | st.text(max_size=8) | st.just(".".join("a" * 5000))
     values = WORDS | st.text(max_size=20) | NUMBERS.map(str)
 
@@ -142,7 +143,7 @@ MODEL_PATHS = [
 SMALL = MODEL | {"text_cfg": MODEL["text_cfg"] | {"vocab_size": 49408}}
 
 
-def test_model_json(fuzz, tmp_path: Path) -> None:
+def test_model_json(fuzz: Fuzz, tmp_path: Path) -> None:
     file = tmp_path / "model.json"
     changes = st.lists(st.tuples(st.sampled_from(MODEL_PATHS), VALUES), min_size=1, max_size=2)
 
@@ -165,7 +166,7 @@ def test_model_json(fuzz, tmp_path: Path) -> None:
     fuzz(changes, check)
 
 
-def test_launcher_environment(fuzz) -> None:
+def test_launcher_environment(fuzz: Fuzz) -> None:
     names = [
         *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
         *("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
@@ -185,7 +186,7 @@ def test_launcher_environment(fuzz) -> None:
 
 
 def test_the_command_line_ends_with_one_message(
-    fuzz, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fuzz: Fuzz, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("run_dir: a\ndata: {shards: b}\nmodel: {name: c}\nduration: 1 step\n")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Fuzz
 from damage import Content, damaged, mutations
+from fuzzing import Fuzz
 from hypothesis import strategies as st
 
 from clipx.data.remote import find

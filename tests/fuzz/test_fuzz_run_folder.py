@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fuzzing import Fuzz
 from hypothesis import strategies as st
 from stepping import CPU, model
 
@@ -34,7 +34,6 @@ from clipx.report.seen import Seen
 from clipx.report.write import render
 from clipx.types import UserError
 
-Fuzz = Callable[[Any, Callable[[Any], None]], None]
 CONFIG: dict[str, Any] = {
     "run_dir": "runs/a",
     "seed": 0,

@@ -9,8 +9,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from conftest import Fuzz
 from damage import DAMAGES, Damage, damaged, mutations
+from fuzzing import Fuzz
 from hypothesis import strategies as st
 from samples import encoded, jpeg, picture, png, png_claiming
 

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
+from fuzzing import Fuzz
 from hypothesis import strategies as st
 
 from clipx.data import shards
@@ -21,7 +22,7 @@ PIECES = st.sampled_from(
 )
 
 
-def test_shard_patterns(fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shard_patterns(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shards, "MOST_SHARDS", 10_000)  # millions take minutes here
     Path("a.tar").touch()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import Fuzz
 from damage import mutations
+from fuzzing import Fuzz
 from hypothesis import strategies as st
 from pyarrow import parquet
 

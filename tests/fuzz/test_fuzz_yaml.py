@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from fuzzing import Fuzz
 from hypothesis import strategies as st
 
 from clipx.config import read_layers
@@ -20,7 +21,7 @@ PIECES = st.sampled_from(
 TEXT = st.one_of(st.text(), st.lists(PIECES | st.text(max_size=5)).map("".join))
 
 
-def test_yaml_text(fuzz, tmp_path: Path) -> None:
+def test_yaml_text(fuzz: Fuzz, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
 
     def check(text: str) -> None:
