@@ -165,8 +165,8 @@ def _recall(
             if data["version"] != _VERSION:
                 raise ValueError("of another version")
             old = data["identities"]
-            told = json.loads(data["warnings"].tobytes())
-            warnings = {place: (damage, images) for place, damage, images in told}
+            stored = json.loads(data["warnings"].tobytes())
+            warnings = {place: (damage, images) for place, damage, images in stored}
             if np.array_equal(old, mine):  # nearly always: ten times as fast as the look-up
                 columns = (data["samples"], data["digests"], data["truncated"])
                 known = np.ones(count, dtype=np.bool_)
@@ -191,7 +191,7 @@ def save(store: Path, catalog: Catalog, *, keep: np.ndarray) -> None:
     """
     place = np.cumsum(keep) - 1
     warnings = [
-        (int(place[shard]), *told) for shard, told in catalog.warnings.items() if keep[shard]
+        (int(place[shard]), *warning) for shard, warning in catalog.warnings.items() if keep[shard]
     ]
     buffer = io.BytesIO()
     np.savez(

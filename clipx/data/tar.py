@@ -1,7 +1,7 @@
-"""Where the members of a tar lie, and a digest of their contents, without reading whole members.
+"""The positions of a tar's members, and a digest of their contents, without reading whole members.
 
-Every header's checksum is compared. Behind a damaged header, or behind zeros in the middle of the
-file, the walk goes on at the next good header: what lies between is lost, and nothing else.
+Every header's checksum is compared. After a damaged header, or after zeros in the middle of the
+file, the walk continues at the next good header, so that only the bytes in between are lost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Listing:
     """The regular files of a tar.
 
     truncated: the tar ends early; the members before the break are all there
-    damage: what is wrong inside the tar, in words; "" where nothing is
+    damage: a message about damage inside the tar; "" where there is none
     content: SHA-1 over the first and last SIDE bytes of each member
     """
 
@@ -72,7 +72,7 @@ def list_members(descriptor: int) -> Listing:
 
 @dataclass
 class _Pending:
-    """What PAX and GNU headers have told of the next member."""
+    """Fields of the next member that PAX and GNU headers before it have set."""
 
     name: str | None = None
     size: int | None = None
@@ -129,7 +129,7 @@ class _Walk:
                 before = (position, position)
 
     def _read_extension(self, header: Header, data: int, pending: _Pending) -> None:
-        """What a PAX or GNU header tells of the next member. Raises BadHeader."""
+        """Put the fields of a PAX or GNU header into `pending`. Raises BadHeader."""
         if header.size > MAX_EXTENSION:
             raise BadHeader
         content = os.pread(self.descriptor, header.size, data)
@@ -137,11 +137,11 @@ class _Walk:
             pending.name = content.split(b"\0")[0].decode("utf-8", "surrogateescape")
         elif header.kind in (b"x", b"X"):
             records = pax_records(content)
-            told = records.get("size")
-            if told is not None:
-                if not told.isdecimal() or len(told) > 18:  # negative, or beyond any disk
+            size = records.get("size")
+            if size is not None:
+                if not size.isdecimal() or len(size) > 18:  # negative, or beyond any disk
                     raise BadHeader
-                pending.size = int(told)
+                pending.size = int(size)
             pending.name = records.get("path", pending.name)
             pending.sparse |= any(key.startswith("GNU.sparse.") for key in records)
 

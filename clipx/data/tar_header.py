@@ -60,14 +60,14 @@ def _checksum_fits(block: bytes) -> bool:
     digits = field.split(b"\0")[0].strip(b" ")
     if not digits or digits.strip(b"01234567"):
         return False
-    told = int(digits, 8)
+    stored = int(digits, 8)
     others = 8 * 32 - sum(field)
     # The low half of Adler-32 is 1 plus the sum of all bytes: thirty times as fast as sum().
-    if ((zlib.adler32(block) & 0xFFFF) - 1 + others - told) % _ADLER == 0:
+    if ((zlib.adler32(block) & 0xFFFF) - 1 + others - stored) % _ADLER == 0:
         return True
     signed = sum(byte - 256 for byte in block if byte > 127) + sum(b for b in block if b < 128)
     others = 8 * 32 - sum(byte - 256 if byte > 127 else byte for byte in field)
-    return signed + others == told  # some old writers take bytes for signed
+    return signed + others == stored  # some old writers take bytes for signed
 
 
 def _number(field: bytes) -> int:

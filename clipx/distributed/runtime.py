@@ -129,7 +129,7 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
     launcher.check(os.environ, gloo=use_cpu)
     if not use_cpu:
         launcher.check_devices(os.environ, visible=torch.cuda.device_count())
-    asked = launcher.integer(os.environ, "WORLD_SIZE", 1)
+    world_size = launcher.integer(os.environ, "WORLD_SIZE", 1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*OMP_NUM_THREADS.*")
         accelerator = Accelerator(
@@ -137,9 +137,10 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
             mixed_precision="no",  # engine/precision.py casts; accelerate connects processes
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
         )
-    if accelerator.num_processes != asked:
+    if accelerator.num_processes != world_size:
         raise UserError(
-            f"the launcher asked for {asked} processes, but {accelerator.num_processes} joined; "
+            f"the launcher asked for {world_size} processes, "
+            f"but {accelerator.num_processes} joined; "
             "launch with torchrun, or with `accelerate launch --multi_gpu` "
             "(and ACCELERATE_USE_CPU=true without GPUs)"
         )

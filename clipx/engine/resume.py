@@ -33,8 +33,11 @@ def newest(
         path = runtime.from_main(next(valid, None))
         if path is None and unreadable:
             # Files are as they were written, so this run may be at fault: nothing is overwritten.
-            told = "\n".join(runtime.from_main(messages))
-            raise UserError(f"{told}\nno checkpoint is left; move them away to start again")
+            lines = [
+                *runtime.from_main(messages),
+                "no checkpoint is left; move them away to start again",
+            ]
+            raise UserError("\n".join(lines))
         if path is None:
             return None, runtime.from_main(messages)
         saved, fault = _load(path, parts)
@@ -67,9 +70,9 @@ def _changed_corpus(
 ) -> str:
     """What differs from the corpus that the checkpoint was trained on. Raises UserError unless the
     user accepts it."""
-    mine = changes(folder.path, corpus.table()) if folder is not None else ""
-    told = runtime.from_main(mine)
-    text = f"the corpus is not the one that {path} was trained on: {told}"
+    differences = changes(folder.path, corpus.table()) if folder is not None else ""
+    differences = runtime.from_main(differences)
+    text = f"the corpus is not the one that {path} was trained on: {differences}"
     if not accept:
         raise UserError(
             f"{text}. Give the old shards, start a new run_dir=, or go on with these by "

@@ -40,13 +40,13 @@ class Images:
 
     def image(self, number: int) -> Tensor:
         """(3, H, W) uint8. Raises UndecodableImage, and UserError where it cannot be read."""
-        told = f"test set sample {self.keys[number]} of {self.path} does not decode"
+        sample = f"test set sample {self.keys[number]} of {self.path} does not decode"
         try:
             return decode.decode(self.read(number), max_pixels=MAX_PIXELS)
         except decode.BadImage as error:
-            raise UndecodableImage(f"{told}: {error}") from error
+            raise UndecodableImage(f"{sample}: {error}") from error
         except OSError as error:  # of the disk, and maybe not the next time: no fault of the image
-            raise UserError(f"{told}: {error}") from error
+            raise UserError(f"{sample}: {error}") from error
 
     def shown(self, number: int) -> Tensor:
         """The same for a person to look at, gray where it cannot be decoded."""

@@ -85,8 +85,8 @@ def model_json(config: Any, folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} has no preprocessor_config.json, which says how images are normalized"
         )
-    told = _read(processor)
-    resample = told.get("resample", 3)
+    settings = _read(processor)
+    resample = settings.get("resample", 3)
     if resample not in _RESAMPLE:
         raise UserError(
             f"{processor} has resample {resample!r}; clipx knows 2 (bilinear) and 3 (bicubic)"
@@ -103,8 +103,8 @@ def model_json(config: Any, folder: Path) -> dict[str, Any]:
             "tokenizer_kwargs": {"clean": "canonicalize"} if siglip else {},
         },
         "preprocess_cfg": {
-            "mean": told["image_mean"],
-            "std": told["image_std"],
+            "mean": settings["image_mean"],
+            "std": settings["image_std"],
             "interpolation": _RESAMPLE[resample],
             "resize_mode": "squash" if siglip else "shortest",
         },

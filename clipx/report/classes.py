@@ -78,12 +78,12 @@ def card(found: Classified, row: dict) -> Markup:
     right = round(row["recall"] * row["samples"])
     # Without its interval: that of a class chosen for being the best or the worst would be too far
     # out. tables/SET.json has those of all classes.
-    told = f"{right} of {row['samples']} right: {row['recall']:.0%}"
+    counts = f"{right} of {row['samples']} right: {row['recall']:.0%}"
     pictures = [example(found, numbers[n]) for n in evenly(len(numbers), PICTURES)]
     return element(
         "div",
         element("h4", row["class"]),
-        element("p", told, class_="note"),
+        element("p", counts, class_="note"),
         element("div", *pictures, class_="strip"),
         class_="card",
     )

@@ -337,7 +337,7 @@ def test_a_tar_with_fewer_samples_than_it_was_told_of_has_bad_ones(
     assert source.sizes.tolist() == [7]
     assert source.read(0, 4).key == source.key(0, 4) == "k04"
     for act in (source.read, source.key):
-        with pytest.raises((OSError, SampleError), match="tells of 7 samples, the tar has 5"):
+        with pytest.raises((OSError, SampleError), match="counts 7 samples, the tar has 5"):
             act(0, 5)
 
 
@@ -358,7 +358,7 @@ def test_a_tar_with_more_samples_than_it_was_told_of_is_told_with_the_last(
         "shard",
         2,
     )
-    assert "tells of 3 samples and the tar has 5: the last 2 are not used" in note.message
+    assert "counts 3 samples and the tar has 5: the last 2 are not used" in note.message
 
 
 @pytest.mark.parametrize("content", [b"{", b"[3]", b'{"0.tar": "many"}', b'{"0.tar": null}'])

@@ -126,7 +126,7 @@ def test_sizes_json_that_tells_too_many_is_met_sample_by_sample(
         source = remote(f"{server.url}/{{00000..00003}}.tar", tmp_path / "cache")
         bad = [b for k in range(3) for b in batch(source, k).bad]
     assert {(b.stage, b.shard[-9:]) for b in bad} == {("read", "00002.tar")}
-    assert all("sizes.json tells of 9 samples, the tar has 7" in b.message for b in bad)
+    assert all("sizes.json counts 9 samples, the tar has 7" in b.message for b in bad)
 
 
 def test_a_cache_of_two_shards_serves_a_corpus_of_four(local: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from clipx.engine.state import Parts
 from clipx.types import UserError
 
 ALONE = Runtime(SimpleNamespace(device=CPU, process_index=0, num_processes=1))
-CORPUS: Any = SimpleNamespace(digest="ab")
+CORPUS: Any = SimpleNamespace(digest="ab", layout_digest="other")
 
 
 @pytest.fixture

@@ -84,8 +84,8 @@ class Webdataset:
     def key(self, shard: int, sample: int) -> str:
         index = self._open(shard).index
         if sample >= len(index):
-            told, there = self.sizes[shard], len(index)
-            raise OSError(f"sizes.json tells of {told} samples, the tar has {there}")
+            counted = self.sizes[shard]
+            raise OSError(f"sizes.json counts {counted} samples, the tar has {len(index)}")
         return index.key(sample)
 
     def read(self, shard: int, sample: int, *, max_image_bytes: int = decode.MAX_BYTES) -> Raw:
@@ -103,13 +103,13 @@ class Webdataset:
         return Raw(key, opened.pread(*image), text, self._note(shard, sample, len(index)))
 
     def _note(self, shard: int, sample: int, there: int) -> str:
-        """With the last sample that sizes.json tells of: that the shard has more."""
-        told = int(self.sizes[shard])
-        if sample != told - 1 or there == told:
+        """A message, with the last sample that sizes.json counts, that the shard has more."""
+        counted = int(self.sizes[shard])
+        if sample != counted - 1 or there == counted:
             return ""
         return (
-            f"sizes.json tells of {told} samples and the tar has {there}: the last "
-            f"{there - told} are not used; correct sizes.json or remove it"
+            f"sizes.json counts {counted} samples and the tar has {there}: the last "
+            f"{there - counted} are not used; correct sizes.json or remove it"
         )
 
     def prefetch(self, shards: Sequence[int]) -> None:
