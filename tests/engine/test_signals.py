@@ -17,6 +17,8 @@ from training import ROOT, environment
 
 from clipx.engine.signals import REPEAT_SECONDS, Interrupted, Stop
 
+# A test runner that `nohup` has started passes on that SIGHUP is ignored.
+HANGUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 SETUP = """
 import os, signal, sys, time
 from clipx.engine.signals import Interrupted, Stop
@@ -31,7 +33,7 @@ def run(body: str) -> subprocess.CompletedProcess[str]:
     """`body` in a process of its own that listens; without torch, so in a tenth of a second."""
     indented = "".join(f"    {line}\n" for line in body.splitlines())
     return subprocess.run(
-        [sys.executable, "-c", SETUP + indented],
+        [sys.executable, "-c", HANGUP + SETUP + indented],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -82,7 +84,7 @@ open({str(tmp_path / "checkpoint")!r}, "w").write(stop.reason)
     indented = "".join(f"    {line}\n" for line in body.splitlines())
     master, terminal = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", SETUP + indented],
+        [sys.executable, "-c", HANGUP + SETUP + indented],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
