@@ -122,7 +122,7 @@ def _count_choices(inside: str) -> int:
         return inside.count(",") + 1
     if max(map(len, match.groups())) > 12:
         return MOST_SHARDS + 1
-    return max(0, int(match[2]) - int(match[1]) + 1)
+    return max(1, int(match[2]) - int(match[1]) + 1)  # {9..0} stays as it is
 
 
 def _choices(inside: str) -> list[str]:

@@ -101,11 +101,13 @@ def _heads(cfg: dict[str, Any]) -> Iterator[str]:
     vision_cfg, text_cfg = cfg["vision_cfg"], cfg["text_cfg"]
     width, head_width = vision_cfg.get("width", 768), vision_cfg.get("head_width", 64)
     plain = not vision_cfg.get("timm_model_name") and isinstance(vision_cfg.get("layers", 12), int)
-    if plain and _are_sizes(width, head_width) and width % max(1, width // head_width):
-        yield (
-            f"vision_cfg.width: {width} does not divide into {width // head_width} heads of "
-            f"head_width {head_width}; make it a multiple of head_width"
-        )
+    if plain and _are_sizes(width, head_width):
+        heads = width // head_width
+        if heads == 0 or width % heads:
+            yield (
+                f"vision_cfg.width: {width} does not divide into {heads} heads of head_width "
+                f"{head_width}; make it a multiple of head_width"
+            )
     image, patch = vision_cfg.get("image_size", 224), vision_cfg.get("patch_size", 16)
     if plain and _are_sizes(image, patch) and patch > image:
         yield f"vision_cfg.patch_size: {patch} is larger than image_size {image}"

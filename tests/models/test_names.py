@@ -106,6 +106,7 @@ def test_a_folder_brings_its_text_tower_and_asks_for_no_pretrained_one(tmp_path:
         ({"audio_cfg": {}}, "keys that clipx does not know: audio_cfg"),
         ({"vision_cfg": {"image_size": [64, 32]}}, r"\[64, 32\] is not square"),
         ({"vision_cfg": {"width": 0}}, "vision_cfg.width: must be an integer from 1 to"),
+        ({"vision_cfg": {"width": 16, "head_width": 64}}, "16 does not divide into 0 heads"),
         ({"vision_cfg": {"layers": -1}}, "vision_cfg.layers: must be an integer from 1 to"),
         ({"vision_cfg": {"patch_size": None}}, "vision_cfg.patch_size: must be an integer"),
         ({"vision_cfg": {"patch_size": 9999}}, "vision_cfg.patch_size: must be|is larger than"),
