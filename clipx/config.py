@@ -195,7 +195,8 @@ def _config_class(family: str, name: str) -> type:
 
 def _modules(family: str) -> list[str]:
     folder = Path(str(importlib.import_module(family).__file__)).parent
-    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    files = (path for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    return sorted(path.stem for path in files if "class Config" in path.read_text("utf-8"))
 
 
 def _component_name(cls: type) -> str | None:

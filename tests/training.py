@@ -105,7 +105,8 @@ def write_config(folder: Path, corpus: Path, **changes: Any) -> Path:
 def environment() -> dict[str, str]:
     """One thread per process: bit-identical sums, and no fight over two cores."""
     kept = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
 
 
 def clipx_command(*arguments: str | Path, processes: int = 1) -> list[str]:

@@ -84,6 +84,8 @@ def pass_right(tensors: Sequence[Tensor], tag: int) -> Callable[[], tuple[Tensor
 
     tag: tells two exchanges apart that are under way at once
     """
+    if not tensors:  # torch refuses an exchange of nothing
+        return tuple
     rank, size = dist.get_rank(), dist.get_world_size()
     leaving = [tensor.contiguous() for tensor in tensors]
     coming = tuple(torch.empty_like(tensor) for tensor in leaving)

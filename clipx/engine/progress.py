@@ -42,7 +42,7 @@ class Reporter:
         text = (
             f"loss {record['train/loss']:.4f}  scale {record['train/scale']:.2f}"
             f"{_told(record)}  "
-            f"accuracy {record['train/image_to_text_accuracy']:.0%}  "
+            f"{_accuracy(record)}"
             f"gradient {record['train/grad_norm']:.3g}  lr {record['train/lr']:.2g}  "
             f"{record['train/samples_per_second']:.0f} samples/s  "
             f"data wait {record['data_wait_fraction']:.0%}  {record['memory_gib']:.1f} GiB"
@@ -58,6 +58,12 @@ class Reporter:
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.stop()
+
+
+def _accuracy(record: dict[str, Any]) -> str:
+    """Empty for a loss that logs none."""
+    accuracy = record.get("train/image_to_text_accuracy")
+    return "" if accuracy is None else f"accuracy {accuracy:.0%}  "
 
 
 def _told(record: dict[str, Any]) -> str:

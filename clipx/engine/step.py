@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -106,7 +106,11 @@ class Step:
     def _loss(self, features: Features, ids: Tensor | None) -> LossOutput:
         self.mark("loss")
         image, text, scale, bias = features
-        return self.loss(image, text, logit_scale=scale, logit_bias=bias, pool=self.pool, ids=ids)
+        out = self.loss(image, text, logit_scale=scale, logit_bias=bias, pool=self.pool, ids=ids)
+        # A data-parallel wrapper waits for the gradient of every parameter, also of a temperature
+        # that the loss does not use.
+        scalars = [value for value in (scale, bias) if value is not None]
+        return replace(out, loss=out.loss + 0 * sum(scalars))
 
     def _scaled(self, value: Tensor) -> Tensor:
         """float16 keeps no gradient below 6e-8, so they are computed of a multiple of the loss."""

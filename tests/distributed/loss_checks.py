@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import plain_losses
 import torch
 from live_bytes import LiveBytes
 from reference import Past, infonce_rows, sigmoid_rows
@@ -44,6 +45,16 @@ class Case:
     steps: int = 1
     seed: int = 0
 
+    def build_loss(self) -> Any:
+        losses = {
+            "infonce": InfoNCE(self.label_smoothing),
+            "sigmoid": Sigmoid(),
+            "plain infonce": plain_losses.infonce,
+            "plain sigmoid": plain_losses.sigmoid,
+            "plain triplet": plain_losses.triplet,
+        }
+        return losses[self.loss]
+
     def build_pool(self, world_size: int) -> Pool:
         pools = {
             "local": LocalPool,
@@ -80,7 +91,7 @@ class Towers(nn.Module):
 
     @classmethod
     def of(cls, case: Case) -> Towers:
-        return cls(case.scale, -3.0 if case.loss == "sigmoid" else None)
+        return cls(case.scale, -3.0 if "sigmoid" in case.loss else None)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         features = [F.normalize(t(x), dim=-1) for t, x in ((self.visual, image), (self.text, text))]
@@ -92,7 +103,7 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
     towers = Towers.of(case).to(runtime.device)
     model = towers if runtime.world_size == 1 else DistributedDataParallel(towers)
     rank = slice(runtime.rank, None, runtime.world_size)  # ranks take a batch's rows in turns
-    loss = InfoNCE(case.label_smoothing) if case.loss == "infonce" else Sigmoid()
+    loss = case.build_loss()
     pool = case.build_pool(runtime.world_size)
     for step in range(case.steps):
         batch = case.batch(step, runtime.world_size)
@@ -110,7 +121,9 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
     named = towers.named_parameters()
     return {
         "loss": out.loss.item(),
-        "accuracy": out.metrics["image_to_text_accuracy"].item(),
+        "accuracy": {name: value.item() for name, value in out.metrics.items()}.get(
+            "image_to_text_accuracy"
+        ),
         "gradients": {name: p.grad.cpu().numpy() for name, p in named if p.grad is not None},
         "state": {name: rows.cpu().numpy() for name, rows in pool.state_dict().items()},
     }
@@ -136,15 +149,25 @@ def oracle(case: Case, world_size: int) -> tuple[Tensor, Towers, Past | None]:
         rows = slice(turn, None, turns)
         inputs = (image_features[rows], text_features[rows], scale)
         mine = {"ids": None if ids is None else ids[rows], "past": past}
-        if case.loss == "infonce":
+        if "triplet" in case.loss:
+            parts.append(hardest_triplets(*inputs[:2]))
+        elif "infonce" in case.loss:
             parts.append(infonce_rows(*inputs, label_smoothing=case.label_smoothing, **mine))
         else:
             parts.append(sigmoid_rows(*inputs, bias, **mine))
     total = torch.cat(parts)
     if turns == 1:
         total = total.view(-1, world_size).T.flatten()
-    total.mean().backward()
+    (total.mean() + 0 * scale).backward()
     return total.detach(), model, past
+
+
+def hardest_triplets(image: Tensor, text: Tensor) -> Tensor:
+    """(G,) by the whole matrix of similarities."""
+    similarity = image @ text.T
+    own = torch.eye(len(image), dtype=torch.bool)
+    hardest = similarity.masked_fill(own, -torch.inf).amax(1)
+    return F.relu(0.2 - similarity.diagonal() + hardest)
 
 
 def peak_rows(runtime: Runtime, kind: str) -> float:

@@ -22,6 +22,7 @@ from clipx.losses.infonce import InfoNCE
 
 KINDS = ["local", "gathered", "chunked", "ring"]
 LOSSES = ["infonce", "sigmoid"]
+PLAIN = ["plain infonce", "plain sigmoid", "plain triplet"]  # over the primitives
 
 
 def assert_equals_one_process(group: RankGroup, case: Case) -> list[dict[str, Any]]:
@@ -43,7 +44,7 @@ def assert_equals_one_process(group: RankGroup, case: Case) -> list[dict[str, An
 
 @pytest.mark.parametrize("scale", [1 / 0.07, 100.0])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", LOSSES + PLAIN)
 def test_each_loss_with_each_pool_equals_one_process(
     group: RankGroup, loss: str, kind: str, scale: float
 ) -> None:
@@ -52,7 +53,7 @@ def test_each_loss_with_each_pool_equals_one_process(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", LOSSES + PLAIN)
 def test_one_row_on_each_rank(group: RankGroup, loss: str, kind: str) -> None:
     assert_equals_one_process(group, Case(loss, kind, local_rows=1))
 
