@@ -21,6 +21,15 @@ def infonce(
     return LossOutput((over_texts + over_images - 2 * positive).mean() / 2)
 
 
+class PlainInfoNCE:
+    """`infonce` as a component."""
+
+    id_kinds = ()
+
+    def __call__(self, image: Tensor, text: Tensor, **inputs: Any) -> LossOutput:
+        return infonce(image, text, **inputs)
+
+
 def sigmoid(
     image: Tensor,
     text: Tensor,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_losses
 import torch
 from torch import Tensor, nn
 
@@ -79,6 +80,7 @@ def build(
     checkpointing: bool = False,
     compiled: bool = False,
     locked: tuple[str, ...] = (),
+    plain_loss: bool = False,
     **settings: Any,
 ) -> Parts:
     torch.manual_seed(0)
@@ -95,7 +97,7 @@ def build(
         model=wrap(encoder, encoder, runtime, parallel=parallel, dtype=chosen.dtype),
         encoder=encoder,
         optimizer=optimizer(encoder),
-        loss=InfoNCE(),
+        loss=plain_losses.PlainInfoNCE() if plain_loss else InfoNCE(),
         pool=build_pool(PoolConfig(), world_size=runtime.world_size),
         precision=chosen,
         device=runtime.device,
@@ -180,6 +182,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "compiled": {"compiled": True},
     "locked": {"locked": ("visual",)},
     "locked scalars": {"locked": ("logit_scale", "logit_bias"), "micro_batch_size": 2},
+    "loss over primitives": {"plain_loss": True},
+    "loss over primitives, compiled micro-batches": {
+        "plain_loss": True,
+        "compiled": True,
+        "micro_batch_size": 2,
+    },
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16", "micro_batch_size": 2},
 }
