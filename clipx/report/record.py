@@ -73,11 +73,13 @@ def _numbers(line: dict[str, Any]) -> dict[str, Any]:
     measures may be infinite or NaN."""
     kept: dict[str, Any] = {}
     for name, value in line.items():
-        if is_number(value):
+        if name.endswith("_interval"):
+            is_usable = _is_interval(value)
+        elif is_number(value):
             measured = name.startswith("train/") and name != "train/samples_per_second"
             is_usable = measured or math.isfinite(value)
         else:
-            is_usable = name.endswith("_interval") and _is_interval(value)
+            is_usable = False
         if is_usable:
             kept[name] = value
     return kept

@@ -215,3 +215,12 @@ def test_what_is_no_run_is_refused_with_the_remedy(tmp_path: Path, make: Any, me
     make(tmp_path / "x")
     with pytest.raises(UserError, match=message):
         read_record(tmp_path / "x")
+
+
+def test_an_interval_that_is_none_is_left_out(tmp_path: Path) -> None:
+    """The score beside it stays."""
+    line = {"step": 1, "a-num_samples": 5, "a-zeroshot-top1": 0.5, "a-zeroshot-top1_interval": 1}
+    (tmp_path / "config.yaml").write_text("run_dir: x")
+    (tmp_path / "results.jsonl").write_text(json.dumps(line))
+    found = scores_of(read_record(tmp_path).results)
+    assert found["a"]["zeroshot-top1"] == [Score(1, 0.5)]
