@@ -3,6 +3,7 @@ returned."""
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -72,6 +73,7 @@ def _rank(
     device: Device,
     answers: Any,
 ) -> None:
+    faulthandler.enable()  # a crash in a library's native code leaves a traceback
     join_group(rank, world_size, port)
     try:
         runtime = start(device, timeout_minutes=1)
