@@ -43,13 +43,28 @@ def make_room(
             victims += sorted(waiting, key=lambda e: -e.used_ns)
         if strict and excess > sum(e.size for e in victims):
             return False
-        for entry in victims:
-            if excess <= 0:
-                break
-            entry.path.unlink(missing_ok=True)
-            excess -= entry.size
+        _evict(victims, excess)
         os.ftruncate(writer, size)
         return True
+
+
+def keep_within(folder: Path, limit: int) -> None:
+    """Evict whole files until the folder holds at most `limit` bytes, those that were used longest
+    ago first: an index that was written beside its shard needs room too."""
+    lock = folder / ".lock"
+    with locked(lock):
+        parts, entries = _entries(lock)
+        excess = parts + sum(entry.size for entry in entries) - limit
+        _evict(sorted(entries, key=lambda e: (e.ahead, e.used_ns)), excess)
+
+
+def _evict(victims: list[_Entry], excess: int) -> None:
+    """Remove files, in this order, until `excess` bytes are free."""
+    for entry in victims:
+        if excess <= 0:
+            break
+        entry.path.unlink(missing_ok=True)
+        excess -= entry.size
 
 
 def _entries(own: Path) -> tuple[int, list[_Entry]]:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from clipx.data.eviction import make_room, touch, waiting_for
+from clipx.data.eviction import keep_within, make_room, touch, waiting_for
 from clipx.data.file_locks import claim, release
 from clipx.data.prefetch import Prefetcher
 from clipx.data.transfer import stream
@@ -93,6 +93,11 @@ class ShardCache:
         if descriptor is not None:
             os.close(descriptor)
         return descriptor is not None
+
+    def trim(self) -> None:
+        """Evict what is beyond the limit since something was written beside the shards."""
+        with self._local():
+            keep_within(self.folder, self.limit_bytes)
 
     def place(self, file: ShardFile) -> Path:
         """Where the file lies once it is here, and as long as it is not evicted."""

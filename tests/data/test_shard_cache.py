@@ -525,3 +525,14 @@ def test_a_pipe_that_fails_is_run_again_and_then_explained(
         cache.path(piped(f"echo run >> {log}; {command}"))
     assert log.read_text() == "run\n" * 2
     assert names(cache) == []
+
+
+def test_what_is_written_beside_the_shards_counts_once_it_is_trimmed(tmp_path: Path) -> None:
+    """The file that was used longest ago goes."""
+    cache = ShardCache(tmp_path, limit_bytes=100, patience=QUICK)
+    for number, size in enumerate((50, 50, 20)):
+        path = tmp_path / f"{number:020x}-x.tar"
+        path.write_bytes(bytes(size))
+        os.utime(path, ns=(10**18 + number, 10**18 + number))
+    cache.trim()
+    assert sorted(path.name[19] for path in tmp_path.glob("*.tar")) == ["1", "2"]

@@ -18,7 +18,7 @@ from clipx.config import config
 from clipx.data import decode
 from clipx.data.catalog import TOLD, Catalog, open_catalog, remote_stamp
 from clipx.data.files import MAX_TEXT_BYTES, TOO_MUCH_TEXT, check_size
-from clipx.data.index import load_index, stamp_of
+from clipx.data.index import load_index, sidecars_of, stamp_of
 from clipx.data.remote import is_remote
 from clipx.data.sample import BadSample, Raw, SampleError
 from clipx.data.shard_cache import ShardCache
@@ -193,7 +193,11 @@ def _open_remote(file: ShardFile, cache: ShardCache) -> OpenShard:
     descriptor = cache.open(file)
     try:
         # By the descriptor: others may push the file out of the cache before its index is made.
-        index = load_index(cache.place(file), stamp=remote_stamp(file), descriptor=descriptor)
+        place = cache.place(file)
+        has_index = sidecars_of(place)[0].exists()
+        index = load_index(place, stamp=remote_stamp(file), descriptor=descriptor)
+        if not has_index:
+            cache.trim()
     except BaseException:
         os.close(descriptor)
         raise
