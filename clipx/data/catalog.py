@@ -26,6 +26,7 @@ from clipx.data.shard_cache import ShardCache
 from clipx.data.shard_index import Head
 from clipx.data.shards import in_threads, told_sizes
 from clipx.data.transfer.common import ShardFile
+from clipx.files import write_whole
 from clipx.types import UserError
 
 _VERSION = 2
@@ -203,11 +204,6 @@ def save(store: Path, catalog: Catalog, *, keep: np.ndarray) -> None:
         truncated=catalog.truncated[keep],
         warnings=np.frombuffer(json.dumps(warnings).encode(), dtype=np.uint8),
     )
-    temporary = store.with_name(f".{store.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):  # a disk that is full or read-only costs the next start
         store.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(store)
-    except OSError:
-        with contextlib.suppress(OSError):  # where it could not be made, either
-            temporary.unlink()
+        write_whole(store, buffer.getvalue())

@@ -16,6 +16,7 @@ from pathlib import Path
 from clipx.data.files import read_ends
 from clipx.data.shards import in_threads
 from clipx.data.tar import SIDE
+from clipx.files import write_whole
 
 Entry = tuple[bytes, int, int]
 """path below the folder, bytes, time of the last change in ns"""
@@ -63,11 +64,6 @@ def _recall(store: Path) -> dict[str, str]:
 
 def _save(store: Path, found: dict[str, str]) -> None:
     """A disk that is full or read-only only costs the next start."""
-    temporary = store.with_name(f".{store.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         store.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(found))
-        temporary.replace(store)
-    except OSError:
-        with contextlib.suppress(OSError):  # where it could not be made, either
-            temporary.unlink()
+        write_whole(store, json.dumps(found))
