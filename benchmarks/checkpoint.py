@@ -25,17 +25,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from clipx.checkpoints import About, TrainState
+from clipx.checkpoints.format import About, TrainState
+from clipx.checkpoints.saver import Saver
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.runtime import start
 from clipx.distributed.wrap import Alone
-from clipx.engine.optim import OptimConfig, build_optimizer
-from clipx.engine.precision import build_precision
-from clipx.engine.saving import Saver
-from clipx.engine.state import Parts
-from clipx.engine.step import Step
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
+from clipx.training.optim import OptimConfig, build_optimizer
+from clipx.training.precision import build_precision
+from clipx.training.state import Parts
+from clipx.training.step import Step
 from clipx.types import Batch
 
 BAR = 0.25

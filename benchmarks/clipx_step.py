@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.wrap import Alone
-from clipx.engine.allocator import keep_freed_memory
-from clipx.engine.compiling import compile_towers
-from clipx.engine.optim import OptimConfig, build_optimizer
-from clipx.engine.precision import build_precision
-from clipx.engine.step import Step
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
+from clipx.training.allocator import keep_freed_memory
+from clipx.training.compiling import compile_towers
+from clipx.training.optim import OptimConfig, build_optimizer
+from clipx.training.precision import build_precision
+from clipx.training.step import Step
 from clipx.types import Batch
 
 

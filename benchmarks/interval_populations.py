@@ -17,7 +17,7 @@ from torch.distributions import Beta, Geometric
 from torch.nn import functional as F
 
 from clipx import metrics
-from clipx.engine.compare import difference
+from clipx.compare import difference
 from clipx.evaluators._classes import LabeledSet
 from clipx.evaluators._sets import Images
 from clipx.evaluators.dedup import dedup_result

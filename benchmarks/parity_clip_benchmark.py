@@ -27,7 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from clipx.checkpoints import find_checkpoint
+from clipx.checkpoints.format import find_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TASKS = {

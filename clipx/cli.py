@@ -169,13 +169,13 @@ def _add_eval_verbs(verbs: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from clipx.engine.signals import EXIT_STOPPED, Stop
+    from clipx.training.interruption import EXIT_STOPPED, Stop
 
     with Stop().listening() as stop:  # before the seconds that importing torch takes
         from clipx.config import load
         from clipx.distributed.runtime import restarts_failures, speaks
-        from clipx.engine.config import TrainConfig
-        from clipx.engine.trainer import train
+        from clipx.training.config import TrainConfig
+        from clipx.training.trainer import train
 
         try:
             train(load(TrainConfig, arguments.config, arguments.overrides), stop)
@@ -186,7 +186,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _runs(arguments: argparse.Namespace) -> None:
-    from clipx.engine import runs
+    from clipx.training import runs
 
     overrides = [text for text in arguments.targets if "=" in text]
     targets = [text for text in arguments.targets if "=" not in text] or ["runs"]
@@ -197,14 +197,14 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 def _config_show(arguments: argparse.Namespace) -> None:
     from clipx.config import load, to_yaml
-    from clipx.engine.config import TrainConfig
+    from clipx.training.config import TrainConfig
 
     print(to_yaml(load(TrainConfig, arguments.config, arguments.overrides)), end="")
 
 
 def _eval(arguments: argparse.Namespace) -> None:
-    from clipx.engine import evaluate_run
-    from clipx.engine.results import check_out, lines_of, write_results
+    from clipx import eval_verb as evaluate_run
+    from clipx.results import check_out, lines_of, write_results
 
     if arguments.out:
         check_out(arguments.out)
@@ -234,7 +234,7 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from clipx.engine.compare import as_records, compare, print_comparison
+    from clipx.compare import as_records, compare, print_comparison
 
     found = compare(arguments.first, arguments.second)
     if arguments.json:

@@ -47,14 +47,14 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _data_index(arguments: argparse.Namespace) -> None:
-    from clipx.engine.data_verbs import index
+    from clipx.data_verbs import index
 
     if index(arguments.shards, allow_pipe=arguments.allow_pipe):
         sys.exit(1)
 
 
 def _data_verify(arguments: argparse.Namespace) -> None:
-    from clipx.engine.data_verbs import verify_corpus
+    from clipx.data_verbs import verify_corpus
 
     workers, out = arguments.workers, arguments.out
     if verify_corpus(arguments.corpus, arguments.overrides, out=out, workers=workers):
@@ -62,12 +62,12 @@ def _data_verify(arguments: argparse.Namespace) -> None:
 
 
 def _data_bench(arguments: argparse.Namespace) -> None:
-    from clipx.engine.data_verbs import bench_loader
+    from clipx.data_verbs import bench_loader
 
     bench_loader(arguments.config, arguments.overrides, seconds=arguments.seconds)
 
 
 def _data_demo(arguments: argparse.Namespace) -> None:
-    from clipx.data.demo.demo import build
+    from clipx.demo.corpus import build
 
     build(arguments.preset, arguments.out, workers=arguments.workers)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipx import checkpoints
+from clipx.checkpoints import format as checkpoints
 from clipx.data import decode
 from clipx.data.files import read_image_file
 from clipx.data.preprocessing import Preprocessing

@@ -26,7 +26,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a clone that is not installed
 
-from clipx.manifest import list_checkpoints  # noqa: E402
+from clipx.checkpoints.manifest import list_checkpoints  # noqa: E402
 from clipx.types import UserError  # noqa: E402
 
 SCRIPT = ROOT / "launch/slurm.sbatch"
@@ -115,7 +115,7 @@ Job = tuple[list[str], str, dict[str, str]]
 def train_job(options: argparse.Namespace, more: Sequence[str]) -> Job:
     """Raises UserError with every complaint about the config."""
     from clipx.config import load
-    from clipx.engine.config import TrainConfig
+    from clipx.training.config import TrainConfig
 
     config = load(TrainConfig, options.config, options.overrides)
     run = Path(config.run_dir)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from samples import write_corpus
 
-from clipx.engine.signals import SIGNALS
+from clipx.training.interruption import SIGNALS
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training import ROOT, environment
+from tiny_runs import ROOT, environment
 
 TESTS = Path(__file__).parent
 
@@ -99,7 +99,7 @@ class Incarnations:
 
 def serve() -> None:
     """Answers questions, one JSON a line, until stdin ends; then no rank is left."""
-    import clipx.engine.trainer  # noqa: F401  what all ranks need
+    import clipx.training.trainer  # noqa: F401  what all ranks need
     from clipx import cli  # noqa: F401
 
     left: dict[int, int | None] = {}

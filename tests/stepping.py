@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tiny_runs import MODEL
 from torch import Tensor
 from torch.nn import functional as F
-from training import MODEL
 
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.wrap import Alone
-from clipx.engine.loss_scale import LossScaler
-from clipx.engine.precision import Precision
-from clipx.engine.step import Step
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
+from clipx.training.loss_scale import LossScaler
+from clipx.training.precision import Precision
+from clipx.training.step import Step
 from clipx.types import Batch
 
 CPU = torch.device("cpu")

@@ -109,7 +109,7 @@ def config_fields() -> list[tuple[str, str, str]]:
 
 def test_every_config_field_is_read_somewhere() -> None:
     fields = config_fields()
-    assert ("clipx/engine/config.py", "TrainConfig", "global_batch_size") in fields
+    assert ("clipx/training/config.py", "TrainConfig", "global_batch_size") in fields
     read = set(re.findall(r"\.(\w+)", "\n".join(SOURCE.values())))
     unread = [f"{path}: {cls}.{field}" for path, cls, field in fields if field not in read]
     assert unread == []

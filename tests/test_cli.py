@@ -16,7 +16,7 @@ import yaml
 from samples import png, write_test_set
 
 from clipx import cli
-from clipx.engine.evaluate_run import chosen_evaluators
+from clipx.eval_verb import chosen_evaluators
 from clipx.models.dual_encoder import DualEncoder
 
 MODEL = test_checkpoints.MODEL | {  # with the words of the tokenizer

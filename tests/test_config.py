@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from clipx.config import build, differences, load, merge, parse_override, to_data, to_yaml
-from clipx.engine.config import Plan, TrainConfig
 from clipx.losses import infonce
+from clipx.training.config import Plan, TrainConfig
 from clipx.types import UserError
 
 BASE: dict[str, Any] = {

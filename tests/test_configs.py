@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from clipx.config import load
-from clipx.engine.config import Plan, TrainConfig
-from clipx.engine.evaluate_run import Suite
+from clipx.eval_verb import Suite
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import read_model_json
+from clipx.training.config import Plan, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted((ROOT / "configs/run").rglob("*.yaml"))

@@ -47,7 +47,7 @@ def test_links_lead_to_files(page: Path) -> None:
 
 def test_the_yaml_of_the_readme_is_a_config(tmp_path: Path) -> None:
     from clipx.config import load
-    from clipx.engine.config import TrainConfig
+    from clipx.training.config import TrainConfig
 
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "mine.yaml").write_text(block)
@@ -57,7 +57,7 @@ def test_the_yaml_of_the_readme_is_a_config(tmp_path: Path) -> None:
 def test_the_tour_visits_every_file_of_the_training_path() -> None:
     tour = (ROOT / "docs/tour.md").read_text()
     path = ["cli", "cli_data", "config", "types", "checkpoints", "embed"]
-    folders = ("data", "models", "losses", "engine", "distributed", "evaluators", "metrics")
+    folders = ("data", "models", "losses", "training", "distributed", "evaluators", "metrics")
     files = [f"{name}.py" for name in path]
     files += [
         f"{d}/{f.name}"
@@ -68,7 +68,7 @@ def test_the_tour_visits_every_file_of_the_training_path() -> None:
     aside = {
         "models/model_json.py",
         "models/model_schema.py",
-        "engine/progress.py",
-        "engine/evaluate_run.py",
+        "training/console.py",
+        "eval_verb.py",
     }
     assert [name for name in files if name not in tour and name not in aside] == []

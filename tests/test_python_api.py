@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import ROOT, picture, write_config, write_corpus
+from tiny_runs import ROOT, picture, write_config, write_corpus
 
 import clipx
 from clipx import cli

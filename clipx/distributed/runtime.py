@@ -134,7 +134,7 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
         warnings.filterwarnings("ignore", message=".*OMP_NUM_THREADS.*")
         accelerator = Accelerator(
             cpu=use_cpu,
-            mixed_precision="no",  # engine/precision.py casts; accelerate connects processes
+            mixed_precision="no",  # training/precision.py casts; accelerate connects processes
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))],
         )
     if accelerator.num_processes != world_size:

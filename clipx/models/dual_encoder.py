@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipx.config import component, config
+from clipx.models import text_transformer as own_text
+from clipx.models import vit as own_vision
 from clipx.models.initial import Initial, pretrained
 from clipx.models.model_json import (
     PLAIN_TEXT,
@@ -21,8 +23,6 @@ from clipx.models.model_json import (
     read_model_json,
     without_pretrained_towers,
 )
-from clipx.models.text import transformer as own_text
-from clipx.models.vision import vit as own_vision
 from clipx.types import UserError
 
 MAX_LOGIT_SCALE = math.log(100)  # arXiv:2103.00020, 2.5: keeps training stable
@@ -212,13 +212,13 @@ def build_towers(cfg: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     if covers(own_vision.FIELDS, PLAIN_VISION, vision_cfg) and _is_vit(vision_cfg):
         visual = own_vision.VisionTransformer(embed_dim, vision_cfg, quick_gelu=quick_gelu)
     else:
-        from clipx.models.open_clip import image_tower
+        from clipx.models.open_clip_towers import image_tower
 
         visual = image_tower(cfg)
     if covers(own_text.FIELDS, PLAIN_TEXT, text_cfg):
         text = own_text.TextTransformer(embed_dim, text_cfg, quick_gelu=quick_gelu)
     else:
-        from clipx.models.open_clip import text_tower
+        from clipx.models.open_clip_towers import text_tower
 
         text = text_tower(cfg)
     return visual, text

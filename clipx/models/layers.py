@@ -18,8 +18,8 @@ from timm.models import group_parameters
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from clipx.models.text.transformer import TextTransformer
-from clipx.models.vision.vit import VisionTransformer
+from clipx.models.text_transformer import TextTransformer
+from clipx.models.vit import VisionTransformer
 from clipx.types import UserError
 
 _BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")

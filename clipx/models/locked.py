@@ -33,7 +33,7 @@ class Split:
 
 def split_locked(model: DualEncoder, cfg: dict[str, Any]) -> Split:
     """Raises UserError where a trunk is trained, or a tower has no seam to cut at."""
-    from clipx.models.open_clip import split
+    from clipx.models.open_clip_towers import split
 
     visual, text = split(model.visual), split(model.text)
     if visual is None or text is None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipx.engine.runs import usable_status
 from clipx.trackers.jsonl import read_lines, step_of
+from clipx.training.runs import usable_status
 from clipx.types import UserError
 from clipx.yaml_text import parse_mapping
 

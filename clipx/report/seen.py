@@ -12,14 +12,14 @@ from torch import Tensor
 
 from clipx import embed, metrics
 from clipx.embed import Encoder
-from clipx.engine.evaluate_run import chosen_evaluators
-from clipx.engine.precision import compute_dtype
+from clipx.eval_verb import chosen_evaluators
 from clipx.evaluators import embedding_health, retrieval, zero_shot
 from clipx.evaluators._classes import LabeledSet, classifier
 from clipx.evaluators._ranks import embed_images, embed_texts
 from clipx.evaluators._sets import Images
 from clipx.evaluators.retrieval import CaptionedSet
 from clipx.evaluators.robustness import evenly_spaced
+from clipx.training.precision import compute_dtype
 from clipx.types import Setting, UserError
 
 LIMIT = 10_000

@@ -23,7 +23,7 @@ from clipx.data.features import FeatureBatches, augmentation_faults
 from clipx.data.loader import Loaded
 from clipx.data.stream import Used
 from clipx.data.transforms import center
-from clipx.engine.features import silent
+from clipx.training.cached_features import silent
 from clipx.types import UserError
 
 PLAIN: dict[str, Any] = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "workers": 0}

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from clipx.distributed.runtime import Runtime
-from clipx.engine import features, resume
-from clipx.engine.rounds import leave_if_signaled
-from clipx.engine.signals import Interrupted, Stop
+from clipx.training import cached_features as features
+from clipx.training import resume
+from clipx.training.interruption import Interrupted, Stop
+from clipx.training.rounds import leave_if_signaled
 from clipx.types import Stopped, UserError
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from wrap_checks import MODEL, Arrays, adamw, arrays, build, take
 
-from clipx import checkpoints, tensor_files
-from clipx.checkpoints import About, TrainState
+from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints.format import About, TrainState, tensor_files
+from clipx.checkpoints.saver import Saver
+from clipx.checkpoints.sharded import whole
 from clipx.distributed.runtime import Runtime
-from clipx.distributed.sharded import whole
 from clipx.distributed.wrap import Parallel
-from clipx.engine.saving import Saver
-from clipx.engine.state import Parts
+from clipx.training.state import Parts
 
 
 def everything(parts: Parts) -> Arrays:

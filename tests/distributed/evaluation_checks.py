@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from training import MODEL
+from tiny_runs import MODEL
 
 from clipx.distributed.runtime import Runtime
 from clipx.embed import Encoder
-from clipx.engine.evaluate import evaluate, evaluate_in_training, flat
-from clipx.engine.rounds import in_rounds
-from clipx.engine.signals import Interrupted, Stop
 from clipx.evaluators import retrieval, zero_shot
 from clipx.evaluators._ranks import PIECES, main_only, shared_out, together
 from clipx.models.dual_encoder import DualEncoder
+from clipx.training.evaluation import evaluate, evaluate_in_training, flat
+from clipx.training.interruption import Interrupted, Stop
+from clipx.training.rounds import in_rounds
 from clipx.types import Ranks, Result, Setting, UserError
 
 FOLDER = "CLIPX_TEST_SETS"

@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from clipx.distributed.runtime import Runtime
-from clipx.engine.ema import Ema
-from clipx.engine.gradients import clip_gradients, grad_norm
-from clipx.engine.optim import OptimConfig, build_optimizer
-from clipx.engine.precision import build_precision
+from clipx.training.ema import Ema
+from clipx.training.gradients import clip_gradients, grad_norm
+from clipx.training.optim import OptimConfig, build_optimizer
+from clipx.training.precision import build_precision
 
 KINDS = ["adamw", "lamb", *(["muon"] if "Muon" in vars(torch.optim) else [])]
 STEPS = 4

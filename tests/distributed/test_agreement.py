@@ -8,8 +8,8 @@ import torch
 from agreement_checks import interrupted, resumed, signaled
 from rank_group import RankGroup
 
-from clipx import checkpoints
-from clipx.checkpoints import About, Training, TrainState
+from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints.format import About, Training, TrainState
 
 MODEL = {"vision_cfg": {}, "text_cfg": {}}
 

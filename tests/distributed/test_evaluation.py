@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from evaluation_checks import FOLDER, evaluated, failing, overdue, signaled
 from run_ranks import run_ranks
-from training import COLORS, picture, png, write_tar
+from tiny_runs import COLORS, picture, png, write_tar
 
 COUNT = 331  # prime: no number of ranks divides it, and the last batch is short
 

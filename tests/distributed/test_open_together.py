@@ -14,8 +14,8 @@ from samples import write_corpus
 from clipx.config import load
 from clipx.data.sources import webdataset
 from clipx.distributed.runtime import Runtime
-from clipx.engine.config import TrainConfig
-from clipx.engine.corpus import open_together
+from clipx.training.config import TrainConfig
+from clipx.training.corpus import open_together
 from clipx.types import UserError
 
 FOLDER = "CLIPX_TEST_CORPUS"  # in the environment, for a spawned rank gets no arguments

@@ -13,7 +13,7 @@ import pytest
 import torch
 from run_ranks import run_ranks
 
-from clipx import checkpoints
+from clipx.checkpoints import format as checkpoints
 from clipx.distributed.runtime import start
 from clipx.models.dual_encoder import DualEncoder
 

@@ -14,7 +14,7 @@ import wrap_checks
 from run_ranks import run_ranks
 from wrap_checks import HANDED, KINDS, LOCAL_ROWS, SETTINGS, Arrays
 
-from clipx.checkpoints import Training
+from clipx.checkpoints.format import Training
 from clipx.distributed.runtime import Runtime, start
 from clipx.distributed.wrap import Alone, chosen, wrap
 from clipx.types import UserError

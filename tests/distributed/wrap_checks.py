@@ -15,19 +15,19 @@ import plain_losses
 import torch
 from torch import Tensor, nn
 
-from clipx.checkpoints import Checkpoint, Training, TrainState
+from clipx.checkpoints.format import Checkpoint, Training, TrainState
+from clipx.checkpoints.sharded import whole
 from clipx.distributed.pool import PoolConfig, build_pool
 from clipx.distributed.runtime import Runtime
-from clipx.distributed.sharded import whole
 from clipx.distributed.wrap import Parallel, wrap
-from clipx.engine.compiling import compile_towers
-from clipx.engine.ema import Ema
-from clipx.engine.optim import OptimConfig, build_optimizer
-from clipx.engine.precision import build_precision
-from clipx.engine.state import Parts
-from clipx.engine.step import Step, Stepped
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
+from clipx.training.compiling import compile_towers
+from clipx.training.ema import Ema
+from clipx.training.optim import OptimConfig, build_optimizer
+from clipx.training.precision import build_precision
+from clipx.training.state import Parts
+from clipx.training.step import Step, Stepped
 from clipx.types import Batch
 
 LOCAL_ROWS = 4

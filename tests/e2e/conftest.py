@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training import train, write_config, write_corpus
+from tiny_runs import train, write_config, write_corpus
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from incarnations import Incarnations, Ranks
-from training import metrics, weights_digest, write_config
+from tiny_runs import metrics, weights_digest, write_config
 
-from clipx import checkpoints
+from clipx.checkpoints import format as checkpoints
 
 LAST = 90
 SEED = 5

@@ -10,7 +10,7 @@ from signal import SIGUSR1
 import pytest
 from incarnations import Incarnations
 from test_chaos import wait_until
-from training import metrics, write_config
+from tiny_runs import metrics, write_config
 
 STARTS = [(1, 0, 6), (2, 2, 12), (4, 1, 18), (1, 0, 24)]
 """processes, workers of each, step at which it is stopped or done"""

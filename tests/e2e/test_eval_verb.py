@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training import COLORS, picture, png, run_clipx, train, write_config, write_tar
+from tiny_runs import COLORS, picture, png, run_clipx, train, write_config, write_tar
 
 COUNT = 149  # prime: no number of processes divides it, and the last batch is short
 

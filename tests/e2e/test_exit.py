@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from distributed.run_ranks import free_port
-from training import ROOT, environment, write_config
+from tiny_runs import ROOT, environment, write_config
 
 
 def ends(*arguments: str | Path) -> list[int]:

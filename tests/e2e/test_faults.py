@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from loading import batches
 from samples import as_bytes, jpeg, pair, png, png_claiming, write_shard
-from training import metrics, write_config
+from tiny_runs import metrics, write_config
 
 from clipx import cli
 from clipx.data.index import load_index

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from training import metrics, run_clipx, write_config
+from tiny_runs import metrics, run_clipx, write_config
 
 from clipx import cli
 

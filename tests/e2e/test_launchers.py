@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training import ROOT, environment, metrics, train, weights_digest, write_config
+from tiny_runs import ROOT, environment, metrics, train, weights_digest, write_config
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 TITLES = {"ddp": "2 x cpu (DDP)", "fsdp2": "2 x cpu (FSDP2)"}

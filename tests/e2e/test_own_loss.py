@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training import metrics, train
+from tiny_runs import metrics, train
 
 MODULE = """
 from torch.nn.functional import relu

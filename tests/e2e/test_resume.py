@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import (
+from tiny_runs import (
     ROOT,
     clipx_command,
     environment,
@@ -26,7 +26,8 @@ from training import (
     write_test_set,
 )
 
-from clipx import checkpoints, cli
+from clipx import cli
+from clipx.checkpoints import format as checkpoints
 
 LAST = 40
 
@@ -128,7 +129,8 @@ def test_a_run_killed_at_a_step_and_started_again_is_bit_identical(
 DIES = """
 import os, signal, sys
 from pathlib import Path
-from clipx import checkpoints, cli
+from clipx import cli
+from clipx.checkpoints import format as checkpoints
 moment, folder, *arguments = sys.argv[1:]
 original = vars(checkpoints)[moment]
 def dying(*values):

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from training import MODEL, metrics, train, write_config
+from tiny_runs import MODEL, metrics, train, write_config
 
-from clipx import checkpoints, cli
+from clipx import cli
+from clipx.checkpoints import format as checkpoints
 
 PATCHES = MODEL | {"vision_cfg": MODEL["vision_cfg"] | {"patch_dropout": 0.5}}
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ import pytest
 from incarnations import Incarnations, Ranks
 from test_chaos import wait_until
 from test_elastic import has_logged
-from training import (
+from tiny_runs import (
     ROOT,
     clipx_command,
     environment,
@@ -28,7 +28,7 @@ from training import (
     write_test_set,
 )
 
-from clipx import checkpoints
+from clipx.checkpoints import format as checkpoints
 
 LAST = 40
 

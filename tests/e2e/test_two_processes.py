@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from training import metrics, run_clipx, train
+from tiny_runs import metrics, run_clipx, train
 
 LAST = 40
 

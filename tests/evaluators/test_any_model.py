@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from samples import picture
+from tiny_runs import MODEL, write_test_set
 from torch.nn import functional as F
-from training import MODEL, write_test_set
 
 from clipx import embed
 from clipx.evaluators import zero_shot

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from clipx.config import load
 from clipx.data.class_lists import SUBSETS, known_classes, known_templates
-from clipx.engine.evaluate import evaluator_for
-from clipx.engine.evaluate_run import Suite
+from clipx.eval_verb import Suite
 from clipx.evaluators import zero_shot
 from clipx.evaluators._classes import classifier, read_labeled
+from clipx.training.evaluation import evaluator_for
 from clipx.types import Setting, UserError
 
 ROOT = Path(__file__).parents[2]

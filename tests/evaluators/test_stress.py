@@ -21,7 +21,7 @@ from clipx import metrics
 from clipx.config import build
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.transforms import center
-from clipx.engine.evaluate_run import Suite
+from clipx.eval_verb import Suite
 from clipx.evaluators import (
     embedding_health,
     fairness,

@@ -12,10 +12,10 @@ from PIL import Image
 from samples import encoded, png_claiming, solid, write_test_set
 
 from clipx.data import decode
-from clipx.engine.evaluate import evaluate
 from clipx.evaluators import zero_shot
 from clipx.evaluators._ranks import embed_images
 from clipx.evaluators._undecodable import UndecodableImage
+from clipx.training.evaluation import evaluate
 from clipx.types import Ranks, Result, Setting, UserError
 
 ENCODER = ColorEncoder({"red": (1, 0, 0), "blue": (0, 0, 1)})

@@ -13,11 +13,11 @@ from samples import png, solid, write_shard, write_test_set
 
 import clipx
 from clipx.data.decode import decode
-from clipx.engine.evaluate import evaluator_for
 from clipx.evaluators import retrieval, zero_shot
 from clipx.evaluators._classes import classifier
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.metrics.distributions import binomial_interval
+from clipx.training.evaluation import evaluator_for
 from clipx.types import Result, Setting, UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

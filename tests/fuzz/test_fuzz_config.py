@@ -24,11 +24,11 @@ from clipx.data.tokenizers import build_tokenizer
 from clipx.data.transforms import NUM_DRAWS, augment
 from clipx.distributed import launcher
 from clipx.distributed.pool import build_pool
-from clipx.engine.config import Plan, TrainConfig
-from clipx.engine.optim import build_optimizer
-from clipx.engine.schedule import rate
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import read_model_json
+from clipx.training.config import Plan, TrainConfig
+from clipx.training.optim import build_optimizer
+from clipx.training.schedule import rate
 from clipx.types import UserError
 
 NUMBERS = st.one_of(

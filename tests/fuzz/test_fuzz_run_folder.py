@@ -19,19 +19,20 @@ from fuzzing import Fuzz
 from hypothesis import strategies as st
 from stepping import CPU, model
 
-from clipx import checkpoints, manifest
-from clipx.checkpoints import About, Training, TrainState
+from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints.format import About, Training, TrainState, manifest
 from clipx.distributed.runtime import Job, Runtime
-from clipx.engine import corpus, resume, runs, status
-from clipx.engine.lock import RunLock
-from clipx.engine.logs import Logs
-from clipx.engine.optim import OptimConfig, build_optimizer
-from clipx.engine.results import read_samples
-from clipx.engine.run import RunFolder
-from clipx.engine.state import Parts
 from clipx.report.record import read_record
 from clipx.report.seen import Seen
 from clipx.report.write import render
+from clipx.results import read_samples
+from clipx.training import corpus, resume, runs
+from clipx.training import run_status as status
+from clipx.training.log_files import Logs
+from clipx.training.optim import OptimConfig, build_optimizer
+from clipx.training.run_folder import RunFolder
+from clipx.training.run_lock import RunLock
+from clipx.training.state import Parts
 from clipx.types import UserError
 
 CONFIG: dict[str, Any] = {
@@ -146,7 +147,7 @@ def lines_file(record: dict[str, Any]) -> st.SearchStrategy[bytes]:
 
 def test_the_record_of_a_run(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Listed, gone on with, and reported: a line beside a damaged one is never lost."""
-    monkeypatch.setattr("clipx.engine.run.code_version", dict)  # which asks git
+    monkeypatch.setattr("clipx.training.run_folder.code_version", dict)  # which asks git
     files = {
         "config.yaml": damaged(yaml.safe_dump(CONFIG).encode())
         | changed(CONFIG).map(lambda c: json.dumps(c).encode()),
@@ -186,7 +187,7 @@ def test_the_record_of_a_run(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_lock_and_the_table_of_a_corpus(
     fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipx.engine.lock.SILENT_SECONDS", 0.001)
+    monkeypatch.setattr("clipx.training.run_lock.SILENT_SECONDS", 0.001)
     holder = {"host": "n2", "pid": 4711, "job": "7", "attempt": 1}
     table = [("a.tar", 3, "ab"), ("b\udcff.tar", 4, "cd")]
     corpus.write_table(tmp_path, table)

@@ -6,19 +6,19 @@ from unittest import mock
 
 import pytest
 import torch
+from tiny_runs import MODEL
 from torch import Tensor
-from training import MODEL
 
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.wrap import Alone
-from clipx.engine.optim import OptimConfig, build_optimizer
-from clipx.engine.precision import build_precision, compute_dtype
-from clipx.engine.step import Step
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.packing import group_by_length
-from clipx.models.text.transformer import PADDING, end_of
+from clipx.models.text_transformer import PADDING, end_of
 from clipx.models.transformer import Transformer
+from clipx.training.optim import OptimConfig, build_optimizer
+from clipx.training.precision import build_precision, compute_dtype
+from clipx.training.step import Step
 from clipx.types import Batch
 
 pytestmark = [

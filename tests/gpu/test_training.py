@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from training import (
+from tiny_runs import (
     ROOT,
     clipx_command,
     environment,

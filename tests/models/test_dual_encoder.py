@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.model_json import fixed_text_length, read_model_json
-from clipx.models.text.transformer import TextTransformer
+from clipx.models.text_transformer import TextTransformer
 from clipx.models.transformer import Transformer
-from clipx.models.vision.vit import VisionTransformer
+from clipx.models.vit import VisionTransformer
 from clipx.types import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ from torch import nn
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.initial.checkpoint import Checkpoint
 from clipx.models.model_json import fixed_text_length, read_model_json
-from clipx.models.text.transformer import TextTransformer
-from clipx.models.vision.vit import VisionTransformer
+from clipx.models.text_transformer import TextTransformer
+from clipx.models.vit import VisionTransformer
 
 pytest.importorskip("transformers")
 OWN_VISION = {"ViT-B-32", "ViT-B-32-quickgelu", "ViT-H-14-worldwide", "bert"} | {

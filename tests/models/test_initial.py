@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import small, small_trunks, stirred
 
-from clipx import checkpoints
-from clipx.checkpoints import Training, TrainState
+from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints.format import Training, TrainState
 from clipx.config import build
 from clipx.data.preprocessing import Preprocessing
-from clipx.engine.assembly import new_encoder
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.initial import checkpoint, demo_towers
+from clipx.training.build import new_encoder
 from clipx.types import UserError
 
 MODEL: dict[str, Any] = {

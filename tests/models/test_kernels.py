@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clipx.models.kernels import fused_attention, packed_attention
 from clipx.models.packing import Groups, Packing
-from clipx.models.text.transformer import TextTransformer
+from clipx.models.text_transformer import TextTransformer
 from clipx.models.transformer import Block, Transformer
 
 TEXT = {"context_length": 20, "vocab_size": 500, "width": 48, "heads": 3, "layers": 3}

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from locked_towers import LOCKED, model_json, write_bert
-from training import MODEL
+from tiny_runs import MODEL
 
-from clipx import checkpoints, embed
-from clipx.checkpoints import Training, TrainState
+from clipx import embed
+from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints.format import Training, TrainState
 from clipx.data.transforms import normalize
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.locked import split_locked

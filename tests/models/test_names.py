@@ -11,10 +11,10 @@ import open_clip
 import pytest
 import torch
 from small_models import small, small_trunks, write_folder, write_text_config
-from training import MODEL
+from tiny_runs import MODEL
 
-from clipx import checkpoints
-from clipx.checkpoints import Training, TrainState
+from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints.format import Training, TrainState
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.model_json import image_size, read_model_json
 from clipx.types import UserError

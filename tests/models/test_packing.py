@@ -12,7 +12,7 @@ from same_gradients import assert_same_with_gradients
 from torch import Tensor
 
 from clipx.models.packing import Taken, group_by_length, pack, prefixes
-from clipx.models.text.transformer import TextTransformer, end_of
+from clipx.models.text_transformer import TextTransformer, end_of
 
 END = 9
 # Few words, so that many captions begin alike or are equal; [END] is one that was empty.

@@ -15,7 +15,7 @@ from torch import Tensor
 from clipx.data.tokenizers import pad
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import fixed_text_length, read_model_json
-from clipx.models.text.transformer import TextTransformer
+from clipx.models.text_transformer import TextTransformer
 
 CONTEXT = 24
 VISION = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipx.models.vision.vit import VisionTransformer, keep
+from clipx.models.vit import VisionTransformer, keep
 
 CFG: dict[str, Any] = {
     "image_size": 64, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32

@@ -9,7 +9,7 @@ from pathlib import Path
 import chromium
 import pytest
 from html_checks import Checker, checked
-from training import (
+from tiny_runs import (
     COLORS,
     picture,
     png,

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from training import ROOT, metrics, weights_digest, write_config, write_corpus
+from tiny_runs import ROOT, metrics, weights_digest, write_config, write_corpus
 
 LAB = ROOT / "tests/slurm/lab/lab.sh"
 STEPS, PACE, CRAWL = 100, 0.1, 6.0  # seconds for five steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from training import ROOT
+from tiny_runs import ROOT
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training import ROOT, write_config
+from tiny_runs import ROOT, write_config
 
 CHECKPOINTS = (100, 200, 300, 400, 500)
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from clipx.data.sample import BadSample
-from clipx.engine.logs import Logs
-from clipx.engine.run import RunFolder
 from clipx.trackers.jsonl import JsonLines, keep_until, read_lines
+from clipx.training.log_files import Logs
+from clipx.training.run_folder import RunFolder
 from clipx.types import UserError
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clipx.models.vision.vit import VisionTransformer
+from clipx.models.vit import VisionTransformer
 from clipx.types import UserError
 
 Weights = dict[str, Tensor]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from clipx.checkpoints.manifest import find_checkpoint, newest_valid
 from clipx.config import config
-from clipx.manifest import find_checkpoint, newest_valid
 from clipx.models.hub import HUB, LOCAL, hub_file, weights_in
 from clipx.models.initial._weights import fill
 from clipx.types import UserError

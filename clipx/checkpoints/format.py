@@ -1,0 +1,231 @@
+"""A checkpoint is a folder that is either whole or absent: written beside, synced, renamed into
+place, checked when read.
+
+checkpoints/step_00000500/
+    model.safetensors        weights, by open_clip's CustomTextCLIP names
+    open_clip_config.json    the architecture and the preprocessing, in open_clip's layout
+    config.json, tokenizer.json ...    of a Hugging Face text tower that came from a local folder
+    ema.safetensors          their averages, where the run keeps them: what `load_model` loads
+    optimizer/               the optimizer's tensors, a file of each rank that holds some
+    training.pt              its settings, random state of each rank, scaler and pool; loaded with
+                             weights_only=True
+    state.json               step, data position, corpus digest, fingerprint
+    config.yaml, version.json    of the run that wrote it
+    manifest.json            size and SHA-256 of every other file; written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipx.checkpoints import manifest, tensor_files
+from clipx.checkpoints import optimizer_state as optimizer_files
+from clipx.checkpoints.manifest import find_checkpoint, seal, sync
+from clipx.checkpoints.manifest import list_checkpoints as list_checkpoints
+from clipx.checkpoints.manifest import newest_valid as newest_valid
+from clipx.checkpoints.manifest import verify as verify
+from clipx.checkpoints.train_state import PARTS as PARTS
+from clipx.checkpoints.train_state import Checkpoint, read_state, training_parts
+from clipx.checkpoints.train_state import LaterVersion as LaterVersion
+from clipx.checkpoints.train_state import Training as Training
+from clipx.checkpoints.train_state import TrainState as TrainState
+from clipx.data.preprocessing import Preprocessing
+from clipx.models.dual_encoder import DualEncoder
+from clipx.models.model_json import text_files, with_text_folder
+from clipx.types import UserError
+
+_TEMPORARY = re.compile(r"\.step_[0-9]+\.[0-9]+")
+"""Names that `temporary` gives."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What all checkpoints of a run have alike.
+
+    keep: how many of the newest stay; keep_every: those of its multiples stay for good
+    texts: further files by name, of which nothing is read again: config.yaml, version.json
+    """
+
+    model_json: dict[str, Any]
+    keep: int = 3
+    keep_every: int | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
+def temporary(folder: Path, step: int) -> Path:
+    """Where this process writes a checkpoint before it is one."""
+    return folder / f".{_name(step)}.{os.getpid()}"
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def save(
+    folder: Path,
+    state: TrainState,
+    weights: Mapping[str, Tensor],
+    training: Training,
+    about: About,
+    *,
+    num_writers: int = 1,
+) -> Path:
+    """Write `folder/step_N` atomically. Raises OSError; a partial write is removed.
+
+    weights: a model's whole state_dict
+    num_writers: ranks that write their part of the optimizer; the others by `save_part`
+    """
+    target, beside = folder / _name(state.step), temporary(folder, state.step)
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder, but=beside)
+    try:
+        beside.mkdir(exist_ok=True)  # another rank may have been faster
+        known = _write_tensors(beside, weights, training)
+        _write_texts(beside, state, about)
+        known |= optimizer_files.gather(beside, num_writers)
+        seal(beside, known)
+        _make_way(target)
+        beside.rename(target)
+        sync(folder)
+    except RuntimeError as error:  # what torch.save makes of a full disk
+        shutil.rmtree(beside, ignore_errors=True)
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return target
+
+
+def prune(folder: Path, step: int, about: About) -> None:
+    """Remove the checkpoints that need not be kept beside that of `step`. Raises OSError."""
+    manifest.prune(folder, step, keep=about.keep, keep_every=about.keep_every)
+
+
+def _make_way(target: Path) -> None:
+    """Remove a damaged checkpoint of the same step: a good one would have been resumed from. Raises
+    OSError where the place is taken by something that no run has written."""
+    if target.is_dir() and manifest.is_own(target):
+        manifest.remove(target)
+    elif target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        target.rmdir()
+    if os.path.lexists(target):
+        raise FileExistsError(f"{target} holds something else than a checkpoint; move it away")
+
+
+def save_part(beside: Path, training: Training, rank: int) -> None:
+    """What another rank than 0 has of the optimizer, into the `temporary` of rank 0. Raises
+    OSError."""
+    optimizer_files.write_for_rank_0(optimizer_files.split(training.optimizer)[1], beside, rank)
+
+
+def _write_tensors(
+    folder: Path, weights: Mapping[str, Tensor], training: Training
+) -> dict[str, dict[str, Any]]:
+    """What the manifest says of the large files."""
+    settings, moments = optimizer_files.split(training.optimizer)
+    parts = {name: vars(training)[name] for name in PARTS}
+    torch.save({**parts, "optimizer": settings}, folder / "training.pt")
+    known = {optimizer_files.file_of(0): optimizer_files.write(moments, folder, 0)}
+    groups = {"model": weights} | ({} if training.ema is None else {"ema": training.ema})
+    for name, tensors in groups.items():
+        path = folder / f"{name}.safetensors"
+        digest = tensor_files.write(tensors, path)
+        known[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return known
+
+
+def _write_texts(folder: Path, state: TrainState, about: About) -> None:
+    model_json = about.model_json
+    config = {
+        # custom_text: so are the parameters named, and open_clip loads the folder as it is
+        "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"}
+        | {"custom_text": True},
+        "preprocess_cfg": Preprocessing.of(model_json).as_cfg(),
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+    for file in text_files(model_json):
+        shutil.copy(file, folder)
+    (folder / "state.json").write_text(json.dumps(asdict(state), indent=2))
+    for name, text in about.texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) -> Checkpoint:
+    """A verified checkpoint, for training. Raises UserError where one of its files is broken though
+    its manifest is not, and LaterVersion where this version cannot read it.
+
+    target: where each tensor of the optimizer goes: this rank may want a part of it only
+    """
+    try:
+        state = read_state(path)
+        parts = training_parts(path)
+        if not (path / optimizer_files.file_of(0)).is_file():
+            raise ValueError(f"{optimizer_files.file_of(0)} is missing")
+        parts["optimizer"] = optimizer_files.load(path, parts["optimizer"], target)
+        averages = path / "ema.safetensors"
+        return Checkpoint(
+            path=path,
+            state=state,
+            weights=load_file(path / "model.safetensors"),
+            training=Training(**parts, ema=load_file(averages) if averages.exists() else None),
+        )
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # torch.load, safetensors and json raise about any exception at a broken file.
+        line = str(error).split("\n")[0][:300]
+        raise UserError(
+            f"checkpoint {path} cannot be read: {type(error).__name__}: {line}"
+        ) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    """torch.load, safetensors and json raise about any exception at a broken file."""
+    line = str(error).split("\n")[0][:300]
+    return UserError(f"checkpoint {path} cannot be read: {type(error).__name__}: {line}")
+
+
+def load_model(
+    path: Path | str, *, averaged: bool = True
+) -> tuple[DualEncoder, dict[str, Any], TrainState]:
+    """(model in eval mode, its JSON, where its training was) of a run folder, its newest valid
+    checkpoint, or of a checkpoint. Raises UserError.
+
+    averaged: the averages of the weights, where the run kept them (`ema`), instead of the weights
+    """
+    folder = find_checkpoint(Path(path))
+    try:
+        stored = json.loads((folder / "open_clip_config.json").read_text())
+        model_json = {**stored["model_cfg"], "preprocess_cfg": stored["preprocess_cfg"]}
+        model_json = with_text_folder(model_json, folder)
+        state = read_state(folder)
+        model = DualEncoder(model_json)
+        weights = load_file(folder / "model.safetensors")
+        if averaged and (folder / "ema.safetensors").exists():
+            averages = load_file(folder / "ema.safetensors")
+            weights = {name: averages[name] for name in weights}
+        model.load_state_dict(weights)
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _unreadable(folder, error) from error
+    return model.eval(), model_json, state
+
+
+def _remove_leftovers(folder: Path, *, but: Path) -> None:
+    """Half-written folders of killed processes. One run folder has one writer, so none of them is
+    in use."""
+    for path in folder.iterdir():
+        if path != but and _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
+            shutil.rmtree(path)

@@ -1,0 +1,108 @@
+"""Open Clip Art from Debian's `openclipart-svg`: colorful drawings with amateur titles."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from clipx.demo.drawings import Drawing, stable_hash, tidy, words
+
+_NOT_A_TITLE = re.compile(
+    r"(icon collection|gramastar|lemon svg|iconset|submission|sibmission|gradient collection"
+    r"|aiga_symbol|gold-theme|various cliparts|openclipart|untitled|^card$|r16|^unnamed)",
+    re.IGNORECASE,
+)
+_NOT_A_KEYWORD = re.compile(
+    r"^(hash.*|0x[0-9a-f]+|clip ?art|openclipart|svg|unsorted|special|theme|geometry|magick)$",
+    re.IGNORECASE,
+)
+_REPEATED = 8
+"""A title on so many files names a collection, not a drawing."""
+
+
+class Metadata(NamedTuple):
+    """What an SVG file says of itself."""
+
+    title: str
+    keywords: list[str]
+    author: str
+
+
+def is_held_out(drawing: Drawing) -> bool:
+    """Whether a drawing belongs to the 5 % of the test set."""
+    return stable_hash(drawing.key, 20) == 0
+
+
+def clipart_drawings(folder: Path) -> Iterator[Drawing]:
+    """Every drawing with a usable title, from the file's metadata or else from its name."""
+    files = {}
+    for path in sorted(folder.rglob("*.svg")):
+        if not _is_generated(path.relative_to(folder)) and (found := _metadata(path)):
+            files[path] = found
+    frequency = Counter(found.title for found in files.values())
+    slugs: set[str] = set()
+    for path, (title, keywords, author) in files.items():
+        title = re.sub(r"^clipart by [^-]+-", "", title, flags=re.IGNORECASE)
+        if not title or _NOT_A_TITLE.search(title) or frequency[title] >= _REPEATED:
+            title = _title_from_name(path.stem, author)
+        label = re.sub(r"( \d+)+$", "", words(re.sub(r"\(.*?\)|\d{2,}$", "", title))).strip(" #")
+        if len(label) < 3:
+            continue
+        relative = path.relative_to(folder)
+        slug = re.sub(r"[^a-z0-9]+", "-", str(relative.with_suffix("")).lower())
+        if slug in slugs:
+            continue
+        slugs.add(slug)
+        useful = (words(k) for k in keywords if not _NOT_A_KEYWORD.match(k))
+        tags = [t for t in dict.fromkeys(useful) if t and t not in label and t not in author]
+        captions = [label, f"clip art of {label}"]
+        if tags:
+            captions += [f"{label}, {', '.join(tags[:4])}", f"{label}, {tags[0]}"]
+        yield Drawing(
+            key=f"openclipart_{slug}",
+            captions=tidy(captions),
+            label=label,
+            kind="clipart",
+            source="openclipart",
+            license="CC-PDDC",
+            path=str(path),
+            tags=tuple(tags),
+            group=relative.parts[0],
+        )
+
+
+def _is_generated(relative: Path) -> bool:
+    """Themed desktop icons, and some 1,400 stars that a script drew."""
+    desktop = relative.parts[0] == "computer" and "icons" in relative.parts
+    return desktop or relative.name.startswith("star_")
+
+
+def _metadata(path: Path) -> Metadata | None:
+    try:
+        root = ET.parse(path).getroot()
+    except ET.ParseError:
+        return None
+    title, keywords, author = "", [], ""
+    for work in (node for node in root.iter() if node.tag.endswith("}Work")):
+        for child in work:
+            if child.tag.endswith("}title") and child.text:
+                title = child.text.strip()
+            elif child.tag.endswith("}creator"):
+                author = " ".join("".join(child.itertext()).lower().split())
+            elif child.tag.endswith("}subject"):
+                items = (item.text or "" for item in child.iter() if item.tag.endswith("}li"))
+                keywords = [text.strip() for text in items if text.strip()]
+    return Metadata(title, keywords, author)
+
+
+def _title_from_name(stem: str, author: str) -> str:
+    """`red_car_john_smith_01` by John Smith -> `red car`."""
+    parts = re.sub(r"_+\d*_*$", "", stem).split("_")
+    names = author.split()
+    while len(parts) > 1 and parts[-1] and any(n.startswith(parts[-1].strip(".")) for n in names):
+        parts.pop()
+    return " ".join(parts)

@@ -1,0 +1,111 @@
+"""The large parts of a run: the model before its first step, its batches, its step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from clipx.data.loader import Source
+from clipx.data.preprocessing import Preprocessing
+from clipx.data.stream import Corpus
+from clipx.distributed.pool import build_pool
+from clipx.distributed.runtime import Runtime
+from clipx.distributed.wrap import wrap
+from clipx.models.dual_encoder import DualEncoder, ModelConfig
+from clipx.models.locked import split_locked
+from clipx.training.cached_features import feature_batches
+from clipx.training.compiling import compile_towers
+from clipx.training.config import TrainConfig
+from clipx.training.corpus import pixel_batches
+from clipx.training.interruption import Stop
+from clipx.training.optim import build_optimizer
+from clipx.training.precision import Precision
+from clipx.training.step import Step
+
+
+def new_encoder(
+    model: ModelConfig, model_json: dict[str, Any], runtime: Runtime, *, seed: int
+) -> tuple[DualEncoder, list[str]]:
+    """Build the model with its initial weights, and seed torch's generator for that. Returns it
+    with messages for the log."""
+    torch.manual_seed(seed)
+    initial = model.build_initial()
+    if initial is not None:
+        runtime.main_first(initial.prepare)
+    encoder = DualEncoder(model_json)
+    if initial is None:
+        messages = [f"weights: random, seed {seed}{_pretrained_towers(model_json)}"]
+    else:
+        messages = [f"weights: {initial.source}", *initial.load(encoder)]
+    encoder.lock(model.locked, model.unlocked_groups)
+    return encoder, messages
+
+
+def _pretrained_towers(model_json: dict[str, Any]) -> str:
+    """The towers that bring weights of their own, for the log."""
+    text, image = model_json["text_cfg"], model_json["vision_cfg"]
+    names = []
+    if text.get("hf_model_name") and text.get("hf_model_pretrained", True):
+        names.append(f"text {text['hf_model_name']}")
+    if image.get("timm_model_name") and image.get("timm_model_pretrained"):
+        names.append(f"image {image['timm_model_name']}")
+    return f", with the pretrained tower {' and '.join(names)}" if names else ""
+
+
+def build_source(
+    config: TrainConfig,
+    runtime: Runtime,
+    stop: Stop,
+    corpus: Corpus,
+    encoder: DualEncoder,
+    model_json: dict[str, Any],
+    dtype: torch.dtype,
+) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:
+    """(batches, the model that takes them, what is done to their images on the device)"""
+    if config.cache_features is None:
+        share = {"rank": runtime.rank, "world_size": runtime.world_size}
+        return (
+            pixel_batches(config, corpus, model_json, **share),
+            encoder,
+            Preprocessing.of(model_json),
+        )
+    split = split_locked(encoder, model_json)
+    batches = feature_batches(config, runtime, stop, corpus, split, model_json, dtype)
+    return batches, split.heads, lambda features: features
+
+
+def build_step(
+    config: TrainConfig,
+    runtime: Runtime,
+    trained: DualEncoder,
+    precision: Precision,
+    *,
+    pad_id: int,
+    normalize: Callable[[Tensor], Tensor],
+    mark: Callable[[Literal["forward", "loss"]], None],
+) -> Step:
+    """trained: the part of the model that a step runs: all of it, or its heads"""
+    if config.grad_checkpointing:
+        trained.set_grad_checkpointing(True)
+    if config.compile == "towers":
+        compile_towers(trained)
+    model = wrap(trained, trained, runtime, parallel=config.parallel, dtype=precision.dtype)
+    return Step(
+        model=model,
+        encoder=trained,
+        optimizer=build_optimizer(trained, config.optim),  # of the shards, where there are any
+        loss=config.loss.build(),
+        pool=build_pool(config.pool, world_size=runtime.world_size),
+        precision=precision,
+        device=runtime.device,
+        clip_grad_norm=config.optim.clip_grad_norm,
+        micro_batch_size=config.micro_batch_size,
+        seed=config.seed,
+        pad_id=pad_id,
+        normalize=normalize,
+        average=runtime.average,
+        mark=mark,
+    )

@@ -1,0 +1,114 @@
+"""Training on cached features: the towers are cut at their heads, the trunks run once over the
+corpus, the heads are what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipx.data.feature_build import Progress, build_images, build_texts
+from clipx.data.feature_cache import FeatureCache, Trunks
+from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.preprocessing import Preprocessing
+from clipx.data.progress import progress
+from clipx.data.stream import Corpus
+from clipx.data.tokenizers import build_tokenizer
+from clipx.distributed.runtime import Runtime
+from clipx.models.locked import Split
+from clipx.models.model_json import context_length, fixed_text_length, image_size
+from clipx.training.config import TrainConfig
+from clipx.training.interruption import Interrupted, Stop
+from clipx.training.precision import autocast
+from clipx.types import Stopped, UserError
+
+
+def feature_batches(
+    config: TrainConfig,
+    runtime: Runtime,
+    stop: Stop,
+    corpus: Corpus,
+    split: Split,
+    model_json: dict[str, Any],
+    dtype: torch.dtype,
+) -> FeatureBatches:
+    """Features of the whole corpus, computed by all ranks together where they are not there yet.
+    Raises UserError, and Stopped on all ranks where one is asked to stop: what is computed by then
+    is kept."""
+    assert config.cache_features is not None
+    if faults := augmentation_faults(config.data):
+        raise UserError("\n".join(faults))
+    trunks = _trunks(split, model_json, runtime.device, dtype)
+    cache = FeatureCache(Path(config.cache_features), corpus, trunks, config.data)
+    share = {"rank": runtime.rank, "world_size": runtime.world_size}
+    watch = interruptible(progress if runtime.is_main else silent, stop)
+    if not runtime.gather(cache.complete)[0]:
+        split.image_trunk.to(runtime.device)
+        split.text_trunk.to(runtime.device)
+        _together(runtime, cache.folder, lambda: build_images(cache, watch, **share))
+        _together(runtime, cache.folder, lambda: build_texts(cache, watch, **share))
+        _together(runtime, cache.folder, cache.finish)
+    return FeatureBatches(cache, global_batch_size=config.global_batch_size, **share)
+
+
+def silent(title: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+    """The progress of all ranks but the first."""
+    return nullcontext(lambda: None)
+
+
+def interruptible(progress: Progress, stop: Stop) -> Progress:
+    """The same progress, whose step raises Interrupted once this rank is asked to stop."""
+
+    @contextmanager
+    def watched(title: str, total: int) -> Iterator[Callable[[], None]]:
+        with progress(title, total) as advance:
+
+            def advance_or_leave() -> None:
+                advance()
+                if stop.reason is not None:
+                    raise Interrupted(stop.reason)
+
+            yield advance_or_leave
+
+    return watched
+
+
+def _together(runtime: Runtime, folder: Path, act: Callable[[], None]) -> None:
+    """All ranks do their part, or all stop."""
+    fault, reason = None, None
+    try:
+        act()
+    except Interrupted as interrupted:
+        reason = str(interrupted)
+    except OSError as error:
+        fault = f"cache_features {folder} cannot be written: {error}"
+    except UserError as error:
+        fault = str(error)
+    runtime.agree(fault)
+    if first := next((text for text in runtime.gather(reason) if text), None):
+        raise Stopped(f"stopped by {first} while features are cached; those in {folder} are kept")
+
+
+def _trunks(
+    split: Split, model_json: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> Trunks:
+    preprocessing = Preprocessing.of(model_json)
+
+    def run(trunk: nn.Module, x: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(device, dtype):
+            return trunk(x)
+
+    return Trunks(
+        image=lambda pixels: run(split.image_trunk, preprocessing(pixels.to(device))),
+        text=lambda ids: run(split.text_trunk, ids.to(device)),
+        fit=lambda pixels: preprocessing.fit(pixels, image_size(model_json)),
+        image_size=image_size(model_json),
+        tokenizer=build_tokenizer(model_json["text_cfg"]),
+        context_length=context_length(model_json),
+        pad_to=fixed_text_length(model_json),
+        digest=f"{split.digest} {preprocessing} {dtype}",
+    )

@@ -1,0 +1,154 @@
+"""The corpus of a run: opened once for all ranks, described, and known again after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from clipx.data.caption_check import check_caption_fields
+from clipx.data.loader import Batches
+from clipx.data.preprocessing import Preprocessing
+from clipx.data.progress import printable
+from clipx.data.stream import Corpus
+from clipx.data.tokenizers import build_tokenizer
+from clipx.distributed.runtime import Runtime
+from clipx.files import write_whole
+from clipx.models.model_json import context_length, fixed_text_length, image_size
+from clipx.training.config import TrainConfig
+from clipx.types import UserError
+
+_FILE = "corpus.tsv"
+_SHOWN = 20  # faults of whole shards
+Table = Iterable[tuple[str, int, str]]
+"""name, samples and digest of each shard"""
+
+
+def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
+    """The corpus, looked at by rank 0 and sent to the others: one of a thousand processes asks the
+    file system for every shard, and all hold the same. Faults stop all ranks."""
+    size, ranks = config.global_batch_size, runtime.world_size
+    if size % ranks:
+        raise UserError(
+            f"global_batch_size {size} is not a multiple of {ranks} ranks; "
+            f"the nearest that fits is {max(1, round(size / ranks)) * ranks}"
+        )
+    fault, sources = None, {}
+    messages: list[str] = []
+    if runtime.is_main:
+        try:
+            sources = config.data.open_sources()
+            messages = check_caption_fields(config.data.corpus(sources, seed=config.seed))
+        except UserError as error:
+            fault = str(error)
+    runtime.agree(fault)
+    corpus = config.data.corpus(runtime.from_main(sources), seed=config.seed)
+    corpus.messages += messages
+    return corpus
+
+
+def pixel_batches(
+    config: TrainConfig, corpus: Corpus, model_json: dict[str, Any], *, rank: int, world_size: int
+) -> Batches:
+    """Batches for a model. Raises UserError."""
+    return Batches(
+        config.data,
+        corpus,
+        build_tokenizer(model_json["text_cfg"]),
+        image_size=image_size(model_json),
+        fit=Preprocessing.of(model_json).fit,
+        context_length=context_length(model_json),
+        pad_to=fixed_text_length(model_json),
+        global_batch_size=config.global_batch_size,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
+    """What a person should know of it before the first step."""
+    faults = corpus.faults
+    lines = [printable(f"{fault.shard}: {fault.message}") for fault in faults[:_SHOWN]]
+    if faults[_SHOWN:]:
+        lines.append(f"... and {len(faults) - _SHOWN} more shards; see quarantine.jsonl")
+    lines += corpus.messages
+    if corpus.skip:
+        lines.append(f"{sum(map(len, corpus.skip.values()))} samples are skipped by data.skip")
+    if corpus.skip_unknown:
+        lines.append(f"{corpus.skip_unknown} lines of data.skip name shards that are not here")
+    if corpus.num_samples < global_batch_size:
+        lines.append(
+            f"the corpus has {corpus.num_samples} pairs, a global batch {global_batch_size}: "
+            "every batch repeats some"
+        )
+    return lines
+
+
+def write_table(folder: Path, table: Table) -> None:
+    """What `changes` will compare with, as corpus.tsv. Raises UserError."""
+    lines = "".join(f"{_in_one_line(name)}\t{n}\t{digest}\n" for name, n, digest in table)
+    try:
+        write_whole(folder / _FILE, lines)
+    except OSError as error:
+        raise UserError(f"{folder / _FILE} cannot be written: {error}; make room") from error
+
+
+def changes(folder: Path, table: Table) -> str:
+    """How a corpus differs from the one that was written, in a few words."""
+    path = folder / _FILE
+    if not path.exists():
+        return f"how it differs is unknown, for {path} is missing"
+    try:
+        old_table = _read_table(path)
+    except (OSError, ValueError) as error:
+        return f"how it differs is unknown, for {path} is damaged: {error}"
+    # Before digests covered contents, they were what is before the colon now.
+    with_contents = any(":" in digest for _, _, digest in old_table)
+    old = _by_name(old_table)
+    new = _by_name(
+        (_in_one_line(name), samples, digest if with_contents else digest.partition(":")[0])
+        for name, samples, digest in table
+    )
+    changed = [
+        f"{name} ({_samples(old[name]):,} to {_samples(new[name]):,} samples)"
+        for name in old
+        if name in new and old[name] != new[name]
+    ]
+    parts = {
+        "added": [name for name in new if name not in old],
+        "missing": [name for name in old if name not in new],
+        "changed": changed,
+    }
+    told = [f"shards {what}: {_some(names)}" for what, names in parts.items() if names]
+    return "; ".join(told) or "the same shards in another order"
+
+
+def _read_table(path: Path) -> list[tuple[str, int, str]]:
+    """What `write_table` has written. Raises OSError and ValueError."""
+    table = []
+    for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+        if line:
+            name, samples, digest = line.rsplit("\t", 2)
+            table.append((name, int(samples), digest))
+    return table
+
+
+def _in_one_line(name: str) -> str:
+    """A file's name may have line breaks in it."""
+    return name.translate({10: "\\n", 13: "\\r"})
+
+
+def _by_name(table: Table) -> dict[str, list[tuple[int, str]]]:
+    """Shards of different folders may have the same name."""
+    shards: dict[str, list[tuple[int, str]]] = {}
+    for name, samples, digest in table:
+        shards.setdefault(name, []).append((samples, digest))
+    return shards
+
+
+def _samples(shards: list[tuple[int, str]]) -> int:
+    return sum(samples for samples, _ in shards)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")

@@ -1,0 +1,80 @@
+"""An exponential moving average of the weights, which often evaluates better than the weights
+themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from clipx.checkpoints.sharded import placed_like
+from clipx.training.gradients import local
+
+_COUNT = "num_updates"
+
+
+class Ema:
+    """average <- d * average + (1 - d) * weight, for everything that the model's state_dict holds.
+
+    In float32 whatever the model's dtype, since 1 - d is too small a step for fewer bits. Buffers
+    of integers are copied. The model is read by its state_dict each time, and sharded weights have
+    averages that are sharded alike: nothing travels between ranks.
+
+    decay: d after a warmup: update t (from 0) takes min(decay, (1 + t) / (10 + t)), or the random
+        weights of the start would stay in the average for long
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._model, self._decay = model, decay
+        self._num_updates = 0
+        self._average = {name: _start(tensor) for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """To be called after each optimizer step."""
+        decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
+        self._num_updates += 1
+        averages, weights = [], []
+        for name, weight in self._model.state_dict().items():
+            average = self._average[name]
+            if average.is_floating_point():
+                averages.append(local(average))
+                weights.append(local(weight).float())
+            else:
+                average.copy_(weight)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averages inside, and afterwards its own weights again, bit by bit."""
+        own = {name: local(t).clone() for name, t in self._model.state_dict().items()}
+        self._put(self._average)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._model.state_dict().items():
+            local(tensor).copy_(local(values[name]))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by the model's names (DTensors where its weights are), and `num_updates`."""
+        return {**self._average, _COUNT: torch.tensor(self._num_updates)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """state: as `state_dict` gives it, or with whole tensors in place of DTensors"""
+        missing = sorted(set(self._average) - set(state))
+        assert not missing, f"no averages of {missing}"
+        self._num_updates = int(state[_COUNT])
+        for name, average in self._average.items():
+            local(average).copy_(local(placed_like(state[name], average)))
+
+
+def _start(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.clone() if not tensor.is_floating_point() else tensor.to(torch.float32, copy=True)

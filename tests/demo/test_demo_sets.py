@@ -1,0 +1,90 @@
+"""The held-out test sets of the demo corpus and the credits of its drawings."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipx.demo.recipes import Recipe
+
+BuildDemo = Callable[..., dict[str, Any]]
+
+
+def test_zero_shot_sets_have_the_layout_of_clip_benchmark(
+    build_demo: BuildDemo, tmp_path: Path
+) -> None:
+    build_demo(tmp_path / "out")
+    classes = {
+        "emoji-fluent": 3,
+        "flags-circle": 1,  # France; `ar` is the Arabic language
+        "icons-phosphor": 9,
+        "icons-phosphor-common": 5,
+        "mnist": 10,
+    }
+    for name, count in classes.items():
+        folder = tmp_path / "out/eval" / name
+        names = (folder / "classnames.txt").read_text("utf-8").splitlines()
+        templates = (folder / "zeroshot_classification_templates.txt").read_text("utf-8")
+        assert len(names) == len(set(names)) == count
+        assert all("{c}" in line for line in templates.splitlines())
+        assert (folder / "test/nshards.txt").read_text("utf-8") == "1\n"
+        with tarfile.open(folder / "test/0.tar") as tar:
+            members = tar.getnames()
+            numbers = {int(tar.extractfile(m).read()) for m in members if m.endswith(".cls")}
+        assert numbers == set(range(count))
+        assert [m.rsplit(".")[1] for m in members] == ["png", "cls"] * (len(members) // 2)
+
+
+def test_common_icons_are_tested_in_every_style(build_demo: BuildDemo, tmp_path: Path) -> None:
+    report = build_demo(tmp_path / "out")
+    assert report["eval"]["icons-phosphor-common"]["images"] == 6  # five concepts, one also bold
+
+
+def test_retrieval_set_has_one_distinct_caption_an_image(
+    build_demo: BuildDemo, tmp_path: Path
+) -> None:
+    build_demo(tmp_path / "out")
+    folder = tmp_path / "out/eval/emoji-fluent-retrieval"
+    assert (folder / "dataset_type.txt").read_text("utf-8").strip() == "retrieval"
+    assert not (folder / "classnames.txt").exists()
+    with tarfile.open(folder / "test/0.tar") as tar:
+        texts = [tar.extractfile(m).read().decode() for m in tar.getnames() if m.endswith(".txt")]
+    assert sorted(texts) == [
+        "dog face, fun, nice",
+        "grinning face, fun, nice",
+        "red apple, fun, nice",
+    ]
+
+
+def test_sets_without_their_package_are_named_and_built_once_it_is_there(
+    build_demo: BuildDemo, demo_recipe: Recipe, tmp_path: Path
+) -> None:
+    report = build_demo(tmp_path / "out")
+    assert set(report["skipped"]) == {"openclipart-retrieval", "fashion-mnist"}
+    assert "apt-get install" in report["skipped"]["fashion-mnist"]
+    demo_recipe.fashion_mnist.mkdir()
+    for name, array in {
+        "t10k-images-idx3-ubyte.gz": np.arange(3 * 28 * 28).astype(np.uint8).reshape(3, 28, 28),
+        "t10k-labels-idx1-ubyte.gz": np.array([0, 9, 4], np.uint8),
+    }.items():
+        head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        (demo_recipe.fashion_mnist / name).write_bytes(gzip.compress(head + array.tobytes()))
+    report = build_demo(tmp_path / "out")
+    assert set(report["skipped"]) == {"openclipart-retrieval"}
+    assert report["eval"]["fashion-mnist"]["images"] == 3
+
+
+def test_every_source_is_credited_with_its_license(build_demo: BuildDemo, tmp_path: Path) -> None:
+    report = build_demo(tmp_path / "out")
+    rows = json.loads((tmp_path / "out/licenses.json").read_text("utf-8"))
+    trained = {row["source"]: row["train"] for row in rows if row["train"]}
+    assert trained == report["by_source"]
+    assert all(row["license"] and row["author"] and row["url"] for row in rows)
+    table = (tmp_path / "out/LICENSES.md").read_text("utf-8")
+    assert all(f"| {row['source']} |" in table for row in rows)

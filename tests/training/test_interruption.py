@@ -1,0 +1,207 @@
+"""What a process makes of signals, in processes that send them to themselves."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import ROOT, environment
+
+from clipx.training.interruption import REPEAT_SECONDS, Interrupted, Stop
+
+# A test runner that `nohup` has started passes on that SIGHUP is ignored.
+HANGUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+SETUP = """
+import os, signal, sys, time
+from clipx.training.interruption import Interrupted, Stop
+def send(number, wait=0.1):
+    os.kill(os.getpid(), number)
+    time.sleep(wait)
+with Stop().listening() as stop:
+"""
+
+
+def run(body: str) -> subprocess.CompletedProcess[str]:
+    """`body` in a process of its own that listens; without torch, so in a tenth of a second."""
+    indented = "".join(f"    {line}\n" for line in body.splitlines())
+    return subprocess.run(
+        [sys.executable, "-c", HANGUP + SETUP + indented],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
+def test_a_signal_asks_to_stop_and_its_repetition_says_nothing_new(name: str) -> None:
+    done = run(f"for _ in range(3): send(signal.{name})\nprint(stop.reason)")
+    assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wait", "code"),
+    [
+        ("SIGINT", "SIGINT", 1.1 * REPEAT_SECONDS, 130),
+        ("SIGTERM", "SIGTERM", 1.1 * REPEAT_SECONDS, 130),
+        ("SIGTERM", "SIGINT", 0.1, 130),
+        ("SIGUSR1", "SIGUSR1", 1.1 * REPEAT_SECONDS, 0),
+        ("SIGUSR1", "SIGTERM", 1.1 * REPEAT_SECONDS, 0),
+        ("SIGTERM", "SIGUSR1", 1.1 * REPEAT_SECONDS, 0),
+        ("SIGTERM", "SIGHUP", 0.1, 0),
+        ("SIGHUP", "SIGTERM", 0.1, 0),
+        ("SIGHUP", "SIGHUP", 1.1 * REPEAT_SECONDS, 0),
+    ],
+)
+def test_a_second_wish_ends_at_once(first: str, second: str, wait: float, code: int) -> None:
+    done = run(f"send(signal.{first}, {wait})\nsend(signal.{second}, 0.3)")
+    assert done.returncode == code, done.stderr
+    assert (f"{second} again: ended at once" in done.stderr) == bool(code)
+
+
+def test_a_terminal_that_is_closed_asks_to_stop_and_what_is_printed_then_ends_nothing(
+    tmp_path: Path,
+) -> None:
+    body = f"""
+print("listening", flush=True)
+while stop.reason is None:
+    time.sleep(0.01)
+time.sleep(0.1)
+for stream in (sys.stdout, sys.stderr):
+    print("after", file=stream, flush=True)
+open({str(tmp_path / "checkpoint")!r}, "w").write(stop.reason)
+"""
+    indented = "".join(f"    {line}\n" for line in body.splitlines())
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGUP + SETUP + indented],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    assert b"listening" in os.read(master, 100)
+    os.close(master)
+    assert process.wait(30) == 0
+    assert (tmp_path / "checkpoint").read_text() == "SIGHUP"
+
+
+def test_nohup_is_respected() -> None:
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    body = "    send(signal.SIGHUP)\n    print(stop.reason)\n"
+    command = [sys.executable, "-c", ignored + SETUP + body]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment(), check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
+
+
+def test_it_ends_at_once_though_the_main_thread_waits_in_c() -> None:
+    """A lock stands for a collective: no handler of Python's own would run."""
+    wait = "import ctypes\nlibc = ctypes.PyDLL(None) if 0 else ctypes.CDLL(None)\nlibc.pause\n"
+    body = (
+        "import subprocess\n"
+        "pid = os.getpid()\n"
+        "code = f'sleep 0.3; kill -INT {pid}; sleep 1.3; kill -INT {pid}'\n"
+        "subprocess.Popen(['sh', '-c', code])\n" + wait + "while True: libc.sleep(30)"
+    )
+    began = time.monotonic()
+    assert run(body).returncode == 130
+    assert time.monotonic() - began < 20
+
+
+def test_afterwards_a_repetition_cannot_kill_a_process_that_is_done() -> None:
+    done = run("send(signal.SIGUSR1)\nimport atexit\natexit.register(send, signal.SIGUSR1)")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_part_that_may_be_interrupted_is_left_at_once() -> None:
+    body = """
+try:
+    with stop.interrupting():
+        send(signal.SIGUSR1, 5)
+except Interrupted:
+    print("left")
+send(signal.SIGUSR1)
+try:
+    with stop.interrupting():
+        print("never")
+except Interrupted:
+    print("not entered")
+"""
+    done = run(body)
+    assert done.stdout == "left\nnot entered\n", done.stderr
+
+
+def test_what_is_done_with_peers_is_done_to_its_end_first() -> None:
+    body = """
+try:
+    with stop.interrupting():
+        with stop.held():
+            send(signal.SIGUSR1)
+            print("done", stop.reason)
+        print("never")
+except Interrupted as signal:
+    print("left by", signal)
+with stop.held():
+    print("held alone")
+"""
+    done = run(body)
+    assert done.stdout == "done SIGUSR1\nleft by SIGUSR1\nheld alone\n", done.stderr
+
+
+def test_a_forked_child_lives_on_and_its_signals_are_not_its_parents() -> None:
+    body = """
+child = os.fork()
+if child == 0:
+    send(signal.SIGINT); send(signal.SIGUSR1); send(signal.SIGHUP)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stop.reason)
+child = os.fork()
+if child == 0:
+    time.sleep(30)
+os.kill(child, signal.SIGTERM)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stop.reason)
+"""
+    done = run(body)
+    assert done.stdout == f"7 None\n{-signal.SIGTERM} None\n", done.stderr
+
+
+def test_a_deadline_is_a_reason() -> None:
+    stop = Stop()
+    assert stop.reason is None
+    stop.deadline = time.time() + 3600
+    assert stop.reason is None
+    stop.deadline = time.time()
+    assert stop.reason == "the time limit"
+
+
+def test_asking_costs_a_step_next_to_nothing() -> None:
+    """A bound on what is done, not on time: no system call but the clock's."""
+    stop = Stop()
+    before = os.times()
+    for _ in range(100_000):
+        assert stop.reason is None
+    after = os.times()
+    assert after.user - before.user < 1.0
+
+
+def test_nothing_to_interrupt_without_signals() -> None:
+    with Stop().interrupting():
+        pass
+    with pytest.raises(Interrupted), Stop().interrupting():
+        raise Interrupted
