@@ -8,6 +8,7 @@ Dimension letters used in every docstring:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -55,14 +56,14 @@ class Stopped(Exception):
 class Batch:
     """One local batch.
 
-    image: (B, 3, H, W) uint8
-    text: (B, T) int64, T = tokens of the longest caption in this batch
+    views: row-wise tensors by name, (B, ...) each: image (B, 3, H, W) uint8; text (B, T) int64, T
+        tokens of the longest caption in this batch
+    keys: B sample keys
     positions: B global data positions, for the fingerprint and for error messages
-    state: the data state after this batch, what a checkpoint stores
+    state: the data state after this batch, as a checkpoint stores it
     """
 
-    image: Tensor
-    text: Tensor
+    views: dict[str, Tensor]
     keys: list[str]
     positions: list[int]
     state: dict[str, Any]
@@ -77,13 +78,40 @@ class LossOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Loss(ABC):
+    """A loss of image-text pairs, made by the `Config` of its module. See `clipx.losses`."""
+
+    id_kinds: tuple[str, ...] = ()
+    """The ids by which it masks false negatives: of `caption` and `image`."""
+    needs_logit_bias: bool = False
+    """Whether the model must have a logit_bias, and starts from -10 where its JSON has none."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        image: Tensor,
+        text: Tensor,
+        *,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None,
+        pool: Pool,
+        ids: Tensor | None = None,
+        negatives: Negatives | None = None,
+    ) -> LossOutput:
+        """The mean over this rank's rows.
+
+        image, text: (B, D) of unit norm; logit_scale: () log of the inverse temperature
+        logit_bias: () or None; ids: (B, K) int64, a column for each of `id_kinds`
+        """
+
+
 @dataclass(frozen=True)
 class Block:
-    """Candidates that a pool shows at once: n rows, which lie one rank after another.
+    """Candidates that a pool shows at once: n rows, those of one rank after those of another.
 
     rows: of each tensor that was shared, (n, ...)
-    own: which of this rank's rows are among them; empty in a block of other ranks' rows
-    at: the number in the block of the first of them: row own[k] is candidate at + k
+    own: numbers of this rank's rows that are in the block; empty for a block of other ranks' rows
+    at: position in the block of the first of them: row own[k] is candidate at + k
     """
 
     rows: tuple[Tensor, ...]
@@ -95,20 +123,22 @@ Reduce = Literal["sum", "logsumexp"]
 
 
 class Candidates(Protocol):
-    """Rows of all ranks, to be visited block by block, as often as one likes, each time in the
-    same order. All ranks must visit alike, because blocks travel between them."""
+    """Rows of all ranks, visited block by block, any number of times in the same order. All ranks
+    must make the same visits, because blocks travel between them."""
 
     def visit(
         self,
-        act: Callable[[Block], tuple[Tensor, ...]],
+        compute: Callable[[Block], tuple[Tensor, ...]],
         reduce: tuple[Reduce, ...],
-        *more: Tensor,
+        *extra: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Show `act` every candidate once. What it says of a block's n rows, (n, ...) each, goes
-        home to the rank that owns them: returned is what all ranks said of mine, (B, ...) each.
+        """Call `compute` with every block. The tensors that it returns for a block's n rows,
+        (n, ...) each, are reduced over all ranks on the rank that owns the rows. Returns the
+        reduced tensors of this rank's rows, (B, ...) each.
 
-        reduce: for each tensor that `act` returns, how the ranks' are put together
-        more: (B, ...), further tensors of this rank's rows, which follow those that were shared
+        reduce: how each tensor that `compute` returns is reduced
+        extra: (B, ...), further tensors of this rank's rows; in a block they follow those that were
+            shared
         """
         ...
 
@@ -117,21 +147,24 @@ class Pool(Protocol):
     """Where a loss finds its candidates. See `clipx.distributed.pool`."""
 
     def share(self, *rows: Tensor) -> Candidates:
-        """Offer this rank's rows, (B, ...) each, to all ranks. Every rank has equally many."""
+        """Offer this rank's rows, (B, ...) each, to all ranks. Every rank has the same number."""
         ...
 
-    @property
-    def past(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """(image (Q, D), text (Q, D), ids (Q, K)) of earlier batches that serve as further
-        negatives, the same on all ranks; None where there are none."""
+    def gather(self, rows: Tensor) -> Tensor:
+        """(G, ...) rows of the global batch, in the order of their positions, without gradient."""
         ...
 
-    def push(self, image: Tensor, text: Tensor, ids: Tensor | None) -> None:
-        """Remember this rank's rows for later steps, where the pool does so."""
-        ...
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+@dataclass(frozen=True)
+class Negatives:
+    """Further negatives without gradient, the same on all ranks, such as rows of earlier batches.
+
+    rows, columns: (Q, D), of which row i and column i belong together; ids: (Q, K) int64, or None
+    """
+
+    rows: Tensor
+    columns: Tensor
+    ids: Tensor | None = None
 
 
 class Encoder(Protocol):

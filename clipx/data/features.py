@@ -55,8 +55,10 @@ class FeatureBatches:
         pairs = zip(shard.tolist(), sample.tolist(), strict=True)
         keys = [self.corpus.key(s, i) for s, i in pairs]
         return Loaded(
-            image=self.cache.read_images(shard, sample),
-            text=self.cache.read_texts(text),
+            views={
+                "image": self.cache.read_images(shard, sample),
+                "text": self.cache.read_texts(text),
+            },
             keys=keys,
             positions=positions.tolist(),
             state={"position": (index + 1) * size},

@@ -156,7 +156,7 @@ def evaluate_if_due(session: Session, logs: Logs | None, report: Reporter, stop:
     if not names or runtime.from_main(logs is not None and step in logs.evaluated):
         return
     chosen = {name: session.config.evaluators[name] for name in names}
-    with session.parts.evaluated(session.model_json) as model:
+    with session.learner.evaluated(session.model_json) as model:
         device, dtype = runtime.device, session.precision.dtype
         encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
 

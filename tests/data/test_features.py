@@ -90,8 +90,10 @@ def test_features_are_those_of_the_batches_that_would_be_loaded(
         plain = ("keys", "positions", "state", "fingerprint", "bad")
         assert all(getattr(loaded, name) == getattr(expected, name) for name in plain)
         half = {"atol": 1e-6, "rtol": 2**-11}  # what float16 keeps
-        torch.testing.assert_close(loaded.image, image_trunk(expected.image), **half)
-        torch.testing.assert_close(loaded.text, text_trunk(expected.text), **half)
+        torch.testing.assert_close(
+            loaded.views["image"], image_trunk(expected.views["image"]), **half
+        )
+        torch.testing.assert_close(loaded.views["text"], text_trunk(expected.views["text"]), **half)
 
 
 def test_ranks_share_the_work_and_the_batch(
@@ -141,7 +143,7 @@ def test_a_stopped_build_goes_on_with_what_is_missing(
     assert again.complete
     assert all((again.folder / name).stat().st_mtime_ns == t for name, t in times.items())
     feature_cache._mapped.cache_clear()
-    torch.testing.assert_close(one(feature_batches(again), 0).image, before.image)
+    torch.testing.assert_close(one(feature_batches(again), 0).views["image"], before.views["image"])
 
 
 def stop_after(count: int) -> Any:
