@@ -23,7 +23,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipx.data.progress import note
 from clipx.demo.demo_eval import COUNTS, eval_sets, missing_package
 from clipx.demo.demo_train import build_shards, plan_training
 from clipx.demo.licenses import credits, write_licenses
@@ -38,6 +37,7 @@ from clipx.demo.packages import (
 from clipx.demo.recipes import RECIPES, Recipe
 from clipx.demo.render import Renderer, renderer
 from clipx.demo.tars import write_text
+from clipx.progress import note
 from clipx.types import UserError
 
 RECIPE_VERSION = 1

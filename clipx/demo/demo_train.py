@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipx.data.progress import progress
 from clipx.demo.clipart import clipart_drawings, is_held_out
 from clipx.demo.drawings import (
     Drawing,
@@ -24,6 +23,7 @@ from clipx.demo.icons import icon_drawings
 from clipx.demo.recipes import Recipe
 from clipx.demo.render import Renderer
 from clipx.demo.tars import member_key, write_tar, write_text
+from clipx.progress import progress
 
 
 @dataclass(frozen=True)

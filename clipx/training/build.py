@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clipx.data.loader import Source
+from clipx.data.corpus import Corpus
+from clipx.data.loader import BatchSource
 from clipx.data.preprocessing import Preprocessing
-from clipx.data.stream import Corpus
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
@@ -63,7 +63,7 @@ def build_source(
     encoder: DualEncoder,
     model_json: dict[str, Any],
     dtype: torch.dtype,
-) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:
+) -> tuple[BatchSource, DualEncoder, Callable[[Tensor], Tensor]]:
     """(batches, the model that takes them, what is done to their images on the device)"""
     if config.cache_features is None:
         share = {"rank": runtime.rank, "world_size": runtime.world_size}

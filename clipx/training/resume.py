@@ -8,7 +8,7 @@ from pathlib import Path
 from clipx.checkpoints import format as checkpoints
 from clipx.checkpoints.format import Checkpoint, manifest
 from clipx.checkpoints.train_state import LaterVersion
-from clipx.data.stream import Corpus
+from clipx.data.corpus import Corpus
 from clipx.distributed.runtime import Runtime
 from clipx.training.corpus import changes
 from clipx.training.run_folder import RunFolder

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clipx.data import transforms
+from clipx.data import preprocessing
 from clipx.distributed.wrap import Features, Wrapped
 from clipx.models.dual_encoder import DualEncoder
 from clipx.training.device_batch import Rows, ids_of, rows_of
@@ -66,7 +66,7 @@ class Step:
     micro_batch_size: int | None = None
     seed: int = 0
     pad_id: int = 0
-    normalize: Callable[[Tensor], Tensor] = field(default=transforms.normalize)
+    normalize: Callable[[Tensor], Tensor] = field(default=preprocessing.normalize)
     average: Callable[[Tensor], Tensor] = field(default=lambda values: values)
     mark: Callable[[Literal["forward", "loss"]], None] = field(default=lambda phase: None)
 
