@@ -96,6 +96,7 @@ def index(patterns: list[str], *, allow_pipe: bool) -> int:
         "unreadable": num_unreadable,
     }
     _print_table(list(totals), [[f"{number:,}" for number in totals.values()]])
+    # A missing disk makes all shards faulty, and the first of them show it.
     for fault in catalog.faults[:_MAX_SHOWN]:
         print(printable(f"{fault.shard}: {fault.message}"))
     if catalog.faults[_MAX_SHOWN:]:
@@ -147,6 +148,7 @@ def _print_bad(bad: list[BadSample], num_samples: int, out: Path | None) -> None
     counts = Counter((sample.stage, sample.error) for sample in bad)
     rows = []
     for (stage, error), count in counts.most_common():
+        # Of many alike, one shows what to mend.
         first = next(sample for sample in bad if (sample.stage, sample.error) == (stage, error))
         where = f"{first.key or '(whole shard)'} of {first.shard}: {first.message}"
         rows.append([stage, error, f"{count:,}", printable(where)])
@@ -195,7 +197,7 @@ def _run_bench(arguments: argparse.Namespace) -> None:
         rows.append([stage, f"{seconds * 1e6:.1f}", rate, f"{seconds / total:.0%}"])
     title = f"one core, {report.samples:,} samples to {batches.image_size} px"
     _print_table(["stage", "us a sample", "samples/s", "share"], rows, title=title)
-    workers = "no workers (the training process itself)"
+    workers = "no workers (the training process itself)"  # data.workers=0
     if report.workers:
         workers = f"{report.workers} workers"
     print(f"the loader with {workers}: {report.samples_per_second:,.0f} samples/s")

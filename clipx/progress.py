@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 10
 class ProgressBar:
     """A bar on a terminal. Elsewhere `update` does nothing, and the caller writes lines of its own.
 
-    done: what was done before, for example by the run that this one resumes
+    done: count at the start, for example of a run that is resumed
     """
 
     def __init__(self, title: str, total: int, *, done: int = 0) -> None:
@@ -55,6 +55,7 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         done += count
         bar.update(done)
         now = time.monotonic()
+        # A log shall end with the total.
         is_due = now - last_line >= SECONDS_BETWEEN_LINES or done == total
         if is_due and not bar.is_shown:
             last_line = now
@@ -71,5 +72,6 @@ def note(text: str) -> None:
 
 def printable(text: str) -> str:
     """One line of valid UTF-8, since names of files may contain line breaks and any bytes."""
+    # Python reads file names of other encodings as lone surrogates, which cannot be printed.
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -64,12 +64,12 @@ def augment(
     fit: the model's resizing in evaluation, `Preprocessing.fit`
     """
     if not augmentation.is_random:
-        image = fit(image, size)
+        image = fit(image, size)  # the same pixels in training and evaluation
         return image if out is None else out.copy_(image)
     left, top, width, height = crop_box(image.shape[-2], image.shape[-1], augmentation, draws)
     crop = packed(image[:, top : top + height, left : left + width])
     if draws[4] < augmentation.flip:
-        crop = crop[:, ::-1]
+        crop = crop[:, ::-1]  # before the resize, since the view costs nothing
     if out is None:
         out = torch.empty((3, size, size), dtype=torch.uint8)
     resize(crop, (size, size), out)

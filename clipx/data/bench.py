@@ -99,7 +99,7 @@ def _timed(clock: dict[str, float], stage: str) -> Iterator[None]:
 
 def _loader_rate(batches: Batches, limit: float) -> float:
     """Samples per second, from the second batch on: starting the processes is not loading."""
-    loaded = load(batches, 0, 1_000_000_000)
+    loaded = load(batches, 0, 1_000_000_000)  # until the time is over
     next(loaded)
     began = time.perf_counter()
     samples = 0

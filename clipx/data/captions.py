@@ -61,7 +61,7 @@ class CaptionFields:
     weights: Mapping[str, float]
 
     def of(self, raw: Raw) -> Caption:
-        """The caption of a sample. Raises SampleError where there is none."""
+        """The caption of a sample. Raises SampleError if it has none."""
         json_fields: dict[str, Any] | None = None  # parsed once, and only where needed
         groups = []
         for name, weight in self.weights.items():
@@ -95,7 +95,7 @@ def _json_fields(raw: Raw) -> dict[str, Any]:
         value = json.loads(raw.text["json"])
     except (ValueError, RecursionError) as error:
         raise SampleError("caption", f"the .json member does not parse: {error}") from error
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) else {}  # a list or a number has no fields
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -109,7 +109,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, bytes):
             raise SampleError("caption", "a text of the list is not UTF-8")
-        if not isinstance(text, str):
+        if not isinstance(text, str):  # a number or null, as in tables with gaps
             continue
         if len(text) > MAX_CHARACTERS:
             raise SampleError(
@@ -175,6 +175,7 @@ def _probes(corpus: Corpus) -> list[tuple[int, int]]:
             continue
         if source.is_remote:
             shards = first_shards[np.isin(first_shards, shards)][:1]
+        # Evenly over the samples, not over the shards, whose sizes may differ much.
         ends = np.cumsum(corpus.sizes[shards])
         if not len(ends) or not ends[-1]:
             continue

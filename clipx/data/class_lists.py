@@ -44,6 +44,7 @@ def known_classes(name: str) -> ClassList:
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     wordnet_ids = _timm_list("imagenet_synsets.txt")
+    # Both list the classes by their number, so that ids and names can be paired.
     assert len(wordnet_ids) == len(IMAGENET_CLASSNAMES) == 1000
     if name == "imagenet-v2":  # its folders are named by the numbers of the classes
         return ClassList(IMAGENET_CLASSNAMES, [str(number) for number in range(1000)])

@@ -98,7 +98,7 @@ class DataConfig:
         )
 
     def open(self, *, seed: int) -> Corpus:
-        """Open the corpus. Raises UserError where there is no shard, or none with samples."""
+        """Open the corpus. Raises UserError for a corpus without samples."""
         return self.corpus(self.open_sources(), seed=seed)
 
     def open_sources(self) -> dict[str, Source]:
@@ -150,7 +150,7 @@ class DataConfig:
             sizes = np.concatenate([source.sizes for source in sources.values()])
             order = Order(sizes[shards], seed=seed, streams=self.streams, window=self.window)
         weights = self.caption_field
-        if isinstance(weights, str):
+        if isinstance(weights, str):  # one field
             weights = {weights: 1.0}
         fields = CaptionFields(weights)
         corpus = Corpus(sources, order, shards, fields, max_image_bytes=self.max_image_bytes)
@@ -163,7 +163,7 @@ class DataConfig:
         for source in sources.values():
             orders.append(Order(source.sizes, seed=seed, streams=self.streams, window=self.window))
         mixture = Mixture(orders, [self.weights[name] for name in sources], seed=seed)
-        if not mixture.quota.all():
+        if not mixture.quota.all():  # a block would contain no sample of some source
             rarest = min(self.weights, key=self.weights.__getitem__)
             raise UserError(
                 f"data.weights.{rarest} is below {1 / Mixture.BLOCK:.2%} of the mixture; "

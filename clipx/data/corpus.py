@@ -99,6 +99,7 @@ class Corpus:
         """(source and file name, samples, digest) of each shard."""
         for name, source in self.sources.items():
             for shard, digest in enumerate(source.digests):
+                # Without the folder: a corpus that is moved is the same corpus.
                 file_name = source.name(shard).rpartition("/")[2]
                 yield f"{name}/{file_name}", int(source.sizes[shard]), digest
 
@@ -142,6 +143,7 @@ class Corpus:
 
     def prefetch(self, positions: np.ndarray) -> None:
         """Start fetching the shards of positions that will soon be read. Returns at once."""
+        # A dictionary removes repetitions and keeps the order of need.
         for shard in dict.fromkeys(self.locate(positions).shard.tolist()):
             source, number = self._source_of(shard)
             source.prefetch([number])
@@ -154,7 +156,7 @@ class Corpus:
         """
         bad: list[BadSample] = []
         for attempt in range(MAX_ATTEMPTS):
-            if attempt:
+            if attempt:  # the sample before was bad
                 shard, sample = self._replacement(position, attempt, shard)
             try:
                 if shard in self.skip and self.key(shard, sample) in self.skip[shard]:
@@ -175,6 +177,7 @@ class Corpus:
         raise UserError(f"{message}. Check data.shards and data.caption_field")
 
     def _replacement(self, position: int, attempt: int, shard: int) -> tuple[int, int]:
+        # The order chooses by its own numbers: a repeated shard has several, all alike.
         in_order = int(np.flatnonzero(self._order_shards == shard)[0])
         substitute, sample = self.order.replacement(position, attempt, in_order)
         return int(self._order_shards[substitute]), sample

@@ -166,7 +166,7 @@ class Batches:
         ahead = self.config.streams * self.config.window // (4 * self.global_batch_size)
         first = max(k, self._last_prefetched + 1)
         last = k + max(8, ahead)
-        self._last_prefetched = max(last, self._last_prefetched)
+        self._last_prefetched = max(last, self._last_prefetched)  # so each position comes once
         if first <= last:
             positions = [self.positions(batch) for batch in range(first, last + 1)]
             self.corpus.prefetch(np.concatenate(positions))
@@ -209,7 +209,7 @@ def _from_workers(batches: BatchSource, first: int, stop: int) -> Iterator[Loade
     workers = batches.config.workers
     loader = DataLoader(
         _Guarded(batches),
-        batch_size=None,
+        batch_size=None,  # items are whole batches
         sampler=range(first, stop),
         generator=torch.Generator(),  # else each start takes a number from the model's generator
         num_workers=workers,

@@ -54,7 +54,7 @@ def uniforms(seed: int, position: int | np.ndarray, count: int) -> np.ndarray:
     position: an int, or (P, 1) for (P, count) draws
     """
     bits = hash_of(seed, position, np.arange(count))
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)) * 2.0**-53  # the 53 bits of a float64, so never 1.0
 
 
 def shuffled(index: np.ndarray, length: np.ndarray, key: np.ndarray) -> np.ndarray:
@@ -151,7 +151,7 @@ class Order:
         # Streams take turns, and an epoch may begin with any of them. Lengths of their ranges
         # differ by one at most: the first `total % streams` to take a turn are longer.
         turn = offset % self.streams
-        stream = (turn + epoch * total) % self.streams
+        stream = (turn + epoch * total) % self.streams  # as the position is modulo S
         range_length = (total - turn + self.streams - 1) // self.streams
         range_start = turn * (total // self.streams) + np.minimum(turn, total % self.streams)
 
@@ -181,7 +181,7 @@ class Order:
     def replacement(self, position: int, attempt: int, shard: int) -> tuple[int, int]:
         """(shard, sample) to use instead of a bad sample of `shard`: a function of the position, so
         that all reruns agree."""
-        draw = hash_of(self.seed, position, attempt, 0xBAD)[0]
+        draw = hash_of(self.seed, position, attempt, 0xBAD)[0]  # a constant apart from other draws
         place = int(draw % np.uint64(self.epoch_samples))
         substitute = int(np.searchsorted(self._ends, place, side="right"))
         return substitute, place - int(self._ends[substitute] - self.sizes[substitute])
@@ -209,7 +209,7 @@ class Mixture:
         """positions: (P,) int64, in any order"""
         positions = np.asarray(positions, dtype=np.int64)
         i, stream = np.divmod(positions, self.streams)
-        block, slot = np.divmod(i, self.BLOCK)
+        block, slot = np.divmod(i, self.BLOCK)  # of the stream
         slot = shuffled(slot, np.array(self.BLOCK), hash_of(self.seed, 0x313, stream, block))
 
         # Slots of a block are given to the orders one after the other, `quota` to each.

@@ -43,6 +43,7 @@ class Preprocessing:
         cfg = model_json.get("preprocess_cfg") or {}
         if not isinstance(cfg, dict):
             raise UserError(f"preprocess_cfg must be a mapping, not {cfg!r}")
+        # null stands for the default, as in open_clip.
         given = {key: value for key, value in cfg.items() if value is not None}
         mean = _channels("mean", given.get("mean", MEAN))
         std = _channels("std", given.get("std", STD))
@@ -110,6 +111,7 @@ def center(image: Tensor, size: int) -> Tensor:
     middle."""
     target = shorter_side(image, size)
     resized = _bicubic(image, target)
+    # Halves are rounded to even, as torchvision's CenterCrop does.
     top = round((target[0] - size) / 2)
     left = round((target[1] - size) / 2)
     return resized[:, top : top + size, left : left + size]

@@ -45,6 +45,7 @@ def resize(image: np.ndarray, target: tuple[int, int], out: Tensor) -> None:
     for axis in (0, 1) if columns_first else (1, 0):
         if image.shape[axis] != target[axis]:
             image = _pass(image, axis, target[axis])
+    # A crop of the target's size comes here unchanged, as a view that is not contiguous.
     pixels = np.ascontiguousarray(image).view(np.uint8).reshape(*target, 4)
     kernel = _kernel()
     if kernel is None:

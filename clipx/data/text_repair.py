@@ -1,4 +1,4 @@
-"""open_clip's repair of captions, faster where there is little to repair.
+"""open_clip's repair of captions, faster for captions that need little.
 
 open_clip repairs captions by ftfy (mojibake, curly quotes, full-width letters, control characters)
 and then decodes HTML entities twice. Most of that time goes into captions that need no repair.
@@ -79,5 +79,4 @@ CLEAN: dict[str, Callable[[str], str]] = {
     "whitespace": str,
     "canonicalize": lambda text: text.translate(_NO_PUNCTUATION).lower(),
 }
-"""open_clip's setting `clean`: what is done to a repaired caption before it is split at whitespace.
-"""
+"""open_clip's setting `clean`: changes of a repaired caption before it is split at whitespace."""

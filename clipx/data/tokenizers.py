@@ -57,7 +57,7 @@ class HuggingFace:
         self._tokenizer = _read_transformers(name, language)
         self.pad_id = self._special_id("pad")
         self._stripped = self._special_id("sep") if strip_sep_token else None
-        if self._stripped == self.pad_id:
+        if self._stripped == self.pad_id:  # open_clip replaces it everywhere, padding included
             self.pad_id = 0
         self._clips: tuple[int, int, int] | None = None
         if mode == "clips":
@@ -104,7 +104,7 @@ def _read_transformers(name: str, language: str | None) -> Any:
     """A tokenizer of the transformers library. Raises UserError."""
     from open_clip.tokenizer import HFTokenizer
 
-    folder = Path(name)
+    folder = Path(name)  # or a name of the hub, which is no folder
     # Without a vocabulary, transformers would build an empty tokenizer.
     if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARY_FILES):
         raise UserError(
@@ -132,7 +132,7 @@ def _read_transformers(name: str, language: str | None) -> Any:
                 "setting for a language; leave it out"
             ) from error
         set_language(language)
-    if reference.tokenizer.padding_side != "right":
+    if reference.tokenizer.padding_side != "right":  # batches are padded here, after the captions
         raise UserError(
             f"text_cfg.hf_tokenizer_name {name!r} pads on the left; set padding_side to right in "
             "its tokenizer_config.json"
@@ -145,7 +145,7 @@ def build_tokenizer(text_cfg: dict[str, Any]) -> Tokenizer:
     name = text_cfg.get("hf_tokenizer_name")
     mode = text_cfg.get("tokenizer_mode") or ""
     kwargs = text_cfg.get("tokenizer_kwargs") or {}
-    settings = {key: value for key, value in kwargs.items() if value}
+    settings = {key: value for key, value in kwargs.items() if value}  # open_clip has empty ones
     known = {"clean", "strip_sep_token", "language"} if name else {"clean"}
     kind = "a Hugging Face tokenizer" if name else "CLIP's own tokenizer"
     for key in set(settings) - known:

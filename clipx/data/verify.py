@@ -49,7 +49,8 @@ class _Chunks(Dataset):
         shard = int(np.searchsorted(self._last_chunk, index, side="right"))
         size = int(self.corpus.sizes[shard])
         chunks_of_shard = -(-size // _CHUNK)
-        first = (index - int(self._last_chunk[shard]) + chunks_of_shard) * _CHUNK
+        number_in_shard = index - int(self._last_chunk[shard]) + chunks_of_shard
+        first = number_in_shard * _CHUNK
         end = min(first + _CHUNK, size)
         bad = []
         for number in range(first, end):

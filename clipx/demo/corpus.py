@@ -34,7 +34,7 @@ from clipx.demo.packages import (
 )
 from clipx.demo.recipes import RECIPES, Recipe
 from clipx.demo.render import Renderer, renderer
-from clipx.demo.test_sets import COUNTS, eval_sets, missing_package
+from clipx.demo.test_sets import COUNTS, EVAL_SETS, build_set, missing_package
 from clipx.demo.training_set import build_shards, plan_training
 from clipx.files import write_whole
 from clipx.progress import note
@@ -67,11 +67,13 @@ def build_recipe(
     _check_identity(out, identity)
     if report := _finished_report(out, recipe):
         return report
+    # All checks come before the first file is written.
     to_install_gib = INSTALLED_GIB if missing_packages(modules_of(npm)) else 0
     check_disk(out, recipe.corpus_gib + to_install_gib)
     modules = ensure_packages(npm)
     for folder in ("train", "eval"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+    # The first of all files, so that an unfinished corpus is known by its recipe, too.
     write_whole(out / "recipe.json", json.dumps(identity, indent=1) + "\n")
     plan = plan_training(recipe, modules)
     with renderer(px, workers) as render:
@@ -101,7 +103,7 @@ def _identity(recipe: Recipe, px: int, shard_size: int) -> dict[str, Any]:
     """Everything that the bytes of the training shards depend on."""
     identity = asdict(recipe)
     for irrelevant in ("openclipart", "fashion_mnist", "corpus_gib"):
-        del identity[irrelevant]
+        del identity[irrelevant]  # paths and sizes of this machine
     identity |= {
         "clipart": recipe.trains_on_clipart,
         "px": px,
@@ -149,8 +151,10 @@ def _finished_report(out: Path, recipe: Recipe) -> dict[str, Any] | None:
     needed += [out / "eval" / name for name in report["eval"]]
     if not all(path.exists() for path in needed):
         return None
-    # A package that was missing may have been installed since.
-    return report if all(missing_package(name, recipe) for name in report["skipped"]) else None
+    # A package that was missing may have been installed since, so that its test set can be built.
+    if not all(missing_package(name, recipe) for name in report["skipped"]):
+        return None
+    return report
 
 
 def _build_eval(
@@ -159,13 +163,13 @@ def _build_eval(
     """Write the missing test sets. Returns name -> counts, and name -> reason to skip it."""
     counts = {}
     skipped = {}
-    for name, build_set in eval_sets(recipe, modules, render).items():
+    for name in EVAL_SETS:
         if not (folder / name).exists():
             if reason := missing_package(name, recipe):
                 skipped[name] = reason
                 note(f"test set {name} skipped: {reason}")
                 continue
-            build_set().write(folder / name)
+            build_set(name, recipe, modules, render).write(folder / name)
         counts[name] = json.loads((folder / name / COUNTS).read_text("utf-8"))
         note(f"test set {name}: {counts[name]['images']:,} images")
     return counts, skipped

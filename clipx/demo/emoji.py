@@ -66,9 +66,9 @@ def emoji_drawings(modules: Path, prefixes: Iterable[str]) -> Iterator[Drawing]:
         icon_set = load_set(modules, prefix)
         code_of = {icon: _plain_code(code) for code, icon in icon_set.get("chars", {}).items()}
         for icon in visible_icons(icon_set):
-            plain = re.sub(r"^flag-for-", "flag-", icon)
+            plain = re.sub(r"^flag-for-", "flag-", icon)  # as some sets call `flag: France`
             name = names.get(code_of.get(icon, "")) or by_label.get(_squash(plain))
-            if name is None:
+            if name is None:  # an emoji that is newer than the names
                 name = EmojiName(re.sub(r" \d+$", "", words(plain)))
             label = name.label.replace("flag: ", "flag of ").replace(":", ",")
             yield Drawing(
@@ -122,7 +122,7 @@ def flag_drawings(modules: Path, prefixes: Iterable[str]) -> Iterator[Drawing]:
     for prefix in prefixes:
         icon_set = load_set(modules, prefix)
         for icon in visible_icons(icon_set):
-            country = countries.get(re.sub(r"-(1x1|4x3)$", "", icon))
+            country = countries.get(re.sub(r"-(1x1|4x3)$", "", icon))  # in both proportions
             if country is None or icon in _LANGUAGE_FLAGS.get(prefix, ()):
                 continue
             captions = [f"flag of {country}", f"{country} flag", f"the national flag of {country}"]

@@ -94,7 +94,7 @@ def _styles(
         core, style, size = split(name)
         if not _is_word(concept(core)):
             continue
-        names = styles.setdefault(core, {})
+        names = styles.setdefault(core, {})  # one size of each style
         if style not in names or _preference(size) < _preference(split(names[style]).size):
             names[style] = name
     return styles
@@ -133,9 +133,9 @@ def icon_drawings(modules: Path, prefixes: Iterable[str], max_styles: int) -> It
         categories = _categories(icon_set)
         for core, styles in _styles(icon_set, split).items():
             label = concept(core)
-            draws = [(stable_hash(prefix + name, 1 << 30), style) for style, name in styles.items()]
-            for _, style in sorted(draws)[:max_styles]:
-                name = styles[style]
+            # By a hash, so that no style is preferred.
+            names = sorted(styles.items(), key=lambda item: stable_hash(prefix + item[1], 1 << 30))
+            for style, name in names[:max_styles]:
                 groups = categories[name]
                 yield Drawing(
                     key=f"{prefix}_{name}",

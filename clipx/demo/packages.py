@@ -82,6 +82,7 @@ def npm_command() -> list[str]:
 
 def check_disk(folder: Path, needed_gib: float) -> None:
     """Refuse a disk with too little space. `folder` need not exist yet."""
+    # Of a folder that is not there yet, the disk is that of the nearest parent that is.
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free_gib = shutil.disk_usage(existing).free / 2**30
     if free_gib < needed_gib:

@@ -73,6 +73,7 @@ def _render_file(drawing: Drawing, px: int) -> bytes | None:
     if box is None:
         return None
     image = image.crop(box)
+    # Rendered at twice the size above, since the crop may be small.
     image.thumbnail((px - 4, px - 4), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", (px, px), _background(drawing))
     canvas.paste(image, ((px - image.width) // 2, (px - image.height) // 2), image)

@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,10 @@ FASHION_CLASSES = (
     "bag", "ankle boot",
 )  # fmt: skip
 DIGIT_CLASSES = tuple("0123456789")
+EVAL_SETS = (
+    "emoji-fluent", "emoji-fluent-retrieval", "flags-circle", "icons-phosphor",
+    "icons-phosphor-common", "openclipart-retrieval", "fashion-mnist", "mnist",
+)  # fmt: skip
 COUNTS = "counts.json"  # beside the files of CLIP_benchmark's layout
 _IMAGES_PER_DIGIT = 500
 _ALL_STYLES = 99
@@ -60,7 +64,7 @@ class EvalSet:
 
     def write(self, folder: Path) -> None:
         """Write the set beside `folder` and rename it into place."""
-        unfinished = folder.with_name(f".{folder.name}.tmp")
+        unfinished = folder.with_name(f".{folder.name}.tmp")  # perhaps of an interrupted build
         shutil.rmtree(unfinished, ignore_errors=True)
         (unfinished / "test").mkdir(parents=True)
         texts: dict[str, Sequence[str]] = {"test/nshards.txt": ["1"]}
@@ -102,54 +106,49 @@ def missing_package(name: str, recipe: Recipe) -> str | None:
     return f"{folder} is not there; on Debian: {remedy}"
 
 
-def eval_sets(recipe: Recipe, modules: Path, render: Renderer) -> dict[str, Callable[[], EvalSet]]:
-    """Name -> function that builds the set."""
-
-    def emoji() -> list[Drawing]:
-        return list(_base_emoji(recipe, modules))
-
-    def flags() -> list[Drawing]:
-        return list(flag_drawings(modules, [recipe.test_flags]))
-
-    def icons() -> list[Drawing]:
-        return list(icon_drawings(modules, [recipe.test_icons], _ALL_STYLES))
-
-    def regular_icons() -> list[Drawing]:
-        return [drawing for drawing in icons() if drawing.style == "regular"]
-
-    def common_icons() -> list[Drawing]:
-        common = _common_concepts(recipe, modules)
-        return [drawing for drawing in icons() if drawing.label in common]
-
-    def clipart() -> list[Drawing]:
-        return [drawing for drawing in clipart_drawings(recipe.openclipart) if is_held_out(drawing)]
-
-    return {
-        "emoji-fluent": lambda: _zero_shot(emoji(), EMOJI_TEMPLATES, render),
-        "emoji-fluent-retrieval": lambda: _retrieval(emoji(), render, num_tags=5),
-        "flags-circle": lambda: _zero_shot(flags(), FLAG_TEMPLATES, render),
-        "icons-phosphor": lambda: _zero_shot(regular_icons(), ICON_TEMPLATES, render),
-        "icons-phosphor-common": lambda: _zero_shot(common_icons(), ICON_TEMPLATES, render),
-        "openclipart-retrieval": lambda: _retrieval(clipart(), render, num_tags=4),
-        "fashion-mnist": lambda: _fashion_mnist(recipe.fashion_mnist),
-        "mnist": lambda: _mnist(modules),
-    }
+def build_set(name: str, recipe: Recipe, modules: Path, render: Renderer) -> EvalSet:
+    """name: of EVAL_SETS"""
+    if name.startswith("emoji-fluent"):
+        emoji = _base_emoji(recipe, modules)
+        if name == "emoji-fluent-retrieval":
+            return _retrieval(emoji, render, num_tags=5)
+        return _zero_shot(emoji, EMOJI_TEMPLATES, render)
+    if name == "flags-circle":
+        flags = list(flag_drawings(modules, [recipe.test_flags]))
+        return _zero_shot(flags, FLAG_TEMPLATES, render)
+    if name.startswith("icons-phosphor"):
+        icons = list(icon_drawings(modules, [recipe.test_icons], _ALL_STYLES))
+        if name == "icons-phosphor-common":  # in all styles, which are few for common concepts
+            common = _common_concepts(recipe, modules)
+            icons = [icon for icon in icons if icon.label in common]
+        else:
+            icons = [icon for icon in icons if icon.style == "regular"]
+        return _zero_shot(icons, ICON_TEMPLATES, render)
+    if name == "openclipart-retrieval":
+        clipart = [d for d in clipart_drawings(recipe.openclipart) if is_held_out(d)]
+        return _retrieval(clipart, render, num_tags=4)
+    if name == "fashion-mnist":
+        return _fashion_mnist(recipe.fashion_mnist)
+    assert name == "mnist"
+    return _mnist(modules)
 
 
-def _base_emoji(recipe: Recipe, modules: Path) -> Iterator[Drawing]:
-    """Emoji without the variants of skin tone and without flags."""
+def _base_emoji(recipe: Recipe, modules: Path) -> list[Drawing]:
+    """Emoji without the variants of skin tone, which share a name, and without flags."""
+    base = []
     for drawing in emoji_drawings(modules, [recipe.test_emoji]):
         toned = "skin tone" in drawing.label or re.search(r"-(light|medium|dark)", drawing.key)
         if not toned and not drawing.label.startswith("flag of"):
-            yield drawing
+            base.append(drawing)
+    return base
 
 
 def _common_concepts(recipe: Recipe, modules: Path) -> set[str]:
     """Names that many icon sets draw."""
-    drawings = icon_drawings(modules, recipe.concept_sets, 1)
-    pairs = {(drawing.label, drawing.source) for drawing in drawings}
-    counts = Counter(label for label, _ in pairs)
-    return {label for label, count in counts.items() if count >= recipe.common_concept}
+    sets_of: dict[str, set[str]] = {}
+    for drawing in icon_drawings(modules, recipe.concept_sets, 1):
+        sets_of.setdefault(drawing.label, set()).add(drawing.source)
+    return {label for label, sets in sets_of.items() if len(sets) >= recipe.common_concept}
 
 
 def _zero_shot(drawings: Sequence[Drawing], templates: Sequence[str], render: Renderer) -> EvalSet:
@@ -166,13 +165,13 @@ def _zero_shot(drawings: Sequence[Drawing], templates: Sequence[str], render: Re
 
 
 def _retrieval(drawings: Sequence[Drawing], render: Renderer, *, num_tags: int) -> EvalSet:
-    """One caption per image, the name and its first tags. A caption that comes again is left out,
-    so that a recall@1 of 1 is possible."""
+    """One caption per image, the name and its first tags, and one image per caption."""
     samples = []
     sources: Counter[str] = Counter()
     captions = set()
     for drawing, png in zip(drawings, render(drawings), strict=True):
         (caption,) = tidy([", ".join((drawing.label, *drawing.tags[:num_tags]))])
+        # Two images of one caption could not both be ranked first.
         if png is None or caption in captions:
             continue
         captions.add(caption)
@@ -214,5 +213,5 @@ def _read_idx(path: Path) -> np.ndarray:
     """An array of bytes in Yann LeCun's IDX format: 0 0 type rank, big-endian sizes, data."""
     raw = gzip.decompress(path.read_bytes())
     rank = raw[3]
-    shape = [int.from_bytes(raw[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(rank)]
+    shape = np.frombuffer(raw, ">u4", rank, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)

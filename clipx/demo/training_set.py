@@ -43,13 +43,14 @@ def plan_training(recipe: Recipe, modules: Path) -> Plan:
     copies = 0
     for drawing in _training_drawings(recipe, modules):
         markup = drawing.markup
-        digest = hashlib.sha1(markup.encode()).digest()
+        digest = hashlib.sha1(markup.encode()).digest()  # sets copy drawings from one another
         if digest in drawings:
             duplicates += 1
         elif geometry(markup) in held_out:
             copies += 1
         else:
             drawings[digest] = drawing
+    # A hash instead of a seed: adding a set does not move the drawings of the others.
     shuffled = sorted(drawings.values(), key=lambda d: hashlib.sha1(d.key.encode()).digest())
     return Plan(shuffled, duplicates, copies)
 
@@ -106,7 +107,7 @@ def _members(
     """The tar members of all drawings that are not blank."""
     for drawing, png in zip(drawings, render(drawings), strict=True):
         advance()
-        if png is None:
+        if png is None:  # blank, or not to be rendered
             continue
         key = member_key(drawing.key)
         caption = drawing.captions[stable_hash(f"caption {drawing.key}", len(drawing.captions))]

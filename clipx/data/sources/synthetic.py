@@ -88,7 +88,7 @@ class Synthetic:
     faults: Sequence[BadSample] = ()
 
     def __init__(self, samples: int, *, size: int, seed: int, shards: int) -> None:
-        """Raises UserError where there are fewer samples than shards."""
+        """Raises UserError for fewer samples than shards."""
         if shards > samples:
             raise UserError(f"{samples} synthetic samples do not fill {shards} shards; set fewer")
         self.size = size
