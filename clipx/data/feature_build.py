@@ -21,7 +21,7 @@ TEXTS_AT_ONCE = 256
 SAMPLES_PER_PART = 512  # what a stopped build computes again at most
 TEXTS_PER_PART = 2048
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-"""title, total -> what to call after each; see clipx.data.progress"""
+"""title, total -> what to call after each; see clipx.progress"""
 
 
 def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_size: int) -> None:

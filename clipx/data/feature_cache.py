@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from clipx.data.config import DataConfig
-from clipx.data.stream import Corpus, Sample
+from clipx.data.corpus import Corpus, Sample
 from clipx.data.tokenizers import Tokenizer
 from clipx.files import write_whole
 
