@@ -3,7 +3,6 @@ sees."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from clipx.distributed.runtime import Runtime, start
 from clipx.embed import Encoder
 from clipx.evaluators import zero_shot
 from clipx.evaluators._classes import classifier
+from clipx.files import cache_folder
 from clipx.training.config import TrainConfig
 from clipx.training.evaluation import evaluate_each, evaluator_for, faults_of
 from clipx.training.precision import PrecisionKind, build_precision
@@ -86,8 +86,7 @@ def run(
 
 
 def classifier_folder() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "clipx" / "classifiers"
+    return cache_folder("classifiers")
 
 
 def show_progress(done: int, total: int) -> None:

@@ -30,6 +30,7 @@ from clipx.evaluators._sets import (
     read_shards,
     split_folder,
 )
+from clipx.files import replacing
 from clipx.types import Encoder, Setting, UserError
 
 PROMPTS = 1024
@@ -203,6 +204,5 @@ def _embed_classes(
 
 def _keep(file: Path, weights: Tensor) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    save_file({"classifier": weights.contiguous()}, temporary)
-    temporary.rename(file)
+    with replacing(file) as temporary:
+        save_file({"classifier": weights.contiguous()}, temporary)
