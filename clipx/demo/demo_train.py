@@ -80,7 +80,7 @@ def build_shards(
     folder: Path, drawings: Sequence[Drawing], shard_size: int, render: Renderer
 ) -> Counter[str]:
     """Write the shards that are not there, and `sizes.json`. Returns the samples of each source."""
-    from clipx.data.index import load_index
+    from clipx.data.tar_index import load_index
 
     plan = {
         folder / f"{number:05d}.tar": drawings[start : start + shard_size]

@@ -13,8 +13,8 @@ import pytest
 from samples import as_bytes, jpeg, png
 
 from clipx.config import build
-from clipx.data.files import read_ends
 from clipx.data.sample import SampleError
+from clipx.data.sample_files import read_ends
 from clipx.data.sources import _contents
 from clipx.data.sources import folder as source
 from clipx.data.sources.folder import Folder

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipx.data.files import read_ends
+from clipx.data.sample_files import read_ends
 from clipx.data.shards import in_threads
 from clipx.data.tar import SIDE
 from clipx.files import write_whole

@@ -20,8 +20,8 @@ import numpy as np
 
 from clipx.config import config
 from clipx.data.decode import EXTENSIONS, MAX_BYTES
-from clipx.data.files import local_path, read_image_file, read_text_file
 from clipx.data.sample import BadSample, Raw, SampleError
+from clipx.data.sample_files import local_path, read_image_file, read_text_file
 from clipx.data.sources._contents import Entry, content_digests
 from clipx.data.sources._strings import Strings
 from clipx.types import UserError

@@ -14,8 +14,8 @@ import numpy as np
 
 from clipx.config import config
 from clipx.data.decode import MAX_BYTES
-from clipx.data.files import check_size, local_path, read_image_file
 from clipx.data.sample import BadSample, Raw, SampleError
+from clipx.data.sample_files import check_size, local_path, read_image_file
 from clipx.data.sources import _csv, _parquet
 from clipx.data.sources._rows import Rows
 from clipx.types import UserError

@@ -16,15 +16,15 @@ from pydantic import Field
 
 from clipx.config import config
 from clipx.data import decode
-from clipx.data.catalog import TOLD, Catalog, open_catalog, remote_stamp
-from clipx.data.files import MAX_TEXT_BYTES, TOO_MUCH_TEXT, check_size
-from clipx.data.index import load_index, sidecars_of, stamp_of
+from clipx.data.catalog import DECLARED, Catalog, open_catalog, remote_stamp
 from clipx.data.remote import is_remote
 from clipx.data.sample import BadSample, Raw, SampleError
+from clipx.data.sample_files import MAX_TEXT_BYTES, TOO_MUCH_TEXT, check_size
 from clipx.data.shard_cache import ShardCache
-from clipx.data.shard_index import ShardIndex
 from clipx.data.shards import expand
+from clipx.data.tar_index import ShardIndex, load_index, sidecars_of
 from clipx.data.transfer.common import ShardFile
+from clipx.files import stamp_of
 from clipx.types import UserError
 
 TEXT = ("txt", "json", "cls")
@@ -179,7 +179,7 @@ def _opened(file: ShardFile, digest: str, cache: ShardCache) -> OpenShard:
         opened = _open_remote(file, cache) if is_remote(file.url) else open_shard(Path(file.url))
     except UserError as error:
         raise OSError(str(error)) from error
-    if opened.index.head.digest != digest and not digest.startswith(TOLD):
+    if opened.index.head.digest != digest and not digest.startswith(DECLARED):
         raise OSError(f"{file.url} has changed since it was indexed")
     return opened
 
