@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipx.data.feature_build import Progress, build_images, build_texts
-from clipx.data.feature_cache import FeatureCache, Trunks
-from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.feature_cache import FeatureBatches, FeatureCache, Trunks, augmentation_faults
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.progress import progress
 from clipx.data.stream import Corpus

@@ -18,8 +18,7 @@ from torch import Tensor
 from clipx.data import feature_build, feature_cache
 from clipx.data.config import DataConfig
 from clipx.data.feature_build import build_images, build_texts
-from clipx.data.feature_cache import FeatureCache, Trunks
-from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.feature_cache import FeatureBatches, FeatureCache, Trunks, augmentation_faults
 from clipx.data.loader import Loaded
 from clipx.data.stream import Used
 from clipx.data.transforms import center
@@ -140,7 +139,7 @@ def test_a_stopped_build_goes_on_with_what_is_missing(
     again = cache(corpus, tmp_path)
     assert again.complete
     assert all((again.folder / name).stat().st_mtime_ns == t for name, t in times.items())
-    feature_cache._mapped.cache_clear()
+    feature_cache._open_array.cache_clear()
     torch.testing.assert_close(one(feature_batches(again), 0).image, before.image)
 
 
