@@ -37,7 +37,7 @@ from clipx.demo.packages import (
 )
 from clipx.demo.recipes import RECIPES, Recipe
 from clipx.demo.render import Renderer, renderer
-from clipx.files import write_whole
+from clipx.demo.tars import write_text
 from clipx.types import UserError
 
 RECIPE_VERSION = 1
@@ -82,7 +82,7 @@ def build_recipe(
     modules = ensure(prefix)
     for folder in ("train", "eval"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    write_whole(out / "recipe.json", json.dumps(identity, indent=1) + "\n")
+    write_text(out / "recipe.json", json.dumps(identity, indent=1) + "\n")
     plan = plan_training(recipe, modules)
     with renderer(px, workers or _num_cores()) as render:
         train = build_shards(out / "train", plan.drawings, shard_size, render)
@@ -101,7 +101,7 @@ def build_recipe(
         "skipped": skipped,
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_whole(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
 
 

@@ -23,8 +23,7 @@ from clipx.demo.drawings import (
 from clipx.demo.icons import icon_drawings
 from clipx.demo.recipes import Recipe
 from clipx.demo.render import Renderer
-from clipx.demo.tars import member_key, write_tar
-from clipx.files import write_whole
+from clipx.demo.tars import member_key, write_tar, write_text
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def build_shards(
             load_index(path)  # leaves the index beside the shard
     by_shard = {path.name: _count_sources(path) for path in plan}
     sizes = {name: counts.total() for name, counts in by_shard.items()}
-    write_whole(folder / "sizes.json", json.dumps(sizes, indent=1) + "\n")
+    write_text(folder / "sizes.json", json.dumps(sizes, indent=1) + "\n")
     return sum(by_shard.values(), Counter())
 
 

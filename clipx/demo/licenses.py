@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipx.demo.drawings import license_of, load_set
-from clipx.files import write_whole
+from clipx.demo.tars import write_text
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def credits(modules: Path, train: Mapping[str, int], test: Mapping[str, int]) ->
 
 def write_licenses(out: Path, rows: list[Credit]) -> None:
     """`licenses.json` for programs, `LICENSES.md` for people."""
-    write_whole(out / "licenses.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    write_text(out / "licenses.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     lines = [
         "# Licenses of the drawings in this folder",
         "",
@@ -92,7 +92,7 @@ def write_licenses(out: Path, rows: list[Credit]) -> None:
         lines.append(
             f"| {row.source} | {title} | {row.author} | {terms} | {row.train} | {row.test} |"
         )
-    write_whole(out / "LICENSES.md", "\n".join(lines) + "\n")
+    write_text(out / "LICENSES.md", "\n".join(lines) + "\n")
 
 
 def _link(text: str, url: str) -> str:
