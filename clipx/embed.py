@@ -16,8 +16,8 @@ from torch import Tensor
 
 from clipx.checkpoints import format as checkpoints
 from clipx.data import decode
-from clipx.data.files import read_image_file
 from clipx.data.preprocessing import Preprocessing
+from clipx.data.sample_files import read_image_file
 from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
 from clipx.metrics.embedding import not_unit
 from clipx.models.dual_encoder import DualEncoder, ModelConfig

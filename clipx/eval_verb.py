@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from clipx.distributed.runtime import Runtime, start
 from clipx.embed import Encoder
 from clipx.evaluators import zero_shot
 from clipx.evaluators.classifier import classifier
+from clipx.files import cache_folder
 from clipx.results import Difference
 from clipx.training.config import TrainConfig
 from clipx.training.evaluation import evaluate_each, evaluator_for, faults_of
@@ -84,8 +84,7 @@ def run(
 
 
 def classifier_folder() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "clipx" / "classifiers"
+    return cache_folder("classifiers")
 
 
 def show_progress(done: int, total: int) -> None:

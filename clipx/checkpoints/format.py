@@ -31,7 +31,7 @@ from torch import Tensor
 
 from clipx.checkpoints import manifest, tensor_files
 from clipx.checkpoints import optimizer_state as optimizer_files
-from clipx.checkpoints.manifest import find_checkpoint, seal, sync
+from clipx.checkpoints.manifest import find_checkpoint, seal
 from clipx.checkpoints.manifest import list_checkpoints as list_checkpoints
 from clipx.checkpoints.manifest import newest_valid as newest_valid
 from clipx.checkpoints.manifest import verify as verify
@@ -41,6 +41,7 @@ from clipx.checkpoints.train_state import LaterVersion as LaterVersion
 from clipx.checkpoints.train_state import Training as Training
 from clipx.checkpoints.train_state import TrainState as TrainState
 from clipx.data.preprocessing import Preprocessing
+from clipx.files import sync
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import text_files, with_text_folder
 from clipx.types import UserError

@@ -3,14 +3,13 @@ other file; no file of a folder is trusted before it was compared."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clipx.files import digest_file, sync
 from clipx.types import UserError
 
 REQUIRED = ("model.safetensors", "open_clip_config.json", "training.pt", "state.json")
@@ -42,24 +41,11 @@ def seal(folder: Path, known: Mapping[str, dict[str, Any]]) -> None:
     for file in files:
         name = str(file.relative_to(folder))
         found = known.get(name)
-        manifest[name] = found or {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        manifest[name] = found or {"bytes": file.stat().st_size, "sha256": digest_file(file)}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
     folders = (path for path in folder.rglob("*") if path.is_dir())
     for path in [*files, folder / "manifest.json", *folders, folder]:
         sync(path)
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: Path) -> str | None:
@@ -88,7 +74,7 @@ def _difference(path: Path, name: str, expected: dict[str, Any]) -> str | None:
         return f"{name} has {size} bytes instead of {expected['bytes']}"
     if not file.is_file():  # a device or a pipe, which has no end
         return f"{name} is not a regular file"
-    if sha256(file) != expected["sha256"]:
+    if digest_file(file) != expected["sha256"]:
         return f"{name} has another SHA-256 than when it was written"
     return None
 

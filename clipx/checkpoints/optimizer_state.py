@@ -26,6 +26,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from clipx.checkpoints import tensor_files
+from clipx.files import write_whole
 
 FOLDER = "optimizer"
 PEER_SECONDS = 600.0
@@ -79,8 +80,7 @@ def _marker(checkpoint: Path, rank: int) -> Path:
 
 def _put(marker: Path, content: dict[str, Any]) -> None:
     """Whole or not at all."""
-    marker.with_suffix(".tmp").write_text(json.dumps(content))
-    marker.with_suffix(".tmp").rename(marker)
+    write_whole(marker, json.dumps(content))
 
 
 def gather(checkpoint: Path, num_ranks: int) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from clipx.data import decode
-from clipx.data.files import read_image_file
+from clipx.data.sample_files import read_image_file
 from clipx.data.sources.webdataset import OpenShard, open_shard
 from clipx.types import UserError
 

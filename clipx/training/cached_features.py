@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from clipx.data.corpus import Corpus
 from clipx.data.feature_build import Progress, build_images, build_texts
-from clipx.data.feature_cache import FeatureCache, Trunks
-from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.feature_cache import FeatureBatches, FeatureCache, Trunks, augmentation_faults
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime

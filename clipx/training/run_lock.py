@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clipx.data import file_locks
+from clipx import files
 from clipx.distributed.runtime import Job
 from clipx.training import run_status as status
 from clipx.types import UserError
@@ -51,14 +51,14 @@ class RunLock:
         deadline = time.monotonic() + patience
         while True:
             try:
-                return file_locks.claim(self._path, wait=False)
+                return files.claim(self._path)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     return None
                 time.sleep(0.1)
 
     def release(self) -> None:
-        file_locks.release(self._path, self._descriptor)
+        files.release(self._path, self._descriptor)
 
 
 def beats(folder: Path) -> bool:

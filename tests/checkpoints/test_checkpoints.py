@@ -25,6 +25,7 @@ from clipx.checkpoints.format import Training, TrainState
 from clipx.checkpoints.saver import Saver
 from clipx.data.preprocessing import Preprocessing
 from clipx.distributed.runtime import Runtime
+from clipx.files import digest_file
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
 
@@ -454,7 +455,7 @@ def test_a_checkpoint_that_does_not_fit_this_code_is_named(
     manifest = json.loads((path / "manifest.json").read_text())
     manifest[file] = {
         "bytes": (path / file).stat().st_size,
-        "sha256": manifest_module.sha256(path / file),
+        "sha256": digest_file(path / file),
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="step_00000002 cannot be read: "):

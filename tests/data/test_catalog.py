@@ -15,17 +15,16 @@ from samples import jpeg, pair, png, write_corpus, write_shard
 from clipx.data import catalog as catalog_module
 from clipx.data import shards as shards_module
 from clipx.data.captions import CaptionFields
-from clipx.data.catalog import TOLD, Catalog, open_catalog, store_path
+from clipx.data.catalog import DECLARED, Catalog, open_catalog, store_path
 from clipx.data.corpus import Corpus
-from clipx.data.index import load_head, load_index
 from clipx.data.order import Order
 from clipx.data.sample import SampleError
 from clipx.data.shard_cache import ShardCache
-from clipx.data.shard_index import Head
 from clipx.data.shards import expand
 from clipx.data.sources import webdataset
 from clipx.data.sources.folder import Folder
 from clipx.data.sources.webdataset import Webdataset
+from clipx.data.tar_index import Head, load_head, load_index
 from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
 
@@ -310,7 +309,7 @@ def test_sizes_json_tells_of_remote_shards(
     assert found.samples.tolist() == [5, 1, 6]
     assert looked == [f"{HERE}/sizes.json", "00001.tar"]
     state = hashlib.sha1(b"10240 1 5").hexdigest()
-    assert found.digest(0) == TOLD + state
+    assert found.digest(0) == DECLARED + state
     assert found.digest(1) == load_head(corpus / "00001.tar").digest
     looked.clear()
     assert same(open_catalog(mine, LocalCopies(corpus)), found)

@@ -83,6 +83,7 @@ def test_a_file_is_downloaded_once(tmp_path: Path, server: FaultyServer) -> None
     assert contents(cache.open(file)) == server.files["a.tar"]
     assert server.gets("a.tar") == [""]
     assert names(cache) == ["a.tar"]
+    assert [p.name for p in cache.folder.glob(".*")] == [".lock"]
 
 
 @pytest.mark.parametrize("fault", [500, 429, "stall", "reset", "truncate", "stall midway"])
@@ -274,10 +275,10 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, server: FaultyS
 def test_a_full_disk_is_named_at_once(
     tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(descriptor: int, data: bytes) -> int:
+    def full(descriptor: int, data: bytes, place: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("clipx.data.shard_cache.os.write", full)
+    monkeypatch.setattr("clipx.data.shard_cache.os.pwrite", full)
     cache = cache_in(tmp_path)
     with pytest.raises(UserError, match=r"No space left.*lower `cache_gib`"):
         cache.path(found(server))
@@ -357,7 +358,7 @@ def test_a_killed_download_leaves_the_cache_usable(tmp_path: Path, server: Fault
     assert killed.pid is not None
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
-    assert [p.name[:5] for p in cache.folder.iterdir() if p.name != ".lock"] == ["part-"]
+    assert [p.name[:5] for p in cache.folder.glob("[!.]*")] == ["part-"]
     cache.path(b)
     assert names(cache) == ["b.tar"]  # what the killed process left is cleaned away
     assert cache.path(a).read_bytes() == server.files["a.tar"]

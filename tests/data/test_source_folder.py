@@ -13,8 +13,8 @@ import pytest
 from samples import as_bytes, jpeg, png
 
 from clipx.config import build
-from clipx.data.files import read_ends
 from clipx.data.sample import SampleError
+from clipx.data.sample_files import read_ends
 from clipx.data.sources import _contents
 from clipx.data.sources import folder as source
 from clipx.data.sources.folder import Folder
@@ -212,7 +212,7 @@ def test_contents_are_read_once_and_where_a_time_has_changed(
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', "[" * 9999])
 def test_a_damaged_cache_of_contents_is_made_anew(tmp_path: Path, content: str) -> None:
     first = Folder(write(tmp_path, {"0.png": png(0)})).digests
-    store = _contents._store(tmp_path)
+    store = _contents.store_path(tmp_path)
     store.write_text(content)
     assert Folder(tmp_path).digests == first
     assert store.read_text() != content

@@ -166,7 +166,7 @@ def test_paths_are_relative_to_the_table_or_to_the_root(root: Path, tmp_path: Pa
     [
         ("", "the row has no image path"),
         ("https://example.org/1.jpg", r"https://example\.org/1\.jpg is a URL"),
-        ("a\0b", "is no path"),
+        ("a\0b", "is not a path"),
     ],
 )
 def test_a_path_that_is_none_is_a_fault_of_the_image(root: Path, cell: str, message: str) -> None:

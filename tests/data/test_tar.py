@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from samples import png, write_tar
 
-from clipx.data.shard_index import ShardIndex, build_index
+from clipx.data.tar_index import ShardIndex, build_index
 from clipx.types import UserError
 
 BLOCK = 512

@@ -19,8 +19,7 @@ from clipx.data import feature_build, feature_cache
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Used
 from clipx.data.feature_build import build_images, build_texts
-from clipx.data.feature_cache import FeatureCache, Trunks
-from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.feature_cache import FeatureBatches, FeatureCache, Trunks, augmentation_faults
 from clipx.data.loader import Loaded
 from clipx.data.preprocessing import center
 from clipx.training.cached_features import silent
@@ -105,8 +104,8 @@ def test_ranks_share_the_work_and_the_batch(
     shared = cache(corpus, tmp_path / "three", ranks=2)
     for rank in range(2):
         part = one(feature_batches(shared, rank, 2), 2)
-        torch.testing.assert_close(part.image, whole.image[rank::2])
-        torch.testing.assert_close(part.text, whole.text[rank::2])
+        torch.testing.assert_close(part.views["image"], whole.views["image"][rank::2])
+        torch.testing.assert_close(part.views["text"], whole.views["text"][rank::2])
         assert part.keys == whole.keys[rank::2]
 
 
@@ -142,7 +141,7 @@ def test_a_stopped_build_goes_on_with_what_is_missing(
     again = cache(corpus, tmp_path)
     assert again.complete
     assert all((again.folder / name).stat().st_mtime_ns == t for name, t in times.items())
-    feature_cache._mapped.cache_clear()
+    feature_cache._open_array.cache_clear()
     torch.testing.assert_close(one(feature_batches(again), 0).views["image"], before.views["image"])
 
 
@@ -196,8 +195,8 @@ def test_a_build_that_is_stopped_inside_a_shard_goes_on_there(
     made.finish()
     assert not list(made.folder.glob("*part*"))
     again = one(feature_batches(made), 1)
-    assert torch.equal(again.image, whole.image)
-    assert torch.equal(again.text, whole.text)
+    assert torch.equal(again.views["image"], whole.views["image"])
+    assert torch.equal(again.views["text"], whole.views["text"])
 
 
 def test_other_trunks_or_another_corpus_get_features_of_their_own(

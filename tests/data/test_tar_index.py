@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import png, write_shard, write_tar
 
-from clipx.data import index as index_module
-from clipx.data.index import load_head, load_index
-from clipx.data.shard_index import ShardIndex, build_index
+from clipx.data import tar_index as index_module
+from clipx.data.tar_index import ShardIndex, build_index, load_head, load_index
 from clipx.types import UserError
 
 
