@@ -105,7 +105,10 @@ def chosen_evaluators(
     for_sets = []
     for text in overrides:
         data = parse_override(text)
-        (for_evaluators if "evaluators" in data else for_sets).append(data)
+        if "evaluators" in data:
+            for_evaluators.append(data)
+        else:
+            for_sets.append(data)
     if for_sets and not sets:
         raise UserError(
             f"{next(iter(for_sets[0]))}= is a setting of test sets that are named by --set; "
