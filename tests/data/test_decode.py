@@ -1,4 +1,4 @@
-"""Every kind of image file becomes the RGB that a person sees, or a BadImage that says why."""
+"""Each kind of image file becomes the RGB of a screen, or a BadImage with the reason."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_pixels_of_a_pillow_image_are_its_array() -> None:
     ],
     ids=without_bytes,
 )
-def test_what_cannot_be_used_says_why(data: bytes, complaint: str) -> None:
+def test_a_bad_image_has_a_reason(data: bytes, complaint: str) -> None:
     with pytest.raises(BadImage, match=complaint):
         decode(data)
 

@@ -40,10 +40,12 @@ def test_images_are_fitted_as_open_clip_does(
         assume(round(min(width, height) * size / max(width, height)) > 0)
     image = noise(width, height)
     ours = Preprocessing.of({"preprocess_cfg": cfg})
-    theirs = image_transform(size, is_train=False, **cfg)
-    found = ours(ours.fit(pixels_of(image), size)[None])[0]
-    assert found.shape == (3, size, size)
-    levels = ((found - theirs(image)).abs() * 255 * torch.tensor(cfg["std"])[:, None, None]).amax()
+    reference = image_transform(size, is_train=False, **cfg)
+    fitted = ours(ours.fit(pixels_of(image), size)[None])[0]
+    assert fitted.shape == (3, size, size)
+    levels = (
+        (fitted - reference(image)).abs() * 255 * torch.tensor(cfg["std"])[:, None, None]
+    ).amax()
     exact = interpolation == "bilinear" or PILLOW >= 13
     assert levels < (0.01 if exact else 2.01)  # float32 rounds at 0.01 of a level
 
