@@ -29,7 +29,7 @@ from torch import Tensor
 
 from clipx.data import decode
 from clipx.progress import note
-from clipx.types import UserError
+from clipx.types import RankError
 
 VERSION = 1  # of the files' layout
 _ROW = struct.Struct("<16s I Q I I I")  # digest, file, offset, height, width, checksum
@@ -39,7 +39,7 @@ _MAX_PROBES = 32  # rows that are searched
 
 
 class DecodedCache:
-    """`decode(data)` returns what clipx.data.decode does. Raises UserError for an unusable folder.
+    """`decode(data)` returns what clipx.data.decode does. Raises RankError for an unusable folder.
 
     num_images: that the table is made for; of more, some are decoded each time
     """
@@ -59,7 +59,7 @@ class DecodedCache:
                     # A map of a sparse file would end the process where the disk is full.
                     os.posix_fallocate(table.fileno(), 0, self.num_rows * _ROW.size)
         except OSError as error:
-            raise UserError(
+            raise RankError(
                 f"data.decoded_cache {folder} cannot be written: {error}; give another folder, or "
                 "null to decode in each epoch"
             ) from error
