@@ -93,9 +93,18 @@ class DecodedCache:
         self._readers: dict[int, int] = {}  # number of a file of pixels -> descriptor
         self._writer = -1
         self._writer_number = -1
-        self._can_write = True
-        with (self.folder / "table").open("r+b") as file:
-            self._table = mmap.mmap(file.fileno(), self.num_rows * _ROW.size)
+        try:
+            with (self.folder / "table").open("r+b") as file:
+                self._table = mmap.mmap(file.fileno(), self.num_rows * _ROW.size)
+            self._can_write = True
+        except (OSError, ValueError) as error:  # removed or cut short since the start
+            self._table = mmap.mmap(-1, self.num_rows * _ROW.size)  # of this process, empty
+            self._stop_writing(error)
+
+    def _stop_writing(self, error: Exception) -> None:
+        """Training needs no cache: it goes on with the images that are there."""
+        note(f"data.decoded_cache {self.folder} keeps no further images: {error}")
+        self._can_write = False
 
     def _find(self, digest: bytes) -> int | None:
         """Place of the row of a digest, or else of a free one. None where the table is full."""
@@ -124,7 +133,7 @@ class DecodedCache:
             content = os.pread(descriptor, size, offset)
         except OSError:
             return None
-        if len(content) != size or _checksum(digest, content) != checksum:
+        if len(content) != size or _checksum(digest, height, width, content) != checksum:
             return None
         words = np.empty((height, width, 4), np.uint8)  # the layout that `resize` needs
         words[..., :3] = np.frombuffer(content, np.uint8).reshape(height, width, 3)
@@ -140,13 +149,11 @@ class DecodedCache:
                 self._create_pixel_file()
             offset = os.lseek(self._writer, 0, os.SEEK_END)
             if os.write(self._writer, content) < len(content):
-                raise OSError("no space left on device")
+                raise OSError("no space left on device")  # for a part of it there was
         except OSError as error:
-            # Training needs no cache: go on with what is there.
-            note(f"data.decoded_cache {self.folder} keeps no further images: {error}")
-            self._can_write = False
+            self._stop_writing(error)
             return
-        checksum = _checksum(digest, content)
+        checksum = _checksum(digest, height, width, content)
         row = (digest, self._writer_number, offset, height, width, checksum)
         place = self._find(digest)
         if place is not None:
@@ -167,6 +174,7 @@ class DecodedCache:
         return self.folder / f"pixels-{number:05d}"
 
 
-def _checksum(digest: bytes, content: bytes) -> int:
-    """With the digest, since two processes may write parts of two rows into the same place."""
-    return zlib.crc32(content, zlib.crc32(digest))
+def _checksum(digest: bytes, height: int, width: int, content: bytes) -> int:
+    """Of the row as well, since two processes may write parts of two rows into one place."""
+    row = digest + height.to_bytes(4, "little") + width.to_bytes(4, "little")
+    return zlib.crc32(content, zlib.crc32(row))

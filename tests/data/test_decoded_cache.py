@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,30 @@ def test_a_row_of_two_halves_is_no_image(tmp_path: Path) -> None:
         table.seek(first + 16)
         table.write(rest)
     assert_exact(open_cache(tmp_path))
+
+
+def test_a_row_with_the_shape_of_another_is_no_image(tmp_path: Path) -> None:
+    """Of as many pixels, so that the content is whole."""
+    cache = open_cache(tmp_path)
+    cache.decode(IMAGES[0])
+    (place,) = rows_of(cache)
+    content = bytearray((cache.folder / "table").read_bytes())
+    row = list(module._ROW.unpack_from(content, place))
+    row[3], row[4] = row[4], row[3]
+    module._ROW.pack_into(content, place, *row)
+    (cache.folder / "table").write_bytes(content)
+    assert_exact(open_cache(tmp_path))
+
+
+def test_a_folder_that_vanishes_ends_the_writing_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = open_cache(tmp_path), open_cache(tmp_path)
+    before.decode(IMAGES[0])  # has its files open
+    shutil.rmtree(tmp_path)
+    for cache in (before, after):
+        assert_exact(cache)
+    assert "keeps no further images" in capsys.readouterr().err
 
 
 def test_a_full_table_keeps_decoding(tmp_path: Path) -> None:
