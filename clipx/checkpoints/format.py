@@ -7,7 +7,7 @@ checkpoints/step_00000500/
     config.json, tokenizer.json ...    of a Hugging Face text tower that came from a local folder
     ema.safetensors          their averages, where the run keeps them: what `load_model` loads
     optimizer/               the optimizer's tensors, a file of each rank that holds some
-    training.pt              its settings, random state of each rank, scaler and pool; loaded with
+    training.pt              its settings, random state of each rank, scaler, objective; loaded with
                              weights_only=True
     state.json               step, data position, corpus digest, fingerprint
     config.yaml, version.json    of the run that wrote it

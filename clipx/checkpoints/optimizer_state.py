@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from clipx.checkpoints.format import tensor_files
+from clipx.checkpoints import tensor_files
 from clipx.files import write_whole
 
 FOLDER = "optimizer"

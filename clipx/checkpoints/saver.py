@@ -21,7 +21,7 @@ RETRY_SECONDS = 60.0
 
 
 class Saveable(Protocol):
-    """What a checkpoint is made of: `clipx.training.state.Parts`."""
+    """What a checkpoint is made of: `clipx.training.learner.Learner`."""
 
     @property
     def is_sharded(self) -> bool: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipx.types import UserError
 
-PARTS = ("optimizer", "random", "scaler", "pool")
+PARTS = ("optimizer", "random", "scaler", "objective")
 """Fields of `Training` in training.pt."""
 
 
@@ -45,20 +45,24 @@ class TrainState:
     nonfinite_in_a_row: int = 0
     clamped_steps: int = 0
 
+    def on_rank(self, *, is_main: bool) -> TrainState:
+        """The state that a rank continues with: rank 0 has the sum of all ranks' fingerprints."""
+        return self if is_main else replace(self, fingerprint=0)
+
 
 @dataclass(frozen=True)
 class Training:
     """What only training needs of a checkpoint, on the CPU.
 
     optimizer: its state_dict; in place of its tensors it may have this rank's `Part`s of them
-    random: of each rank; scaler, pool: empty where a run has none; ema: the averages of the
-    weights by name, None where a run keeps none
+    random: of each rank; scaler, objective: empty where a run has none
+    ema: the averages of the weights by name, None where a run keeps none
     """
 
     optimizer: dict[str, Any]
     random: list[dict[str, Any]]
     scaler: dict[str, Any] = field(default_factory=dict)
-    pool: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
     ema: dict[str, Tensor] | None = None
 
 
@@ -96,11 +100,15 @@ def training_parts(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         # torch's own message advises to execute what is in the file
         raise ValueError("training.pt is broken, or holds more than tensors and numbers") from error
+    if isinstance(parts, dict) and "pool" in parts:
+        # Before objectives had a state, the queue of earlier pairs was the pool's.
+        queue = parts.pop("pool")
+        parts["objective"] = {"queue._extra_state": queue} if queue else {}
     if not isinstance(parts, dict) or not set(PARTS) <= set(parts):
         raise ValueError(f"training.pt does not hold {', '.join(PARTS)}")
     _refuse_unknown(path, "training.pt", {str(name) for name in set(parts) - set(PARTS)})
     optimizer = parts["optimizer"]
-    types = {"optimizer": dict, "random": list, "scaler": dict, "pool": dict}
+    types = {"optimizer": dict, "random": list, "scaler": dict, "objective": dict}
     for name, type_ in types.items():
         if not isinstance(parts[name], type_):
             raise ValueError(f"training.pt: {name} is {type(parts[name]).__name__}")

@@ -142,7 +142,7 @@ class Texts:
 
 class FeatureBatches:
     """The batches of `Batches` after the trunks: the same samples, captions, order and
-    fingerprints. `image` and `text` are (B, ...) float32 features."""
+    fingerprints. Their views `image` and `text` are (B, ...) float32 features."""
 
     def __init__(
         self, cache: FeatureCache, *, global_batch_size: int, rank: int, world_size: int
@@ -183,8 +183,10 @@ class FeatureBatches:
         for shard_of_row, sample_of_row in zip(shard.tolist(), sample.tolist(), strict=True):
             keys.append(self.corpus.key(shard_of_row, sample_of_row))
         return Loaded(
-            image=self.cache.read_images(shard, sample),
-            text=self.cache.read_texts(text),
+            views={
+                "image": self.cache.read_images(shard, sample),
+                "text": self.cache.read_texts(text),
+            },
             keys=keys,
             positions=positions.tolist(),
             state={"position": (index + 1) * size},

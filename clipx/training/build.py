@@ -16,11 +16,14 @@ from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.locked import split_locked
+from clipx.objectives.image_text import ImageText
 from clipx.training.cached_features import feature_batches
 from clipx.training.compiling import compile_towers
 from clipx.training.config import TrainConfig
 from clipx.training.corpus import pixel_batches
+from clipx.training.ema import Ema
 from clipx.training.interruption import Stop
+from clipx.training.learner import Learner
 from clipx.training.optim import build_optimizer
 from clipx.training.precision import Precision
 from clipx.training.step import Step
@@ -64,48 +67,63 @@ def build_source(
     model_json: dict[str, Any],
     dtype: torch.dtype,
 ) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:
-    """(batches, the model that takes them, what is done to their images on the device)"""
+    """(batches, the model that takes them, how their images are normalized on the device)"""
+    share = {"rank": runtime.rank, "world_size": runtime.world_size}
     if config.cache_features is None:
-        share = {"rank": runtime.rank, "world_size": runtime.world_size}
-        return (
-            pixel_batches(config, corpus, model_json, **share),
-            encoder,
-            Preprocessing.of(model_json),
-        )
+        batches = pixel_batches(config, corpus, model_json, **share)
+        return batches, encoder, Preprocessing.of(model_json)
     split = split_locked(encoder, model_json)
     batches = feature_batches(config, runtime, stop, corpus, split, model_json, dtype)
     return batches, split.heads, lambda features: features
 
 
-def build_step(
+def build_learner(
     config: TrainConfig,
     runtime: Runtime,
+    encoder: DualEncoder,
     trained: DualEncoder,
     precision: Precision,
     *,
     pad_id: int,
     normalize: Callable[[Tensor], Tensor],
-    mark: Callable[[Literal["forward", "loss"]], None],
-) -> Step:
-    """trained: the part of the model that a step runs: all of it, or its heads"""
+) -> Learner:
+    """encoder: the whole model; trained: what steps run: all of it, or its heads"""
     if config.grad_checkpointing:
         trained.set_grad_checkpointing(True)
     if config.compile == "towers":
         compile_towers(trained)
-    model = wrap(trained, trained, runtime, parallel=config.parallel, dtype=precision.dtype)
-    return Step(
-        model=model,
-        encoder=trained,
-        optimizer=build_optimizer(trained, config.optim),  # of the shards, where there are any
-        loss=config.loss.build(),
-        pool=build_pool(config.pool, world_size=runtime.world_size),
-        precision=precision,
-        device=runtime.device,
-        clip_grad_norm=config.optim.clip_grad_norm,
-        micro_batch_size=config.micro_batch_size,
+    objective = ImageText(
+        trained,
+        config.loss.build(),
+        normalize=normalize,
         seed=config.seed,
         pad_id=pad_id,
-        normalize=normalize,
-        average=runtime.average,
+        queue=config.pool.queue,
+    )
+    model = wrap(objective, runtime, parallel=config.parallel, dtype=precision.dtype)
+    return Learner(
+        runtime=runtime,
+        encoder=encoder,
+        objective=objective,
+        model=model,
+        # After `wrap`, which replaces parameters by shards.
+        optimizer=build_optimizer(trained, config.optim),
+        precision=precision,
+        ema=Ema(encoder, config.ema) if config.ema is not None else None,
+    )
+
+
+def build_step(
+    config: TrainConfig,
+    learner: Learner,
+    *,
+    mark: Callable[[Literal["forward", "loss"]], None],
+) -> Step:
+    return Step(
+        learner=learner,
+        pool=build_pool(config.pool, world_size=learner.runtime.world_size),
+        clip_grad_norm=config.optim.clip_grad_norm,
+        micro_batch_size=config.micro_batch_size,
+        average=learner.runtime.average,
         mark=mark,
     )

@@ -6,18 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipx.checkpoints import format as checkpoints
-from clipx.checkpoints.format import Checkpoint, manifest
+from clipx.checkpoints import manifest
+from clipx.checkpoints.format import Checkpoint
 from clipx.checkpoints.train_state import LaterVersion
 from clipx.data.stream import Corpus
 from clipx.distributed.runtime import Runtime
 from clipx.training.corpus import changes
+from clipx.training.learner import Learner
 from clipx.training.run_folder import RunFolder
-from clipx.training.state import Parts
 from clipx.types import UserError
 
 
 def newest(
-    runtime: Runtime, folder: RunFolder | None, corpus: Corpus, parts: Parts, *, accept: bool
+    runtime: Runtime, folder: RunFolder | None, corpus: Corpus, learner: Learner, *, accept: bool
 ) -> tuple[Checkpoint | None, list[str]]:
     """(the checkpoint, if there is one, and what to say). What rank 0 finds valid, all ranks load.
     Raises UserError.
@@ -40,7 +41,7 @@ def newest(
             raise UserError("\n".join(lines))
         if path is None:
             return None, runtime.from_main(messages)
-        saved, fault = _load(path, parts)
+        saved, fault = _load(path, learner)
         faults = [text for text in runtime.gather(fault) if text is not None]
         if saved is not None and not faults:
             break
@@ -52,16 +53,16 @@ def newest(
     return saved, [*messages, f"resumed from {path} at step {saved.state.step}"]
 
 
-def _load(path: Path, parts: Parts) -> tuple[Checkpoint | None, str | None]:
+def _load(path: Path, learner: Learner) -> tuple[Checkpoint | None, str | None]:
     """A checkpoint, or what is wrong with it: its manifest may list a part that was broken when the
     manifest was written. Raises LaterVersion, on all ranks alike."""
     try:
-        saved = checkpoints.load(path, parts.target)
+        saved = checkpoints.load(path, learner.target)
     except LaterVersion:
         raise
     except UserError as error:
         return None, str(error)
-    misfit = parts.misfit(saved)
+    misfit = learner.misfit(saved)
     return saved, misfit and f"checkpoint {path} does not fit this run: {misfit}"
 
 

@@ -19,22 +19,18 @@ from clipx.data.loader import Loaded
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.monitor import Monitor
 from clipx.distributed.runtime import job, start
-from clipx.losses import sigmoid
 from clipx.training.allocator import keep_freed_memory
-from clipx.training.build import build_source, build_step, new_encoder
+from clipx.training.build import build_learner, build_source, build_step, new_encoder
 from clipx.training.config import Plan, TrainConfig
 from clipx.training.corpus import describe, open_together, write_table
-from clipx.training.ema import Ema
 from clipx.training.errors import judged
-from clipx.training.interruption import Stop
+from clipx.training.interruption import Stop, leave_if_signaled
 from clipx.training.precision import build_precision
 from clipx.training.resume import newest
-from clipx.training.rounds import leave_if_signaled
 from clipx.training.run_folder import CORPUS, RunFolder, open_by_main
 from clipx.training.run_status import State
 from clipx.training.schedule import rate
 from clipx.training.skipped_steps import counted, line, memory_gib, report_nonfinite
-from clipx.training.state import Parts, split_fingerprint
 from clipx.training.validation import check, check_plan, with_defaults
 from clipx.types import Stopped
 
@@ -83,9 +79,7 @@ class Session:
         self.stop.deadline = self.plan.deadline(job(), self.began)
         warnings = check_plan(config, self.plan, self.runtime)
         self.precision = build_precision(config.precision, self.runtime.device)
-        self.model_json = with_defaults(
-            config.model.read(), sigmoid=isinstance(config.loss, sigmoid.Config)
-        )
+        self.model_json = with_defaults(config.model.read(), config.loss.build())
         self.encoder, messages = new_encoder(
             config.model, self.model_json, self.runtime, seed=config.seed
         )
@@ -114,24 +108,27 @@ class Session:
             self.model_json,
             self.precision.dtype,
         )
-        self.step = build_step(
+        self.learner = build_learner(
             config,
             self.runtime,
+            self.encoder,
             trained,
             self.precision,
             pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
             normalize=normalize,
+        )
+        self.step = build_step(
+            config,
+            self.learner,
             mark=lambda phase: self.monitor.at(self.state.step + 1, phase),
         )
-        ema = Ema(self.encoder, config.ema) if config.ema is not None else None
-        self.parts = Parts(self.runtime, self.encoder, self.step, ema)
         self.clamped = torch.zeros((), device=self.runtime.device)
         torch.manual_seed(config.seed + self.runtime.rank)  # ranks drop out different units
         saved, messages = newest(
             self.runtime,
             self.folder,
             self.corpus,
-            self.parts,
+            self.learner,
             accept=config.data.accept_changed_corpus,
         )
         if saved is not None:
@@ -155,7 +152,7 @@ class Session:
         )
         return Saver(
             self.runtime,
-            self.parts,
+            self.learner,
             folder.checkpoints if folder else None,
             about,
             newest=newest,
@@ -164,10 +161,10 @@ class Session:
         )
 
     def _take_up(self, saved: Checkpoint) -> None:
-        self.parts.take_up(saved)
+        self.learner.load(saved)
         self.clamped.fill_(saved.state.clamped_steps)
         state = replace(saved.state, corpus_digest=self.corpus.digest)
-        self.state = split_fingerprint(state, self.runtime)
+        self.state = state.on_rank(is_main=self.runtime.is_main)
 
     def advance(self, batch: Loaded, *, stop: bool = False) -> dict[str, Tensor]:
         """One optimizer step; `state` counts it once it is done, and `asked` says what any rank
@@ -177,10 +174,10 @@ class Session:
         """
         plan, optim = self.plan, self.config.optim
         share = rate(optim.schedule, self.state.step, plan.total, plan.warmup, plan.cooldown)
-        for group in self.step.optimizer.param_groups:
+        for group in self.learner.optimizer.param_groups:
             group["lr"] = optim.lr * share * group["lr_scale"]
         stepped = self.step(batch, stop, self.saver.wants())
-        self.asked = Asked(*stepped.asked)
+        self.asked = Asked(*stepped.requests)
         state = replace(
             self.state,
             step=self.state.step + 1,
@@ -188,9 +185,9 @@ class Session:
             fingerprint=(self.state.fingerprint + batch.fingerprint) % _FINGERPRINT_MODULUS,
         )
         self.state = counted(state, stepped.outcome)
-        self.clamped += stepped.metrics["clamped"]
-        if stepped.outcome == "updated" and self.parts.ema is not None:
-            self.parts.ema.update()
+        self.clamped += stepped.metrics.get("clamped", 0)
+        if stepped.outcome == "updated" and self.learner.ema is not None:
+            self.learner.ema.update()
         if stepped.outcome == "nonfinite":
             limit, run_dir = self.config.max_nonfinite_steps, Path(self.config.run_dir)
             report_nonfinite(self.runtime, run_dir, self.state, batch, stepped, limit)
@@ -211,7 +208,7 @@ class Session:
             fingerprint=runtime.sum_int(self.state.fingerprint),
             clamped_steps=int(self.clamped),
         )
-        self.state = split_fingerprint(state, runtime)
+        self.state = state.on_rank(is_main=runtime.is_main)
         return self.saver.save(state, wait=wait)
 
     def tell(self, record: dict[str, Any]) -> None:
@@ -244,7 +241,7 @@ class Session:
             f"{corpus.num_samples:,} pairs in {corpus.num_shards} shards, "
             f"{self.plan.total:,} steps of {size}, "
             f"{sum(p.numel() for p in self.encoder.parameters()) / 1e6:.1f}M parameters, "
-            f"{self.runtime.world_size} x {self.runtime.device.type}{self.step.model.title}, "
+            f"{self.runtime.world_size} x {self.runtime.device.type}{self.learner.model.title}, "
             f"{str(self.precision.dtype).removeprefix('torch.')}"
         )
         return "\n".join([text, *describe(corpus, size)])

@@ -13,7 +13,7 @@ import torch
 from clipx.checkpoints.format import TrainState
 from clipx.distributed.runtime import Runtime
 from clipx.trackers.jsonl import JsonLines
-from clipx.training.step import Outcome, Stepped
+from clipx.training.step import Outcome, StepResult
 from clipx.types import Batch, UserError
 
 _SHOWN = 16  # sample keys in a message
@@ -35,7 +35,12 @@ def counted(state: TrainState, outcome: Outcome) -> TrainState:
 
 
 def report_nonfinite(
-    runtime: Runtime, run_dir: Path, state: TrainState, batch: Batch, stepped: Stepped, limit: int
+    runtime: Runtime,
+    run_dir: Path,
+    state: TrainState,
+    batch: Batch,
+    stepped: StepResult,
+    limit: int,
 ) -> None:
     """Write down which samples a skipped step had, of the ranks that can be told apart. All ranks
     take part. Raises UserError where `limit` steps in a row were skipped.

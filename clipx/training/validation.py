@@ -15,7 +15,7 @@ from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import chosen
 from clipx.training.config import Plan, TrainConfig
 from clipx.training.evaluation import faults_of
-from clipx.types import UserError
+from clipx.types import Loss, UserError
 
 
 def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
@@ -109,10 +109,10 @@ def trained_batch_norm(encoder: nn.Module) -> str | None:
     return None
 
 
-def with_defaults(model_json: dict[str, Any], *, sigmoid: bool) -> dict[str, Any]:
-    """The model's JSON with the temperature and bias that the sigmoid loss should start from
-    (arXiv:2303.15343, 3.2), where it is silent: nearly all pairs are negatives, and without these
-    the first steps undo that alone."""
-    if not sigmoid:
+def with_defaults(model_json: dict[str, Any], loss: Loss) -> dict[str, Any]:
+    """The model's JSON with the initial temperature and bias of arXiv:2303.15343, 3.2, where it has
+    none and the loss needs them: nearly all pairs are negatives, and without a bias the first steps
+    do nothing but learn that."""
+    if not loss.needs_logit_bias:
         return model_json
     return {"init_logit_scale": math.log(10), "init_logit_bias": -10.0, **model_json}

@@ -89,8 +89,10 @@ def test_features_are_those_of_the_batches_that_would_be_loaded(
         plain = ("keys", "positions", "state", "fingerprint", "bad")
         assert all(getattr(loaded, name) == getattr(expected, name) for name in plain)
         half = {"atol": 1e-6, "rtol": 2**-11}  # what float16 keeps
-        torch.testing.assert_close(loaded.image, image_trunk(expected.image), **half)
-        torch.testing.assert_close(loaded.text, text_trunk(expected.text), **half)
+        torch.testing.assert_close(
+            loaded.views["image"], image_trunk(expected.views["image"]), **half
+        )
+        torch.testing.assert_close(loaded.views["text"], text_trunk(expected.views["text"]), **half)
 
 
 def test_ranks_share_the_work_and_the_batch(
@@ -102,8 +104,8 @@ def test_ranks_share_the_work_and_the_batch(
     shared = cache(corpus, tmp_path / "three", ranks=2)
     for rank in range(2):
         part = one(feature_batches(shared, rank, 2), 2)
-        torch.testing.assert_close(part.image, whole.image[rank::2])
-        torch.testing.assert_close(part.text, whole.text[rank::2])
+        torch.testing.assert_close(part.views["image"], whole.views["image"][rank::2])
+        torch.testing.assert_close(part.views["text"], whole.views["text"][rank::2])
         assert part.keys == whole.keys[rank::2]
 
 
@@ -140,7 +142,7 @@ def test_a_stopped_build_goes_on_with_what_is_missing(
     assert again.complete
     assert all((again.folder / name).stat().st_mtime_ns == t for name, t in times.items())
     feature_cache._open_array.cache_clear()
-    torch.testing.assert_close(one(feature_batches(again), 0).image, before.image)
+    torch.testing.assert_close(one(feature_batches(again), 0).views["image"], before.views["image"])
 
 
 def stop_after(count: int) -> Any:
@@ -193,8 +195,8 @@ def test_a_build_that_is_stopped_inside_a_shard_goes_on_there(
     made.finish()
     assert not list(made.folder.glob("*part*"))
     again = one(feature_batches(made), 1)
-    assert torch.equal(again.image, whole.image)
-    assert torch.equal(again.text, whole.text)
+    assert torch.equal(again.views["image"], whole.views["image"])
+    assert torch.equal(again.views["text"], whole.views["text"])
 
 
 def test_other_trunks_or_another_corpus_get_features_of_their_own(

@@ -26,9 +26,10 @@ def fresh() -> Iterator[None]:
 def captions_of(length: int) -> Batch:
     found = batch(seed=length)
     text = torch.zeros(6, length, dtype=torch.int64)
-    text[:, :8] = found.text
+    text[:, :8] = found.views["text"]
     text[0, : length - 1], text[0, length - 1] = torch.arange(1, length), 49407
-    return Batch(found.image, text, found.keys, found.positions, {})
+    views = {"image": found.views["image"], "text": text}
+    return Batch(views, found.keys, found.positions, {})
 
 
 @pytest.mark.parametrize(("size", "most"), [(None, 3), (3, 6)])

@@ -69,8 +69,8 @@ def train(scaler: LossScaler | None, dtype: torch.dtype) -> tuple[list[float], A
     losses, norms = [], []
     while len(losses) < 12:
         with autocast(CPU, dtype):
-            image_features, text_features, logit_scale, _ = model(image, text)
-        logits = logit_scale.exp() * image_features @ text_features.T
+            image_features, text_features = model(image, text)
+        logits = model.logit_scale.exp() * image_features @ text_features.T
         loss = nn.functional.cross_entropy(logits, torch.arange(6))
         (loss if scaler is None else scaler.scale(loss)).backward()
         if scaler is not None:

@@ -18,8 +18,8 @@ from clipx.models.dual_encoder import DualEncoder
 from clipx.training.loss_scale import LossScaler
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.skipped_steps import counted, line, memory_gib, report_nonfinite
-from clipx.training.step import Outcome, Stepped
-from clipx.types import Batch, LossOutput, UserError
+from clipx.training.step import Outcome, StepResult
+from clipx.types import Batch, Loss, LossOutput, UserError
 
 
 def spoil(image: Tensor) -> Tensor:
@@ -30,14 +30,12 @@ def spoil(image: Tensor) -> Tensor:
 
 def rows() -> Batch:
     out = batch()
-    out.image[[2, 4]] = 255
+    out.views["image"][[2, 4]] = 255
     return out
 
 
-class Cursed:
+class Cursed(Loss):
     """A loss of finite features whose value, or whose gradient alone, is not finite."""
-
-    id_kinds = ()
 
     def __init__(self, *, loss: bool) -> None:
         self.spoils_loss = loss
@@ -134,8 +132,8 @@ def test_counts_tell_overflows_from_faults() -> None:
     assert rows == [(1, 0, 1), (1, 1, 1), (2, 1, 2), (2, 1, 0), (2, 2, 0)]
 
 
-def stepped(bad_rows: list[int]) -> Stepped:
-    return Stepped({}, "nonfinite", bad_rows)
+def stepped(bad_rows: list[int]) -> StepResult:
+    return StepResult({}, "nonfinite", bad_rows)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
