@@ -51,18 +51,11 @@ class ShardCache:
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_prefetchers": {}}
 
-    def path(self, file: ShardFile) -> Path:
-        """Download a file if need be, and return its path. The next download may evict it; use
-        `open` where that matters.
+    def open(self, file: ShardFile) -> int:
+        """Download a file if need be, and return a descriptor of it, which outlives an eviction.
 
         Raises OSError with the url and the cause, UserError where the cache is too small or broken.
         """
-        os.close(self.open(file))
-        return self.place(file)
-
-    def open(self, file: ShardFile) -> int:
-        """Return a descriptor for reading the whole file, which outlives an eviction. Raises as
-        `path` does."""
         target = self.place(file)
         prefetcher = self._prefetchers.get(os.getpid())
         if prefetcher is not None:
@@ -79,7 +72,7 @@ class ShardCache:
 
     def prefetch(self, files: Sequence[ShardFile]) -> None:
         """Download files in the background, in this order. Waits where the room for files ahead of
-        need is taken; errors are left for `path` to meet."""
+        need is taken; errors are left for `open` to raise."""
         prefetcher = self._prefetchers.setdefault(os.getpid(), Prefetcher(self, self.threads))
         prefetcher.add(files)
 
@@ -102,10 +95,18 @@ class ShardCache:
             with self.local_errors():
                 # The process that held the lock before this one may have downloaded the file.
                 descriptor = _open_existing(download.target)
-            if descriptor is None:
-                self._wait_for_room(download)
-                descriptor = download.fetch()
-            return descriptor
+            if descriptor is not None:
+                return descriptor
+            # Downloads of other processes hold room that cannot be evicted before they end.
+            deadline = time.monotonic() + self.patience.stall_seconds * self.patience.attempts
+            while not download.take_room():
+                if time.monotonic() > deadline:
+                    raise OSError(
+                        f"the cache {self.folder} of {_gib(self.limit_bytes)} is full of files "
+                        "that are being downloaded; raise `cache_gib`"
+                    )
+                time.sleep(0.05)
+            return download.fetch()
         finally:
             download.close()
 
@@ -129,17 +130,6 @@ class ShardCache:
             except OSError:
                 lock.release()
                 raise
-
-    def _wait_for_room(self, download: Download) -> None:
-        # Downloads of other processes hold room that cannot be evicted before they end.
-        deadline = time.monotonic() + self.patience.stall_seconds * self.patience.attempts
-        while not download.take_room():
-            if time.monotonic() > deadline:
-                raise OSError(
-                    f"the cache {self.folder} of {_gib(self.limit_bytes)} is full of files that "
-                    "are being downloaded; raise `cache_gib`"
-                )
-            time.sleep(0.05)
 
     def too_large(self, file: ShardFile, size: int) -> UserError:
         return UserError(

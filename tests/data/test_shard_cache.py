@@ -47,6 +47,12 @@ def cache_in(
     return ShardCache(folder / "cache", limit, patience=patience, **settings)
 
 
+def path_of(cache: ShardCache, file: ShardFile) -> Path:
+    """Its path in the cache, after it was downloaded if need be."""
+    os.close(cache.open(file))
+    return cache.place(file)
+
+
 def file_at(server: FaultyServer, letter: str = "a") -> ShardFile:
     [file] = find([f"{server.url}/{letter}.tar"], allow_pipe=False, patience=QUICK)
     return file
@@ -76,10 +82,10 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_a_file_is_downloaded_once(tmp_path: Path, server: FaultyServer) -> None:
     cache, file = cache_in(tmp_path), file_at(server)
-    path = cache.path(file)
+    path = path_of(cache, file)
     assert path.read_bytes() == server.files["a.tar"]
     assert path.name.endswith("-a.tar")
-    assert cache_in(tmp_path).path(file) == path
+    assert path_of(cache_in(tmp_path), file) == path
     assert contents(cache.open(file)) == server.files["a.tar"]
     assert server.gets("a.tar") == [""]
     assert names(cache) == ["a.tar"]
@@ -92,7 +98,7 @@ def test_a_transient_fault_is_survived(
 ) -> None:
     server.script("a.tar", fault)
     cache = cache_in(tmp_path, patience=SHORT)
-    assert cache.path(file_at(server)).read_bytes() == server.files["a.tar"]
+    assert path_of(cache, file_at(server)).read_bytes() == server.files["a.tar"]
     assert len(server.gets("a.tar")) == 2
     assert names(cache) == ["a.tar"]
 
@@ -100,7 +106,7 @@ def test_a_transient_fault_is_survived(
 def test_a_download_resumes_where_it_broke_off(tmp_path: Path, server: FaultyServer) -> None:
     server.script("a.tar", "truncate", 500)
     patience = Patience(attempts=3, backoff_seconds=0.01)
-    cache_in(tmp_path, patience=patience).path(file_at(server))
+    path_of(cache_in(tmp_path, patience=patience), file_at(server))
     half = (len(BODY) + 1) // 2
     assert server.gets("a.tar") == ["", f"bytes={half}-", f"bytes={half}-"]
 
@@ -108,7 +114,7 @@ def test_a_download_resumes_where_it_broke_off(tmp_path: Path, server: FaultySer
 def test_a_server_without_ranges_sends_all_again(tmp_path: Path, server: FaultyServer) -> None:
     server.ranges = False
     server.script("a.tar", "truncate")
-    assert cache_in(tmp_path).path(file_at(server)).read_bytes() == server.files["a.tar"]
+    assert path_of(cache_in(tmp_path), file_at(server)).read_bytes() == server.files["a.tar"]
 
 
 @pytest.mark.parametrize("fault", [500, "stall", "reset", "truncate", "wrong bytes"])
@@ -119,9 +125,9 @@ def test_a_persistent_fault_is_raised_with_the_url(
     server.script("a.tar", fault, fault)
     cache, file = cache_in(tmp_path, patience=SHORT), file_at(server)
     with pytest.raises(OSError, match=rf"{server.url}/a\.tar: .*attempt 2"):
-        cache.path(file)
+        path_of(cache, file)
     assert names(cache) == []
-    assert cache.path(file).read_bytes() == server.files["a.tar"]
+    assert path_of(cache, file).read_bytes() == server.files["a.tar"]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,7 @@ def test_a_refusal_is_not_retried(
 ) -> None:
     server.script("a.tar", status)
     with pytest.raises(kind, match=rf"{server.url}/a\.tar: HTTP {status}"):
-        cache_in(tmp_path).path(file_at(server))
+        path_of(cache_in(tmp_path), file_at(server))
     assert len(server.gets("a.tar")) == 1
 
 
@@ -141,7 +147,7 @@ def test_wrong_bytes_of_the_right_length_are_detected_by_their_md5(
 ) -> None:
     server.md5 = True
     server.script("a.tar", "wrong bytes")
-    assert cache_in(tmp_path).path(file_at(server)).read_bytes() == server.files["a.tar"]
+    assert path_of(cache_in(tmp_path), file_at(server)).read_bytes() == server.files["a.tar"]
     assert server.gets("a.tar") == ["", ""]
 
 
@@ -151,30 +157,30 @@ def test_a_file_that_was_replaced_is_refused_until_it_is_found_anew(
     cache, old = cache_in(tmp_path), file_at(server)
     server.files["a.tar"] = server.files["a.tar"][::-1]
     with pytest.raises(OSError, match=r"a\.tar: has changed since the start"):
-        cache.path(old)
-    assert cache.path(file_at(server)).read_bytes() == server.files["a.tar"]
+        path_of(cache, old)
+    assert path_of(cache, file_at(server)).read_bytes() == server.files["a.tar"]
 
 
 def test_a_new_version_in_s3_is_another_file(tmp_path: Path, s3: S3) -> None:
     url = s3.put("train/a.tar", BODY)
     [old] = find([url], allow_pipe=False)
     cache = cache_in(tmp_path)
-    first = cache.path(old)
+    first = path_of(cache, old)
     s3.put("train/a.tar", BODY[::-1])
     [new] = find([url], allow_pipe=False)
-    assert cache.path(new).read_bytes() == BODY[::-1]
-    assert cache.path(old) == first
+    assert path_of(cache, new).read_bytes() == BODY[::-1]
+    assert path_of(cache, old) == first
     assert first.read_bytes() == BODY
     first.unlink()
     with pytest.raises(OSError, match=f"{url}: "):
-        cache.path(old)
+        path_of(cache, old)
 
 
 def test_a_change_in_s3_of_the_same_size_is_noticed_without_an_md5(tmp_path: Path, s3: S3) -> None:
     url = s3.put("train/b.tar", BODY)
     stale = ShardFile(url, size=len(BODY), stamp="an older ETag", md5="")
     with pytest.raises(OSError, match="has changed since the start: was an older ETag"):
-        cache_in(tmp_path).path(stale)
+        path_of(cache_in(tmp_path), stale)
 
 
 def test_an_object_of_s3_is_read_in_ranges(
@@ -183,7 +189,7 @@ def test_an_object_of_s3_is_read_in_ranges(
     monkeypatch.setattr("clipx.data.transfer.store.CHUNK", 300_000)
     url = s3.put("train/ranges.tar", BODY)
     [file] = find([url], allow_pipe=False)
-    assert cache_in(tmp_path).path(file).read_bytes() == BODY
+    assert path_of(cache_in(tmp_path), file).read_bytes() == BODY
     assert s3.count("GET", "train/ranges.tar") == 4
 
 
@@ -193,9 +199,9 @@ def test_the_etag_of_an_object_under_kms_is_not_taken_for_its_md5(tmp_path: Path
     sum_of_other = hashlib.md5(b"other").hexdigest()
     cache = cache_in(tmp_path)
     with pytest.raises(OSError, match="MD5"):
-        cache.path(ShardFile(plain, size=len(BODY), stamp="", md5=sum_of_other))
+        path_of(cache, ShardFile(plain, size=len(BODY), stamp="", md5=sum_of_other))
     file = ShardFile(secret, size=len(BODY), stamp="", md5=sum_of_other)
-    assert cache.path(file).read_bytes() == BODY
+    assert path_of(cache, file).read_bytes() == BODY
 
 
 def test_a_call_that_hangs_is_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +219,7 @@ def test_a_call_that_hangs_is_abandoned(tmp_path: Path, monkeypatch: pytest.Monk
         return real(self, path, **options)
 
     monkeypatch.setattr(type(memory), "cat_file", hanging)
-    assert cache_in(tmp_path, patience=SHORT).path(file).read_bytes() == BODY
+    assert path_of(cache_in(tmp_path, patience=SHORT), file).read_bytes() == BODY
     hang.set()
     assert len(calls) == 2
 
@@ -223,19 +229,19 @@ def test_a_file_of_unknown_size_is_bounded(tmp_path: Path, server: FaultyServer)
     file = file_at(server)
     assert file.size == -1
     cache = cache_in(tmp_path)
-    path = cache.path(file)
+    path = path_of(cache, file)
     assert path.read_bytes() == server.files["a.tar"]
     with pytest.raises(UserError, match=r"a\.tar.*cache_gib"):
-        cache_in(tmp_path / "small", limit=1000).path(file)
+        path_of(cache_in(tmp_path / "small", limit=1000), file)
 
 
 def test_the_least_recently_used_file_is_evicted(tmp_path: Path, server: FaultyServer) -> None:
     a, b, c, d = (file_at(server, letter) for letter in "abcd")
     cache = cache_in(tmp_path, limit=3 * MIB)
     for file in (a, b, c, a, d):
-        cache.path(file)
+        path_of(cache, file)
     assert names(cache) == ["a.tar", "c.tar", "d.tar"]
-    cache.path(b)
+    path_of(cache, b)
     assert names(cache) == ["a.tar", "b.tar", "d.tar"]
     assert sum(p.stat().st_size for p in cache.folder.iterdir()) <= 3 * MIB
 
@@ -245,14 +251,14 @@ def test_files_of_others_are_not_evicted(tmp_path: Path, server: FaultyServer) -
     cache.folder.mkdir()
     (cache.folder / "thesis.tex").write_bytes(BODY * 3)
     for letter in "ab":
-        cache.path(file_at(server, letter))
+        path_of(cache, file_at(server, letter))
     assert names(cache) == ["b.tar", "thesis.tex"]
 
 
 def test_an_open_file_outlives_its_eviction(tmp_path: Path, server: FaultyServer) -> None:
     cache = cache_in(tmp_path, limit=MIB)
     descriptor = cache.open(file_at(server, "a"))
-    cache.path(file_at(server, "b"))
+    path_of(cache, file_at(server, "b"))
     assert names(cache) == ["b.tar"]
     assert contents(descriptor) == server.files["a.tar"]
     assert not os.get_inheritable(cache.open(file_at(server, "b")))
@@ -262,14 +268,14 @@ def test_a_shard_larger_than_the_cache_names_the_setting(
     tmp_path: Path, server: FaultyServer
 ) -> None:
     with pytest.raises(UserError, match=r"a\.tar has .*raise `cache_gib`"):
-        cache_in(tmp_path, limit=1000).path(file_at(server))
+        path_of(cache_in(tmp_path, limit=1000), file_at(server))
     assert server.gets("a.tar") == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, server: FaultyServer) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"cannot be written.*choose another folder"):
-        cache_in(tmp_path).path(file_at(server))
+        path_of(cache_in(tmp_path), file_at(server))
 
 
 def test_a_full_disk_is_named_at_once(
@@ -281,7 +287,7 @@ def test_a_full_disk_is_named_at_once(
     monkeypatch.setattr("clipx.data.shard_cache.os.pwrite", full)
     cache = cache_in(tmp_path)
     with pytest.raises(UserError, match=r"No space left.*lower `cache_gib`"):
-        cache.path(file_at(server))
+        path_of(cache, file_at(server))
     assert len(server.gets("a.tar")) == 1
     assert names(cache) == []
 
@@ -291,7 +297,7 @@ def download(cache: ShardCache, file: ShardFile, start: float) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(30)
     time.sleep(max(0.0, start - time.time()))
-    data = cache.path(file).read_bytes()
+    data = path_of(cache, file).read_bytes()
     assert len(data) == file.size
 
 
@@ -316,7 +322,7 @@ def test_threads_that_want_the_same_file_share_one_download(
 ) -> None:
     server.delay_seconds = 0.1
     cache, file = cache_in(tmp_path), file_at(server)
-    threads = [threading.Thread(target=cache.path, args=(file,)) for _ in range(5)]
+    threads = [threading.Thread(target=path_of, args=(cache, file)) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -351,7 +357,7 @@ def test_a_killed_download_leaves_the_cache_usable(tmp_path: Path, server: Fault
     killed.join()
 
     server.script("a.tar", "stall midway")
-    cache.path(a).unlink()
+    path_of(cache, a).unlink()
     killed = FORK.Process(target=download, args=(cache, a, 0.0))
     killed.start()
     wait_until(lambda: len(server.gets("a.tar")) == 3 and names(cache) == ["a.tar"])
@@ -359,10 +365,10 @@ def test_a_killed_download_leaves_the_cache_usable(tmp_path: Path, server: Fault
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
     assert [p.name[:5] for p in cache.folder.glob("[!.]*")] == ["part-"]
-    cache.path(b)
+    path_of(cache, b)
     assert names(cache) == ["b.tar"]  # the part of the killed process is removed
-    assert cache.path(a).read_bytes() == server.files["a.tar"]
-    cache.path(c)
+    assert path_of(cache, a).read_bytes() == server.files["a.tar"]
+    path_of(cache, c)
 
 
 def test_a_prefetched_file_is_not_downloaded_again(tmp_path: Path, server: FaultyServer) -> None:
@@ -395,14 +401,14 @@ def test_prefetching_evicts_neither_recent_nor_awaited_files(
     a, b, c, d, e, f = (file_at(server, letter) for letter in "abcdef")
     cache = cache_in(tmp_path, limit=4 * MIB)
     for file in (a, b, c):
-        cache.path(file)
+        path_of(cache, file)
     cache.prefetch([d, e, f])
     wait_until(lambda: {"d.tar", "e.tar"} <= set(names(cache)) and not partial(cache))
     cache.prefetch([])  # asks for room again
     time.sleep(0.2)
     assert names(cache) == ["b.tar", "c.tar", "d.tar", "e.tar"]
     assert server.gets("f.tar") == []
-    cache.path(d)  # its use makes room for f, and the least recently used file is evicted
+    path_of(cache, d)  # its use makes room for f, and the least recently used file is evicted
     wait_until(lambda: "f.tar" in names(cache))
     wait_until(lambda: names(cache) == ["c.tar", "d.tar", "e.tar", "f.tar"])
 
@@ -414,8 +420,8 @@ def test_a_failed_prefetch_is_raised_for_the_reader(tmp_path: Path, server: Faul
     cache.prefetch([a, b])
     wait_until(lambda: names(cache) == ["b.tar"])
     with pytest.raises(FileNotFoundError, match=r"a\.tar"):
-        cache.path(a)
-    assert cache.path(a).read_bytes() == server.files["a.tar"]
+        path_of(cache, a)
+    assert path_of(cache, a).read_bytes() == server.files["a.tar"]
 
 
 def test_a_cache_is_pickled_without_its_threads(tmp_path: Path, server: FaultyServer) -> None:
@@ -470,7 +476,7 @@ def test_a_worker_gets_its_file_when_the_downloading_parent_is_killed(
     wait_until(lambda: len(server.gets("a.tar")) == 2)
     parent.join()
     wait_until(lambda: not partial(cache))
-    assert cache.path(file).read_bytes() == server.files["a.tar"]
+    assert path_of(cache, file).read_bytes() == server.files["a.tar"]
     assert len(server.gets("a.tar")) == 2
 
 
@@ -501,8 +507,8 @@ def test_the_output_of_a_pipe_is_cached(tmp_path: Path) -> None:
     log = tmp_path / "runs"
     file = piped(f"echo run >> {log}; printf abc | tr a-c A-C; sleep 0.1; echo")
     cache = cache_in(tmp_path)
-    assert cache.path(file).read_bytes() == b"ABC\n"
-    assert cache.path(file).read_bytes() == b"ABC\n"
+    assert path_of(cache, file).read_bytes() == b"ABC\n"
+    assert path_of(cache, file).read_bytes() == b"ABC\n"
     assert log.read_text() == "run\n"
 
 
@@ -521,7 +527,7 @@ def test_a_pipe_that_fails_is_run_again_and_then_explained(
     log = tmp_path / "runs"
     cache = cache_in(tmp_path, patience=SHORT)
     with pytest.raises(OSError, match=f"pipe:echo run.*{words}"):
-        cache.path(piped(f"echo run >> {log}; {command}"))
+        path_of(cache, piped(f"echo run >> {log}; {command}"))
     assert log.read_text() == "run\n" * 2
     assert names(cache) == []
 

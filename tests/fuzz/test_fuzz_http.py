@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -80,7 +81,8 @@ def test_any_answer_is_the_file_or_an_error(
             find([url], allow_pipe=False, patience=ONCE)
         file = ShardFile(url, len(BODY), "", "")
         with contextlib.suppress(OSError, UserError):
-            path = cache.path(file)
+            os.close(cache.open(file))
+            path = cache.place(file)
             assert path.stat().st_size == len(BODY)
             path.unlink()
 
