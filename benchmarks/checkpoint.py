@@ -27,7 +27,7 @@ from rich.table import Table
 
 from clipx.checkpoints.format import About, TrainState
 from clipx.checkpoints.saver import Saver
-from clipx.data.transforms import normalize
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.runtime import start
 from clipx.distributed.wrap import Alone

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from clipx.data.transforms import normalize
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.runtime import start
 from clipx.distributed.wrap import Alone

@@ -36,10 +36,11 @@ from rich.console import Console
 from rich.table import Table
 
 from clipx.data import decode
+from clipx.data.augment import NUM_DRAWS, Augmentation, augment, crop_box
+from clipx.data.corpus import Sample
 from clipx.data.order import uniforms
-from clipx.data.stream import Sample
+from clipx.data.preprocessing import normalize
 from clipx.data.tokenizers import pad
-from clipx.data.transforms import NUM_DRAWS, Augmentation, augment, crop_box, normalize
 
 HERE = Path(__file__).parent
 PAUSE_SECONDS = 1.5  # a worker has finished what it had begun

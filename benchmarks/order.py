@@ -28,10 +28,10 @@ from rich.table import Table
 
 from clipx.data import catalog
 from clipx.data.config import DataConfig
+from clipx.data.corpus import Corpus
 from clipx.data.order import batch_positions, hash_of
 from clipx.data.shard_cache import ShardCache
 from clipx.data.sources.webdataset import Webdataset
-from clipx.data.stream import Corpus
 from clipx.data.transfer.common import ShardFile
 
 BARS = {"gib per rank": 1.0, "microseconds per sample": 20.0, "start-up seconds": 1.0}

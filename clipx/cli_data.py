@@ -1,11 +1,23 @@
-"""The verbs of `clipx data`."""
+"""The verbs of `clipx data`. Each imports what it needs, so that `clipx --help` is quick."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from clipx.types import UserError
+
+if TYPE_CHECKING:
+    from clipx.data.config import DataConfig
+    from clipx.data.sample import BadSample
+
+_MAX_SHOWN = 20
 
 
 def add_verbs(verbs: Any) -> None:
@@ -23,12 +35,12 @@ def add_verbs(verbs: Any) -> None:
     demo.add_argument(
         "--workers", type=int, default=None, help="rendering processes (default: one per core)"
     )
-    demo.set_defaults(run=_data_demo)
+    demo.set_defaults(run=_run_demo)
 
-    index = data.add_parser("index", help="index shards and say what is in them")
+    index = data.add_parser("index", help="index shards and print their samples and faults")
     index.add_argument("shards", nargs="+", help="folders, globs, {000..127} ranges or URLs")
     index.add_argument("--allow-pipe", action="store_true", help="run `pipe:` commands")
-    index.set_defaults(run=_data_index)
+    index.set_defaults(run=_run_index)
 
     verify = data.add_parser("verify", help="find every sample that training could not use")
     verify.add_argument("corpus", help="shards, or the YAML file of a run")
@@ -37,37 +49,168 @@ def add_verbs(verbs: Any) -> None:
     )
     verify.add_argument("--out", type=Path, help="list for data.skip, one JSON object a line")
     verify.add_argument("--workers", type=int, help="processes (default: one per core)")
-    verify.set_defaults(run=_data_verify)
+    verify.set_defaults(run=_run_verify)
 
     bench = data.add_parser("bench", help="samples/s of reading, decoding, augmenting ...")
     bench.add_argument("config", type=Path, help="YAML file of a run")
     bench.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.workers=8")
     bench.add_argument("--seconds", type=float, default=20.0, help="how long to measure")
-    bench.set_defaults(run=_data_bench)
+    bench.set_defaults(run=_run_bench)
 
 
-def _data_index(arguments: argparse.Namespace) -> None:
-    from clipx.data_verbs import index
+def _run_demo(arguments: argparse.Namespace) -> None:
+    from clipx.demo.corpus import build
 
+    build(arguments.preset, arguments.out, workers=arguments.workers)
+
+
+def _run_index(arguments: argparse.Namespace) -> None:
     if index(arguments.shards, allow_pipe=arguments.allow_pipe):
         sys.exit(1)
 
 
-def _data_verify(arguments: argparse.Namespace) -> None:
-    from clipx.data_verbs import verify_corpus
-
-    workers, out = arguments.workers, arguments.out
-    if verify_corpus(arguments.corpus, arguments.overrides, out=out, workers=workers):
+def _run_verify(arguments: argparse.Namespace) -> None:
+    num_bad = verify_corpus(
+        arguments.corpus, arguments.overrides, out=arguments.out, workers=arguments.workers
+    )
+    if num_bad:
         sys.exit(1)
 
 
-def _data_bench(arguments: argparse.Namespace) -> None:
-    from clipx.data_verbs import bench_loader
+def index(patterns: list[str], *, allow_pipe: bool) -> int:
+    """Index shards and print their totals and faults. Returns the number of unreadable shards."""
+    from clipx.data.catalog import open_catalog
+    from clipx.data.sources import webdataset
+    from clipx.progress import printable, progress
 
-    bench_loader(arguments.config, arguments.overrides, seconds=arguments.seconds)
+    source = webdataset.Config(patterns, allow_pipe=allow_pipe)
+    files = source.files()
+    with progress("indexing shards", len(files)) as advance:
+        catalog = open_catalog(files, source.cache(), advance)
+    num_unreadable = sum(fault.is_whole_shard for fault in catalog.faults)
+    totals = {
+        "shards": len(catalog.files),
+        "samples": int(catalog.samples.sum()),
+        "bytes": sum(file.size for file in catalog.files if file.size >= 0),
+        "truncated": int(catalog.truncated.sum()),
+        "unreadable": num_unreadable,
+    }
+    _print_table(list(totals), [[f"{number:,}" for number in totals.values()]])
+    # A missing disk makes all shards faulty, and the first of them show it.
+    for fault in catalog.faults[:_MAX_SHOWN]:
+        print(printable(f"{fault.shard}: {fault.message}"))
+    if catalog.faults[_MAX_SHOWN:]:
+        print(f"... and {len(catalog.faults) - _MAX_SHOWN} more")
+    return num_unreadable
 
 
-def _data_demo(arguments: argparse.Namespace) -> None:
-    from clipx.demo.corpus import build
+def verify_corpus(
+    corpus: str, overrides: Sequence[str], *, out: Path | None, workers: int | None
+) -> int:
+    """Print the bad samples and shards, and write one line for each to `out`. Returns their
+    number."""
+    from dataclasses import replace
 
-    build(arguments.preset, arguments.out, workers=arguments.workers)
+    from clipx.data.captions import check_caption_fields
+    from clipx.data.verify import verify
+    from clipx.progress import note, progress
+
+    config = _data_config(corpus, overrides)
+    opened = replace(config, max_bad_fraction=1.0).open(seed=0)  # bad shards are listed, not fatal
+    try:
+        messages = check_caption_fields(opened)
+    except UserError as error:  # would stop a run; here, one more fault to report
+        messages = [str(error)]
+    for message in messages:
+        note(message)
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    num_samples = int(opened.sizes.sum())
+    bad: list[BadSample] = []
+    try:
+        file = (out or Path(os.devnull)).open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}") from error
+    with file, progress("verifying samples", num_samples) as advance:
+        for sample in verify(config, opened, workers=workers, advance=advance):
+            bad.append(sample)
+            file.write(json.dumps(sample.record()) + "\n")  # an interrupted check leaves a list
+    _print_bad(bad, num_samples, out)
+    return len(bad)
+
+
+def _print_bad(bad: list[BadSample], num_samples: int, out: Path | None) -> None:
+    from clipx.progress import printable
+
+    if not bad:
+        print(f"all {num_samples:,} samples are good")
+        return
+    counts = Counter((sample.stage, sample.error) for sample in bad)
+    rows = []
+    for (stage, error), count in counts.most_common():
+        # Of many alike, one shows what to mend.
+        first = next(sample for sample in bad if (sample.stage, sample.error) == (stage, error))
+        where = f"{first.key or '(whole shard)'} of {first.shard}: {first.message}"
+        rows.append([stage, error, f"{count:,}", printable(where)])
+    _print_table(["stage", "error", "count", "the first"], rows)
+    summary = f"{len(bad):,} of {num_samples:,} samples and shards are bad"
+    if out is not None:
+        summary += f"; listed in {out}: train with data.skip={out}"
+    print(summary)
+
+
+def _data_config(corpus: str, overrides: Sequence[str]) -> DataConfig:
+    """The data settings of a run's YAML file, or of shards given as a pattern. Raises UserError."""
+    from clipx import config as configs
+    from clipx.data.config import DataConfig
+    from clipx.training.config import TrainConfig
+
+    if corpus.endswith((".yaml", ".yml")):
+        return configs.load(TrainConfig, Path(corpus), overrides).data
+    settings: configs.Data = {"data": {"shards": corpus}}
+    for override in overrides:
+        settings = configs.merge(settings, configs.parse_override(override))
+    for key in settings:
+        if key != "data":
+            raise UserError(f"override {key}: without a config file, only data.* can be set")
+    return configs.build(DataConfig, settings["data"], where="the command line")
+
+
+def _run_bench(arguments: argparse.Namespace) -> None:
+    """Print samples per second of each stage of loading, and name the slowest."""
+    from clipx import config as configs
+    from clipx.data.bench import bench
+    from clipx.progress import note
+    from clipx.training.config import TrainConfig
+    from clipx.training.corpus import pixel_batches
+
+    config = configs.load(TrainConfig, arguments.config, arguments.overrides)
+    corpus = config.data.open(seed=config.seed)
+    batches = pixel_batches(config, corpus, config.model.read(), rank=0, world_size=1)
+    size = config.global_batch_size
+    note(f"{corpus.num_samples:,} samples, batches of {size}, {arguments.seconds:.0f} s")
+    report = bench(batches, seconds=arguments.seconds)
+    total = sum(report.seconds.values())
+    rows = []
+    for stage, seconds in [*report.seconds.items(), ("all", total)]:
+        rate = f"{1 / seconds:,.0f}"
+        rows.append([stage, f"{seconds * 1e6:.1f}", rate, f"{seconds / total:.0%}"])
+    title = f"one core, {report.samples:,} samples to {batches.image_size} px"
+    _print_table(["stage", "us a sample", "samples/s", "share"], rows, title=title)
+    workers = "no workers (the training process itself)"  # data.workers=0
+    if report.workers:
+        workers = f"{report.workers} workers"
+    print(f"the loader with {workers}: {report.samples_per_second:,.0f} samples/s")
+    print(f"bottleneck: {report.bottleneck}, {report.seconds[report.bottleneck] / total:.0%}")
+    print(f"a worker with a core of its own adds about {1 / total:,.0f} samples/s")
+
+
+def _print_table(header: list[str], rows: list[list[str]], title: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*row)
+    # Names of files and keys may contain `[/bold]` or `:x:`, which are no markup and no emoji.
+    Console(markup=False, emoji=False, highlight=False).print(table)

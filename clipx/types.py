@@ -1,4 +1,4 @@
-"""What passes between the parts of clipx.
+"""What passes between the parts of clipx. One page, though it has more than 250 lines.
 
 Dimension letters used in every docstring:
     B  rows on this rank (local batch)      R  ranks (processes)      G = R * B  global batch

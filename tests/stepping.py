@@ -10,7 +10,7 @@ from tiny_runs import MODEL
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipx.data.transforms import normalize
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import Alone

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from samples import pair, write_shard
 
-from clipx.data_verbs import index, verify_corpus
+from clipx.cli_data import index, verify_corpus
 
 ODD_SHARDS = [os.fsdecode(b"caf\xe9.tar"), "a\nb.tar", "[bold].tar", ":smile:.tar", "\x1b[2J.tar"]
 ODD_KEYS = ["[/bold]", "a\nb", ":smile:", os.fsdecode(b"\xff"), "[red]"]

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from clipx.compare import compare
 
 from clipx import cli
-from clipx.results import check_out, read_samples, write_results
+from clipx.results import check_out, compare, read_samples, write_results
 from clipx.types import Result, UserError
 
 RESULT = Result(

@@ -1,4 +1,4 @@
-"""Where the time of loading goes: samples per second of each stage, and of all workers together."""
+"""Measure data loading: seconds of each stage, and samples per second of all workers together."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import torch
 
 from clipx.data.decode import BadImage
 from clipx.data.loader import Batches, load
-from clipx.data.order import uniforms
 from clipx.data.sample import SampleError
-from clipx.data.transforms import NUM_DRAWS, augment
 
 STAGES = ("read", "decode", "augment", "tokenize", "collate")
 
 
 @dataclass(frozen=True)
 class Report:
-    """seconds: of one worker on one core for a sample, by stage
-    samples_per_second: of the loader with its workers, measured whole; 0 workers are the training
-    process itself
+    """seconds: of one sample in one worker on one core, by stage
+    samples: on which `seconds` was measured
+    workers: of the loader; 0 is the training process itself
+    samples_per_second: of the whole loader
     """
 
     seconds: dict[str, float]
@@ -36,53 +35,54 @@ class Report:
 
 
 def bench(batches: Batches, *, seconds: float) -> Report:
-    """Half of the time for the stages one by one, half for the loader. Raises UserError."""
-    samples, stages = _stages(batches, seconds / 2)
-    workers = batches.config.workers
-    return Report(stages, samples, workers, _whole(batches, seconds / 2))
-
-
-def _stages(batches: Batches, limit: float) -> tuple[int, dict[str, float]]:
-    """(samples, seconds of a sample by stage)"""
+    """Measure the stages for half of the time, then the loader. Raises UserError."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
-    clock = dict.fromkeys(STAGES, 0.0)
-    samples = 0
     try:
-        _batch(batches, 0, dict.fromkeys(STAGES, 0.0))  # opens files, fills caches
-        began, k = time.perf_counter(), 1
-        while time.perf_counter() - began < limit:
-            samples += _batch(batches, k, clock)
-            k += 1
+        samples, stages = _time_stages(batches, seconds / 2)
     finally:
         torch.set_num_threads(threads)
+    rate = _loader_rate(batches, seconds / 2)
+    return Report(stages, samples, batches.config.workers, rate)
+
+
+def _time_stages(batches: Batches, limit: float) -> tuple[int, dict[str, float]]:
+    """(samples, seconds of a sample by stage)"""
+    _time_batch(batches, 0, dict.fromkeys(STAGES, 0.0))  # opens files and fills caches
+    clock = dict.fromkeys(STAGES, 0.0)
+    samples = 0
+    k = 1
+    began = time.perf_counter()
+    while time.perf_counter() - began < limit:
+        samples += _time_batch(batches, k, clock)
+        k += 1
     return samples, {stage: total / samples for stage, total in clock.items()}
 
 
-def _batch(batches: Batches, k: int, clock: dict[str, float]) -> int:
-    """Does what `batches[k]` does, stage by stage. Returns the number of good samples."""
-    corpus, config, size = batches.corpus, batches.config, batches.image_size
+def _time_batch(batches: Batches, k: int, clock: dict[str, float]) -> int:
+    """Make `batches[k]` stage by stage. Returns the number of good samples."""
     positions = batches.positions(k)
     with _timed(clock, "read"):
-        located = corpus.locate(positions)
-    draws = uniforms(corpus.order.seed, positions[:, None], 1 + NUM_DRAWS)
+        located = batches.corpus.locate(positions)
+    all_draws = batches.draws(positions)
     with _timed(clock, "collate"):
-        image = torch.empty((len(positions), 3, size, size), dtype=torch.uint8)
+        shape = (len(positions), 3, batches.image_size, batches.image_size)
+        images = torch.empty(shape, dtype=torch.uint8)
     texts = []
-    rows = zip(draws, image, located.shard.tolist(), located.sample.tolist(), strict=True)
-    for numbers, out, shard, sample in rows:
+    for draws, out, shard, sample in zip(
+        all_draws, images, located.shard.tolist(), located.sample.tolist(), strict=True
+    ):
         try:
             with _timed(clock, "read"):
-                found = corpus.read(shard, sample)
+                stored = batches.corpus.read(shard, sample)
             with _timed(clock, "decode"):
-                pixels = config.decode(found.image)
+                pixels = batches.config.decode(stored.image)
         except (SampleError, BadImage, OSError):
-            continue  # `clipx data verify` tells of it; here the time of good ones counts
+            continue  # only good samples are measured; `clipx data verify` lists the bad ones
         with _timed(clock, "augment"):
-            augment(pixels, size, config.augmentation, numbers[1:], out=out)
+            batches.write_image(pixels, draws, out)
         with _timed(clock, "tokenize"):
-            text = found.caption.draw(numbers[0])
-            texts.append(batches.tokenizer.encode(text, batches.context_length))
+            texts.append(batches.encode_caption(stored, draws))
     with _timed(clock, "collate"):
         batches.pad(texts)
     return len(texts)
@@ -97,15 +97,14 @@ def _timed(clock: dict[str, float], stage: str) -> Iterator[None]:
         clock[stage] += time.perf_counter() - began
 
 
-def _whole(batches: Batches, limit: float) -> float:
-    """Samples per second of the loader, once its workers run."""
-    began, samples = None, 0
-    for batch in load(batches, 0, 1_000_000_000):
-        if began is None:  # after the first batch: starting processes is not loading
-            began = time.perf_counter()
-            continue
+def _loader_rate(batches: Batches, limit: float) -> float:
+    """Samples per second, from the second batch on: starting the processes is not loading."""
+    loaded = load(batches, 0, 1_000_000_000)  # until the time is over
+    next(loaded)
+    began = time.perf_counter()
+    samples = 0
+    for batch in loaded:
         samples += len(batch.keys)
         if time.perf_counter() - began >= limit:
             break
-    assert began is not None
     return samples / (time.perf_counter() - began)

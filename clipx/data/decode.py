@@ -1,10 +1,10 @@
-"""Image bytes -> (3, H, W) uint8 RGB. Pillow is the reference; simplejpeg, where installed, decodes
-JPEG to the same pixels faster.
+"""Image bytes -> (3, H, W) uint8 RGB.
 
-The bytes of the file and the size in its header are checked before a pixel is decoded, so that a
-small file cannot claim all the memory. What simplejpeg finds fault with is decided by Pillow, so
-both installations use the same files. EXIF orientation is ignored, as open_clip does: stored pixels
-are what its published models were trained on.
+Pillow is the reference. simplejpeg, where installed, decodes JPEG to the same pixels faster; files
+that it refuses are left to Pillow, so that both installations use the same files. The number of
+bytes and the size in the header are checked before any pixel is decoded, so that a small file
+cannot claim all the memory. EXIF orientation is ignored, as in open_clip: its published models were
+trained on the pixels as stored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_BYTES = 100_000_000  # a PNG of MAX_PIXELS that does not compress at all has
 FORMATS = ("JPEG", "PNG", "WEBP")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
-# What Pillow raises for damaged files, beside its own UnidentifiedImageError, an OSError
+# Pillow's exceptions for damaged files. UnidentifiedImageError is an OSError.
 _PILLOW_ERRORS = (
     OSError,
     ValueError,
@@ -38,22 +38,22 @@ _PILLOW_ERRORS = (
 
 
 class BadImage(ValueError):
-    """The bytes are no image that can be used; the message says why."""
+    """Bytes that are no usable image; the message gives the reason."""
 
 
 class TooLarge(BadImage):
-    """An image beyond a bound, whose setting could be raised."""
+    """An image above a bound. setting: the one to raise"""
 
     def __init__(self, size: str, setting: str, limit: int) -> None:
         super().__init__(f"{size} exceed {setting} {limit}")
         self.setting = setting
 
     def __reduce__(self) -> tuple[object, ...]:
-        return BadImage, (str(self),)  # from a worker process, the message is enough
+        return BadImage, (str(self),)  # worker processes send only the message
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Tensor:
-    """(3, H, W) uint8 whose memory is (H, W, 4), as `resize` likes it. Raises BadImage."""
+    """(3, H, W) uint8, in memory (H, W, 4), which `resize` takes as it is. Raises BadImage."""
     if not data:
         raise BadImage("0 bytes")
     if len(data) > max_bytes:
@@ -66,8 +66,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BY
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it: transparency on white, 16-bit gray scaled to 8, animated images by
-    their first frame."""
+    """RGB as on a screen: transparency on white, 16-bit gray scaled to 8, the first frame of an
+    animation."""
     if image.mode.startswith("I;16") or image.mode == "I":
         scaled = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(scaled).convert("RGB")
@@ -81,8 +81,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def pixels_of(image: Image.Image) -> Tensor:
-    """A Pillow image of any mode -> (3, H, W) uint8 whose memory is (H, W, 4)."""
-    array = np.array(to_rgb(image).convert("RGBX"))  # a copy: torch wants memory it may write to
+    """A Pillow image of any mode -> (3, H, W) uint8, in memory (H, W, 4)."""
+    array = np.array(to_rgb(image).convert("RGBX"))  # a copy: torch warns of read-only memory
     return _planes(array)
 
 
@@ -100,22 +100,24 @@ def _decode_pillow(data: bytes, max_pixels: int) -> Tensor:
                 return pixels_of(image)
     except BadImage:
         raise
-    except UnidentifiedImageError as error:  # its text has a memory address: no two runs alike
-        kinds = ", ".join(FORMATS)
-        raise BadImage(f"not readable as {kinds}; starts with {data[:12]!r}") from error
+    except UnidentifiedImageError as error:  # its own message has a memory address in it
+        formats = ", ".join(FORMATS)
+        raise BadImage(f"not readable as {formats}; starts with {data[:12]!r}") from error
     except _PILLOW_ERRORS as error:
         raise BadImage(f"{type(error).__name__}: {error}; starts with {data[:12]!r}") from error
 
 
 def _open_pillow(data: bytes) -> Image.Image:
-    """As Image.open does, without its own bound of 179 million pixels: ours is checked, and an
-    installation with simplejpeg must use the same files. WebP has that bound in either. Raises
-    what Image.open does."""
-    Image.init()  # returns at once after the first call
-    for kind in FORMATS:
-        if kind not in Image.OPEN:  # Pillow may be built without WebP
+    """Image.open without Pillow's bound of 179 million pixels. Raises what Image.open raises.
+
+    Only max_pixels shall decide, since an installation with simplejpeg does not have that bound and
+    must use the same files.
+    """
+    Image.init()  # loads the formats at the first call
+    for name in FORMATS:
+        if name not in Image.OPEN:  # Pillow may be built without WebP
             continue
-        factory, accepts = Image.OPEN[kind]
+        factory, accepts = Image.OPEN[name]
         if accepts is not None and accepts(data[:16]) is not True:
             continue
         with suppress(SyntaxError, IndexError, TypeError, struct.error):
@@ -124,13 +126,13 @@ def _open_pillow(data: bytes) -> Image.Image:
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
-    """None where the fast decoder cannot read the file, so that Pillow decides."""
+    """None where simplejpeg cannot read the file."""
     import simplejpeg
 
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(int(width), int(height), max_pixels)
-        if space not in ("YCbCr", "Gray", "RGB"):  # CMYK and YCCK, which it cannot turn into RGB
+        if space not in ("YCbCr", "Gray", "RGB"):  # it cannot convert CMYK and YCCK
             return None
         array = simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False)
     except BadImage:

@@ -25,7 +25,7 @@ SAMPLES_PER_PART = 512  # at most so many are computed again after a build was s
 TEXTS_PER_PART = 2048
 Advance = Callable[[], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""title, total -> a function to call after each sample; see clipx.data.progress"""
+"""title, total -> a function to call after each sample; see clipx.progress"""
 
 
 def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_size: int) -> None:

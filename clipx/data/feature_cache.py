@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from clipx.data.config import DataConfig
+from clipx.data.corpus import Corpus, Sample
 from clipx.data.loader import Loaded, fingerprint
 from clipx.data.order import batch_positions, uniforms
-from clipx.data.stream import Corpus, Sample
 from clipx.data.tokenizers import Tokenizer
 from clipx.files import write_whole
 from clipx.types import UserError

@@ -1,9 +1,7 @@
-"""Order + samples + decoding + augmentation + tokens -> batches, by worker processes that hold no
-state.
+"""Batches of decoded images and token ids, made by worker processes without state.
 
-Batch k of rank r is a function of (seed, k, r, R) alone: a worker that is asked for it twice, or a
-run that starts there, builds the same bytes. So resuming is starting the list of batch numbers
-elsewhere.
+Batch k of rank r is a function of (seed, k, r, R) alone, so that a worker that makes it again makes
+the same bytes. A run resumes by starting the list of batch numbers elsewhere.
 """
 
 from __future__ import annotations
@@ -15,32 +13,33 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from clipx.data.augment import NUM_DRAWS, augment
 from clipx.data.config import DataConfig
+from clipx.data.corpus import Corpus, Sample
 from clipx.data.order import batch_positions, hash_of, uniforms
+from clipx.data.preprocessing import center
 from clipx.data.sample import BadSample
-from clipx.data.stream import Corpus, Sample
 from clipx.data.tokenizers import Tokenizer, pad
-from clipx.data.transforms import NUM_DRAWS, augment, center
 from clipx.types import Batch, RankError, UserError
 
-_LAST_SECONDS = 120  # a worker lives for after a stranger's SIGTERM, if its parent does not end it
+WORKER_GRACE_SECONDS = 120  # after a SIGTERM not sent by the parent, which needs a last batch
+MIN_SAMPLES_FOR_BAD_FRACTION = 500  # of fewer, the share of bad samples proves nothing
 _FINGERPRINT_MASK = (1 << 63) - 1
-MIN_SEEN = 500
-"""Samples before the share of bad ones is looked at: a small start proves nothing."""
 
 
 @dataclass(frozen=True)
 class Loaded(Batch):
-    """A batch with what its samples tell of themselves.
+    """A batch with the bad samples on the way to it.
 
-    fingerprint: sum over samples of a hash of (position, key), mod 2^63; sums over ranks and steps
-    are order-free
+    fingerprint: sum over samples of a hash of (position, key), mod 2^63, which can be summed over
+        ranks and steps in any order
     """
 
     fingerprint: int = 0
@@ -51,19 +50,30 @@ class Loaded(Batch):
 
 
 def fingerprint(positions: np.ndarray, keys: list[str]) -> int:
-    """Of the samples read at these positions; fingerprints of disjoint parts add up."""
     hashes = hash_of(positions, np.array([key_hash(key) for key in keys], dtype=np.uint64))
     return int(hashes.sum(dtype=np.uint64)) & _FINGERPRINT_MASK
 
 
 def key_hash(key: str) -> int:
-    """63-bit hash of a sample key, the same in every process."""
+    """63-bit hash of a sample key, the same in all processes."""
     digest = hashlib.sha1(key.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+class BatchSource(Protocol):
+    """Batches by their number: of images, or of features that locked towers computed from them."""
+
+    config: DataConfig
+
+    def __getitem__(self, index: int) -> Loaded: ...
+
+
 class Batches:
-    """`batches[k]` is this rank's part of global batch k. Raises UserError."""
+    """`batches[k]` is this rank's part of global batch k. Raises UserError.
+
+    pad_to: tokens of each caption; None for the longest of the batch
+    fit: resizing without a random crop, see `Preprocessing.fit`
+    """
 
     def __init__(
         self,
@@ -73,34 +83,39 @@ class Batches:
         *,
         image_size: int,
         context_length: int,
-        pad_to: int | None,
         global_batch_size: int,
         rank: int,
         world_size: int,
+        pad_to: int | None = None,
         fit: Callable[[torch.Tensor, int], torch.Tensor] = center,
     ) -> None:
-        """fit: brings an image to `image_size` where no crop is random; see Preprocessing.fit"""
-        self.config, self.corpus, self.tokenizer = config, corpus, tokenizer
-        self.image_size, self.context_length, self.pad_to = image_size, context_length, pad_to
-        self.global_batch_size, self.rank, self.world_size = global_batch_size, rank, world_size
+        self.config = config
+        self.corpus = corpus
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.context_length = context_length
+        self.global_batch_size = global_batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.pad_to = pad_to
+        self.fit = fit
         self._augmentation = config.augmentation
-        self._fit = fit
-        self._prefetched = -1
+        self._last_prefetched = -1
 
     def __getitem__(self, index: int) -> Loaded:
         self._prefetch(index)
         positions = self.positions(index)
         located = self.corpus.locate(positions)
-        draws = uniforms(self.corpus.order.seed, positions[:, None], 1 + NUM_DRAWS)
-        image = torch.empty(
-            (len(positions), 3, self.image_size, self.image_size), dtype=torch.uint8
-        )
-        texts, keys, bad = [], [], []
-        rows = zip(positions.tolist(), located.shard.tolist(), located.sample.tolist(), strict=True)
-        for row, (position, shard, sample) in enumerate(rows):
-            used = self.corpus.usable(
-                position, shard, sample, lambda s, row=row: self._prepare(s, draws[row], image[row])
-            )
+        draws = self.draws(positions)
+        shape = (len(positions), 3, self.image_size, self.image_size)
+        image = torch.empty(shape, dtype=torch.uint8)
+        texts: list[list[int]] = []
+        keys: list[str] = []
+        bad: list[BadSample] = []
+        for row, position in enumerate(positions.tolist()):
+            place = int(located.shard[row]), int(located.sample[row])
+            prepare = partial(self._prepare, draws=draws[row], out=image[row])
+            used = self.corpus.usable(position, *place, prepare)
             texts.append(used.value)
             keys.append(used.key)
             bad += used.bad
@@ -113,10 +128,25 @@ class Batches:
             bad=bad,
         )
 
+    def _prepare(self, sample: Sample, draws: np.ndarray, out: torch.Tensor) -> list[int]:
+        """Write the image to `out` and return the token ids. Raises BadImage."""
+        self.write_image(self.config.decode(sample.image), draws, out)
+        return self.encode_caption(sample, draws)
+
     def positions(self, k: int) -> np.ndarray:
-        """(B,) of this rank's part of global batch k."""
+        """(B,) positions of this rank's part of global batch k."""
         size = self.global_batch_size
         return batch_positions(k, size, rank=self.rank, world_size=self.world_size)
+
+    def draws(self, positions: np.ndarray) -> np.ndarray:
+        """(B, 1 + NUM_DRAWS): the draw of the caption, then those of the augmentation."""
+        return uniforms(self.corpus.order.seed, positions[:, None], 1 + NUM_DRAWS)
+
+    def write_image(self, pixels: torch.Tensor, draws: np.ndarray, out: torch.Tensor) -> None:
+        augment(pixels, self.image_size, self._augmentation, draws[1:], out=out, fit=self.fit)
+
+    def encode_caption(self, sample: Sample, draws: np.ndarray) -> list[int]:
+        return self.tokenizer.encode(sample.caption.draw(draws[0]), self.context_length)
 
     def pad(self, texts: list[list[int]]) -> torch.Tensor:
         """(B, T) int64"""
@@ -129,37 +159,42 @@ class Batches:
         )
 
     def _prefetch(self, k: int) -> None:
-        """Asks for remote shards of the batches up to a quarter of a window from here."""
+        """Start fetching the remote shards of the batches up to a quarter of a window ahead."""
         if not self.corpus.is_remote:
             return
         ahead = self.config.streams * self.config.window // (4 * self.global_batch_size)
+        first = max(k, self._last_prefetched + 1)
         last = k + max(8, ahead)
-        first = max(k, self._prefetched + 1)
-        self._prefetched = max(last, self._prefetched)
+        self._last_prefetched = max(last, self._last_prefetched)  # so each position comes once
         if first <= last:
             positions = [self.positions(batch) for batch in range(first, last + 1)]
             self.corpus.prefetch(np.concatenate(positions))
 
-    def _prepare(self, sample: Sample, draws: np.ndarray, out: torch.Tensor) -> list[int]:
-        """Token ids; the image is written to `out`. Raises BadImage."""
-        pixels = self.config.decode(sample.image)
-        augment(pixels, self.image_size, self._augmentation, draws[1:], out=out, fit=self._fit)
-        return self.tokenizer.encode(sample.caption.draw(draws[0]), self.context_length)
 
-
-class Source(Protocol):
-    """Batches by their number: of pixels, or of features that locked towers made of them."""
-
-    config: DataConfig
-
-    def __getitem__(self, index: int) -> Loaded: ...
+def load(batches: BatchSource, first: int, stop: int) -> Iterator[Loaded]:
+    """This rank's parts of the global batches first ... stop - 1, in order. Raises UserError."""
+    limit = batches.config.max_bad_fraction
+    num_samples = 0
+    num_bad = 0
+    for batch in _from_workers(batches, first, stop):
+        if isinstance(batch, UserError):
+            raise RankError(str(batch))
+        yield batch  # before the check, so that its bad samples reach the quarantine
+        num_samples += len(batch.keys)
+        num_bad += len(batch.bad)
+        if num_samples >= MIN_SAMPLES_FOR_BAD_FRACTION and num_bad > limit * num_samples:
+            message = f"{num_bad} of {num_samples} samples are bad, more than "
+            message += f"data.max_bad_fraction={limit}; see quarantine.jsonl"
+            if batch.bad:
+                last = batch.bad[-1]
+                message += f"; the last: {last.key} of {last.shard}: {last.message}"
+            raise RankError(message)
 
 
 class _Guarded(Dataset):
-    """A UserError is returned, not raised: torch would bury its message under the worker's
-    traceback."""
+    """Returns a UserError, since torch would bury one that is raised under a traceback."""
 
-    def __init__(self, batches: Source) -> None:
+    def __init__(self, batches: BatchSource) -> None:
         self.batches = batches
 
     def __getitem__(self, index: int) -> Loaded | UserError:
@@ -169,38 +204,26 @@ class _Guarded(Dataset):
             return error
 
 
-def load(batches: Source, first: int, stop: int) -> Iterator[Loaded]:
-    """This rank's parts of the global batches first ... stop - 1, in order. Raises UserError."""
-    limit = batches.config.max_bad_fraction
-    seen = num_bad = 0
-    for item in _from_workers(batches, first, stop):
-        if isinstance(item, UserError):
-            raise RankError(str(item))
-        yield item  # first, so that what is bad in it is written down
-        seen, num_bad = seen + len(item.keys), num_bad + len(item.bad)
-        if seen >= MIN_SEEN and num_bad > limit * seen:
-            last = item.bad[-1] if item.bad else None
-            raise RankError(
-                f"{num_bad} of {seen} samples are bad, more than data.max_bad_fraction={limit}; "
-                "see quarantine.jsonl"
-                + (f"; the last: {last.key} of {last.shard}: {last.message}" if last else "")
-            )
-
-
-def _from_workers(batches: Source, first: int, stop: int) -> Iterator[Loaded | UserError]:
+def _from_workers(batches: BatchSource, first: int, stop: int) -> Iterator[Loaded | UserError]:
     workers = batches.config.workers
     loader = DataLoader(
         _Guarded(batches),
-        batch_size=None,
+        batch_size=None,  # items are whole batches
         sampler=range(first, stop),
-        generator=torch.Generator(),  # or each start would take a number from the model's
+        generator=torch.Generator(),  # else each start takes a number from the model's generator
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_outlive_signals,
+        worker_init_fn=_init_worker,
     )
+    # Torch's handler of SIGCHLD raises a worker's death in the middle of a training step. Without
+    # it, the wait for a batch checks the workers every 5 seconds.
+    handler = signal.getsignal(signal.SIGCHLD)
     try:
-        yield from _start(loader)
+        iterator = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        yield from iterator
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
@@ -210,12 +233,11 @@ def _from_workers(batches: Source, first: int, stop: int) -> Iterator[Loaded | U
         ) from error
 
 
-def _outlive_signals(worker: int) -> None:
-    """In a worker: its parent needs the batches of one more step when a whole job is told to end.
-    Torch's own handler would die of any SIGTERM that is not the parent's; who sent it only
-    `sigwaitinfo` tells, which macOS lacks."""
+def _init_worker(worker: int) -> None:
+    """Survive a SIGTERM that a scheduler sends to all processes of a job: torch's handler would end
+    the worker. Only `sigwaitinfo`, which macOS lacks, reveals whether the parent sent it."""
     if sys.platform == "linux":
-        # Blocked in this thread, and so in all that it starts: the signal waits for who takes it.
+        # A blocked signal stays pending until `sigwaitinfo` takes it. Threads inherit the mask.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
@@ -223,15 +245,5 @@ def _outlive_signals(worker: int) -> None:
 def _end_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            signal.alarm(_LAST_SECONDS)
+            signal.alarm(WORKER_GRACE_SECONDS)
         os._exit(0)
-
-
-def _start(loader: DataLoader) -> Iterator[Loaded | UserError]:
-    """With the handler of SIGCHLD as it was. Torch's raises a worker's death wherever training
-    happens to be; without it, who waits for a batch looks for the workers every 5 seconds."""
-    before = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-    return batches

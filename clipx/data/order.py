@@ -1,21 +1,22 @@
-"""The order of the data as a pure function: (seed, position) -> (shard, sample). No I/O, no state,
-no ranks.
+"""The order of the data as a pure function: (seed, position) -> (shard, sample).
 
-Positions 0, 1, 2 ... name every sample that training will ever see. Epoch e is the positions [e*N,
-(e+1)*N) of a corpus of N samples, and position p belongs to stream p mod S. Each epoch permutes the
-shards, lays them end to end and cuts that line into S ranges, one for each stream; inside a range,
-samples are shuffled within windows, which begin elsewhere in each stream: so streams do not all ask
-for new shards at once. So
+Positions 0, 1, 2 ... number all samples that training
+will ever see. In a corpus of N samples, epoch e is the positions [e*N, (e+1)*N), and position p
+belongs to stream p mod S.
 
-- global batch k is the positions [k*G, (k+1)*G): the same *set* for any number of ranks and
-workers;
-- every sample comes once per epoch, and what an epoch leaves over fills the next batch together
-with the next epoch;
-- rank r of R takes the positions p with p mod R == r. Where R divides S, those are R-th parts of
-the streams, and the rank touches only the shards of its own ranges.
+Each epoch permutes the shards, lays them end to end and cuts that line of samples into S ranges of
+equal length, one for each stream. Inside a range, samples are shuffled within windows. The first
+window has another length in each stream, so that streams do not open new shards all at once.
 
-Randomness comes from a counter-based mixer (SplitMix64), so any position costs the same: nothing is
-replayed, and no permutation is held in memory.
+It follows that
+
+- global batch k, positions [k*G, (k+1)*G), is the same *set* for any number of ranks and workers;
+- each sample comes once per epoch, and batches span the end of an epoch;
+- rank r of R reads the positions p with p mod R == r. Where R divides S, these are whole streams,
+  and the rank reads only the shards of their ranges.
+
+Random numbers come from a counter-based mixer (SplitMix64), so that any position costs the same:
+nothing is replayed, and no permutation is held in memory.
 """
 
 from __future__ import annotations
@@ -23,18 +24,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 _FEISTEL_ROUNDS = 6
-Line = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Shards in an epoch's order, end of each on the line of samples, the epoch's key."""
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64 finalizer (Steele et al., OOPSLA 2014): uint64 -> uint64, a bijection that looks
-    random."""
+    """Map uint64 to uint64 by SplitMix64's finalizer (Steele et al., OOPSLA 2014), a bijection."""
     z = np.asarray(values, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -42,9 +40,8 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def hash_of(*values: int | np.ndarray) -> np.ndarray:
-    """uint64 hash of integers or of equally long arrays of them. Wraps around silently, as it
-    must."""
-    with np.errstate(over="ignore"):
+    """uint64 hash of integers, or of the rows of arrays that broadcast."""
+    with np.errstate(over="ignore"):  # the mixer counts modulo 2^64
         state = np.zeros(1, dtype=np.uint64)
         for value in values:
             state = mix(state ^ mix(np.asarray(value).astype(np.uint64)))
@@ -52,182 +49,202 @@ def hash_of(*values: int | np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed: int, position: int | np.ndarray, count: int) -> np.ndarray:
-    """(count,) float64 in [0, 1): the draws of one sample, whoever loads it and whenever.
+    """(count,) float64 in [0, 1): the random draws of the sample at a position.
 
-    position: an int, or (P, 1) of them for (P, count) draws
+    position: an int, or (P, 1) for (P, count) draws
     """
-    return (hash_of(seed, position, np.arange(count)) >> np.uint64(11)) * 2.0**-53
+    bits = hash_of(seed, position, np.arange(count))
+    return (bits >> np.uint64(11)) * 2.0**-53  # the 53 bits of a float64, so never 1.0
 
 
 def shuffled(index: np.ndarray, length: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Image of `index` under a pseudo-random permutation of [0, length), elementwise; `key` picks
-    the permutation.
+    """Images of `index` under the pseudo-random permutation of [0, length) that `key` selects.
 
-    A Feistel network over pairs of digits to the base ceil(sqrt(length)), walked until it lands
-    inside (Black and Rogaway, 2002): all but 2 / sqrt(length) of the numbers land at once.
+    A Feistel network over pairs of digits to the base ceil(sqrt(length)), repeated until the result
+    is below `length` (cycle walking, Black and Rogaway, 2002).
     """
-    out = np.array(index, dtype=np.uint64)
-    length = np.broadcast_to(np.asarray(length, dtype=np.uint64), out.shape)
-    key = np.broadcast_to(np.asarray(key, dtype=np.uint64), out.shape)
+    image = np.array(index, dtype=np.uint64)
+    length = np.broadcast_to(np.asarray(length, dtype=np.uint64), image.shape)
+    key = np.broadcast_to(np.asarray(key, dtype=np.uint64), image.shape)
     base = np.ceil(np.sqrt(length.astype(np.float64))).astype(np.uint64)
     with np.errstate(over="ignore"):
-        out = _feistel(out, base, key)
-        while (todo := np.flatnonzero(out >= length)).size:
-            out[todo] = _feistel(out[todo], base[todo], key[todo])
-    return out.astype(np.int64)
+        image = _feistel(image, base, key)  # below `length` for all but 2 / sqrt(length)
+        while (outside := np.flatnonzero(image >= length)).size:
+            image[outside] = _feistel(image[outside], base[outside], key[outside])
+    return image.astype(np.int64)
 
 
 def _feistel(value: np.ndarray, base: np.ndarray, key: np.ndarray) -> np.ndarray:
-    left, right = value // base, value % base
-    for turn in range(_FEISTEL_ROUNDS):
-        left, right = right, (left + mix(right ^ (key + np.uint64(turn))) % base) % base
+    left = value // base
+    right = value % base
+    for number in range(_FEISTEL_ROUNDS):
+        scrambled = mix(right ^ (key + np.uint64(number))) % base
+        left, right = right, (left + scrambled) % base
     return left * base + right
 
 
 def batch_positions(k: int, global_batch_size: int, *, rank: int, world_size: int) -> np.ndarray:
     """(B,) int64 positions of this rank's part of global batch k."""
-    assert global_batch_size % world_size == 0, "checked at the door"
+    assert global_batch_size % world_size == 0, "validated before the run"
     return np.arange(k * global_batch_size + rank, (k + 1) * global_batch_size, world_size)
 
 
 @dataclass(frozen=True)
 class Located:
-    """Where positions lie: (P,) int64 each, in the order of the positions asked for."""
+    """Shard and sample of each position, (P,) int64, in the order of the positions."""
 
     shard: np.ndarray
     sample: np.ndarray
 
 
-class Order:
-    """The order over shards of the given sizes.
+class _Epoch(NamedTuple):
+    shards: np.ndarray  # in the order of the line
+    ends: np.ndarray  # of each shard on the line of samples
+    key: np.ndarray  # (1,) uint64
 
-    sizes: samples in each shard; seed: the run's; streams: S; window: samples that are shuffled
-    together in a stream
+
+class Order:
+    """The order over shards.
+
+    sizes: samples in each shard; streams: S; window: samples shuffled together in a stream
     """
 
     def __init__(
         self, sizes: Sequence[int] | np.ndarray, *, seed: int, streams: int, window: int
     ) -> None:
         self.sizes = np.asarray(sizes, dtype=np.int64)
-        self.seed, self.streams, self.window = seed, streams, window
+        self.seed = seed
+        self.streams = streams
+        self.window = window
         self.epoch_samples = int(self.sizes.sum())
-        self._lines: dict[int, Line] = {}
-        assert self.epoch_samples > 0, "the caller refuses an empty corpus"
+        self._ends = np.cumsum(self.sizes)
+        self._epochs: dict[int, _Epoch] = {}
+        assert self.epoch_samples > 0, "an empty corpus is refused before"
 
     def locate(self, positions: np.ndarray) -> Located:
-        """positions: (P,) int64, any order, any epochs."""
+        """positions: (P,) int64, in any order, of any epochs"""
         positions = np.asarray(positions, dtype=np.int64)
-        epoch = positions // self.epoch_samples
-        if len(positions) and epoch.min() == epoch.max():  # nearly always: ten times as fast
-            return self._locate(positions, int(epoch[0]))
-        shard, sample = np.empty_like(positions), np.empty_like(positions)
-        for e in np.unique(epoch):
-            here = epoch == e
-            found = self._locate(positions[here], int(e))
-            shard[here], sample[here] = found.shard, found.sample
+        epochs = positions // self.epoch_samples
+        # Nearly all batches lie in one epoch, and the general case takes ten times as long.
+        if len(positions) and epochs.min() == epochs.max():
+            return self._locate_in(int(epochs[0]), positions)
+        shard = np.empty_like(positions)
+        sample = np.empty_like(positions)
+        for number in np.unique(epochs):
+            rows = epochs == number
+            located = self._locate_in(int(number), positions[rows])
+            shard[rows] = located.shard
+            sample[rows] = located.sample
         return Located(shard, sample)
 
-    def _locate(self, positions: np.ndarray, epoch: int) -> Located:
-        order, ends, key = self._line(epoch)
-        place = self._place_in_line(positions - epoch * self.epoch_samples, epoch, key)
-        slot = np.searchsorted(ends, place, side="right")
-        shard = order[slot]
-        return Located(shard, place - (ends[slot] - self.sizes[shard]))
+    def _locate_in(self, number: int, positions: np.ndarray) -> Located:
+        epoch = self._epoch(number)
+        place = self._place_on_line(positions - number * self.epoch_samples, number, epoch.key)
+        slot = np.searchsorted(epoch.ends, place, side="right")
+        shard = epoch.shards[slot]
+        start = epoch.ends[slot] - self.sizes[shard]
+        return Located(shard, place - start)
 
-    def _place_in_line(self, place: np.ndarray, epoch: int, key: np.ndarray) -> np.ndarray:
-        """Where each of an epoch's positions (from 0) lies among its N samples, laid end to end."""
-        total, streams, window = self.epoch_samples, self.streams, self.window
-        # Streams take turns (position mod S), so in an epoch their lengths differ by one at most;
-        # `turn` is how many come before this one, counted from the epoch's first position.
-        turn = place % streams
-        stream = (turn + epoch * total) % streams
-        length = (total - turn + streams - 1) // streams
-        first = turn * (total // streams) + np.minimum(turn, total % streams)
-        i = place // streams
+    def _place_on_line(self, offset: np.ndarray, epoch: int, key: np.ndarray) -> np.ndarray:
+        """Places on the epoch's line of N samples, by offsets from the epoch's first position."""
+        total = self.epoch_samples
+        # Streams take turns, and an epoch may begin with any of them. Lengths of their ranges
+        # differ by one at most: the first `total % streams` to take a turn are longer.
+        turn = offset % self.streams
+        stream = (turn + epoch * total) % self.streams  # as the position is modulo S
+        range_length = (total - turn + self.streams - 1) // self.streams
+        range_start = turn * (total // self.streams) + np.minimum(turn, total % self.streams)
+
+        i = offset // self.streams  # within the range
         with np.errstate(over="ignore"):
             stream_key = mix(key ^ stream.astype(np.uint64))
-            early = (stream_key % np.uint64(window)).astype(np.int64)  # the first window's cut
-            block = (i + early) // window
-            block_key = mix(stream_key + block.astype(np.uint64))
-        begin = np.maximum(block * window - early, 0)
-        end = np.minimum((block + 1) * window - early, length)
-        return first + begin + shuffled(i - begin, end - begin, block_key)
+            # By so much is the first window of the stream shorter.
+            cut = (stream_key % np.uint64(self.window)).astype(np.int64)
+            number = (i + cut) // self.window
+            window_key = mix(stream_key + number.astype(np.uint64))
+        begin = np.maximum(number * self.window - cut, 0)
+        end = np.minimum((number + 1) * self.window - cut, range_length)
+        return range_start + begin + shuffled(i - begin, end - begin, window_key)
 
-    def _line(self, epoch: int) -> Line:
-        """Made anew for each order and epoch, and two are kept: two epochs meet in a batch."""
-        line = self._lines.get(epoch)
-        if line is None:
-            order = np.argsort(hash_of(self.seed, epoch, np.arange(len(self.sizes))), kind="stable")
-            line = (order, np.cumsum(self.sizes[order]), hash_of(self.seed, epoch))
-            self._lines = dict([*self._lines.items()][-1:]) | {epoch: line}
-        return line
-
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum(self.sizes)
+    def _epoch(self, number: int) -> _Epoch:
+        epoch = self._epochs.get(number)
+        if epoch is None:
+            draws = hash_of(self.seed, number, np.arange(len(self.sizes)))
+            shards = np.argsort(draws, kind="stable")
+            epoch = _Epoch(shards, np.cumsum(self.sizes[shards]), hash_of(self.seed, number))
+            # Keep two: a batch at the end of an epoch needs the next one as well.
+            while len(self._epochs) > 1:
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[number] = epoch
+        return epoch
 
     def replacement(self, position: int, attempt: int, shard: int) -> tuple[int, int]:
-        """(shard, sample) that stands in for a bad one of `shard`: a function of the position, so
-        all reruns agree."""
-        pick = int(hash_of(self.seed, position, attempt, 0xBAD)[0] % np.uint64(self.epoch_samples))
-        found = int(np.searchsorted(self._ends, pick, side="right"))
-        return found, pick - int(self._ends[found] - self.sizes[found])
+        """(shard, sample) to use instead of a bad sample of `shard`: a function of the position, so
+        that all reruns agree."""
+        draw = hash_of(self.seed, position, attempt, 0xBAD)[0]  # a constant apart from other draws
+        place = int(draw % np.uint64(self.epoch_samples))
+        substitute = int(np.searchsorted(self._ends, place, side="right"))
+        return substitute, place - int(self._ends[substitute] - self.sizes[substitute])
 
 
 class Mixture:
-    """Orders side by side in fixed proportions: each goes through epochs of its own.
+    """Several orders in fixed proportions, each with epochs of its own.
 
-    In every stream, each BLOCK samples hold a fixed number of each order's, in shuffled places. The
-    i-th that a stream takes of an order is the i-th of that order's own stream, so a mixture is as
-    exact as its parts: no sample is lost or repeated within an epoch of its own order.
-
-    Shards are numbered through: those of the second order follow those of the first.
+    In each stream, BLOCK samples contain a fixed number of each order's, in shuffled places. The
+    i-th that a stream takes of an order is the i-th of that order's stream, so no sample is lost or
+    repeated within an epoch of its order. Shards are numbered through all orders.
     """
 
     BLOCK = 10_000
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float], *, seed: int) -> None:
         (self.streams,) = {order.streams for order in orders}
-        self.orders, self.seed = tuple(orders), seed
+        self.orders = tuple(orders)
+        self.seed = seed
         self.epoch_samples = sum(order.epoch_samples for order in orders)
         self.quota = quotas(weights, self.BLOCK)
-        self._last = np.cumsum(self.quota)
-        counts = [len(order.sizes) for order in orders]
-        self.first_shard = np.cumsum([0, *counts])
+        self.first_shard = np.cumsum([0, *(len(order.sizes) for order in orders)])
 
     def locate(self, positions: np.ndarray) -> Located:
-        """positions: (P,) int64, any order."""
+        """positions: (P,) int64, in any order"""
         positions = np.asarray(positions, dtype=np.int64)
         i, stream = np.divmod(positions, self.streams)
-        block, slot = np.divmod(i, self.BLOCK)
+        block, slot = np.divmod(i, self.BLOCK)  # of the stream
         slot = shuffled(slot, np.array(self.BLOCK), hash_of(self.seed, 0x313, stream, block))
-        part = np.searchsorted(self._last, slot, side="right")
-        own = block * self.quota[part] + slot - (self._last - self.quota)[part]
-        shard, sample = np.empty_like(positions), np.empty_like(positions)
+
+        # Slots of a block are given to the orders one after the other, `quota` to each.
+        last_slot = np.cumsum(self.quota)
+        part = np.searchsorted(last_slot, slot, side="right")
+        slot_in_part = slot - (last_slot - self.quota)[part]
+        i_in_part = block * self.quota[part] + slot_in_part
+
+        shard = np.empty_like(positions)
+        sample = np.empty_like(positions)
         for number in np.unique(part):
-            here = part == number
-            found = self.orders[number].locate(own[here] * self.streams + stream[here])
-            shard[here] = found.shard + self.first_shard[number]
-            sample[here] = found.sample
+            rows = part == number
+            own_positions = i_in_part[rows] * self.streams + stream[rows]
+            located = self.orders[number].locate(own_positions)
+            shard[rows] = located.shard + self.first_shard[number]
+            sample[rows] = located.sample
         return Located(shard, sample)
 
     def replacement(self, position: int, attempt: int, shard: int) -> tuple[int, int]:
-        """As `Order.replacement`, of the same order: bad samples do not shift the proportions."""
+        """As `Order.replacement`, from the same order: bad samples do not change the shares."""
         part = int(np.searchsorted(self.first_shard, shard, side="right")) - 1
         first = int(self.first_shard[part])
-        found, sample = self.orders[part].replacement(position, attempt, shard - first)
-        return first + found, sample
+        substitute, sample = self.orders[part].replacement(position, attempt, shard - first)
+        return first + substitute, sample
 
 
 def quotas(weights: Sequence[float], total: int) -> np.ndarray:
-    """Integers in the proportion of the weights that add up to `total`, by largest remainder."""
+    """Integers in proportion to the weights that add up to `total`, by largest remainder."""
     exact = np.asarray(weights, dtype=np.float64) / sum(weights) * total
     whole = np.floor(exact).astype(np.int64)
-    whole[np.argsort(whole - exact, kind="stable")[: total - int(whole.sum())]] += 1
+    by_remainder = np.argsort(whole - exact, kind="stable")
+    whole[by_remainder[: total - int(whole.sum())]] += 1
     return whole
 
 
 def corpus_digest(shards: Iterable[tuple[str, str]]) -> str:
-    """SHA-1 of (shard name, shard digest) in order: what a run must find again to resume
-    exactly."""
+    """SHA-1 of (shard name, shard digest) in order. A run resumes exactly where it is equal."""
     return hashlib.sha1(repr(list(shards)).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""The passes of `resize`, compiled by numba: sums of weighted rows, a vector instruction for each
-inner loop. Columns are the rows of the turned image.
+"""The passes of `resize`, compiled by numba: weighted sums of rows, whose inner loops become vector
+instructions.
 
-Numbers are 32-bit integers, which 255 x 2^22 x 1.3 (the sum of the weights' absolutes) fits.
+Sums are 32-bit integers, which contain 255 x 2^22 x 1.3 (the sum of the weights' absolute values).
 """
 
 from __future__ import annotations
@@ -19,34 +19,36 @@ _HALF = 1 << (PRECISION - 1)
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         return numba.njit(cache=True)(function)
-    except RuntimeError:  # nowhere to write: compiled in each process, in a second
+    except RuntimeError:  # no folder to write the cache to: each process compiles for a second
         return numba.njit(function)
 
 
 @_compiled
 def rows(image: np.ndarray, first: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
-    """(L, M) uint8 -> `out`, (T, M) uint8. Row t is the sum of weights[t, k] / 2^22 of row
-    first[t] + k, two at a time; beyond the last row weights are 0."""
+    """(L, M) uint8 -> `out`, (T, M) uint8: row t is the sum over k of row first[t] + k times
+    weights[t, k] / 2^22."""
     sums = np.empty(image.shape[1], np.int32)
     last = image.shape[0] - 1
     for t in range(out.shape[0]):
-        sums[:] = _HALF
-        for k in range(0, weights.shape[1], 2):
-            at = first[t] + k
-            one, other = image[min(at, last)], image[min(at + 1, last)]
-            weight, next_weight = weights[t, k], weights[t, k + 1]
+        sums[:] = _HALF  # so that the shift below rounds to the nearest
+        for k in range(0, weights.shape[1], 2):  # two rows at a time read `sums` half as often
+            # Weights beyond the last row are 0: any row will do.
+            row = image[min(first[t] + k, last)]
+            next_row = image[min(first[t] + k + 1, last)]
+            weight = weights[t, k]
+            next_weight = weights[t, k + 1]
             for m in range(sums.shape[0]):
-                sums[m] += np.int32(one[m]) * weight + np.int32(other[m]) * next_weight
+                sums[m] += np.int32(row[m]) * weight + np.int32(next_row[m]) * next_weight
         for m in range(sums.shape[0]):
             out[t, m] = min(max(sums[m] >> PRECISION, 0), 255)
 
 
 @_compiled
-def turn(image: np.ndarray, out: np.ndarray) -> None:
-    """(H, W) -> `out`, (W, H): eight rows at a time, whose pixels fill half a cache line."""
+def transpose(image: np.ndarray, out: np.ndarray) -> None:
+    """(H, W) -> `out`, (W, H)"""
     height, width = image.shape
     whole = height - height % 8
-    for top in range(0, whole, 8):
+    for top in range(0, whole, 8):  # eight rows: their pixels fill half a cache line of `out`
         for x in range(width):
             for y in range(8):
                 out[x, top + y] = image[top + y, x]

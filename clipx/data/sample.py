@@ -1,4 +1,4 @@
-"""One sample of a corpus, and what may be wrong with it."""
+"""One sample of a corpus, its faults, and the interface of a source of samples."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Raw:
     """One sample as a source stores it.
 
     image: an encoded picture
-    text: what may hold captions, by its name: texts, lists of them, or bytes that are to be UTF-8.
-    `txt` is the caption of a source without names, `json` an object with more fields, as bytes
-    note: what is wrong with the shard, though this sample is good; for the quarantine
+    text: fields that may contain captions, by name: texts, lists of texts, or UTF-8 bytes. `txt` is
+        the caption of a source without field names, `json` an object with further fields, as bytes
+    note: a fault of the shard that does not affect this sample, for the quarantine
     """
 
     key: str
@@ -26,7 +26,7 @@ class Raw:
 
 
 PARTIAL = ("TruncatedTar", "DamagedTar", "SecondImage", "SizesJson")
-"""Errors of shards of which only some samples are lost."""
+"""Errors of shards that cost only some of their samples."""
 
 
 class SampleError(ValueError):
@@ -39,7 +39,7 @@ class SampleError(ValueError):
 
 @dataclass(frozen=True)
 class BadSample:
-    """A line of quarantine.jsonl. What is wrong with a whole shard has no key and position -1."""
+    """A line of quarantine.jsonl. A fault of a whole shard has no key and position -1."""
 
     shard: str
     key: str
@@ -58,36 +58,35 @@ class BadSample:
 
 
 class Source(Protocol):
-    """Samples in shards, each addressed by two integers: what `Config.build()` of a module in
-    clipx/data/sources returns.
+    """Samples in shards, addressed by two integers. `Config.build()` of a module in
+    clipx/data/sources returns one.
 
-    A source holds tables, no open files: it is pickled, sent to all ranks and inherited by worker
-    processes. Its samples and their numbers never change while it lives.
+    A source contains tables and no open files: it is pickled, sent to all ranks and inherited by
+    worker processes. Its samples and their numbers never change during its life.
     """
 
     sizes: np.ndarray
-    """(number of shards,) int64 samples in each. Shards are units of locality: samples of one are
-    read near one another."""
+    """(number of shards,) int64 samples in each. Samples of one shard are read close together."""
 
     fields: frozenset[str] | None
-    """Names of all text fields, where they are known without reading; None where each sample has
+    """Names of all text fields where they are known without reading, None where each sample has
     its own."""
 
     @property
     def is_remote(self) -> bool:
-        """Reading goes over a network, so that `prefetch` is worth a call."""
+        """True where reading goes over a network, so that `prefetch` saves time."""
         ...
 
     @property
     def digests(self) -> Sequence[str]:
-        """Of each shard: another one when its samples, their order or their bytes have changed, as
-        far as docs/data.md says. Where it is `layout:content`, the layout alone is what runs before
-        version 4 of the index have written down."""
+        """One per shard, which changes with its samples, their order and their bytes, as far as
+        docs/data.md promises. Of `layout:content`, runs before version 4 of the index recorded the
+        layout alone."""
         ...
 
     @property
     def faults(self) -> Sequence[BadSample]:
-        """What was found wrong with whole shards when the source was opened."""
+        """Faults of whole shards, detected when the source was opened."""
         ...
 
     def name(self, shard: int) -> str:
@@ -99,10 +98,10 @@ class Source(Protocol):
         ...
 
     def read(self, shard: int, sample: int, *, max_image_bytes: int = ...) -> Raw:
-        """Raises SampleError, BadImage for an encoded image of more bytes, and OSError. Called from
-        several processes and threads."""
+        """Raises SampleError, OSError, and BadImage for a larger encoded image. Must be safe to
+        call from several processes and threads."""
         ...
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Told, in the order of need, what will soon be read. Returns at once."""
+        """Start fetching shards that will soon be read, in the order of need. Returns at once."""
         ...

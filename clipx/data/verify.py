@@ -1,86 +1,66 @@
-"""Finding what is bad in a corpus before a run meets it: every sample is read, its picture decoded
-and its caption looked at, as training would."""
+"""Find the bad samples of a corpus before a run meets them: read each sample, decode its picture
+and choose its caption, as training does."""
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from itertools import islice
 
-import torch
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
 from clipx.data.config import DataConfig
+from clipx.data.corpus import Corpus
 from clipx.data.decode import BadImage
 from clipx.data.sample import BadSample, SampleError
-from clipx.data.stream import Corpus
 
-_CHUNK = 200
-"""Samples of a task: enough to outweigh its cost, few enough to share the last ones out."""
-Task = tuple[int, int, int]  # shard, first sample, end
+_CHUNK = 200  # samples: enough to outweigh the cost of a task, few enough to share out the last
 
 
 def verify(
     config: DataConfig, corpus: Corpus, *, workers: int, advance: Callable[[int], None]
 ) -> Iterator[BadSample]:
-    """What training would put into quarantine, whole shards first, then samples in the order of the
-    corpus. Positions are -1: a sample has one in each epoch.
+    """The records that training would write to the quarantine: whole shards first, then samples in
+    the order of the corpus. Positions are -1, since a sample has one in each epoch.
 
     advance: called with the number of samples done
     """
     yield from corpus.faults
-    tasks = (
-        (shard, first, min(first + _CHUNK, size))
-        for shard, size in enumerate(corpus.sizes.tolist())
-        for first in range(0, size, _CHUNK)
-    )
-    for (_, first, end), bad in _results(config, corpus, tasks, workers):
-        advance(end - first)
+    # A loader returns results in order and holds few of them, where a corpus has millions.
+    for num_samples, bad in DataLoader(
+        _Chunks(config, corpus), batch_size=None, num_workers=workers
+    ):
+        advance(num_samples)
         yield from bad
 
 
-def _results(
-    config: DataConfig, corpus: Corpus, tasks: Iterator[Task], workers: int
-) -> Iterator[tuple[Task, list[BadSample]]]:
-    """In the order of the tasks, of which few are held at a time."""
-    if workers == 0:
-        yield from ((task, _bad_samples(config, corpus, task)) for task in tasks)
-        return
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, context, _start, (config, corpus)) as pool:
-        running: dict[Task, Future[list[BadSample]]] = {
-            task: pool.submit(_work, task) for task in islice(tasks, 4 * workers)
-        }
-        while running:
-            task, future = next(iter(running.items()))
-            wait([future], return_when=FIRST_COMPLETED)
-            del running[task]
-            running |= {new: pool.submit(_work, new) for new in islice(tasks, 1)}
-            yield task, future.result()
+class _Chunks(Dataset):
+    """Item n is (number of samples, the bad ones among them) of the corpus's n-th chunk."""
 
+    def __init__(self, config: DataConfig, corpus: Corpus) -> None:
+        self.config = config
+        self.corpus = corpus
+        # A chunk lies in one shard, so that no two workers read the same part of a file.
+        self._last_chunk = np.cumsum(-(-corpus.sizes // _CHUNK))
 
-_worker: list[tuple[DataConfig, Corpus]] = []
-"""What a worker process was started with."""
+    def __len__(self) -> int:
+        return int(self._last_chunk[-1])
 
+    def __getitem__(self, index: int) -> tuple[int, list[BadSample]]:
+        shard = int(np.searchsorted(self._last_chunk, index, side="right"))
+        size = int(self.corpus.sizes[shard])
+        chunks_of_shard = -(-size // _CHUNK)
+        number_in_shard = index - int(self._last_chunk[shard]) + chunks_of_shard
+        first = number_in_shard * _CHUNK
+        end = min(first + _CHUNK, size)
+        bad = []
+        for number in range(first, end):
+            bad += self._faults(shard, number)
+        return end - first, bad
 
-def _start(config: DataConfig, corpus: Corpus) -> None:
-    torch.set_num_threads(1)
-    _worker.append((config, corpus))
-
-
-def _work(task: Task) -> list[BadSample]:
-    config, corpus = _worker[0]
-    return _bad_samples(config, corpus, task)
-
-
-def _bad_samples(config: DataConfig, corpus: Corpus, task: Task) -> list[BadSample]:
-    shard, first, end = task
-    bad = []
-    for sample in range(first, end):
+    def _faults(self, shard: int, number: int) -> list[BadSample]:
         try:
-            found = corpus.read(shard, sample)
-            config.decode(found.image)
-            bad += corpus.notes(-1, shard, found)
+            sample = self.corpus.read(shard, number)
+            self.config.decode(sample.image)
         except (SampleError, BadImage, OSError) as error:
-            bad.append(corpus.bad_sample(-1, shard, sample, error))
-    return bad
+            return [self.corpus.bad_sample(-1, shard, number, error)]
+        return self.corpus.notes(-1, shard, sample)

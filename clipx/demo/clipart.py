@@ -20,12 +20,11 @@ _NOT_A_KEYWORD = re.compile(
     r"^(hash.*|0x[0-9a-f]+|clip ?art|openclipart|svg|unsorted|special|theme|geometry|magick)$",
     re.IGNORECASE,
 )
-_REPEATED = 8
-"""A title on so many files names a collection, not a drawing."""
+_COLLECTION_FILES = 8  # a title on so many files is that of a collection, not of a drawing
 
 
 class Metadata(NamedTuple):
-    """What an SVG file says of itself."""
+    """The description inside an SVG file."""
 
     title: str
     keywords: list[str]
@@ -38,27 +37,29 @@ def is_held_out(drawing: Drawing) -> bool:
 
 
 def clipart_drawings(folder: Path) -> Iterator[Drawing]:
-    """Every drawing with a usable title, from the file's metadata or else from its name."""
-    files = {}
+    """All drawings with a usable title, from the file's metadata or else from its name."""
+    files: dict[Path, Metadata] = {}
     for path in sorted(folder.rglob("*.svg")):
-        if not _is_generated(path.relative_to(folder)) and (found := _metadata(path)):
-            files[path] = found
-    frequency = Counter(found.title for found in files.values())
+        if not _is_generated(path.relative_to(folder)):
+            metadata = _metadata(path)
+            if metadata is not None:
+                files[path] = metadata
+    frequency = Counter(metadata.title for metadata in files.values())
     slugs: set[str] = set()
     for path, (title, keywords, author) in files.items():
         title = re.sub(r"^clipart by [^-]+-", "", title, flags=re.IGNORECASE)
-        if not title or _NOT_A_TITLE.search(title) or frequency[title] >= _REPEATED:
+        if not title or _NOT_A_TITLE.search(title) or frequency[title] >= _COLLECTION_FILES:
             title = _title_from_name(path.stem, author)
-        label = re.sub(r"( \d+)+$", "", words(re.sub(r"\(.*?\)|\d{2,}$", "", title))).strip(" #")
+        without_numbers = re.sub(r"\(.*?\)|\d{2,}$", "", title)
+        label = re.sub(r"( \d+)+$", "", words(without_numbers)).strip(" #")
         if len(label) < 3:
             continue
         relative = path.relative_to(folder)
         slug = re.sub(r"[^a-z0-9]+", "-", str(relative.with_suffix("")).lower())
-        if slug in slugs:
+        if slug in slugs:  # keys must be unique
             continue
         slugs.add(slug)
-        useful = (words(k) for k in keywords if not _NOT_A_KEYWORD.match(k))
-        tags = [t for t in dict.fromkeys(useful) if t and t not in label and t not in author]
+        tags = _tags(keywords, label, author)
         captions = [label, f"clip art of {label}"]
         if tags:
             captions += [f"{label}, {', '.join(tags[:4])}", f"{label}, {tags[0]}"]
@@ -77,8 +78,8 @@ def clipart_drawings(folder: Path) -> Iterator[Drawing]:
 
 def _is_generated(relative: Path) -> bool:
     """Themed desktop icons, and some 1,400 stars that a script drew."""
-    desktop = relative.parts[0] == "computer" and "icons" in relative.parts
-    return desktop or relative.name.startswith("star_")
+    is_desktop_icon = relative.parts[0] == "computer" and "icons" in relative.parts
+    return is_desktop_icon or relative.name.startswith("star_")
 
 
 def _metadata(path: Path) -> Metadata | None:
@@ -86,23 +87,41 @@ def _metadata(path: Path) -> Metadata | None:
         root = ET.parse(path).getroot()
     except ET.ParseError:
         return None
-    title, keywords, author = "", [], ""
-    for work in (node for node in root.iter() if node.tag.endswith("}Work")):
+    title = ""
+    keywords: list[str] = []
+    author = ""
+    for work in root.iter():
+        if not work.tag.endswith("}Work"):
+            continue
         for child in work:
             if child.tag.endswith("}title") and child.text:
                 title = child.text.strip()
             elif child.tag.endswith("}creator"):
                 author = " ".join("".join(child.itertext()).lower().split())
             elif child.tag.endswith("}subject"):
-                items = (item.text or "" for item in child.iter() if item.tag.endswith("}li"))
+                items = [item.text or "" for item in child.iter() if item.tag.endswith("}li")]
                 keywords = [text.strip() for text in items if text.strip()]
     return Metadata(title, keywords, author)
 
 
 def _title_from_name(stem: str, author: str) -> str:
-    """`red_car_john_smith_01` by John Smith -> `red car`."""
+    """`red_car_john_smith_01` by John Smith -> `red car`"""
     parts = re.sub(r"_+\d*_*$", "", stem).split("_")
-    names = author.split()
-    while len(parts) > 1 and parts[-1] and any(n.startswith(parts[-1].strip(".")) for n in names):
+    while len(parts) > 1 and parts[-1]:
+        last = parts[-1].strip(".")
+        if not any(name.startswith(last) for name in author.split()):
+            break
         parts.pop()
     return " ".join(parts)
+
+
+def _tags(keywords: list[str], label: str, author: str) -> list[str]:
+    """Keywords that add to the label, each once."""
+    tags = []
+    for keyword in keywords:
+        tag = words(keyword)
+        if _NOT_A_KEYWORD.match(keyword) or not tag or tag in tags:
+            continue
+        if tag not in label and tag not in author:
+            tags.append(tag)
+    return tags

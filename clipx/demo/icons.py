@@ -32,8 +32,8 @@ _STYLE_WORDS = {"fill": "filled", "outlined": "outline", "twotone": "two-tone"}
 _TRANSFORMS = ("rotate", "hFlip", "vFlip", "left", "top", "width", "height")
 
 
-class Parts(NamedTuple):
-    """An icon's name taken apart: `bicycle-20-outline` -> (`bicycle`, `outline`, 20)."""
+class NameParts(NamedTuple):
+    """The parts of an icon's name: `bicycle-20-outline` -> (`bicycle`, `outline`, 20)"""
 
     core: str
     style: str
@@ -46,82 +46,100 @@ def concept(core: str) -> str:
     return name if _DIGITS_MATTER.search(name) else re.sub(r"( \d+)+$", "", name)
 
 
-def name_splitter(icon_set: dict[str, Any]) -> Callable[[str], Parts]:
-    """Takes names apart by the set's own table of suffixes or prefixes, else by common endings."""
+def _is_word(label: str) -> bool:
+    return len(label) >= 3 and not label.isdigit()
+
+
+def name_splitter(icon_set: dict[str, Any]) -> Callable[[str], NameParts]:
+    """Returns a function that splits names by the set's own suffixes or prefixes, else by common
+    endings."""
     tables = []
-    for part, form in (("suffixes", r"^(?P<core>.+?)-(?P<token>{})$"),
-                       ("prefixes", r"^(?P<token>{})-(?P<core>.+)$")):  # fmt: skip
-        if titles := icon_set.get(part):
+    for attribute, form in (
+        ("suffixes", r"^(?P<core>.+?)-(?P<token>{})$"),
+        ("prefixes", r"^(?P<token>{})-(?P<core>.+)$"),
+    ):
+        if titles := icon_set.get(attribute):
+            # The longest first: `20-outline` before `outline`
             tokens = sorted((re.escape(str(t)) for t in titles if t), key=len, reverse=True)
             tables.append((titles, re.compile(form.format("|".join(tokens)))))
 
-    def split(name: str) -> Parts:
+    def split(name: str) -> NameParts:
         for titles, pattern in tables:
-            if found := pattern.match(name):
-                title = titles[found["token"]].lower()
+            if match := pattern.match(name):
+                title = titles[match["token"]].lower()
                 size = _SIZE.search(title)
                 style = _SIZE.sub("", title).strip()
-                return Parts(found["core"], style, int(size[1]) if size else 24)
-            if "" in titles:
-                return Parts(name, _SIZE.sub("", titles[""].lower()).strip(), 24)
-        found = _COMMON_STYLE.match(name)
-        return Parts(found[1], found[2], 24) if found else Parts(name, "", 24)
+                return NameParts(match["core"], style, int(size[1]) if size else 24)
+            if "" in titles:  # the title of names without suffix
+                return NameParts(name, _SIZE.sub("", titles[""].lower()).strip(), 24)
+        if match := _COMMON_STYLE.match(name):
+            return NameParts(match[1], match[2], 24)
+        return NameParts(name, "", 24)
 
     return split
 
 
-def _best_sizes(
-    icon_set: dict[str, Any], split: Callable[[str], Parts]
-) -> dict[tuple[str, str], str]:
-    """(core, style) -> the name of its drawing in the size liked best."""
-    best: dict[tuple[str, str], tuple[int, str]] = {}
+def _preference(size: int) -> int:
+    if size in _SIZES_BY_PREFERENCE:
+        return _SIZES_BY_PREFERENCE.index(size)
+    return len(_SIZES_BY_PREFERENCE)
+
+
+def _styles(
+    icon_set: dict[str, Any], split: Callable[[str], NameParts]
+) -> dict[str, dict[str, str]]:
+    """core -> style -> the name of the drawing in the preferred size"""
+    styles: dict[str, dict[str, str]] = {}
     for name in visible_icons(icon_set):
         core, style, size = split(name)
-        label = concept(core)
-        if len(label) < 3 or label.isdigit():
+        if not _is_word(concept(core)):
             continue
-        liked = _SIZES_BY_PREFERENCE
-        rank = liked.index(size) if size in liked else len(liked)
-        if (core, style) not in best or rank < best[core, style][0]:
-            best[core, style] = (rank, name)
-    return {part: name for part, (_, name) in best.items()}
+        names = styles.setdefault(core, {})  # one size of each style
+        if style not in names or _preference(size) < _preference(split(names[style]).size):
+            names[style] = name
+    return styles
 
 
-def _other_names(icon_set: dict[str, Any], split: Callable[[str], Parts]) -> dict[str, list[str]]:
-    """Name -> concepts of its aliases, apart from those that turn or mirror the drawing."""
+def _other_names(
+    icon_set: dict[str, Any], split: Callable[[str], NameParts]
+) -> dict[str, list[str]]:
+    """Icon -> concepts of its aliases, without those that rotate or mirror the drawing."""
     others = defaultdict(list)
     for alias, entry in (icon_set.get("aliases") or {}).items():
-        if not entry.get("hidden") and not any(change in entry for change in _TRANSFORMS):
-            label = concept(split(alias).core)
-            if len(label) >= 3 and not label.isdigit() and not re.search(r"\dx$", label):
-                others[entry["parent"]].append(label)
+        if entry.get("hidden") or any(change in entry for change in _TRANSFORMS):
+            continue
+        label = concept(split(alias).core)
+        if _is_word(label) and not re.search(r"\dx$", label):
+            others[entry["parent"]].append(label)
     return others
 
 
 def _categories(icon_set: dict[str, Any]) -> dict[str, list[str]]:
+    """Icon -> its categories"""
     categories = defaultdict(list)
     for category, names in (icon_set.get("categories") or {}).items():
+        text = words(category.replace("&", "and").replace("/", " "))
         for name in names:
-            categories[name].append(words(category.replace("&", "and").replace("/", " ")))
+            categories[name].append(text)
     return categories
 
 
 def icon_drawings(modules: Path, prefixes: Iterable[str], max_styles: int) -> Iterator[Drawing]:
-    """Up to `max_styles` drawings of every name of the sets, styles chosen by a stable hash."""
+    """Up to `max_styles` drawings of each name of the sets, with styles chosen by a stable hash."""
     for prefix in prefixes:
         icon_set = load_set(modules, prefix)
         split = name_splitter(icon_set)
-        others, categories = _other_names(icon_set, split), _categories(icon_set)
-        styles_of = defaultdict(list)
-        for (core, style), name in _best_sizes(icon_set, split).items():
-            styles_of[core].append((stable_hash(prefix + name, 1 << 30), style, name))
-        for core, drawn in styles_of.items():
+        other_names = _other_names(icon_set, split)
+        categories = _categories(icon_set)
+        for core, styles in _styles(icon_set, split).items():
             label = concept(core)
-            for _, style, name in sorted(drawn)[:max_styles]:
+            # By a hash, so that no style is preferred.
+            names = sorted(styles.items(), key=lambda item: stable_hash(prefix + item[1], 1 << 30))
+            for style, name in names[:max_styles]:
                 groups = categories[name]
                 yield Drawing(
                     key=f"{prefix}_{name}",
-                    captions=icon_captions(label, style, groups, others[name]),
+                    captions=_icon_captions(label, style, groups, other_names[name]),
                     label=label,
                     kind="icon",
                     source=prefix,
@@ -132,7 +150,7 @@ def icon_drawings(modules: Path, prefixes: Iterable[str], max_styles: int) -> It
                 )
 
 
-def icon_captions(
+def _icon_captions(
     label: str, style: str, categories: list[str], other_names: list[str]
 ) -> tuple[str, ...]:
     """The name alone, with its style, with its categories, and the names of its aliases."""

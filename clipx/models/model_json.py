@@ -12,7 +12,7 @@ from clipx.types import UserError
 
 REQUIRED = {"embed_dim", "vision_cfg", "text_cfg"}
 # custom_text: every clipx model has its text tower under `text`; preprocess_cfg is the business of
-# clipx.data.transforms; a logit_scale of shape (1,) is loaded as a scalar.
+# clipx.data.preprocessing; a logit_scale of shape (1,) is loaded as a scalar.
 IGNORED = {"custom_text", "preprocess_cfg", "nonscalar_logit_scale"}
 KNOWN = REQUIRED | IGNORED | {"quick_gelu", "init_logit_scale", "init_logit_bias"}
 

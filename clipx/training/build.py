@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clipx.data.loader import Source
+from clipx.data.corpus import Corpus
+from clipx.data.loader import BatchSource
 from clipx.data.preprocessing import Preprocessing
-from clipx.data.stream import Corpus
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
@@ -66,7 +66,7 @@ def build_source(
     encoder: DualEncoder,
     model_json: dict[str, Any],
     dtype: torch.dtype,
-) -> tuple[Source, DualEncoder, Callable[[Tensor], Tensor]]:
+) -> tuple[BatchSource, DualEncoder, Callable[[Tensor], Tensor]]:
     """(batches, the model that takes them, how their images are normalized on the device)"""
     share = {"rank": runtime.rank, "world_size": runtime.world_size}
     if config.cache_features is None:

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipx.data.corpus import Corpus
 from clipx.data.feature_build import Progress, build_images, build_texts
 from clipx.data.feature_cache import FeatureBatches, FeatureCache, Trunks, augmentation_faults
 from clipx.data.preprocessing import Preprocessing
-from clipx.data.progress import progress
-from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.models.locked import Split
 from clipx.models.model_json import context_length, fixed_text_length, image_size
+from clipx.progress import progress
 from clipx.training.config import TrainConfig
 from clipx.training.interruption import Interrupted, Stop
 from clipx.training.precision import autocast

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from clipx.data.caption_check import check_caption_fields
+from clipx.data.captions import check_caption_fields
+from clipx.data.corpus import Corpus
 from clipx.data.loader import Batches
 from clipx.data.preprocessing import Preprocessing
-from clipx.data.progress import printable
-from clipx.data.stream import Corpus
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.files import write_whole
 from clipx.models.model_json import context_length, fixed_text_length, image_size
+from clipx.progress import printable
 from clipx.training.config import TrainConfig
 from clipx.types import UserError
 

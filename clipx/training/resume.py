@@ -9,7 +9,7 @@ from clipx.checkpoints import format as checkpoints
 from clipx.checkpoints import manifest
 from clipx.checkpoints.format import Checkpoint
 from clipx.checkpoints.train_state import LaterVersion
-from clipx.data.stream import Corpus
+from clipx.data.corpus import Corpus
 from clipx.distributed.runtime import Runtime
 from clipx.training.corpus import changes
 from clipx.training.learner import Learner

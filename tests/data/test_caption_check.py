@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from samples import png, write_shard
 
-from clipx.data.caption_check import PROBES, check_caption_fields
+from clipx.data.captions import PROBES, check_caption_fields
 from clipx.data.config import DataConfig
 from clipx.types import UserError
 

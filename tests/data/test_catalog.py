@@ -16,6 +16,7 @@ from clipx.data import catalog as catalog_module
 from clipx.data import shards as shards_module
 from clipx.data.captions import CaptionFields
 from clipx.data.catalog import DECLARED, Catalog, open_catalog, store_path
+from clipx.data.corpus import Corpus
 from clipx.data.order import Order
 from clipx.data.sample import SampleError
 from clipx.data.shard_cache import ShardCache
@@ -23,7 +24,6 @@ from clipx.data.shards import expand
 from clipx.data.sources import webdataset
 from clipx.data.sources.folder import Folder
 from clipx.data.sources.webdataset import Webdataset
-from clipx.data.stream import Corpus
 from clipx.data.tar_index import Head, load_head, load_index
 from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError

@@ -19,10 +19,10 @@ from samples import pair, write_shard
 
 from clipx.data.captions import CaptionFields
 from clipx.data.config import DataConfig
+from clipx.data.corpus import Corpus, read_skip_list
 from clipx.data.order import Order
 from clipx.data.sample import BadSample, Raw
 from clipx.data.sources import webdataset
-from clipx.data.stream import Corpus, read_skip_list
 from clipx.types import UserError
 
 SIZES = {"a": (4, 3), "b": (5,), "c": (1, 0, 2)}

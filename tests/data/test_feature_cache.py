@@ -17,11 +17,11 @@ from torch import Tensor
 
 from clipx.data import feature_build, feature_cache
 from clipx.data.config import DataConfig
+from clipx.data.corpus import Used
 from clipx.data.feature_build import build_images, build_texts
 from clipx.data.feature_cache import FeatureBatches, FeatureCache, Trunks, augmentation_faults
 from clipx.data.loader import Loaded
-from clipx.data.stream import Used
-from clipx.data.transforms import center
+from clipx.data.preprocessing import center
 from clipx.training.cached_features import silent
 from clipx.types import UserError
 

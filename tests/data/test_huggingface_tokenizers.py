@@ -132,7 +132,10 @@ def test_a_language_is_told_to_a_tokenizer_that_asks(
         ({"tokenizer_kwargs": {"reduction_mask": "random"}}, "reduction_mask 'random' is not supp"),
         ({"tokenizer_kwargs": {"strip_sep_token": True}}, r"has no sep_token"),
         ({"tokenizer_mode": "clips"}, r"has no bos_token"),
-        ({"tokenizer_mode": "bert_clips"}, r"tokenizer_mode 'bert_clips' .* there is clips"),
+        (
+            {"tokenizer_mode": "bert_clips"},
+            r"tokenizer_mode 'bert_clips' .* use clips or leave it out",
+        ),
         ({"vocab_size": 100}, r"text_cfg.vocab_size is 100"),
     ],
 )

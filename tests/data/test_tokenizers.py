@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer, basic_clean
 from texts import PIECES, SENTENCES, fuzzed
 
-from clipx.data import byte_pairs
-from clipx.data.repair import _SUSPECT, repaired
+from clipx.data import clip_bpe
+from clipx.data.text_repair import _SUSPECT, repaired
 from clipx.data.tokenizers import ClipBPE, build_tokenizer, pad
 from clipx.types import UserError
 
@@ -104,11 +104,11 @@ def test_a_long_caption_is_cut_and_keeps_its_end_token(text: str) -> None:
 def test_what_is_remembered_stays_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = ClipBPE()
     words = tokenizer._ids
-    monkeypatch.setattr(type(words), "most_words", 50)
+    monkeypatch.setattr(type(words), "max_words", 50)
     for text in [*(f"w{i} x-{i}y{i} \u732b{i}" for i in range(100)), "z" * 1000, "a cat"]:
         assert tokenizer.encode(text, 10**6)[1:-1] == THEIRS.encode(text)
         assert len(words) <= 50
-        assert max(map(len, words)) <= words.longest_word
+        assert max(map(len, words)) <= words.max_characters
 
 
 def test_a_tokenizer_travels_to_a_worker_process() -> None:
@@ -194,9 +194,7 @@ def test_long_tokens_are_merged_as_short_ones(letters: str) -> None:
         for _ in range(20):
             word = "".join(draw.choices(LETTERS[letters], k=length))
             ids = [byte_ids[byte] for byte in word.encode()]
-            assert byte_pairs._merge_long(ids.copy(), joined) == byte_pairs._merge_short(
-                ids, joined
-            )
+            assert clip_bpe._merge_long(ids.copy(), joined) == clip_bpe._merge_short(ids, joined)
 
 
 @pytest.mark.parametrize("letters", LETTERS)

@@ -19,19 +19,11 @@ from samples import picture
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from clipx.data.augment import NUM_DRAWS, Augmentation, augment, crop_box
 from clipx.data.decode import pixels_of
 from clipx.data.order import uniforms
+from clipx.data.preprocessing import MEAN, STD, center, normalize
 from clipx.data.resize import packed, resize
-from clipx.data.transforms import (
-    MEAN,
-    NUM_DRAWS,
-    STD,
-    Augmentation,
-    augment,
-    center,
-    crop_box,
-    normalize,
-)
 
 SIDES = st.integers(1, 90)
 COLOR_DRAWS = ("jitter", "order", "brightness", "contrast", "saturation", "hue", "gray")

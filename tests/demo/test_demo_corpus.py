@@ -178,7 +178,7 @@ def test_failure_of_npm_is_a_user_error_with_what_npm_said(
     script.write_text("#!/bin/sh\necho 'npm error code ETARGET' >&2\nexit 3\n")
     monkeypatch.setattr(packages, "npm_command", lambda: ["sh", str(script)])
     with pytest.raises(UserError, match=r"(?s)exit 3.*ETARGET"):
-        packages.ensure(tmp_path / "npm")
+        packages.ensure_packages(tmp_path / "npm")
 
 
 def test_full_disk_is_refused_with_both_numbers(

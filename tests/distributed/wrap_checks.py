@@ -17,7 +17,7 @@ from two_views import TwoViews
 
 from clipx.checkpoints.format import Checkpoint, Training, TrainState
 from clipx.checkpoints.sharded import whole
-from clipx.data.transforms import normalize
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import PoolConfig, build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import Parallel, wrap

@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from clipx import metrics
 from clipx.config import build
-from clipx.data.preprocessing import Preprocessing
-from clipx.data.transforms import center
+from clipx.data.preprocessing import Preprocessing, center
 from clipx.eval_verb import Suite
 from clipx.evaluators import (
     embedding_health,

@@ -19,9 +19,9 @@ from test_checkpoints import MODEL
 
 from clipx import cli
 from clipx.config import build, load, merge, to_yaml
+from clipx.data.augment import NUM_DRAWS, augment
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.tokenizers import build_tokenizer
-from clipx.data.transforms import NUM_DRAWS, augment
 from clipx.distributed import launcher
 from clipx.distributed.pool import build_pool
 from clipx.models.dual_encoder import DualEncoder

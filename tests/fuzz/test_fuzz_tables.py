@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from clipx.data.captions import CaptionFields
+from clipx.data.corpus import read_skip_list
 from clipx.data.sample import SampleError, Source
 from clipx.data.sources import _parquet, table
-from clipx.data.stream import read_skip_list
 from clipx.types import UserError
 
 FIELDS = CaptionFields({"caption": 1.0, "tags": 1.0})

@@ -13,7 +13,7 @@ from tiny_runs import MODEL
 from clipx import embed
 from clipx.checkpoints import format as checkpoints
 from clipx.checkpoints.format import Training, TrainState
-from clipx.data.transforms import normalize
+from clipx.data.preprocessing import normalize
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.locked import split_locked
 from clipx.types import UserError

@@ -11,7 +11,7 @@ from stepping import batch, model
 from tiny_runs import MODEL
 from torch import Tensor
 
-from clipx.data.transforms import normalize
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.losses.infonce import InfoNCE
 from clipx.objectives.image_text import ImageText

@@ -12,7 +12,7 @@ from stepping import PATCH_DROPOUT, batch, exact, model, stepper
 from tiny_runs import MODEL
 from torch import Tensor, nn
 
-from clipx.data.transforms import normalize
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder

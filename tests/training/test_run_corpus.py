@@ -15,8 +15,8 @@ from tiny_runs import train as train_processes
 
 from clipx.config import load as load_config
 from clipx.data.config import DataConfig
+from clipx.data.corpus import Corpus
 from clipx.data.loader import load
-from clipx.data.stream import Corpus
 from clipx.data.tar_index import load_index
 from clipx.training.config import TrainConfig
 from clipx.training.corpus import changes, describe, write_table

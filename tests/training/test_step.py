@@ -8,7 +8,7 @@ import pytest
 import torch
 from stepping import batch, model, stepper
 
-from clipx.data.transforms import normalize
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.losses import infonce
 from clipx.losses.infonce import InfoNCE

@@ -1,15 +1,15 @@
-"""Colored shapes whose captions say what is to be seen: known answers for benchmarks, tests and
-first steps. Nothing is stored: each sample is a function of (seed, its number)."""
+"""Pictures of one colored shape with a caption that describes it: known answers for benchmarks,
+tests and first steps. Nothing is stored: a sample is a function of the seed and its number."""
 
 from __future__ import annotations
 
 import hashlib
-import struct
-import zlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 from pydantic import Field
 
 from clipx.config import config
@@ -19,7 +19,7 @@ from clipx.types import UserError
 
 Rgb = tuple[int, int, int]
 
-VERSION = 1  # of what is drawn and said: another one is another corpus
+VERSION = 1  # to be raised with any change of pictures or captions, which makes another corpus
 COLORS = {
     "red": (214, 44, 44),
     "green": (40, 150, 60),
@@ -33,8 +33,7 @@ COLORS = {
 BACKGROUNDS = {"white": (244, 244, 244), "gray": (128, 128, 128), "black": (12, 12, 12)}
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 SIZES = {"small": (90, 140), "large": (200, 280)}  # radius in thousandths of the picture's side
-_WIDE, _HIGH = ("left", "right"), ("top", "bottom")
-_SHADE = 10  # a color varies by so many levels per channel; the nearest of COLORS stays the same
+SHADE = 10  # levels by which channels vary; too few to make another of COLORS the nearest
 
 
 @config
@@ -43,11 +42,11 @@ class Config:
     background"."""
 
     samples: int = Field(default=10_000, ge=1)
-    """How many samples."""
+    """Number of samples."""
     size: int = Field(default=64, ge=24, le=4096)
     """Width and height in pixels."""
     seed: int = 0
-    """Another seed, other pictures."""
+    """Of the pictures and captions."""
     shards: int = Field(default=8, ge=1)
     """Parts of nearly equal size."""
 
@@ -57,7 +56,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. center_x, center_y, radius: pixels; rgb, ground: 0 to 255"""
+    """The content of a picture. center_x, center_y, radius: pixels; rgb, ground: 0 to 255"""
 
     shape: str
     color: str
@@ -81,7 +80,7 @@ class Scene:
 class Synthetic:
     """See `clipx.data.sample.Source`. Text fields: txt, color, shape, size, place, background.
 
-    Pixels are the same on every machine; the PNG's bytes may differ with the version of zlib.
+    Pixels are the same on all machines; the bytes of the PNG may differ with the version of Pillow.
     """
 
     is_remote = False
@@ -89,21 +88,22 @@ class Synthetic:
     faults: Sequence[BadSample] = ()
 
     def __init__(self, samples: int, *, size: int, seed: int, shards: int) -> None:
-        """Raises UserError where there are fewer samples than shards."""
+        """Raises UserError for fewer samples than shards."""
         if shards > samples:
             raise UserError(f"{samples} synthetic samples do not fill {shards} shards; set fewer")
-        self.size, self.seed = size, seed
-        each, more = divmod(samples, shards)
-        self.sizes = each + (np.arange(shards) < more).astype(np.int64)
+        self.size = size
+        self.seed = seed
+        smaller, num_larger = divmod(samples, shards)
+        self.sizes = smaller + (np.arange(shards) < num_larger).astype(np.int64)
         self._starts = np.cumsum(self.sizes) - self.sizes
 
     @property
     def digests(self) -> Sequence[str]:
-        spans = zip(self._starts.tolist(), self.sizes.tolist(), strict=True)
-        return [
-            hashlib.sha1(f"{VERSION} {self.seed} {self.size} {first} {count}".encode()).hexdigest()
-            for first, count in spans
-        ]
+        digests = []
+        for start, count in zip(self._starts.tolist(), self.sizes.tolist(), strict=True):
+            settings = f"{VERSION} {self.seed} {self.size} {start} {count}"
+            digests.append(hashlib.sha1(settings.encode()).hexdigest())
+        return digests
 
     def name(self, shard: int) -> str:
         return f"synthetic-{self.seed}#{shard}"
@@ -112,7 +112,7 @@ class Synthetic:
         return f"{self._number(shard, sample):08d}"
 
     def read(self, shard: int, sample: int, *, max_image_bytes: int = MAX_BYTES) -> Raw:
-        del max_image_bytes  # drawn here, and small
+        del max_image_bytes  # pictures are small
         scene = draw(self.seed, self._number(shard, sample), self.size)
         image = two_color_png(paint(scene, self.size), (scene.ground, scene.rgb))
         text = {
@@ -126,7 +126,7 @@ class Synthetic:
         return Raw(self.key(shard, sample), image, text)
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """There is nothing to fetch."""
+        """Nothing has to be fetched."""
 
     def _number(self, shard: int, sample: int) -> int:
         assert 0 <= sample < self.sizes[shard]
@@ -134,88 +134,71 @@ class Synthetic:
 
 
 def draw(seed: int, number: int, size: int) -> Scene:
-    """The scene of a number: integers from a hash, so that all machines see the same."""
-    words = hashlib.sha512(f"{VERSION} {seed} {number}".encode()).digest()
-    draws = [int.from_bytes(words[i : i + 4], "big") for i in range(0, 56, 4)]
+    """The scene of a sample, from integers only, so that it is the same on all machines."""
+    digest = hashlib.sha512(f"{VERSION} {seed} {number}".encode()).digest()
+    draws = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 56, 4)]
     shape = SHAPES[draws[0] % len(SHAPES)]
     color = list(COLORS)[draws[1] % len(COLORS)]
     background = list(BACKGROUNDS)[draws[2] % len(BACKGROUNDS)]
     extent = list(SIZES)[draws[3] % len(SIZES)]
-    horizontal, vertical = (draws[4] >> 8) % 2, (draws[5] >> 8) % 2
+    is_right = (draws[4] >> 8) % 2 == 1
+    is_bottom = (draws[5] >> 8) % 2 == 1
     low, high = SIZES[extent]
     radius = max(3, size * (low + draws[6] % (high - low + 1)) // 1000)
     return Scene(
-        shape,
-        color,
-        background,
-        extent,
-        f"{_HIGH[vertical]} {_WIDE[horizontal]}",
-        _shaded(COLORS[color], draws[9:12]),
-        _shaded(BACKGROUNDS[background], draws[12:13] * 3),
-        _center(horizontal, draws[7], radius, size),
-        _center(vertical, draws[8], radius, size),
-        radius,
+        shape=shape,
+        color=color,
+        background=background,
+        extent=extent,
+        place=f"{'bottom' if is_bottom else 'top'} {'right' if is_right else 'left'}",
+        rgb=_shaded(COLORS[color], draws[9:12]),
+        ground=_shaded(BACKGROUNDS[background], draws[12:13] * 3),  # all channels alike: gray
+        center_x=_center(is_right, draws[7], radius, size),
+        center_y=_center(is_bottom, draws[8], radius, size),
+        radius=radius,
     )
 
 
 def _shaded(color: Rgb, draws: list[int]) -> Rgb:
-    red, green, blue = (
-        level + draw % (2 * _SHADE + 1) - _SHADE for level, draw in zip(color, draws, strict=True)
-    )
-    return red, green, blue
+    shades = [draw % (2 * SHADE + 1) - SHADE for draw in draws]
+    return color[0] + shades[0], color[1] + shades[1], color[2] + shades[2]
 
 
-def _center(side: int, draw: int, radius: int, size: int) -> int:
-    """Pixel between the picture's edge and its middle, with room for the radius. side: 0 low, 1
-    high"""
+def _center(is_high: bool, draw: int, radius: int, size: int) -> int:
+    """A pixel between an edge of the picture and its middle, at least a radius from the edge."""
     low = radius + 1
     center = low + draw % max(1, size * 2 // 5 - low)
-    return size - 1 - center if side else center
+    return size - 1 - center if is_high else center
 
 
 def paint(scene: Scene, size: int) -> np.ndarray:
-    """(size, size) bool: True where the shape is."""
-    picture = np.zeros((size, size), dtype=bool)
+    """(size, size) bool: True inside the shape."""
     r = scene.radius
-    offset = np.arange(-r, r + 1)
-    top, left = scene.center_y - r, scene.center_x - r
-    box = picture[top : top + 2 * r + 1, left : left + 2 * r + 1]
-    box[:] = mask(scene.shape, offset[None, :], offset[:, None], r)
+    x = np.arange(-r, r + 1)[None, :]
+    y = np.arange(-r, r + 1)[:, None]
+    if scene.shape == "circle":
+        inside = x * x + y * y <= r * r
+    elif scene.shape == "square":
+        inside = (abs(x) <= r) & (abs(y) <= r)
+    elif scene.shape == "triangle":
+        inside = 2 * abs(x) <= y + r  # with its point at the top
+    elif scene.shape == "diamond":
+        inside = abs(x) + abs(y) <= r
+    else:
+        assert scene.shape == "cross"
+        inside = (3 * abs(x) <= r) | (3 * abs(y) <= r)
+    picture = np.zeros((size, size), dtype=bool)
+    top = scene.center_y - r
+    left = scene.center_x - r
+    picture[top : top + 2 * r + 1, left : left + 2 * r + 1] = inside
     return picture
 
 
-def mask(shape: str, x: np.ndarray, y: np.ndarray, r: int) -> np.ndarray:
-    """(2r + 1, 2r + 1) bool: the pixels of a shape that fills its box. x: (1, 2r + 1), y: (2r + 1,
-    1) from -r to r"""
-    if shape == "circle":
-        return x * x + y * y <= r * r
-    if shape == "square":
-        return (abs(x) <= r) & (abs(y) <= r)
-    if shape == "triangle":
-        return 2 * abs(x) <= y + r  # the point is at the top
-    if shape == "diamond":
-        return abs(x) + abs(y) <= r
-    assert shape == "cross"
-    return (3 * abs(x) <= r) | (3 * abs(y) <= r)
-
-
 def two_color_png(picture: np.ndarray, colors: tuple[Rgb, Rgb]) -> bytes:
-    """Where the (H, W) picture is False, the first color. Written here, as Pillow takes five times
-    as long for so little."""
+    """A PNG with the first color where the (H, W) picture is False, else the second."""
     height, width = picture.shape
-    rows = np.zeros((height, width + 1), dtype=np.uint8)  # each begins with its filter: none
-    rows[:, 1:] = picture
-    parts = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0),  # 8 bits into a palette
-        b"PLTE": bytes([*colors[0], *colors[1]]),
-        b"IDAT": zlib.compress(rows.tobytes(), 1),
-        b"IEND": b"",
-    }
-    chunks = (
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in parts.items()
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    image = Image.frombytes("P", (width, height), picture.tobytes())
+    image.putpalette([*colors[0], *colors[1]])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)  # each picture is compressed anew for each epoch
+    return buffer.getvalue()
