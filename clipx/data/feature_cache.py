@@ -215,6 +215,14 @@ def augmentation_faults(config: DataConfig) -> list[str]:
     return faults
 
 
+def load_array(path: Path) -> np.ndarray | None:
+    """Returns None if there is no complete array."""
+    try:
+        return np.load(path)
+    except (OSError, ValueError):
+        return None
+
+
 def save_array(path: Path, array: np.ndarray) -> None:
     """Raises OSError."""
     buffer = io.BytesIO()

@@ -107,6 +107,17 @@ def test_ranks_share_the_work_and_the_batch(
         assert part.keys == whole.keys[rank::2]
 
 
+def test_a_shard_without_samples_has_no_features(corpus: Path, tmp_path: Path) -> None:
+    write_shard(corpus / "00001b.tar", {})
+    features = feature_batches(cache(corpus, tmp_path))
+    expected = batches(corpus, **PLAIN)
+    for k in range(3):
+        loaded = one(features, k)
+        assert loaded.keys == batch(expected, k).keys
+        pixels = image_trunk(batch(expected, k).views["image"])
+        torch.testing.assert_close(loaded.views["image"], pixels, atol=1e-6, rtol=2**-11)
+
+
 def test_other_contents_of_the_same_sizes_have_other_features(tmp_path: Path) -> None:
     samples = {"a": {**pair(1), "txt": "red"}, "b": {**pair(2), "txt": "tan"}}
     write_shard(tmp_path / "corpus/0.tar", samples)
