@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 PART = "part-"
 _CACHED = re.compile(r"(part-)?[0-9a-f]{20}-")  # other files in the folder are left alone
-_AHEAD_SECONDS = 3600  # after this time a shard counts as forgotten by who wanted it
+_AHEAD_SECONDS = 3600  # after this time a process is taken to have skipped the shard
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class _Entry:
     path: Path
     size: int
     used_ns: int
-    is_ahead: bool
+    awaited: bool
 
 
 def download_lock(target: Path) -> FileLock:
@@ -45,13 +45,13 @@ def make_room(
     """
     with _folder_lock(part.parent):
         reserved, entries = _scan(part.parent, own=part)
-        waiting = [entry for entry in entries if entry.is_ahead]
-        if ahead and reserved + _total(waiting) + size > limit // 2:
+        awaited = [entry for entry in entries if entry.awaited]
+        if ahead and reserved + _total(awaited) + size > limit // 2:
             return False
-        victims = sorted((e for e in entries if not e.is_ahead), key=lambda e: e.used_ns)
+        victims = sorted((e for e in entries if not e.awaited), key=lambda e: e.used_ns)
         if not ahead:
-            # What was downloaded last is needed last.
-            victims += sorted(waiting, key=lambda e: -e.used_ns)
+            # The file that was downloaded last is needed last.
+            victims += sorted(awaited, key=lambda e: -e.used_ns)
         excess = reserved + _total(entries) + size - limit
         if excess > _total(victims) and not force:
             return False
@@ -64,7 +64,7 @@ def keep_within(folder: Path, limit: int) -> None:
     """Evict the files that were used longest ago until the folder has at most `limit` bytes."""
     with _folder_lock(folder):
         reserved, entries = _scan(folder)
-        victims = sorted(entries, key=lambda e: (e.is_ahead, e.used_ns))
+        victims = sorted(entries, key=lambda e: (e.awaited, e.used_ns))
         _evict(victims, reserved + _total(entries) - limit)
 
 
@@ -91,18 +91,14 @@ def _scan(folder: Path, own: Path | None = None) -> tuple[int, list[_Entry]]:
     of killed processes."""
     reserved = 0
     entries: list[_Entry] = []
-    names = os.listdir(folder)  # noqa: PTH208 names only
-    markers = {name for name in names if name.endswith(".ahead")}
-    for name in names:
-        path = folder / name
-        if not _CACHED.match(name) or path == own:
+    for path in folder.iterdir():
+        if not _CACHED.match(path.name) or path == own:
             continue
         try:
             status = path.stat()
-            if not name.startswith(PART):
-                marked = _hidden(path, "ahead").name in markers
-                is_ahead = marked and _is_awaited(path, status.st_mtime)
-                entries.append(_Entry(path, status.st_size, status.st_mtime_ns, is_ahead))
+            if not path.name.startswith(PART):
+                awaited = _is_awaited(path, status.st_mtime)
+                entries.append(_Entry(path, status.st_size, status.st_mtime_ns, awaited))
             elif not _remove_abandoned(path):
                 reserved += status.st_size
         except FileNotFoundError:
@@ -124,7 +120,7 @@ def _remove_abandoned(part: Path) -> bool:
 
 
 def end_download(target: Path, lock: FileLock) -> None:
-    """Remove what is left of a download, and unlock it."""
+    """Remove the part of a download if it was not renamed, and unlock it."""
     target.with_name(PART + target.name).unlink(missing_ok=True)
     # Removed while it is held: a process that waits for it notices, and makes a new file.
     _hidden(target, "lock").unlink(missing_ok=True)

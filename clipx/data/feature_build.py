@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clipx.data.decode import BadImage
-from clipx.data.feature_cache import TEXTS_PER_FILE, FeatureCache, save_array
+from clipx.data.feature_cache import TEXTS_PER_FILE, FeatureCache, load_array, save_array
 from clipx.data.sample import SampleError
 from clipx.data.tokenizers import pad
 from clipx.files import write_whole
@@ -45,31 +45,39 @@ def _build_shard(cache: FeatureCache, shard: int, pool: Executor, advance: Advan
     caption_file = cache.caption_file(shard)
     features: list[np.ndarray] = []
     captions: list[list[str]] = []
+    # In parts that are stored, so that a stopped build continues inside a large shard.
     for number, part in enumerate(_split(range(cache.corpus.sizes[shard]), SAMPLES_PER_PART)):
         feature_part = _part_of(image_file, number)
         caption_part = _part_of(caption_file, number)
-        try:
-            part_features = np.load(feature_part)
-            part_captions = json.loads(caption_part.read_bytes())
-            _advance_by(len(part), advance)
-        except (OSError, ValueError):  # not built yet
-            batches = _split(part, IMAGES_AT_ONCE)
-            results = pool.map(lambda batch: _embed_images(cache, shard, batch), batches)
-            part_captions = []
-            rows = []
-            for batch_features, batch_captions in results:
-                rows.append(batch_features)
-                part_captions += batch_captions
-                _advance_by(len(batch_captions), advance)
-            part_features = np.concatenate(rows)
+        part_features = load_array(feature_part)
+        part_captions = _load_captions(caption_part)
+        if part_features is None or part_captions is None:
+            part_features, part_captions = _build_part(cache, shard, part, pool, advance)
             save_array(feature_part, part_features)
             write_whole(caption_part, json.dumps(part_captions))
+        else:
+            _advance_by(len(part), advance)
         features.append(part_features)
         captions += part_captions
+    if not features:
+        features.append(np.empty(0, dtype=np.float16))  # a shard without samples
     save_array(image_file, np.concatenate(features))
     write_whole(caption_file, json.dumps(captions))  # last: a shard with captions is complete
     _remove_parts(image_file)
     _remove_parts(caption_file)
+
+
+def _build_part(
+    cache: FeatureCache, shard: int, samples: range, pool: Executor, advance: Advance
+) -> tuple[np.ndarray, list[list[str]]]:
+    features: list[np.ndarray] = []
+    captions: list[list[str]] = []
+    batches = _split(samples, IMAGES_AT_ONCE)
+    for rows, texts in pool.map(lambda batch: _embed_images(cache, shard, batch), batches):
+        features.append(rows)
+        captions += texts
+        _advance_by(len(texts), advance)
+    return np.concatenate(features), captions
 
 
 def _embed_images(
@@ -119,18 +127,25 @@ def _build_file(
     features: list[np.ndarray] = []
     for number, part in enumerate(_split(order.tolist(), TEXTS_PER_PART)):
         part_file = _part_of(file, number)
-        try:
-            part_features = np.load(part_file)
-            _advance_by(len(part), advance)
-        except (OSError, ValueError):  # not built yet
+        part_features = load_array(part_file)
+        if part_features is None:
             rows = []
             for batch_features in pool.map(embed, _split(part, TEXTS_AT_ONCE)):
                 rows.append(batch_features)
                 _advance_by(len(batch_features), advance)
             part_features = np.concatenate(rows)
             save_array(part_file, part_features)
+        else:
+            _advance_by(len(part), advance)
         features.append(part_features)
     return np.concatenate(features)[np.argsort(order)]
+
+
+def _load_captions(path: Path) -> list[list[str]] | None:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _part_of(file: Path, number: int) -> Path:

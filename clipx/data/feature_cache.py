@@ -61,6 +61,7 @@ class FeatureCache:
     """The features of one corpus by one pair of trunks, below `root`."""
 
     def __init__(self, root: Path, corpus: Corpus, trunks: Trunks, config: DataConfig) -> None:
+        # Everything that changes a feature or a caption; the order of samples does not.
         inputs = [corpus.digest, trunks.digest, config.caption_field, config.max_image_pixels]
         self.digest = hashlib.sha1(repr(inputs).encode()).hexdigest()
         self.folder = root / self.digest[:16]
@@ -142,7 +143,7 @@ class Texts:
 
 class FeatureBatches:
     """The batches of `Batches` after the trunks: the same samples, captions, order and
-    fingerprints. `image` and `text` are (B, ...) float32 features."""
+    fingerprints. Their views `image` and `text` are (B, ...) float32 features."""
 
     def __init__(
         self, cache: FeatureCache, *, global_batch_size: int, rank: int, world_size: int
@@ -165,6 +166,7 @@ class FeatureBatches:
         sample = located.sample.copy()
         bad = []
         for row in np.flatnonzero(~self._usable(shard, sample)):
+            # The replacement is a function of the position, as without the cache.
             used = self.corpus.usable(
                 int(positions[row]), int(shard[row]), int(sample[row]), self.cache.pixels
             )
@@ -177,6 +179,7 @@ class FeatureBatches:
                     f"the features of {self.cache.folder} were made, and can be now; "
                     "delete that folder"
                 )
+        # The draw of `Batches` for this position, so that both choose the same caption.
         draws = uniforms(self.corpus.order.seed, positions[:, None], 1)[:, 0]
         text = self.texts.draw(self.shard_start[shard] + sample, draws)
         keys = []
@@ -202,7 +205,7 @@ class FeatureBatches:
 def augmentation_faults(config: DataConfig) -> list[str]:
     """Reasons why the features of this corpus cannot be cached."""
     faults = []
-    if config.augmentation.is_random:
+    if config.augmentation.is_random:  # each view of a picture has other features
         faults.append(
             "cache_features needs pictures without random augmentation: "
             "set data.crop_scale: [1, 1], data.crop_ratio: [1, 1] and no flip, jitter or gray scale"
@@ -210,6 +213,14 @@ def augmentation_faults(config: DataConfig) -> list[str]:
     if not isinstance(config.caption_field, str):
         faults.append("cache_features draws all captions alike: give one data.caption_field")
     return faults
+
+
+def load_array(path: Path) -> np.ndarray | None:
+    """Returns None if there is no complete array."""
+    try:
+        return np.load(path)
+    except (OSError, ValueError):
+        return None
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
@@ -222,7 +233,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 def _gather(path: Callable[[int], Path], file: np.ndarray, row: np.ndarray) -> Tensor:
     """(B, ...) float32: row `row[i]` of the array in `path(file[i])`."""
     features = None
-    for number in np.unique(file):
+    for number in np.unique(file):  # one read for all rows of a file
         here = np.flatnonzero(file == number)
         values = _open_array(path(number))[row[here]]
         if features is None:

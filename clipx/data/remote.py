@@ -59,6 +59,7 @@ def find(
             files[pattern] = _list(pattern, patience)
         else:
             single.append(pattern)
+    # Ranges of thousands of shards: a listing first, then requests for what it lacks.
     files |= _find_in_listings(single, patience)
     missing = [pattern for pattern in single if pattern not in files]
     pool = ThreadPoolExecutor(max_workers=_THREADS)

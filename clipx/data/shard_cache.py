@@ -51,22 +51,15 @@ class ShardCache:
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_prefetchers": {}}
 
-    def path(self, file: ShardFile) -> Path:
-        """Download a file if need be, and return its path. The next download may evict it; use
-        `open` where that matters.
+    def open(self, file: ShardFile) -> int:
+        """Download a file if need be, and return a descriptor of it, which outlives an eviction.
 
         Raises OSError with the url and the cause, UserError where the cache is too small or broken.
         """
-        os.close(self.open(file))
-        return self.place(file)
-
-    def open(self, file: ShardFile) -> int:
-        """Return a descriptor for reading the whole file, which outlives an eviction. Raises as
-        `path` does."""
         target = self.place(file)
         prefetcher = self._prefetchers.get(os.getpid())
         if prefetcher is not None:
-            prefetcher.forget(file)
+            prefetcher.forget(file)  # if it is still in line, it is downloaded here and now
         with self.local_errors():
             descriptor = _open_existing(target)
         if descriptor is None:
@@ -74,12 +67,12 @@ class ShardCache:
         with self.local_errors():
             was_ahead = eviction.mark_used(target, descriptor)
         if was_ahead and prefetcher is not None:
-            prefetcher.retry()
+            prefetcher.retry()  # this file no longer counts against the room ahead
         return descriptor
 
     def prefetch(self, files: Sequence[ShardFile]) -> None:
         """Download files in the background, in this order. Waits where the room for files ahead of
-        need is taken; errors are left for `path` to meet."""
+        need is taken; errors are left for `open` to raise."""
         prefetcher = self._prefetchers.setdefault(os.getpid(), Prefetcher(self, self.threads))
         prefetcher.add(files)
 
@@ -90,6 +83,7 @@ class ShardCache:
 
     def place(self, file: ShardFile) -> Path:
         """The path of the file while it is in the cache."""
+        # A new version of a file has another stamp, and so another place.
         key = hashlib.sha1(repr((file.url, file.stamp, file.size)).encode()).hexdigest()[:20]
         name = re.sub(r"[^A-Za-z0-9._-]", "_", file.url.partition("?")[0].rpartition("/")[2])
         return self.folder / f"{key}-{name[-80:]}"
@@ -101,10 +95,18 @@ class ShardCache:
             with self.local_errors():
                 # The process that held the lock before this one may have downloaded the file.
                 descriptor = _open_existing(download.target)
-            if descriptor is None:
-                self._wait_for_room(download)
-                descriptor = download.fetch()
-            return descriptor
+            if descriptor is not None:
+                return descriptor
+            # Downloads of other processes hold room that cannot be evicted before they end.
+            deadline = time.monotonic() + self.patience.stall_seconds * self.patience.attempts
+            while not download.take_room():
+                if time.monotonic() > deadline:
+                    raise OSError(
+                        f"the cache {self.folder} of {_gib(self.limit_bytes)} is full of files "
+                        "that are being downloaded; raise `cache_gib`"
+                    )
+                time.sleep(0.05)
+            return download.fetch()
         finally:
             download.close()
 
@@ -128,16 +130,6 @@ class ShardCache:
             except OSError:
                 lock.release()
                 raise
-
-    def _wait_for_room(self, download: Download) -> None:
-        deadline = time.monotonic() + self.patience.stall_seconds * self.patience.attempts
-        while not download.take_room():
-            if time.monotonic() > deadline:
-                raise OSError(
-                    f"the cache {self.folder} of {_gib(self.limit_bytes)} is full of files that "
-                    "are being downloaded; raise `cache_gib`"
-                )
-            time.sleep(0.05)
 
     def too_large(self, file: ShardFile, size: int) -> UserError:
         return UserError(
@@ -202,7 +194,7 @@ class Download:
         if 0 <= file.size != self._done:
             raise OSError(f"{self._done} bytes came instead of {file.size}")
         with self.cache.local_errors():
-            os.ftruncate(self._writer, self._done)
+            os.ftruncate(self._writer, self._done)  # of unknown size, it has room to spare
         if file.md5:
             md5 = digest_file(self._part, "md5")
             if md5 != file.md5 and md5_applies(file, stall_seconds):
@@ -217,10 +209,12 @@ class Download:
             raise self.cache.too_large(self.file, end)
         with self.cache.local_errors():
             if end > os.fstat(self._writer).st_size:
+                # Forced, since two files of unknown size that wait for each other's room would
+                # both wait until the deadline.
                 size = min(end + _GROWTH, limit)
                 eviction.make_room(self._part, size, limit, force=True)
             rest = memoryview(piece)
-            while rest:
+            while rest:  # a write may be partial
                 written = os.pwrite(self._writer, rest, end - len(rest))
                 rest = rest[written:]
         self._done = end

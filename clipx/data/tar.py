@@ -90,7 +90,9 @@ class _Walk:
                     return False
                 resume = self._next_header(data)
                 if resume is None:
-                    self.notes.append(f"{self.end - data:,} bytes behind its end, no members")
+                    self.notes.append(
+                        f"{self.end - data:,} bytes behind its end that are not members"
+                    )
                     return False
                 self.notes.append(
                     f"zeros from byte {position:,} to {resume:,}, as where two tars are joined"
@@ -132,7 +134,7 @@ class _Walk:
                 self.content.update(window[begin - start : begin - start + min(size, SIDE)])
             if not header.is_extension:
                 pending = _Pending()
-            # Padded from where it begins: after missing bytes, that is no multiple of a block.
+            # Padding counts from the member's start, which may be at any byte after lost ones.
             position = begin + -(-(end - begin) // BLOCK) * BLOCK
             if header.is_sparse:
                 begin = end = position  # digests of earlier versions leave its tail out

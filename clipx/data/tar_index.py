@@ -118,6 +118,7 @@ def build_index(path: Path, descriptor: int | None = None) -> ShardIndex:
     encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
     start = np.array([*rows, len(names)], dtype=np.int32)
 
+    # As 64-bit integers: a digest must not change with the dtype in which an array is stored.
     layout = hashlib.sha1(b"\n".join(encoded))
     for array in (start, offsets, sizes):
         layout.update(np.array(array, dtype=np.int64).tobytes())
@@ -221,7 +222,7 @@ def _dump(index: ShardIndex, stamp: str) -> bytes:
     }
     content = bytearray(json.dumps(line).encode() + b"\n")
     for name, dtype in _DTYPES.items():
-        content += bytes(-len(content) % _ALIGNMENT)
+        content += bytes(-len(content) % _ALIGNMENT)  # padding before the array
         content += np.ascontiguousarray(getattr(index, name), dtype=dtype).tobytes()
     return bytes(content)
 

@@ -1,4 +1,4 @@
-"""Patterns of shards as a person may write them."""
+"""Any pattern of shards gives shards or is refused."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def test_shard_patterns(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with contextlib.suppress(UserError):
             assert expand(text)
 
-    # No slash, since `/**` is a right pattern that walks the whole disk.
+    # No slash, since `/**` is a valid pattern that walks the whole disk.
     texts = PIECES | st.text(st.characters(blacklist_characters="/"), max_size=4)
     fuzz(st.lists(texts, max_size=12).map("".join), check)

@@ -104,6 +104,7 @@ class ImageRows:
     @property
     def _table(self) -> pyarrow.Table:
         table = _cache(os.getpid()).table(self.file, self.group, (self.image_column, *self.texts))
+        # The file may have been replaced by one with other row groups.
         if table.num_rows != self.size:
             raise OSError(f"{self.file} has changed since it was opened")
         return table
@@ -133,6 +134,7 @@ def open_rows(
             check_names(file, schema.names)
             texts = tuple(field.name for field in schema if is_text(field.type))
             images = [field.name for field in schema if is_image(field.type)]
+            # A column of images comes before one of paths, whose files may be elsewhere.
             if any(name in images for name in wanted):
                 column = image_column(file, images, wanted, "")
                 return _image_shards(file, opened.metadata, column, texts)
@@ -145,6 +147,7 @@ def open_rows(
         raise
     except errors() as error:
         raise UserError(f"table {file} cannot be read as Parquet: {error}") from error
+    # Paths and text fit into memory, so shards may be of any size.
     shards = []
     for first in range(0, table.num_rows, shard_samples):
         size = min(shard_samples, table.num_rows - first)
@@ -197,7 +200,7 @@ class _GroupCache:
                 while self._bytes > CACHE_BYTES and len(self._tables) > 1:
                     _, oldest = self._tables.popitem(last=False)
                     self._bytes -= oldest.nbytes
-            self._tables.move_to_end(key)
+            self._tables.move_to_end(key)  # the last to be dropped
             return table
 
     def _read(self, file: Path, group: int, columns: Sequence[str]) -> pyarrow.Table:

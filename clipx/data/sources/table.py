@@ -99,7 +99,7 @@ class Table:
 
     def read(self, shard: int, sample: int, *, max_image_bytes: int = MAX_BYTES) -> Raw:
         file, _, rows = self._shards[shard]
-        text = rows.text(sample)
+        text = rows.text(sample)  # first: a row that does not parse has no path either
         image = rows.image(sample)
         if image is None:
             root = file.parent if self._root is None else self._root

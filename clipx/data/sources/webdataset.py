@@ -97,6 +97,7 @@ class Webdataset:
             raise SampleError("key", "the shard has an earlier sample of this key")
         members = {name: (offset, size) for name, offset, size in index.members(sample)}
 
+        # The first extension in the order of EXTENSIONS, whatever their order in the tar.
         image = next((members[name] for name in decode.EXTENSIONS if name in members), None)
         if image is None:
             raise SampleError(
@@ -148,6 +149,7 @@ class Webdataset:
             return _opened(file, self.catalog.digest(shard), self.cache)
         except OSError as error:
             if is_remote(file.url):
+                # The samples of this shard are replaced at once until it is tried again.
                 self._failed[shard] = (time.monotonic() + _REST_SECONDS, str(error))
             raise
 
@@ -193,7 +195,7 @@ def _open_remote(file: ShardFile, cache: ShardCache) -> OpenShard:
         has_index = sidecars_of(path)[0].exists()
         index = load_index(path, stamp=remote_stamp(file), descriptor=descriptor)
         if not has_index:
-            cache.trim()
+            cache.trim()  # the new sidecar takes room in the cache too
     except BaseException:
         os.close(descriptor)
         raise
@@ -206,7 +208,7 @@ def _opened(file: ShardFile, digest: str, cache: ShardCache) -> OpenShard:
     try:
         opened = _open_remote(file, cache) if is_remote(file.url) else open_shard(Path(file.url))
     except UserError as error:
-        raise OSError(str(error)) from error
+        raise OSError(str(error)) from error  # one shard must not end the run
     if opened.index.head.digest != digest and not digest.startswith(DECLARED):
         raise OSError(f"{file.url} has changed since it was indexed")
     return opened

@@ -60,6 +60,7 @@ def _open(
     """Raises OSError: FileNotFoundError for 404 and 410, PermissionError for 401 and 403, Refused
     for other answers that are not worth another attempt."""
     try:
+        # identity: a compressed answer would have other offsets than the file.
         request = urllib.request.Request(
             urllib.parse.quote(url, safe=_SAFE_IN_URLS),
             headers={"User-Agent": "clipx", "Accept-Encoding": "identity", **headers},
