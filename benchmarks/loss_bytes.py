@@ -25,18 +25,19 @@ KINDS = ("gathered", "chunked", "ring")
 
 
 def formula(loss: str, kind: str, world_size: int) -> int:
-    """With B rows of D floats on each of R ranks: in units of one rank's rows, (R - 1) x B x 4
-    bytes for each number that a row takes along."""
+    """With B rows of D floats on each of R ranks: (R - 1) x B x 4 bytes for each number of a row that
+    travels, and the comparison of shapes, 8 int64 from each rank."""
     unit = (world_size - 1) * LOCAL_ROWS * 4
+    shapes = (world_size - 1) * 8 * 8
     # Texts are gathered for forward and for backward, or kept; their gradients are sent back.
     texts = WIDTH if kind == "gathered" else 2 * WIDTH
     gradients = WIDTH
     if loss == "sigmoid":
-        return unit * (texts + gradients)
+        return unit * (texts + gradients) + shapes
     # A log-sum-exp is reduced as a maximum (all-reduce: twice) and a sum; in a ring it is one
     # number. Backward sends normalizers and their gradients.
     normalizers = 1 if kind == "ring" else 3
-    return unit * (texts + normalizers + 2 + gradients)
+    return unit * (texts + normalizers + 2 + gradients) + shapes
 
 
 class _Counter:
