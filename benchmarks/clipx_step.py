@@ -19,13 +19,12 @@ from safetensors.torch import load_file
 
 from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
-from clipx.distributed.runtime import start
+from clipx.distributed.runtime import keep_freed_memory, start
 from clipx.distributed.wrap import Alone
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.objectives.image_text import ImageText
-from clipx.training.allocator import keep_freed_memory
-from clipx.training.compiling import compile_towers
+from clipx.training.build import compile_towers
 from clipx.training.learner import Learner
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.precision import build_precision

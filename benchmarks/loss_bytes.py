@@ -40,7 +40,7 @@ def formula(loss: str, kind: str, world_size: int) -> int:
 
 
 class _Counter:
-    """Wraps the calls by which clipx speaks to other ranks. An all-gather and a reduce-scatter send
+    """Wraps the calls by which clipx sends to other ranks. An all-gather and a reduce-scatter send
     all but one of R parts in any good algorithm, an all-reduce twice that."""
 
     def __init__(self, world_size: int) -> None:

@@ -26,6 +26,7 @@ from clipx.training.precision import PrecisionKind, build_precision
 from clipx.types import Result, Setting, UserError
 from clipx.viz.contact_sheet import Guess, contact_sheet
 
+GUESSES = 12  # images of each set in the picture
 WIDTH = 140  # of tables in a log file, which has no terminal to fit
 RATES = ("top", "R@", "mAP", "recall", "ece", "accuracy", "share", "gap", "worst", "slice")
 
@@ -103,13 +104,16 @@ def chosen_evaluators(
     for_sets = []
     for text in overrides:
         data = parse_override(text)
-        (for_evaluators if "evaluators" in data else for_sets).append(data)
+        if "evaluators" in data:
+            for_evaluators.append(data)
+        else:
+            for_sets.append(data)
     if for_sets and not sets:
         raise UserError(
             f"{next(iter(for_sets[0]))}= is a setting of test sets that are named by --set; "
             "that of an evaluator of a suite or a run is evaluators.NAME.KEY=VALUE"
         )
-    if for_evaluators and sets and suite is None:
+    if for_evaluators and sets and suite is None:  # --set alone replaces the run's evaluators
         raise UserError(
             "evaluators.NAME.KEY=VALUE changes an evaluator of a suite or a run; "
             "a setting of the test sets of --set is KEY=VALUE"
@@ -125,12 +129,13 @@ def chosen_evaluators(
                 "leave one out"
             )
         chosen |= of_suite
+    # Without --set and --suite, the model must be a run that has evaluators.
     return chosen or _evaluators_of_run(model, for_evaluators)
 
 
 def named_sets(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name -> folder. The name is the last part of the path, or as many parts as tell the sets
-    apart. Raises UserError for a folder that is given twice."""
+    """Name -> folder. The name is the last part of the path, or as many parts as the sets need to
+    differ. Raises UserError for a folder that is given twice."""
     resolved = [folder.resolve() for folder in folders]
     for folder in resolved:
         if resolved.count(folder) > 1:
@@ -141,7 +146,7 @@ def named_sets(folders: Sequence[Path]) -> dict[str, Path]:
 
     names = {}
     for folder in resolved:
-        num_parts = 1
+        num_parts = 1  # of the path, from its end
         while [name(other, num_parts) for other in resolved].count(name(folder, num_parts)) > 1:
             num_parts += 1
         names[name(folder, num_parts)] = folder
@@ -158,13 +163,13 @@ def _layers(path: Path, changes: Sequence[Data]) -> Data:
 def _evaluators_of_run(model: str, changes: Sequence[Data]) -> Mapping[str, Any]:
     """model: a run, or a checkpoint in its folder"""
     path = Path(model)
-    folder = next((p for p in (path, path.parent.parent) if (p / "config.yaml").exists()), None)
-    if folder is None:
+    folder = path if (path / "config.yaml").exists() else path.parent.parent
+    file = folder / "config.yaml"
+    if not file.exists():
         raise UserError(
             f"{model} has no config.yaml with evaluators; name a test set with --set, "
             "or several with --suite"
         )
-    file = folder / "config.yaml"
     evaluators = build(TrainConfig, _layers(file, changes), where=str(file)).evaluators
     if not evaluators:
         raise UserError(f"the run {folder} has no evaluators; name a test set with --set")
@@ -185,7 +190,7 @@ def print_table(title: str, results: Mapping[str, Result]) -> None:
                 low, high = result.intervals[metric]
                 interval = f"{_cell(metric, low)} to {_cell(metric, high)}"
             table.add_row(*first_cells, metric, _cell(metric, value), interval)
-            first_cells = ("", "")
+            first_cells = ("", "")  # a set is named in its first row
         table.add_section()
         alarms += [f"{name}: {alarm}" for alarm in result.alarms]
     console = _console()
@@ -218,24 +223,22 @@ def _cell(metric: str, value: float) -> str:
     return f"{value:.2%}" if any(word in metric for word in RATES) else f"{value:.4g}"
 
 
-def write_picture(
-    encoder: Encoder, evaluators: Mapping[str, Any], out: Path, *, per_set: int = 12
-) -> None:
+def write_picture(encoder: Encoder, evaluators: Mapping[str, Any], out: Path) -> None:
     """Some images of each classification set with the model's three best guesses, as one PNG."""
     guesses: list[Guess] = []
     for name, evaluator in evaluators.items():
         if isinstance(evaluator, zero_shot.Config):
-            guesses += guess(evaluator.build(), encoder, name, per_set)
+            guesses += guess(evaluator.build(), encoder, name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(guesses, columns=per_set // 2).save(out)
+    contact_sheet(guesses, columns=GUESSES // 2).save(out)
 
 
-def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str, count: int) -> list[Guess]:
+def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str) -> list[Guess]:
     """Guesses for evenly spaced images of a set, not chosen by how well the model does on them."""
     labeled = evaluator.set
     weights = classifier(encoder, labeled.names, evaluator.templates)
     guesses = []
-    for number in range(0, len(labeled), max(1, len(labeled) // count))[:count]:
+    for number in range(0, len(labeled), max(1, len(labeled) // GUESSES))[:GUESSES]:
         image = labeled.images.shown(number)
         logits = encoder.logit_scale * encoder.encode_image(image)[0] @ weights.T
         probability = logits.softmax(-1)

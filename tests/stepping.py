@@ -18,8 +18,7 @@ from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.image_text import ImageText
 from clipx.training.learner import Learner
-from clipx.training.loss_scale import LossScaler
-from clipx.training.precision import Precision
+from clipx.training.precision import LossScaler, Precision
 from clipx.training.step import Step
 from clipx.types import Batch
 

@@ -67,7 +67,6 @@ NO_COMPONENTS = {  # modules that components share
     "corruptions",
     "distributed",
     "labeled_set",
-    "logistic",
     "test_sets",
 }
 

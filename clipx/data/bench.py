@@ -76,7 +76,7 @@ def _time_batch(batches: Batches, k: int, clock: dict[str, float]) -> int:
             with _timed(clock, "read"):
                 stored = batches.corpus.read(shard, sample)
             with _timed(clock, "decode"):
-                pixels = batches.config.decode(stored.image)
+                pixels = batches.decode(stored.image)
         except (SampleError, BadImage, OSError):
             continue  # only good samples are measured; `clipx data verify` lists the bad ones
         with _timed(clock, "augment"):

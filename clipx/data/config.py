@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from clipx.data import decode
 from clipx.data.augment import Augmentation
 from clipx.data.captions import CaptionFields
 from clipx.data.corpus import Corpus, read_skip_list
+from clipx.data.decoded_cache import DecodedCache
 from clipx.data.order import Mixture, Order
 from clipx.data.sample import Source
 from clipx.data.sources import webdataset
@@ -71,6 +72,9 @@ class DataConfig:
     """Larger images are quarantined without being decoded."""
     max_image_bytes: int = Field(default=decode.MAX_BYTES, ge=1)
     """Bytes of the encoded picture; larger ones are quarantined too."""
+    decoded_cache: str | None = None
+    """Folder for decoded images, 3 bytes a pixel: each is decoded once and read in all later epochs
+    and runs. For corpora that fit in memory, on a local disk. Never changes the batches."""
     max_bad_fraction: Probability = 0.1
     """Training stops when a larger share of samples (checked from 500 samples on) or of shards is
     bad."""
@@ -96,6 +100,14 @@ class DataConfig:
         return decode.decode(
             image, max_pixels=self.max_image_pixels, max_bytes=self.max_image_bytes
         )
+
+    def decoder(self, num_images: int) -> Callable[[bytes], Tensor]:
+        """`decode`, through the cache if there is one. Raises UserError."""
+        if self.decoded_cache is None:
+            return self.decode
+        folder = Path(self.decoded_cache)
+        limits = {"max_pixels": self.max_image_pixels, "max_bytes": self.max_image_bytes}
+        return DecodedCache(folder, num_images, **limits).decode
 
     def open(self, *, seed: int) -> Corpus:
         """Open the corpus. Raises UserError for a corpus without samples."""

@@ -58,7 +58,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BY
         raise BadImage("0 bytes")
     if len(data) > max_bytes:
         raise TooLarge(f"{len(data)} bytes", "max_image_bytes", max_bytes)
-    if data[:3] == b"\xff\xd8\xff" and _has_simplejpeg():
+    if data[:3] == b"\xff\xd8\xff" and has_simplejpeg():
         pixels = _decode_jpeg(data, max_pixels)
         if pixels is not None:
             return pixels
@@ -150,5 +150,5 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 @cache
-def _has_simplejpeg() -> bool:
+def has_simplejpeg() -> bool:
     return find_spec("simplejpeg") is not None

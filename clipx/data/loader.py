@@ -1,7 +1,7 @@
 """Batches of decoded images and token ids, made by worker processes without state.
 
-Batch k of rank r is a function of (seed, k, r, R) alone, so that a worker that makes it again makes
-the same bytes. A run resumes by starting the list of batch numbers elsewhere.
+Batch k of rank r is a function of (seed, k, r, R) alone, so that a run resumes by starting the list
+of batch numbers elsewhere.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from clipx.types import Batch, RankError, UserError
 
 WORKER_GRACE_SECONDS = 120  # after a SIGTERM not sent by the parent, which needs a last batch
 MIN_SAMPLES_FOR_BAD_FRACTION = 500  # of fewer, the share of bad samples proves nothing
-_FINGERPRINT_MASK = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Loaded(Batch):
 
 def fingerprint(positions: np.ndarray, keys: list[str]) -> int:
     hashes = hash_of(positions, np.array([key_hash(key) for key in keys], dtype=np.uint64))
-    return int(hashes.sum(dtype=np.uint64)) & _FINGERPRINT_MASK
+    return int(hashes.sum(dtype=np.uint64)) % 2**63
 
 
 def key_hash(key: str) -> int:
@@ -99,6 +98,7 @@ class Batches:
         self.world_size = world_size
         self.pad_to = pad_to
         self.fit = fit
+        self.decode = config.decoder(corpus.num_samples)
         self._augmentation = config.augmentation
         self._last_prefetched = -1
 
@@ -129,8 +129,8 @@ class Batches:
         )
 
     def _prepare(self, sample: Sample, draws: np.ndarray, out: torch.Tensor) -> list[int]:
-        """Write the image to `out` and return the token ids. Raises BadImage."""
-        self.write_image(self.config.decode(sample.image), draws, out)
+        """Write the image to `out`. Returns the token ids. Raises BadImage."""
+        self.write_image(self.decode(sample.image), draws, out)
         return self.encode_caption(sample, draws)
 
     def positions(self, k: int) -> np.ndarray:

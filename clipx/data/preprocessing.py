@@ -3,39 +3,41 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipx.config import build, config
 from clipx.data.resize import packed, resize
 from clipx.types import UserError
 
 # OpenAI's CLIP statistics (arXiv:2103.00020), which open_clip uses by default
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-RESIZE_MODES = ("shortest", "longest", "squash")
-INTERPOLATIONS = ("bicubic", "bilinear", "random")  # open_clip evaluates `random` with bicubic
+Mean = Annotated[float, Field(strict=True, gt=-1e6, lt=1e6)]
+Deviation = Annotated[float, Field(strict=True, gt=0, lt=1e6)]
 
 
-@dataclass(frozen=True)
+@config
 class Preprocessing:
-    """mean, std: of the channels of pixels in [0, 1]
-    interpolation: Pillow's, with antialiasing
-    resize_mode: `shortest` resizes the shorter side and crops the middle; `longest` resizes the
-        longer side and pads; `squash` resizes both sides
-    fill_color: of the padding, 0 to 255
-    """
+    """A model's `preprocess_cfg`."""
 
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = STD
-    interpolation: str = "bicubic"
-    resize_mode: str = "shortest"
-    fill_color: int = 0
+    mean: tuple[Mean, Mean, Mean] = MEAN
+    """Of the channels of pixels in [0, 1]."""
+    std: tuple[Deviation, Deviation, Deviation] = STD
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
+    """Pillow's, with antialiasing. open_clip evaluates `random` with bicubic."""
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    """`shortest` resizes the shorter side and crops the middle; `longest` resizes the longer side
+    and pads; `squash` resizes both sides."""
+    fill_color: int = Field(default=0, strict=True, ge=0, le=255)
+    """Of the padding."""
 
     @classmethod
     def of(cls, model_json: dict[str, Any]) -> Preprocessing:
@@ -43,24 +45,15 @@ class Preprocessing:
         cfg = model_json.get("preprocess_cfg") or {}
         if not isinstance(cfg, dict):
             raise UserError(f"preprocess_cfg must be a mapping, not {cfg!r}")
-        # null stands for the default, as in open_clip.
-        given = {key: value for key, value in cfg.items() if value is not None}
-        mean = _channels("mean", given.get("mean", MEAN))
-        std = _channels("std", given.get("std", STD))
-        if min(std) <= 0:
-            raise UserError(f"preprocess_cfg.std {std} must be three positive standard deviations")
-        interpolation = given.get("interpolation", "bicubic")
-        resize_mode = given.get("resize_mode", "shortest")
-        for key, value, known in (
-            ("interpolation", interpolation, INTERPOLATIONS),
-            ("resize_mode", resize_mode, RESIZE_MODES),
-        ):
-            if value not in known:
-                raise UserError(f"preprocess_cfg.{key} {value!r} is none of {', '.join(known)}")
-        fill = given.get("fill_color", 0)
-        if isinstance(fill, bool) or not isinstance(fill, int) or not 0 <= fill <= 255:
-            raise UserError(f"preprocess_cfg.fill_color {fill!r} must be an integer from 0 to 255")
-        return cls(mean, std, interpolation, resize_mode, fill)
+        settings = {}
+        for field in fields(cls):
+            value = cfg.get(field.name)
+            if value is None:  # null stands for the default, as in open_clip
+                continue
+            if field.name in ("mean", "std") and not isinstance(value, list | tuple):
+                value = [value] * 3  # as in open_clip, one number for all channels
+            settings[field.name] = value
+        return build(cls, settings, where="preprocess_cfg")
 
     def as_cfg(self) -> dict[str, Any]:
         """The `preprocess_cfg` that `of` reads back."""
@@ -131,17 +124,3 @@ def normalize(
     scale = torch.tensor([255.0 * s for s in std], device=image.device).view(1, 3, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=image.device)
     return (image.float() / scale).sub_(shift.view(1, 3, 1, 1))  # in a new tensor: not in `image`
-
-
-def _channels(key: str, value: Any) -> tuple[float, float, float]:
-    """Three numbers. As in open_clip, one number stands for all channels. Raises UserError."""
-    values = list(value) if isinstance(value, list | tuple) else [value] * 3
-    numbers = []
-    for number in values:
-        # `abs(...) < 1e6` is False for NaN, and bool is an int in Python.
-        if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 1e6:
-            numbers.append(float(number))
-    if len(values) != 3 or len(numbers) != 3:
-        raise UserError(f"preprocess_cfg.{key} {value!r} must be three numbers")
-    red, green, blue = numbers
-    return red, green, blue

@@ -130,7 +130,7 @@ def _check_identity(out: Path, identity: dict[str, Any]) -> None:
     changes = []
     for name, value in identity.items():
         if existing.get(name) != value:
-            changes.append(f"{name} {_short(existing.get(name))} there, {_short(value)} asked for")
+            changes.append(f"{name} {_short(existing.get(name))} there, {_short(value)} requested")
     if changes:
         raise UserError(f"{out} holds another demo corpus ({'; '.join(changes[:2])}); {remedy}")
 

@@ -83,7 +83,34 @@ def visible_icons(icon_set: dict[str, Any]) -> list[str]:
     return [name for name, icon in icon_set["icons"].items() if not icon.get("hidden")]
 
 
-def svg_of(icon_set: dict[str, Any], name: str) -> str:
+def icon_drawing(
+    icon_set: dict[str, Any],
+    name: str,
+    *,
+    kind: str,
+    label: str,
+    captions: Iterable[str],
+    tags: tuple[str, ...] = (),
+    style: str = "",
+    group: str = "",
+) -> Drawing:
+    """The drawing of one icon of a set."""
+    prefix = icon_set["prefix"]
+    return Drawing(
+        key=f"{prefix}_{name}",
+        captions=tidy(captions),
+        label=label,
+        kind=kind,
+        source=prefix,
+        license=license_of(icon_set),
+        svg=_svg(icon_set, name),
+        tags=tags,
+        style=style,
+        group=group,
+    )
+
+
+def _svg(icon_set: dict[str, Any], name: str) -> str:
     """The icon in a square with a margin of 6 % of its longer side."""
     icon = icon_set["icons"][name]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipx.demo.drawings import Drawing, license_of, load_set, svg_of, tidy, visible_icons, words
+from clipx.demo.drawings import Drawing, icon_drawing, load_set, visible_icons, words
 from clipx.demo.packages import EMOJIBASE
 from clipx.types import UserError
 
@@ -71,22 +71,16 @@ def emoji_drawings(modules: Path, prefixes: Iterable[str]) -> Iterator[Drawing]:
             if name is None:  # an emoji that is newer than the names
                 name = EmojiName(re.sub(r" \d+$", "", words(plain)))
             label = name.label.replace("flag: ", "flag of ").replace(":", ",")
-            yield Drawing(
-                key=f"{prefix}_{icon}",
-                captions=_emoji_captions(label, name),
-                label=label,
-                kind="emoji",
-                source=prefix,
-                license=license_of(icon_set),
-                svg=svg_of(icon_set, icon),
-                tags=name.tags,
+            captions = _emoji_captions(label, name)
+            yield icon_drawing(
+                icon_set, icon, kind="emoji", label=label, captions=captions, tags=name.tags
             )
 
 
-def _emoji_captions(label: str, name: EmojiName) -> tuple[str, ...]:
+def _emoji_captions(label: str, name: EmojiName) -> list[str]:
     """The name alone, in a phrase, with keywords that it does not contain, and its nicknames."""
     if label.startswith("flag of "):  # whose keywords are ISO codes
-        return tidy([label, f"{label} emoji", f"{label.removeprefix('flag of ')} flag"])
+        return [label, f"{label} emoji", f"{label.removeprefix('flag of ')} flag"]
     tags = [tag for tag in name.tags if tag.lower() not in label.lower()]
     captions = [label, f"{label} emoji", f"emoji of {label}"]
     if tags:
@@ -97,7 +91,7 @@ def _emoji_captions(label: str, name: EmojiName) -> tuple[str, ...]:
     for nickname in name.nicknames:
         if len(_squash(nickname)) > 2:
             captions.append(f"{nickname} emoji")
-    return tidy(captions)
+    return captions
 
 
 def _countries(names: dict[str, EmojiName]) -> dict[str, str]:
@@ -126,12 +120,4 @@ def flag_drawings(modules: Path, prefixes: Iterable[str]) -> Iterator[Drawing]:
             if country is None or icon in _LANGUAGE_FLAGS.get(prefix, ()):
                 continue
             captions = [f"flag of {country}", f"{country} flag", f"the national flag of {country}"]
-            yield Drawing(
-                key=f"{prefix}_{icon}",
-                captions=tidy(captions),
-                label=country,
-                kind="flag",
-                source=prefix,
-                license=license_of(icon_set),
-                svg=svg_of(icon_set, icon),
-            )
+            yield icon_drawing(icon_set, icon, kind="flag", label=country, captions=captions)

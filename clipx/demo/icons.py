@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 from clipx.demo.drawings import (
     Drawing,
-    license_of,
+    icon_drawing,
     load_set,
     stable_hash,
-    svg_of,
-    tidy,
     visible_icons,
     words,
 )
@@ -137,14 +135,12 @@ def icon_drawings(modules: Path, prefixes: Iterable[str], max_styles: int) -> It
             names = sorted(styles.items(), key=lambda item: stable_hash(prefix + item[1], 1 << 30))
             for style, name in names[:max_styles]:
                 groups = categories[name]
-                yield Drawing(
-                    key=f"{prefix}_{name}",
-                    captions=_icon_captions(label, style, groups, other_names[name]),
-                    label=label,
+                yield icon_drawing(
+                    icon_set,
+                    name,
                     kind="icon",
-                    source=prefix,
-                    license=license_of(icon_set),
-                    svg=svg_of(icon_set, name),
+                    label=label,
+                    captions=_icon_captions(label, style, groups, other_names[name]),
                     style=style,
                     group=groups[0] if groups else "",
                 )
@@ -152,11 +148,11 @@ def icon_drawings(modules: Path, prefixes: Iterable[str], max_styles: int) -> It
 
 def _icon_captions(
     label: str, style: str, categories: list[str], other_names: list[str]
-) -> tuple[str, ...]:
+) -> list[str]:
     """The name alone, with its style, with its categories, and the names of its aliases."""
     captions = [label, f"{label} icon"]
     if style not in ("", "regular", "default"):
         captions.append(f"{_STYLE_WORDS.get(style, style)} icon of {label}")
     captions += [f"{label}, {category}" for category in categories[:2] if category not in label]
     captions += [f"{name} icon" for name in other_names[:3] if name != label]
-    return tidy(captions)
+    return captions

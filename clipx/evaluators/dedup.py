@@ -3,8 +3,6 @@ separates images with a duplicate from those without, if labels name the duplica
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -12,23 +10,19 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.distributed import on_main
-from clipx.evaluators.labeled_set import read_labeled
+from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.types import Encoder, Result, Setting, UserError
+
+BLOCK = 1024  # rows of the matrix of similarities that are held at a time
 
 
 @config
-class Config:
+class Config(LabeledConfig):
     """A set of images whose classes are groups of duplicates; an image alone in its class has
     none."""
 
-    path: str
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` where there is one."""
-    classes: str | None = None
-    """As of zero_shot."""
     threshold: float = Field(default=0.95, gt=-1, lt=1)
     """Cosine similarity from which on two images count as duplicates."""
-    every: str | None = None
 
     def build(self) -> Dedup:
         return Dedup(self)
@@ -36,7 +30,7 @@ class Config:
 
 class Dedup:
     def __init__(self, settings: Config) -> None:
-        self.set = read_labeled(Path(settings.path), settings.split, settings.classes)
+        self.set = settings.read()
         self.threshold = settings.threshold
         if len(self.set) < 2:
             raise UserError(f"test set {settings.path} has one image: there is no other to compare")
@@ -81,22 +75,23 @@ def first_of_groups(group: Tensor) -> list[int]:
     return [row_of[number] for number in sorted(row_of)]
 
 
-def nearest_others(features: Tensor, group: Tensor, *, block: int = 1024) -> tuple[Tensor, Tensor]:
+def nearest_others(features: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """((N,) similarity to the nearest other image, (N,) bool: whether an image of the same group is
     nearer than all of other groups). Ties count against the model.
 
     features: (N, D); group: (N,) int64
     """
-    ids = metrics.row_ids(features)
+    ids = metrics.row_ids(features)  # equal images get equal scores
     nearest = []
     right = []
-    for start in range(0, len(features), block):
-        rows = torch.arange(start, min(start + block, len(features)))
+    for start in range(0, len(features), BLOCK):
+        rows = torch.arange(start, min(start + BLOCK, len(features)))
         scores = metrics.similarities(features[rows], features, ids)
-        scores[rows - start, rows] = -torch.inf
+        scores[rows - start, rows] = -torch.inf  # an image is no duplicate of itself
         same = group[rows, None] == group[None, :]
         nearest_same = scores.masked_fill(~same, -torch.inf).amax(1)
         nearest_different = scores.masked_fill(same, -torch.inf).amax(1)
         nearest.append(torch.maximum(nearest_same, nearest_different))
+        # Strictly nearer, so that a model with equal embeddings for all images finds nothing.
         right.append(nearest_same > nearest_different)
     return torch.cat(nearest), torch.cat(right)

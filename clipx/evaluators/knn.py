@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators.labeled_set import read_labeled
+from clipx.evaluators.labeled_set import LabeledConfig, read_train_and_test
 from clipx.types import Encoder, Result, Setting, UserError
 
 
 @config
-class Config:
+class Config(LabeledConfig):
     """A set of images with classes that has training samples too."""
 
-    path: str
     train_split: str = "train"
-    split: str | None = None
-    """Of the test samples; null: `test` or `val` where there is one."""
-    classes: str | None = None
-    """As of zero_shot."""
     k: int = Field(default=20, ge=1)
     """Neighbors, each with one vote."""
-    every: str | None = None
 
     def build(self) -> Knn:
         return Knn(self)
@@ -34,12 +26,8 @@ class Config:
 
 class Knn:
     def __init__(self, settings: Config) -> None:
-        path = Path(settings.path)
         self.k = settings.k
-        self.train = read_labeled(path, settings.train_split, settings.classes)
-        self.test = read_labeled(path, settings.split, settings.classes)
-        if len(self.train.label.unique()) < 2:
-            raise UserError(f"training split of {path} has samples of one class only")
+        self.train, self.test = read_train_and_test(settings, settings.train_split)
         if self.k > len(self.train):
             raise UserError(f"k {self.k} is more than the {len(self.train)} training samples")
 
@@ -59,4 +47,4 @@ def vote(train: Tensor, label: Tensor, test: Tensor, k: int, num_classes: int) -
     _, nearest = metrics.nearest_neighbors(test, train, k)
     votes = torch.zeros(len(test), num_classes, dtype=torch.int64)
     votes.scatter_add_(1, label[nearest], torch.ones_like(nearest))
-    return votes.argmax(1)
+    return votes.argmax(1)  # the first of equal ones, as in scikit-learn

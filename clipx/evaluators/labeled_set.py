@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipx.config import config
 from clipx.data.class_lists import (
     OBJECTNET,
     SUBSETS,
@@ -26,6 +27,25 @@ from clipx.evaluators.test_sets import (
     split_folder,
 )
 from clipx.types import Encoder, Setting, UserError
+
+
+@config
+class LabeledConfig:
+    """Settings of evaluators on images with classes."""
+
+    path: str
+    """Folder in CLIP_benchmark's webdataset layout, or with class folders."""
+    split: str | None = None
+    """Folder of the split; null: `test` or `val` if it has one."""
+    classes: str | None = None
+    """imagenet, imagenet-v2, -a, -r or -sketch, objectnet, or a file with one class name a line;
+    null: the set's classnames.txt, else the names of its folders."""
+    every: str | None = None
+    """Interval in training, as a duration; null: at the end only."""
+
+    def read(self, split: str | None = None) -> LabeledSet:
+        """The samples of `split`, by default those of the test. Raises UserError."""
+        return read_labeled(Path(self.path), split or self.split, self.classes)
 
 
 @dataclass(frozen=True)
@@ -69,6 +89,7 @@ def read_labeled(path: Path, split: str | None = None, classes: str | None = Non
         ]
         return LabeledSet(images, torch.tensor(labels), list(names))
 
+    # Folders: a file or a published list may name the classes, else the folders do.
     if classes is None and (path / "classnames.txt").exists():
         classes = str(path / "classnames.txt")
     folders = class_folders(folder)
@@ -82,10 +103,26 @@ def read_labeled(path: Path, split: str | None = None, classes: str | None = Non
                 f"{len(class_list.names)} classes; it must name one a folder, in sorted order"
             )
         if class_list.folders is not None:
+            # A published list has its own order of classes, which accuracy tables follow.
             _check_folders(folder, folders, class_list, classes)
             folders = list(class_list.folders)
     images, labels = read_class_folders(folder, folders)
     return LabeledSet(images, torch.tensor(labels), list(class_list.names))
+
+
+def read_train_and_test(settings: LabeledConfig, train_split: str) -> tuple[LabeledSet, LabeledSet]:
+    """Two splits with the same classes. Raises UserError."""
+    path = settings.path
+    train = settings.read(train_split)
+    test = settings.read()
+    # Without a list of classes, the folders of each split are numbered by their own names.
+    if list(train.names) != list(test.names):
+        raise UserError(
+            f"test set {path} has other classes in its training split than in its test split"
+        )
+    if len(train.label.unique()) < 2:
+        raise UserError(f"training split of {path} has samples of one class only")
+    return train, test
 
 
 def _read_classes(path: Path, classes: str) -> ClassList:

@@ -4,7 +4,6 @@ gain of the mean of all of them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,25 +11,20 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.classifier import classifier, nearest_class_hits
+from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.types import Encoder, Result, Setting
 
 
 @config
-class Config:
-    """A set of images with classes, as of zero_shot."""
+class Config(LabeledConfig):
+    """A set of images with classes."""
 
-    path: str
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` where there is one."""
-    classes: str | None = None
     templates: str | None = None
-    every: str | None = None
+    """As of zero_shot."""
 
     def build(self) -> PromptSensitivity:
-        return PromptSensitivity(
-            ZeroShot(Path(self.path), self.split, self.classes, self.templates)
-        )
+        return PromptSensitivity(ZeroShot(self, self.templates))
 
 
 class PromptSensitivity:
@@ -40,12 +34,13 @@ class PromptSensitivity:
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         features = self.set.features(encoder, setting)
-        hits = []
-        for templates in [*([template] for template in self.templates), self.templates]:
+
+        def hits(templates: list[str]) -> Tensor:
             weights = classifier(encoder, self.set.names, templates, setting)
-            hits.append(nearest_class_hits(features, weights, self.set.label))
-        alone = dict(zip(self.templates, hits[:-1], strict=True))
-        return sensitivity_result(alone, hits[-1], self.set.images.keys)
+            return nearest_class_hits(features, weights, self.set.label)
+
+        alone = {template: hits([template]) for template in self.templates}
+        return sensitivity_result(alone, hits(self.templates), self.set.images.keys)
 
 
 def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequence[str]) -> Result:

@@ -1,4 +1,4 @@
-"""The large parts of a run: the model before its first step, its batches, its step."""
+"""Build the large parts of a run: the model with its initial weights, its batches, its step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints.saver import Saver
 from clipx.data.corpus import Corpus
 from clipx.data.loader import BatchSource
 from clipx.data.preprocessing import Preprocessing
@@ -18,14 +20,14 @@ from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.locked import split_locked
 from clipx.objectives.image_text import ImageText
 from clipx.training.cached_features import feature_batches
-from clipx.training.compiling import compile_towers
-from clipx.training.config import TrainConfig
+from clipx.training.config import Plan, TrainConfig
 from clipx.training.corpus import pixel_batches
 from clipx.training.ema import Ema
 from clipx.training.interruption import Stop
 from clipx.training.learner import Learner
 from clipx.training.optim import build_optimizer
 from clipx.training.precision import Precision
+from clipx.training.run_folder import RunFolder
 from clipx.training.step import Step
 
 
@@ -77,6 +79,19 @@ def build_source(
     return batches, split.heads, lambda features: features
 
 
+def compile_towers(encoder: DualEncoder, *, backend: Any = "inductor") -> None:
+    """torch.compile for both towers, in place, so that parameters keep their names.
+
+    Whatever lengths captions have, the text tower is compiled twice: at the second length dynamo
+    makes it a variable of the graph. Micro-batches double that, since they run with and without
+    gradients. The loss is a few large matmuls and collectives, so it is not compiled.
+
+    backend: a name that torch knows, or a function
+    """
+    encoder.visual.compile(backend=backend)
+    encoder.text.compile(backend=backend)
+
+
 def build_learner(
     config: TrainConfig,
     runtime: Runtime,
@@ -126,4 +141,31 @@ def build_step(
         micro_batch_size=config.micro_batch_size,
         average=learner.runtime.average,
         mark=mark,
+    )
+
+
+def build_saver(
+    config: TrainConfig,
+    plan: Plan,
+    learner: Learner,
+    folder: RunFolder | None,
+    model_json: dict[str, Any],
+    *,
+    newest: int | None,
+) -> Saver:
+    """folder: on rank 0; newest: the step of the checkpoint that the run continues from"""
+    about = checkpoints.About(
+        model_json,
+        keep=config.keep_checkpoints,
+        keep_every=plan.keep_every,
+        texts=folder.about() if folder else {},
+    )
+    return Saver(
+        learner.runtime,
+        learner,
+        folder.checkpoints if folder else None,
+        about,
+        newest=newest,
+        every_seconds=plan.checkpoint_seconds,
+        asynchronous=config.save_async,
     )

@@ -267,7 +267,7 @@ def test_a_file_that_a_person_has_put_into_a_checkpoint_stays(tmp_path: Path) ->
     (old / "notes.txt").write_text("mine")
     save(tmp_path, 2, keep=1)
     assert names(old) == ["notes.txt"]
-    with pytest.raises(FileExistsError, match="step_00000001 holds something else than a checkpo"):
+    with pytest.raises(FileExistsError, match="step_00000001 is not a checkpoint of a run; mo"):
         save(tmp_path, 1, keep=1)
     assert names(tmp_path) == ["step_00000001", "step_00000002"], "no half-written one is left"
     assert names(old) == ["notes.txt"]

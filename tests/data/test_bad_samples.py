@@ -189,7 +189,7 @@ def test_a_corpus_of_empty_shards_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_skip_list_changes_no_batch(tmp_path: Path) -> None:
-    """What is skipped would have been found bad, and replaced by the same sample."""
+    """Without the list, the same samples are bad and have the same replacements."""
     folder = with_fault(tmp_path / "faulty", FAULTS["html"][0])
     read = [batch(batches(folder, global_batch_size=13), k) for k in range(4)]
     lines = [bad.record() for loaded in read for bad in loaded.bad]

@@ -1,4 +1,4 @@
-"""A misspelled field of captions is found before a run, a rare one is no fault."""
+"""A misspelled field of captions is an error before a run, a rare one is not."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_samples_that_cannot_be_read_prove_nothing(tmp_path: Path) -> None:
         check(shards(tmp_path, ["{"] * 3 + [BOTH]), "titel")  # type: ignore[list-item]
 
 
-def test_of_a_large_corpus_a_part_is_looked_at_from_end_to_end(tmp_path: Path) -> None:
-    """Of each source, a few samples of every shard."""
+def test_a_large_corpus_is_probed_from_end_to_end(tmp_path: Path) -> None:
+    """Of each source, a few samples of each shard."""
     plain = [{"title": "x"}] * (PROBES // 2)
     where = {
         "a": {"name": "webdataset", "shards": shards(tmp_path / "a", plain, plain, plain)},
@@ -85,7 +85,7 @@ def test_a_column_of_a_table_is_known_without_reading_it(tmp_path: Path) -> None
         check(where, "titel")
 
 
-def test_of_a_remote_corpus_one_shard_is_looked_at_and_nothing_refused(
+def test_a_remote_corpus_is_probed_in_one_shard_and_never_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = DataConfig(

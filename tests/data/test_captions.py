@@ -1,4 +1,4 @@
-"""Which text is drawn, and how often."""
+"""The captions of a sample, and how often each is drawn."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_captions_are_found(fields: list[str], sample: Raw, expected: list[str])
         (["a"], raw(a=["good", b"\xff"]), "a text of the list is not UTF-8"),
     ],
 )
-def test_what_has_no_caption_is_told(fields: list[str], sample: Raw, message: str) -> None:
+def test_a_sample_without_caption_is_an_error(fields: list[str], sample: Raw, message: str) -> None:
     with pytest.raises(SampleError, match=message) as caught:
         CaptionFields(dict.fromkeys(fields, 1.0)).of(sample)
     assert caught.value.stage == "caption"

@@ -1,4 +1,4 @@
-"""DataConfig -> Corpus: several sources, numbered through, each as often as was asked for."""
+"""DataConfig -> Corpus: several sources, numbered through and repeated as configured."""
 
 from __future__ import annotations
 
@@ -116,20 +116,22 @@ def test_shards_is_a_source_of_the_name_shards(folder: Path) -> None:
         ({"weights": {"a": 1, "b": 1e-6, "c": 1}}, r"data\.weights\.b is below 0\.01% of the"),
     ],
 )
-def test_what_does_not_fit_is_told(folder: Path, settings: dict[str, Any], complaint: str) -> None:
+def test_conflicting_settings_are_refused(
+    folder: Path, settings: dict[str, Any], complaint: str
+) -> None:
     sources = {name: webdataset.Config(str(folder / name)) for name in SIZES}
     with pytest.raises(UserError, match=complaint):
         DataConfig(**{"sources": sources, **settings}).open(seed=0)
 
 
-def test_a_source_without_samples_is_told_by_its_name(folder: Path) -> None:
+def test_a_source_without_samples_is_named(folder: Path) -> None:
     write_shard(folder / "empty" / "0.tar", {})
     sources = {name: webdataset.Config(str(folder / name)) for name in ("a", "empty")}
     with pytest.raises(UserError, match=r"data\.sources\.empty: all 1 shards are empty"):
         DataConfig(sources=sources).open(seed=0)
 
 
-def test_a_list_of_no_shards_is_told() -> None:
+def test_an_empty_list_of_shards_is_refused() -> None:
     with pytest.raises(UserError, match="the list of shards is empty"):
         DataConfig(shards=[]).open(seed=0)
 
@@ -186,8 +188,8 @@ def test_good_samples_stand_in_for_bad_ones(tmp_path: Path, times: dict[str, Any
         **times,
     )
     loaded = source[0]
-    asked = keys_at(source.corpus, np.array(loaded.positions))
-    replaced = [(key, used) for key, used in zip(asked, loaded.keys, strict=True) if key != used]
+    expected = keys_at(source.corpus, np.array(loaded.positions))
+    replaced = [(key, used) for key, used in zip(expected, loaded.keys, strict=True) if key != used]
     assert len(replaced) > 5
     assert {key[0] for key, _ in replaced} == {"b"}
     assert {bad.key for bad in loaded.bad} == set(KEYS["b"][1:])
@@ -237,9 +239,9 @@ def test_batches_are_the_same_in_another_process(folder: Path, method: Any) -> N
     answers = context.SimpleQueue()
     child = context.Process(target=in_child, args=(source, answers))
     child.start()
-    found = answers.get()
+    batches_there = answers.get()
     child.join()
-    assert found == expected
+    assert batches_there == expected
 
 
 def test_a_pickled_corpus_is_the_same(folder: Path) -> None:
@@ -252,11 +254,11 @@ def test_a_pickled_corpus_is_the_same(folder: Path) -> None:
 
 @dataclass
 class Remote:
-    """A source that only remembers what it is asked for."""
+    """A source that only records which shards are prefetched."""
 
     sizes: np.ndarray
     is_remote: bool = True
-    asked: list[int] = field(default_factory=list)
+    prefetched: list[int] = field(default_factory=list)
     faults: Sequence[BadSample] = ()
 
     @property
@@ -270,13 +272,13 @@ class Remote:
         return f"{shard}-{sample}"
 
     def read(self, shard: int, sample: int, *, max_image_bytes: int = 0) -> Raw:
-        raise AssertionError("not asked for here")
+        raise AssertionError("no sample is read here")
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        self.asked += shards
+        self.prefetched += shards
 
 
-def test_shards_are_asked_for_in_the_order_of_need_and_once() -> None:
+def test_shards_are_prefetched_in_the_order_of_need_and_once() -> None:
     sources = {name: Remote(np.array(sizes)) for name, sizes in (("x", [9, 8, 7]), ("y", [5, 6]))}
     order = Order([9, 8, 7, 5, 6], seed=4, streams=2, window=5)
     corpus = Corpus(sources, order, np.arange(5), CaptionFields({"txt": 1.0}))
@@ -285,23 +287,23 @@ def test_shards_are_asked_for_in_the_order_of_need_and_once() -> None:
     corpus.prefetch(positions)
     needed = list(dict.fromkeys(corpus.locate(positions).shard.tolist()))
     assert sorted(needed) == [0, 1, 2, 3, 4]
-    assert sources["x"].asked == [shard for shard in needed if shard < 3]
-    assert sources["y"].asked == [shard - 3 for shard in needed if shard >= 3]
+    assert sources["x"].prefetched == [shard for shard in needed if shard < 3]
+    assert sources["y"].prefetched == [shard - 3 for shard in needed if shard >= 3]
 
 
-def test_batches_ask_for_what_comes_before_it_is_read(corpus: Path) -> None:
+def test_batches_prefetch_what_comes(corpus: Path) -> None:
     """Each position once, a quarter of a window ahead and at least 8 batches."""
     source = batches(corpus, global_batch_size=6, world_size=2, rank=1, streams=4, window=60)
-    asked: list[int] = []
+    prefetched: list[int] = []
     source.corpus.sources["shards"].__dict__["is_remote"] = True
-    source.corpus.prefetch = lambda positions: asked.extend(positions)  # type: ignore[method-assign]
+    source.corpus.prefetch = lambda positions: prefetched.extend(positions)  # type: ignore[method-assign]
     ahead = {0: 10, 1: 11, 5: 15, 2: 15}  # 4 * 60 / (4 * 6) = 10
     for batch, last in ahead.items():
         _ = source[batch]
-        assert asked == list(range(1, 6 * (last + 1), 2))
+        assert prefetched == list(range(1, 6 * (last + 1), 2))
 
 
-def test_a_local_corpus_asks_for_nothing_ahead(corpus: Path) -> None:
+def test_a_local_corpus_prefetches_nothing(corpus: Path) -> None:
     source = batches(corpus)
     source.corpus.prefetch = None  # type: ignore[assignment]
     assert len(source[0].keys) == 8

@@ -1,4 +1,4 @@
-"""Every kind of image file becomes the RGB that a person sees, or a BadImage that says why."""
+"""Each kind of image file becomes the RGB of a screen, or a BadImage with the reason."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_the_fast_decoder_gives_pillows_pixels(
 
 @pytest.fixture
 def without_simplejpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_has_simplejpeg", lambda: False)
+    monkeypatch.setattr(module, "has_simplejpeg", lambda: False)
 
 
 def by_pillow(data: bytes) -> torch.Tensor:
@@ -188,7 +188,7 @@ def test_pixels_of_a_pillow_image_are_its_array() -> None:
     ],
     ids=without_bytes,
 )
-def test_what_cannot_be_used_says_why(data: bytes, complaint: str) -> None:
+def test_a_bad_image_has_a_reason(data: bytes, complaint: str) -> None:
     with pytest.raises(BadImage, match=complaint):
         decode(data)
 
@@ -215,7 +215,7 @@ def test_pillows_own_bound_of_pixels_is_none_of_ours(
     """It would refuse, without simplejpeg alone, what max_image_pixels was raised for."""
     data = encoded(picture(0), kind)
     if not fast:
-        monkeypatch.setattr(module, "_has_simplejpeg", lambda: False)
+        monkeypatch.setattr(module, "has_simplejpeg", lambda: False)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert decode(data).shape == (3, 16, 20)
     with pytest.raises(BadImage, match="20 x 16 pixels exceed max_image_pixels 319"):
@@ -262,7 +262,7 @@ def test_both_installations_agree_about_damaged_jpegs(
     fast = verdict(bytes(data))
     assert verdict(bytes(data)) == fast
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_has_simplejpeg", lambda: False)
+        patch.setattr(module, "has_simplejpeg", lambda: False)
         assert verdict(bytes(data)) == fast
 
 

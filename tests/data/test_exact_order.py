@@ -113,8 +113,8 @@ def write(scenario: Scenario, folder: Path) -> dict[str, Any]:
 
 
 def by_rank(settings: dict[str, Any], stage: Stage, first: int) -> list[list[Loaded]]:
-    """What each rank of a stage loads before the run is stopped. The loader was told to go on to
-    the run's end, and its workers are ahead of where it stops."""
+    """The batches of each rank of a stage before the run is stopped. The loader would go on to the
+    run's end, so its workers are ahead of the stop."""
     last = min(first + stage.batches, TOTAL)
     parts = []
     for rank in range(stage.ranks):

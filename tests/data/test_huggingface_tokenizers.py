@@ -88,13 +88,13 @@ def test_rows_are_open_clips(case: str, tmp_path: Path) -> None:
     text_cfg = {"hf_tokenizer_name": str(tmp_path), **settings}
     config = {"model_cfg": {"text_cfg": text_cfg}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    theirs = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
+    reference = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
     ours = build_tokenizer(text_cfg)
     draw = random.Random(0)
     texts = [*PIECES, *SENTENCES, WORDS, *(fuzzed(draw) for _ in range(200))]
     for context_length in (8, 40):
         rows = pad([ours.encode(t, context_length) for t in texts], ours.pad_id, context_length)
-        assert rows.tolist() == theirs(texts, context_length).tolist()
+        assert rows.tolist() == reference(texts, context_length).tolist()
 
 
 def test_a_separator_that_also_pads_is_stripped_from_the_padding(tmp_path: Path) -> None:
@@ -102,28 +102,28 @@ def test_a_separator_that_also_pads_is_stripped_from_the_padding(tmp_path: Path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "[SEP]"}))
     text_cfg = {"hf_tokenizer_name": str(tmp_path), "tokenizer_kwargs": {"strip_sep_token": True}}
-    theirs = open_clip.tokenizer.HFTokenizer(str(tmp_path), strip_sep_token=True)
+    reference = open_clip.tokenizer.HFTokenizer(str(tmp_path), strip_sep_token=True)
     ours = build_tokenizer(text_cfg)
     assert ours.pad_id == 0
-    assert pad([ours.encode("a cat", 9)], 0, 9).tolist() == theirs("a cat", 9).tolist()
+    assert pad([ours.encode("a cat", 9)], 0, 9).tolist() == reference("a cat", 9).tolist()
 
 
-def test_a_language_is_told_to_a_tokenizer_that_asks(
+def test_a_language_is_set_where_the_tokenizer_has_languages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     WRITERS["roberta"](tmp_path)
     text_cfg = {"hf_tokenizer_name": str(tmp_path), "tokenizer_kwargs": {"language": "fra_Latn"}}
     with pytest.raises(UserError, match=r"language 'fra_Latn'.* leave it out"):
         build_tokenizer(text_cfg)
-    told: list[str] = []
+    languages: list[str] = []
     monkeypatch.setattr(
         transformers.PreTrainedTokenizerFast,
         "set_src_lang_special_tokens",
-        lambda self, language: told.append(language),
+        lambda self, language: languages.append(language),
         raising=False,
     )
     build_tokenizer(text_cfg)
-    assert told == ["fra_Latn"]
+    assert languages == ["fra_Latn"]
 
 
 @pytest.mark.parametrize(

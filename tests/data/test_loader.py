@@ -35,9 +35,9 @@ def test_batches_depend_on_neither_workers_nor_where_one_starts(
     corpus: Path, workers: int, first: int
 ) -> None:
     expected = [batch(batches(corpus, flip=0.5), k) for k in range(7)]
-    found = list(load(batches(corpus, flip=0.5, workers=workers), first, 7))
-    assert len(found) == 7 - first
-    assert all(same(a, b) for a, b in zip(found, expected[first:], strict=True))
+    loaded = list(load(batches(corpus, flip=0.5, workers=workers), first, 7))
+    assert len(loaded) == 7 - first
+    assert all(same(a, b) for a, b in zip(loaded, expected[first:], strict=True))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 8])

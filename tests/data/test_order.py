@@ -67,9 +67,7 @@ def test_ranks_together_read_the_batch_of_one_process(
 
 @settings(max_examples=40, deadline=None)
 @given(order=ORDERS, positions=st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
-def test_a_position_means_the_same_whatever_is_asked_with_it(
-    order: Order, positions: list[int]
-) -> None:
+def test_a_position_means_the_same_in_any_company(order: Order, positions: list[int]) -> None:
     together = samples(order, np.array(positions))
     assert together == [samples(order, np.array([p]))[0] for p in positions]
 
@@ -168,11 +166,11 @@ def test_draws_are_uniform_and_apart() -> None:
 
 def test_replacements_cover_the_corpus_and_repeat_themselves() -> None:
     order = Order([2, 0, 3], seed=0, streams=4, window=5)
-    found = [
+    replacements = [
         order.replacement(position, attempt, 0) for position in range(20) for attempt in (1, 2, 3)
     ]
-    assert set(found) == {(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)}
-    assert found[0] == Order([2, 0, 3], seed=0, streams=9, window=2).replacement(0, 1, 0)
+    assert set(replacements) == {(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)}
+    assert replacements[0] == Order([2, 0, 3], seed=0, streams=9, window=2).replacement(0, 1, 0)
 
 
 # --- mixtures ---
@@ -191,7 +189,7 @@ MIXTURES = st.builds(
 
 
 def samples_of_part(mixture: Mixture, count: int, part: int) -> list[tuple[int, int]]:
-    """What the first `count` positions of each stream have of one order."""
+    """The samples of one order among the first `count` positions of each stream."""
     located = mixture.locate(np.arange(count * mixture.streams))
     first, last = mixture.first_shard[part], mixture.first_shard[part + 1]
     return [
@@ -204,11 +202,11 @@ def samples_of_part(mixture: Mixture, count: int, part: int) -> list[tuple[int, 
 @settings(max_examples=15, deadline=None)
 @given(mixture=MIXTURES)
 def test_a_mixture_goes_through_each_order_without_loss_or_repetition(mixture: Mixture) -> None:
-    """After whole blocks, what was taken of an order is the beginning of that order itself."""
+    """After whole blocks, the samples of an order are the beginning of that order itself."""
     for part, order in enumerate(mixture.orders):
-        found = samples_of_part(mixture, mixture.BLOCK, part)
+        drawn = samples_of_part(mixture, mixture.BLOCK, part)
         count = int(mixture.quota[part]) * mixture.streams
-        assert sorted(found) == sorted(samples(order, np.arange(count)))
+        assert sorted(drawn) == sorted(samples(order, np.arange(count)))
 
 
 def test_a_mixture_has_its_proportions_all_along() -> None:
@@ -232,7 +230,7 @@ def test_ranks_of_a_mixture_touch_only_the_shards_of_their_streams() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(mixture=MIXTURES, positions=st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
-def test_a_position_of_a_mixture_means_the_same_whatever_is_asked_with_it(
+def test_a_position_of_a_mixture_means_the_same_in_any_company(
     mixture: Mixture, positions: list[int]
 ) -> None:
     together = samples(mixture, np.array(positions))
@@ -242,21 +240,23 @@ def test_a_position_of_a_mixture_means_the_same_whatever_is_asked_with_it(
 def test_a_replacement_is_of_the_same_order() -> None:
     orders = [Order(sizes, seed=0, streams=2, window=5) for sizes in ([3, 4], [5])]
     mixture = Mixture(orders, [1, 1], seed=0)
-    found = [mixture.replacement(position, 1, shard) for position in range(30) for shard in (0, 2)]
-    assert {shard for shard, _ in found[::2]} == {0, 1}
-    assert {shard for shard, _ in found[1::2]} == {2}
-    assert {sample for _, sample in found[1::2]} == set(range(5))
+    replacements = [
+        mixture.replacement(position, 1, shard) for position in range(30) for shard in (0, 2)
+    ]
+    assert {shard for shard, _ in replacements[::2]} == {0, 1}
+    assert {shard for shard, _ in replacements[1::2]} == {2}
+    assert {sample for _, sample in replacements[1::2]} == set(range(5))
 
 
 @settings(max_examples=100, deadline=None)
 @given(weights=st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=9), total=st.integers(0, 9999))
 def test_quotas_are_whole_parts_of_the_total(weights: list[float], total: int) -> None:
-    found = quotas(weights, total)
-    assert found.sum() == total
-    assert (np.abs(found - np.array(weights) / sum(weights) * total) < 1 + 1e-6).all()
+    shares = quotas(weights, total)
+    assert shares.sum() == total
+    assert (np.abs(shares - np.array(weights) / sum(weights) * total) < 1 + 1e-6).all()
 
 
-# --- golden values: a change here cuts off every old run, and needs a line in the changelog ---
+# --- golden values: a change here breaks all old runs, and needs a line in the changelog ---
 
 
 def test_the_order_of_a_small_corpus_is_this_one() -> None:

@@ -1,4 +1,4 @@
-"""What a synthetic caption says is what its pixels show."""
+"""The captions of synthetic pictures describe their pixels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def nearest(color: np.ndarray, names: dict[str, tuple[int, int, int]]) -> str:
 
 def seen(picture: np.ndarray) -> tuple[str, str, str, str, str]:
     """(size, color, shape, place, background) by looking: the background is in the corner, and
-    the shape is told by the edge of its bounding box, its symmetry and its area."""
+    the shape follows from the edge of its bounding box, its symmetry and its area."""
     side = len(picture)
     ground = picture[0, 0]
     inside = (picture != ground).any(-1)
@@ -55,17 +55,17 @@ def seen(picture: np.ndarray) -> tuple[str, str, str, str, str]:
 
 
 @pytest.mark.parametrize(("size", "samples"), [(64, 600), (100, 100), (257, 50)])
-def test_the_caption_says_what_is_to_be_seen(size: int, samples: int) -> None:
+def test_the_caption_describes_the_picture(size: int, samples: int) -> None:
     source = Synthetic(samples, size=size, seed=3, shards=1)
     for number in range(samples):
         raw = source.read(0, number)
         picture = pixels(raw.image)
         assert picture.shape == (size, size, 3)
-        said = CAPTION.fullmatch(raw.text["txt"])
-        assert said is not None
-        assert said.groups() == seen(picture), raw.key
+        caption = CAPTION.fullmatch(raw.text["txt"])
+        assert caption is not None
+        assert caption.groups() == seen(picture), raw.key
         fields = ("size", "color", "shape", "place", "background")
-        assert tuple(raw.text[name] for name in fields) == said.groups()
+        assert tuple(raw.text[name] for name in fields) == caption.groups()
 
 
 def test_all_colors_and_shapes_come_equally_often() -> None:

@@ -24,8 +24,8 @@ from clipx.data.text_repair import _SUSPECT, repaired
 from clipx.data.tokenizers import ClipBPE, build_tokenizer, pad
 from clipx.types import UserError
 
-OURS, THEIRS = ClipBPE(), SimpleTokenizer()
-START, END = THEIRS.sot_token_id, THEIRS.eot_token_id
+OURS, REFERENCE = ClipBPE(), SimpleTokenizer()
+START, END = REFERENCE.sot_token_id, REFERENCE.eot_token_id
 TEXTS = st.one_of(
     st.text(string.printable, max_size=60),
     st.text(max_size=40),
@@ -35,8 +35,8 @@ TEXTS = st.one_of(
 )
 
 
-def theirs(text: str, context_length: int) -> list[int]:
-    return THEIRS(text, context_length)[0].tolist()
+def reference_row(text: str, context_length: int) -> list[int]:
+    return REFERENCE(text, context_length)[0].tolist()
 
 
 def row(text: str, context_length: int) -> list[int]:
@@ -47,7 +47,7 @@ def row(text: str, context_length: int) -> list[int]:
 @settings(max_examples=500, deadline=None)
 @given(text=TEXTS, context_length=st.integers(1, 77))
 def test_tokens_are_open_clips(text: str, context_length: int) -> None:
-    assert row(text, context_length) == theirs(text, context_length)
+    assert row(text, context_length) == reference_row(text, context_length)
 
 
 @pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
@@ -60,7 +60,7 @@ def test_every_token_of_fuzzed_texts_is_open_clips(clean: str) -> None:
 @pytest.mark.parametrize("piece", PIECES)
 def test_each_kind_of_text_has_open_clips_tokens(piece: str) -> None:
     for text in (piece, f"a{piece}b", f"{piece} {piece}", piece.upper()):
-        assert row(text, 77) == theirs(text, 77)
+        assert row(text, 77) == reference_row(text, 77)
 
 
 def test_every_character_that_is_ever_mended_is_mended_as_open_clip_does() -> None:
@@ -106,7 +106,7 @@ def test_what_is_remembered_stays_within_bounds(monkeypatch: pytest.MonkeyPatch)
     words = tokenizer._ids
     monkeypatch.setattr(type(words), "max_words", 50)
     for text in [*(f"w{i} x-{i}y{i} \u732b{i}" for i in range(100)), "z" * 1000, "a cat"]:
-        assert tokenizer.encode(text, 10**6)[1:-1] == THEIRS.encode(text)
+        assert tokenizer.encode(text, 10**6)[1:-1] == REFERENCE.encode(text)
         assert len(words) <= 50
         assert max(map(len, words)) <= words.max_characters
 

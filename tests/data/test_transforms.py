@@ -147,19 +147,19 @@ def test_center_is_open_clips_evaluation(width: int, height: int, size: int) -> 
     """One level apart with Pillow 13. A contrast of half the range, so that no overshoot is clipped
     between the passes, in which Pillow 12 may differ by one more."""
     image = noise(width, height, 64, 192)
-    theirs = image_transform(size, is_train=False, mean=MEAN, std=STD, resize_mode="shortest")
+    reference = image_transform(size, is_train=False, mean=MEAN, std=STD, resize_mode="shortest")
     ours = normalize(center(pixels_of(image), size)[None])[0]
     assert ours.shape == (3, size, size)
-    apart = (ours - theirs(image)).abs().amax((1, 2))
+    apart = (ours - reference(image)).abs().amax((1, 2))
     levels = 1.01 if int(PILLOW.split(".")[0]) >= 13 else 2.01  # 0.01 for float32
     assert (apart * 255 * torch.tensor(STD)).max() < levels
 
 
 def test_normalize_is_exact_where_nothing_is_resized() -> None:
     image = picture(0, (32, 32))
-    theirs = image_transform(32, is_train=False, mean=MEAN, std=STD)(image)
+    reference = image_transform(32, is_train=False, mean=MEAN, std=STD)(image)
     # float32: values reach 2.7 and are computed in three operations of relative error 6e-8
-    torch.testing.assert_close(normalize(pixels_of(image)[None])[0], theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(normalize(pixels_of(image)[None])[0], reference, rtol=0, atol=1e-6)
 
 
 def test_a_crop_that_keeps_all_of_a_square_is_the_identity() -> None:

@@ -1,4 +1,4 @@
-"""Worker processes end with their loader, and what befalls one of them is told."""
+"""Worker processes end with their loader, and the death of one is reported."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from clipx.types import RankError
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on fewer cores
 
 
-def test_a_worker_that_is_killed_is_told_of_where_the_next_batch_is_asked_for(corpus: Path) -> None:
-    """Not where training happens to be at that moment, where nobody expects it."""
+def test_a_killed_worker_is_reported_at_the_next_batch(corpus: Path) -> None:
+    """Not in the middle of a training step, which does not expect it."""
     loaded = load(batches(corpus, workers=2), 0, 1000)
     next(loaded)
     victim = multiprocessing.active_children()[0].pid
@@ -78,9 +78,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("end", ["return", "raise"])
-def test_a_process_that_ends_with_its_loader_open_says_nothing_of_it(
-    corpus: Path, tmp_path: Path, end: str
-) -> None:
+def test_a_process_may_end_with_its_loader_open(corpus: Path, tmp_path: Path, end: str) -> None:
     script = tmp_path / "stops.py"
     script.write_text(STOPS_EARLY)
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -93,11 +91,11 @@ def test_a_process_that_ends_with_its_loader_open_says_nothing_of_it(
         env=os.environ | {"PYTHONPATH": path},
     )
     assert done.stdout == "[0, 1, 2, 3, 4, 5, 6, 7]\n"
-    said = done.stderr.strip().splitlines()
+    lines = done.stderr.strip().splitlines()
     if end == "return":
-        assert said == []
+        assert lines == []
     else:
-        assert said[-1] == "KeyboardInterrupt"
+        assert lines[-1] == "KeyboardInterrupt"
         assert done.stderr.count("Traceback") == 1
 
 

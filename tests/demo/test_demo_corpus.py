@@ -39,15 +39,15 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def samples(out: Path) -> dict[str, dict[str, bytes]]:
     """Training samples: key -> extension -> content."""
-    found: dict[str, dict[str, bytes]] = {}
+    by_key: dict[str, dict[str, bytes]] = {}
     for path in sorted((out / "train").glob("*.tar")):
         with tarfile.open(path) as tar:
             for info in tar:
                 key, extension = info.name.split(".")
                 member = tar.extractfile(info)
                 assert member is not None
-                found.setdefault(key, {})[extension] = member.read()
-    return found
+                by_key.setdefault(key, {})[extension] = member.read()
+    return by_key
 
 
 def test_bytes_are_the_same_for_one_and_two_workers(build_demo: BuildDemo, tmp_path: Path) -> None:
@@ -106,14 +106,14 @@ def test_second_call_renders_nothing_and_gives_the_same_report(
 
 def test_training_samples_are_complete_and_counted(build_demo: BuildDemo, tmp_path: Path) -> None:
     report = build_demo(tmp_path / "out")
-    found = samples(tmp_path / "out")
+    trained = samples(tmp_path / "out")
     sizes = json.loads((tmp_path / "out/train/sizes.json").read_text("utf-8"))
-    assert sum(sizes.values()) == len(found) == report["pairs"]
+    assert sum(sizes.values()) == len(trained) == report["pairs"]
     for name, size in sizes.items():
         shard = tmp_path / "out/train" / name
         assert shard.with_name(f"{name}.clipx-index").exists()
         assert len(load_index(shard)) == size
-    for fields in found.values():
+    for fields in trained.values():
         facts = json.loads(fields["json"])
         captions = facts["captions"]
         assert fields["txt"].decode() in captions
@@ -128,11 +128,11 @@ def test_no_held_out_vendor_and_no_copy_of_its_drawings_is_trained_on(
     build_demo: BuildDemo, tmp_path: Path
 ) -> None:
     report = build_demo(tmp_path / "out")
-    found = samples(tmp_path / "out")
-    sources = {json.loads(fields["json"])["source"] for fields in found.values()}
+    trained = samples(tmp_path / "out")
+    sources = {json.loads(fields["json"])["source"] for fields in trained.values()}
     assert sources == {"noto", "flag", "mdi", "tabler"}
     assert report["copies_of_test_drawings"] == 1
-    assert "mdi_copy" not in found
+    assert "mdi_copy" not in trained
 
 
 def test_blank_drawings_are_dropped(build_demo: BuildDemo, tmp_path: Path) -> None:
@@ -145,16 +145,16 @@ def test_folder_with_another_recipe_is_refused_by_name(
     build_demo: BuildDemo, tmp_path: Path
 ) -> None:
     build_demo(tmp_path / "out")
-    with pytest.raises(UserError, match=r"out holds another demo corpus \(px 32 there, 48 asked"):
+    with pytest.raises(UserError, match=r"another demo corpus \(px 32 there, 48 requested"):
         build_demo(tmp_path / "out", px=48)
 
 
 def test_shards_of_unknown_origin_are_not_touched(build_demo: BuildDemo, tmp_path: Path) -> None:
     (tmp_path / "out/train").mkdir(parents=True)
-    (tmp_path / "out/train/00000.tar").write_bytes(b"mine")
+    (tmp_path / "out/train/00000.tar").write_bytes(b"unknown")
     with pytest.raises(UserError, match="unknown origin"):
         build_demo(tmp_path / "out")
-    assert (tmp_path / "out/train/00000.tar").read_bytes() == b"mine"
+    assert (tmp_path / "out/train/00000.tar").read_bytes() == b"unknown"
 
 
 def test_unknown_preset_is_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ def test_clipart_is_named_by_its_metadata_or_else_by_its_file(tmp_path: Path) ->
     (tmp_path / "food/x.svg").write_text(rdf.format(title="Green Pear 02"))
     (tmp_path / "food/red_apple_ann_lee_01.svg").write_text(rdf.format(title="untitled"))
     (tmp_path / "food/broken.svg").write_text("<svg")
-    found = {d.label: d for d in clipart_drawings(tmp_path)}
-    assert set(found) == {"green pear", "red apple"}
-    assert found["red apple"].tags == ("fruit",)
+    drawings = {d.label: d for d in clipart_drawings(tmp_path)}
+    assert set(drawings) == {"green pear", "red apple"}
+    assert drawings["red apple"].tags == ("fruit",)
 
 
 def test_member_keys_fit_a_tar_header_and_stay_distinct() -> None:

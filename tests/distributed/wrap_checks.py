@@ -25,7 +25,7 @@ from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.image_text import ImageText
 from clipx.objectives.objective import Objective
-from clipx.training.compiling import compile_towers
+from clipx.training.build import compile_towers
 from clipx.training.ema import Ema
 from clipx.training.learner import Learner
 from clipx.training.optim import OptimConfig, build_optimizer

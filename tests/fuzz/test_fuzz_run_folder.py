@@ -30,7 +30,7 @@ from clipx.results import read_samples
 from clipx.training import corpus, resume, runs
 from clipx.training import run_status as status
 from clipx.training.learner import Learner
-from clipx.training.log_files import Logs
+from clipx.training.logging import LogFiles
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.run_folder import RunFolder
 from clipx.training.run_lock import RunLock
@@ -174,9 +174,9 @@ def test_the_record_of_a_run(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.Mon
         with contextlib.suppress(UserError):
             run = RunFolder(folder, CONFIG, yaml.safe_dump(CONFIG), total_steps=5)
             run.close("stopped", None)
-        logs = Logs(folder, 2, tensorboard=False)
+        logs = LogFiles(folder, 2, tensorboard=False)
         logs.close()
-        assert {1, 2} <= logs.evaluated
+        assert {1, 2} <= logs.evaluated_steps
         kept = (folder / "metrics.jsonl").read_bytes().split(b"\n")
         good = [json.dumps(METRICS | {"step": step}).encode() for step in (1, 2)]
         assert all(line in kept for line in good)
@@ -198,7 +198,7 @@ def test_the_lock_and_the_table_of_a_corpus(
         for name, data in zip(("lock", "status.json", "corpus.tsv"), case, strict=True):
             (tmp_path / name).write_bytes(data)
         RunLock(tmp_path, Job(host="n1", id="7", attempt=2)).release()
-        status.Status(tmp_path / "status.json", Job(host="n1"), total_steps=5).end("stopped")
+        status.RunStatus(tmp_path / "status.json", Job(host="n1"), total_steps=5).end("stopped")
         with contextlib.suppress(UserError):
             corpus.changes(tmp_path, table)
 
@@ -249,7 +249,9 @@ def test_a_checkpoint_and_its_manifest(fuzz: Fuzz, tmp_path: Path, trained: Lear
             found, _ = checkpoints.newest_valid(tmp_path / "checkpoints")
             assert found is not None
             with contextlib.suppress(checkpoints.LaterVersion):
-                saved, _ = resume.newest(ALONE, run, CORPUS, trained, accept=True)
+                saved, _ = resume.load_newest(
+                    ALONE, run, CORPUS, trained, accept_changed_corpus=True
+                )
                 assert saved is not None
                 assert saved.state.step in (1, 2)
         finally:

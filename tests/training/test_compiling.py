@@ -9,7 +9,7 @@ import torch
 from stepping import PATCH_DROPOUT, batch, model, stepper
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from clipx.training.compiling import compile_towers
+from clipx.training.build import compile_towers
 from clipx.types import Batch
 
 LENGTHS = (8, 10, 9, 12, 11, 16)

@@ -17,7 +17,7 @@ from clipx.distributed.pool import LocalPool
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.identities import position_draws
-from clipx.training.loss_scale import LossScaler
+from clipx.training.precision import LossScaler
 from clipx.types import Loss
 
 ROWS = 12

@@ -12,9 +12,14 @@ from torch import nn
 from clipx.models.dual_encoder import DualEncoder
 from clipx.training import precision
 from clipx.training.gradients import clip_gradients
-from clipx.training.loss_scale import LossScaler
 from clipx.training.optim import OptimConfig, build_optimizer
-from clipx.training.precision import PrecisionKind, autocast, build_precision, compute_dtype
+from clipx.training.precision import (
+    LossScaler,
+    PrecisionKind,
+    autocast,
+    build_precision,
+    compute_dtype,
+)
 from clipx.types import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -55,7 +55,7 @@ def reseal(path: Path) -> None:
 
 def newest(folder: Path, trained: Learner) -> tuple[int | None, list[str]]:
     run: Any = SimpleNamespace(path=folder, checkpoints=folder / "checkpoints")
-    saved, messages = resume.newest(ALONE, run, CORPUS, trained, accept=False)
+    saved, messages = resume.load_newest(ALONE, run, CORPUS, trained, accept_changed_corpus=False)
     return saved and saved.state.step, messages
 
 

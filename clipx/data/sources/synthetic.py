@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -54,29 +53,6 @@ class Config:
         return Synthetic(self.samples, size=self.size, seed=self.seed, shards=self.shards)
 
 
-@dataclass(frozen=True)
-class Scene:
-    """The content of a picture. center_x, center_y, radius: pixels; rgb, ground: 0 to 255"""
-
-    shape: str
-    color: str
-    background: str
-    extent: str
-    place: str
-    rgb: Rgb
-    ground: Rgb
-    center_x: int
-    center_y: int
-    radius: int
-
-    @property
-    def caption(self) -> str:
-        return (
-            f"a {self.extent} {self.color} {self.shape} at the {self.place} "
-            f"on a {self.background} background"
-        )
-
-
 class Synthetic:
     """See `clipx.data.sample.Source`. Text fields: txt, color, shape, size, place, background.
 
@@ -113,16 +89,7 @@ class Synthetic:
 
     def read(self, shard: int, sample: int, *, max_image_bytes: int = MAX_BYTES) -> Raw:
         del max_image_bytes  # pictures are small
-        scene = draw(self.seed, self._number(shard, sample), self.size)
-        image = two_color_png(paint(scene, self.size), (scene.ground, scene.rgb))
-        text = {
-            "txt": scene.caption,
-            "color": scene.color,
-            "shape": scene.shape,
-            "size": scene.extent,
-            "place": scene.place,
-            "background": scene.background,
-        }
+        image, text = _draw(self.seed, self._number(shard, sample), self.size)
         return Raw(self.key(shard, sample), image, text)
 
     def prefetch(self, shards: Sequence[int]) -> None:
@@ -133,8 +100,8 @@ class Synthetic:
         return int(self._starts[shard]) + sample
 
 
-def draw(seed: int, number: int, size: int) -> Scene:
-    """The scene of a sample, from integers only, so that it is the same on all machines."""
+def _draw(seed: int, number: int, size: int) -> tuple[bytes, dict[str, str]]:
+    """The picture of a sample and its text fields, from integers, so that all machines agree."""
     digest = hashlib.sha512(f"{VERSION} {seed} {number}".encode()).digest()
     draws = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 56, 4)]
     shape = SHAPES[draws[0] % len(SHAPES)]
@@ -143,20 +110,24 @@ def draw(seed: int, number: int, size: int) -> Scene:
     extent = list(SIZES)[draws[3] % len(SIZES)]
     is_right = (draws[4] >> 8) % 2 == 1
     is_bottom = (draws[5] >> 8) % 2 == 1
+    place = f"{'bottom' if is_bottom else 'top'} {'right' if is_right else 'left'}"
+
     low, high = SIZES[extent]
     radius = max(3, size * (low + draws[6] % (high - low + 1)) // 1000)
-    return Scene(
-        shape=shape,
-        color=color,
-        background=background,
-        extent=extent,
-        place=f"{'bottom' if is_bottom else 'top'} {'right' if is_right else 'left'}",
-        rgb=_shaded(COLORS[color], draws[9:12]),
-        ground=_shaded(BACKGROUNDS[background], draws[12:13] * 3),  # all channels alike: gray
-        center_x=_center(is_right, draws[7], radius, size),
-        center_y=_center(is_bottom, draws[8], radius, size),
-        radius=radius,
-    )
+    top = _center(is_bottom, draws[8], radius, size) - radius
+    left = _center(is_right, draws[7], radius, size) - radius
+    picture = np.zeros((size, size), dtype=bool)
+    picture[top : top + 2 * radius + 1, left : left + 2 * radius + 1] = _mask(shape, radius)
+    ground = _shaded(BACKGROUNDS[background], draws[12:13] * 3)  # all channels alike: gray
+    image = _two_color_png(picture, ground, _shaded(COLORS[color], draws[9:12]))
+    return image, {
+        "txt": f"a {extent} {color} {shape} at the {place} on a {background} background",
+        "color": color,
+        "shape": shape,
+        "size": extent,
+        "place": place,
+        "background": background,
+    }
 
 
 def _shaded(color: Rgb, draws: list[int]) -> Rgb:
@@ -171,34 +142,27 @@ def _center(is_high: bool, draw: int, radius: int, size: int) -> int:
     return size - 1 - center if is_high else center
 
 
-def paint(scene: Scene, size: int) -> np.ndarray:
-    """(size, size) bool: True inside the shape."""
-    r = scene.radius
+def _mask(shape: str, r: int) -> np.ndarray:
+    """(2r + 1, 2r + 1) bool: True inside the shape, which touches all sides."""
     x = np.arange(-r, r + 1)[None, :]
     y = np.arange(-r, r + 1)[:, None]
-    if scene.shape == "circle":
-        inside = x * x + y * y <= r * r
-    elif scene.shape == "square":
-        inside = (abs(x) <= r) & (abs(y) <= r)
-    elif scene.shape == "triangle":
-        inside = 2 * abs(x) <= y + r  # with its point at the top
-    elif scene.shape == "diamond":
-        inside = abs(x) + abs(y) <= r
-    else:
-        assert scene.shape == "cross"
-        inside = (3 * abs(x) <= r) | (3 * abs(y) <= r)
-    picture = np.zeros((size, size), dtype=bool)
-    top = scene.center_y - r
-    left = scene.center_x - r
-    picture[top : top + 2 * r + 1, left : left + 2 * r + 1] = inside
-    return picture
+    if shape == "circle":
+        return x * x + y * y <= r * r
+    if shape == "square":
+        return (abs(x) <= r) & (abs(y) <= r)
+    if shape == "triangle":
+        return 2 * abs(x) <= y + r  # with its point at the top
+    if shape == "diamond":
+        return abs(x) + abs(y) <= r
+    assert shape == "cross"
+    return (3 * abs(x) <= r) | (3 * abs(y) <= r)
 
 
-def two_color_png(picture: np.ndarray, colors: tuple[Rgb, Rgb]) -> bytes:
-    """A PNG with the first color where the (H, W) picture is False, else the second."""
+def _two_color_png(picture: np.ndarray, ground: Rgb, ink: Rgb) -> bytes:
+    """picture: (H, W) bool, True where there is ink"""
     height, width = picture.shape
     image = Image.frombytes("P", (width, height), picture.tobytes())
-    image.putpalette([*colors[0], *colors[1]])
+    image.putpalette([*ground, *ink])
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)  # each picture is compressed anew for each epoch
+    image.save(buffer, "PNG", compress_level=1)  # drawn anew in each epoch, so speed counts
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What `clipx data` prints survives any name of a file or sample."""
+"""`clipx data` prints any name of a file or sample."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def test_index_shows_names_as_they_are(odd: Path, capsys: pytest.CaptureFixture[
     for path in odd.glob("*.tar"):
         path.write_bytes(b"<html>" * 100)
     assert index([str(odd)], allow_pipe=False) == len(ODD_SHARDS)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for shown in (r"caf\udce9.tar", r"a\nb.tar", "[bold].tar", ":smile:.tar", r"\x1b[2J.tar"):
-        assert f"{odd}/{shown}: shard" in told
+        assert f"{odd}/{shown}: shard" in printed
 
 
 @pytest.mark.parametrize("number", range(len(ODD_KEYS)))
@@ -40,6 +40,6 @@ def test_verify_shows_names_as_they_are(
         if name != ODD_SHARDS[number]:
             (odd / name).unlink()
     assert verify_corpus(str(odd), (), out=tmp_path / "bad.jsonl", workers=0) >= 1
-    told = "".join(capsys.readouterr().out.split())
-    assert ["[/bold]", r"a\nb", ":smile:", r"\udcff", "[red]"][number] in told
+    printed = "".join(capsys.readouterr().out.split())
+    assert ["[/bold]", r"a\nb", ":smile:", r"\udcff", "[red]"][number] in printed
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) >= 1
