@@ -40,15 +40,10 @@ class Prefetcher:
             self._changed.notify_all()
 
     def forget(self, file: ShardFile) -> None:
-        """Called when a reader has the file or downloads it itself."""
+        """Called when a reader has the file, which then leaves room to the files in line."""
         with self._changed:
             self._waiting.pop(file, None)
             self._active.discard(file)
-            self._changed.notify_all()
-
-    def retry(self) -> None:
-        """Called when there may be room again."""
-        with self._changed:
             self._changed.notify_all()
 
     def _dispatch(self) -> None:
