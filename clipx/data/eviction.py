@@ -113,7 +113,8 @@ def _remove_abandoned(part: Path) -> bool:
         lock.acquire(blocking=False)
     except Timeout:
         return False
-    _hidden(target, "ahead").unlink(missing_ok=True)
+    if part.exists():  # else it was completed since the listing, and its marker is valid
+        _hidden(target, "ahead").unlink(missing_ok=True)
     end_download(target, lock)
     return True
 
