@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +113,8 @@ def _remove_abandoned(part: Path) -> bool:
         lock.acquire(blocking=False)
     except Timeout:
         return False
-    _hidden(target, "ahead").unlink(missing_ok=True)
+    if part.exists():  # else it was completed since the listing, and its marker is valid
+        _hidden(target, "ahead").unlink(missing_ok=True)
     end_download(target, lock)
     return True
 
@@ -134,27 +134,12 @@ def _hidden(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{kind}")
 
 
-def mark_used(target: Path, descriptor: int) -> bool:
-    """Mark a file as used now. Returns True if it was downloaded ahead and not used before."""
+def mark_used(target: Path, descriptor: int) -> None:
+    """Mark a file as used now."""
     # Not by the file system's clock, which stands still for milliseconds.
     now = time.time_ns()
     os.utime(descriptor, ns=(now, now))
-    try:
-        _hidden(target, "ahead").unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def keep_for_use(target: Path) -> bool:
-    """Count the coming use of a file as a use, so that it is not evicted before. Returns False if
-    the file is not in the cache."""
-    if not target.exists():
-        return False
-    if not _hidden(target, "ahead").exists():
-        with suppress(FileNotFoundError):  # evicted since
-            os.utime(target)
-    return True
+    _hidden(target, "ahead").unlink(missing_ok=True)
 
 
 def mark_ahead(target: Path) -> None:

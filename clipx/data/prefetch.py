@@ -40,15 +40,10 @@ class Prefetcher:
             self._changed.notify_all()
 
     def forget(self, file: ShardFile) -> None:
-        """Called when a reader has the file or downloads it itself."""
+        """Called when a reader has the file, which then leaves room to the files in line."""
         with self._changed:
             self._waiting.pop(file, None)
             self._active.discard(file)
-            self._changed.notify_all()
-
-    def retry(self) -> None:
-        """Called when there may be room again."""
-        with self._changed:
             self._changed.notify_all()
 
     def _dispatch(self) -> None:
@@ -70,12 +65,15 @@ class Prefetcher:
     def _reserve(self, file: ShardFile) -> Download | None:
         """Wait for room. Returns None for a file that need not or cannot be downloaded here."""
         while True:
+            download = None
             try:
                 download = self.cache.begin_download(file, ahead=True)
                 if download is None or download.take_room():
                     return download
                 download.close()
             except (OSError, UserError):
+                if download is not None:
+                    download.close()
                 return None  # the reader meets the same error and reports it
             with self._changed:
                 self._changed.wait(_POLL_SECONDS)

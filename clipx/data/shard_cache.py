@@ -17,7 +17,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -57,17 +57,15 @@ class ShardCache:
         Raises OSError with the url and the cause, UserError where the cache is too small or broken.
         """
         target = self.place(file)
-        prefetcher = self._prefetchers.get(os.getpid())
-        if prefetcher is not None:
-            prefetcher.forget(file)  # if it is still in line, it is downloaded here and now
         with self.local_errors():
             descriptor = _open_existing(target)
         if descriptor is None:
             descriptor = self._download(file)
         with self.local_errors():
-            was_ahead = eviction.mark_used(target, descriptor)
-        if was_ahead and prefetcher is not None:
-            prefetcher.retry()  # this file no longer counts against the room ahead
+            eviction.mark_used(target, descriptor)
+        prefetcher = self._prefetchers.get(os.getpid())
+        if prefetcher is not None:
+            prefetcher.forget(file)
         return descriptor
 
     def prefetch(self, files: Sequence[ShardFile]) -> None:
@@ -118,8 +116,10 @@ class ShardCache:
         target = self.place(file)
         with self.local_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-            if ahead and eviction.keep_for_use(target):
-                return None
+            if ahead:
+                with suppress(FileNotFoundError):
+                    os.utime(target)  # its coming use counts as one, or it may be evicted before
+                    return None
             lock = eviction.download_lock(target)
             try:
                 lock.acquire(blocking=not ahead)

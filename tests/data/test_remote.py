@@ -12,7 +12,7 @@ from faulty_server import FaultyServer
 from s3_server import S3, running_s3
 
 from clipx.data.remote import fetch_small, find, is_remote
-from clipx.data.transfer import common, http
+from clipx.data.transfer import common, http, store
 from clipx.data.transfer.common import Patience, ShardFile
 from clipx.types import UserError
 
@@ -87,6 +87,12 @@ def test_an_upload_in_parts_has_a_stamp_but_no_md5(s3: S3) -> None:
     [file] = find(["s3://corpus/parts/a.tar"], allow_pipe=False)
     assert (file.size, file.md5) == (10, "")
     assert file.stamp.endswith("-1")
+
+
+def test_an_etag_of_a_directory_bucket_is_not_an_md5() -> None:
+    info = {"size": 5, "ETag": '"0123456789abcdef0123456789abcdef"'}
+    assert store.from_info("s3://bucket--x-s3/a.tar", info).md5 == ""
+    assert store.from_info("s3://bucket/a.tar", info).md5 == "0123456789abcdef0123456789abcdef"
 
 
 def test_many_shards_of_one_folder_take_one_request(s3: S3) -> None:

@@ -17,6 +17,7 @@ import pytest
 from faulty_server import FaultyServer
 from s3_server import S3, running_s3
 
+from clipx.data import eviction
 from clipx.data.remote import find
 from clipx.data.shard_cache import ShardCache
 from clipx.data.transfer.common import Patience, ShardFile
@@ -530,6 +531,23 @@ def test_a_pipe_that_fails_is_run_again_and_then_explained(
         path_of(cache, piped(f"echo run >> {log}; {command}"))
     assert log.read_text() == "run\n" * 2
     assert names(cache) == []
+
+
+def test_the_room_of_another_download_is_not_evicted(tmp_path: Path) -> None:
+    whole, other, own = (tmp_path / f"{number:020x}-x.tar" for number in range(3))
+    parts = [path.with_name(f"part-{path.name}") for path in (other, own)]
+    whole.write_bytes(bytes(20))
+    parts[0].write_bytes(bytes(60))
+    parts[1].touch()
+    lock = eviction.download_lock(other)
+    with lock:
+        assert not eviction.make_room(parts[1], 50, limit=100)
+        assert whole.exists()
+        assert parts[1].stat().st_size == 0
+        assert eviction.make_room(parts[1], 40, limit=100)
+        assert (whole.exists(), parts[1].stat().st_size) == (False, 40)
+    assert eviction.make_room(parts[1], 100, limit=100), "an unlocked part is abandoned"
+    assert not parts[0].exists()
 
 
 def test_files_beside_the_shards_count_when_the_cache_is_trimmed(tmp_path: Path) -> None:

@@ -161,6 +161,17 @@ def test_a_sparse_member_is_left_out_by_name(tmp_path: Path, format: str) -> Non
     assert "sparse member 'hole.png'" in index.head.damage
 
 
+def test_checksums_of_old_writers_are_sums_of_signed_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
+        tar.addfile(tarfile.TarInfo("\xe9t\xe9.png"))
+    header = path.read_bytes()[:BLOCK]
+    signed = sum(header) - sum(header[148:156]) + 8 * ord(" ") - 2 * 256
+    change(path, 148, b"%06o\0 " % signed)
+    (name,) = names(build_index(path))
+    assert name == ("\udce9t\udce9", "png")
+
+
 @pytest.mark.parametrize("content", [bytes(100_000), b"<html>" * 500, b"ustar" * 500])
 def test_a_file_without_members_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "0.tar"
