@@ -2,7 +2,7 @@
 
 A line that does not parse costs one row, which raises the reason when it is read. pyarrow.csv with
 its handler of invalid rows does less: a quote that is never closed swallows all lines up to the
-next quote without an error (28 of 60 rows in the test), text after a closing quote is taken into
+next quote without an error (30 of 60 rows in the test), text after a closing quote is taken into
 the value, and its row numbers are not line numbers.
 """
 
