@@ -27,14 +27,16 @@ from rich.table import Table
 
 from clipx.checkpoints.format import About, TrainState
 from clipx.checkpoints.saver import Saver
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.runtime import start
 from clipx.distributed.wrap import Alone
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
+from clipx.objectives.image_text import ImageText
+from clipx.training.learner import Learner
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.precision import build_precision
-from clipx.training.state import Parts
 from clipx.training.step import Step
 from clipx.types import Batch
 
@@ -69,23 +71,21 @@ class Training:
         device = self.runtime.device
         model_json = ModelConfig(case.model).read()
         encoder = DualEncoder(model_json).to(device)
-        self.step = Step(
-            model=Alone(encoder),
-            encoder=encoder,
-            optimizer=build_optimizer(encoder, OptimConfig(lr=1e-5)),
-            loss=InfoNCE(),
-            pool=LocalPool(),
-            precision=build_precision("auto", device),
-            device=device,
+        objective = ImageText(encoder, InfoNCE(), normalize=normalize)
+        optimizer = build_optimizer(encoder, OptimConfig(lr=1e-5))
+        precision = build_precision("auto", device)
+        self.learner = Learner(
+            self.runtime, encoder, objective, Alone(objective), optimizer, precision
         )
+        self.step = Step(self.learner, LocalPool())
         size, text_cfg = model_json["vision_cfg"]["image_size"], model_json["text_cfg"]
         width = min(16, text_cfg.get("context_length", 77))
         image = torch.randint(0, 256, (case.batch_size, 3, size, size), dtype=torch.uint8)
         text = torch.randint(1, 1000, (case.batch_size, width))
         text[:, -1] = text_cfg.get("vocab_size", 49408) - 1  # the end token
         rows = list(range(case.batch_size))
-        self.batch = Batch(image, text, [str(row) for row in rows], rows, {})
-        self.parts = Parts(self.runtime, encoder, self.step, None)
+        views = {"image": image, "text": text}
+        self.batch = Batch(views, [str(row) for row in rows], rows, {})
         self.about = About(model_json, keep=1)
         self.savers = {kind: self._saver(kind == "asynchronous") for kind in KINDS[1:3]}
         self.train(2)  # the optimizer has its state
@@ -93,7 +93,7 @@ class Training:
     def _saver(self, asynchronous: bool) -> Saver:
         return Saver(
             self.runtime,
-            self.parts,
+            self.learner,
             self.folder,
             self.about,
             newest=None,
@@ -112,8 +112,8 @@ class Training:
             return lambda: None
         if kind == "torch.save":
             state = {
-                "model": self.parts.encoder.state_dict(),
-                "optimizer": self.step.optimizer.state_dict(),
+                "model": self.learner.encoder.state_dict(),
+                "optimizer": self.learner.optimizer.state_dict(),
             }
             torch.save(state, self.folder / "torch.pt")
             return lambda: None

@@ -43,8 +43,9 @@ def main() -> None:
     )
     batches = load(source, 0, 10**6)
     first = next(batches)
-    assert first.image.shape == (arguments.batch_size, 3, arguments.size, arguments.size)
-    about = {"image": str(first.image.dtype), "text": list(first.text.shape)}
+    image, text = first.views["image"], first.views["text"]
+    assert image.shape == (arguments.batch_size, 3, arguments.size, arguments.size)
+    about = {"image": str(image.dtype), "text": list(text.shape)}
     print(json.dumps({"ready": True, **about}), flush=True)
     for line in sys.stdin:
         burst = json.loads(line)

@@ -17,12 +17,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
+from clipx.distributed.runtime import keep_freed_memory, start
 from clipx.distributed.wrap import Alone
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
-from clipx.training.allocator import keep_freed_memory
-from clipx.training.compiling import compile_towers
+from clipx.objectives.image_text import ImageText
+from clipx.training.build import compile_towers
+from clipx.training.learner import Learner
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.precision import build_precision
 from clipx.training.step import Step
@@ -48,15 +51,10 @@ def main() -> None:
         compile_towers(model)
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
     keep_freed_memory()  # as clipx train does
-    step = Step(
-        model=Alone(model),
-        encoder=model,
-        optimizer=optimizer,
-        loss=InfoNCE(),
-        pool=LocalPool(),
-        precision=build_precision(arguments.precision, device),
-        device=device,
-    )
+    precision = build_precision(arguments.precision, device)
+    objective = ImageText(model, InfoNCE(), normalize=normalize)
+    learner = Learner(start("auto"), model, objective, Alone(objective), optimizer, precision)
+    step = Step(learner, LocalPool())
     batches = read_batches(arguments.batch, pin=device.type == "cuda")
     done = 0
 
@@ -103,7 +101,7 @@ def read_batches(path: Path, *, pin: bool) -> list[Batch]:
         size = len(image)
         tensors = (torch.from_numpy(image), torch.from_numpy(text[:, :longest]))
         images, texts = (x.pin_memory() if pin else x for x in tensors)
-        out.append(Batch(images, texts, [""] * size, [0] * size, {}))
+        out.append(Batch({"image": images, "text": texts}, [""] * size, [0] * size, {}))
     return out
 
 

@@ -28,18 +28,19 @@ def formula(loss: str, kind: str, world_size: int) -> int:
     """With B rows of D floats on each of R ranks: in units of one rank's rows, (R - 1) x B x 4
     bytes for each number that a row takes along."""
     unit = (world_size - 1) * LOCAL_ROWS * 4
+    # Texts are gathered for forward and for backward, or kept; their gradients are sent back.
+    texts = WIDTH if kind == "gathered" else 2 * WIDTH
+    gradients = WIDTH
     if loss == "sigmoid":
-        return unit * (WIDTH + WIDTH)  # texts out, gradients home
-    if kind == "ring":
-        # texts twice; normalizers home and out, shares of the target out; gradients home
-        return unit * (2 * WIDTH + 1 + 2 + WIDTH)
-    times = 2 if kind == "chunked" else 1  # texts are gathered for each visit, or kept
-    # A log-sum-exp goes home as a maximum (all-reduce: twice) and a sum.
-    return unit * (times * WIDTH + 2 + 1 + 2 + WIDTH)
+        return unit * (texts + gradients)
+    # A log-sum-exp is reduced as a maximum (all-reduce: twice) and a sum; in a ring it is one
+    # number. Backward sends normalizers and their gradients.
+    normalizers = 1 if kind == "ring" else 3
+    return unit * (texts + normalizers + 2 + gradients)
 
 
 class _Counter:
-    """Wraps the calls by which clipx speaks to other ranks. An all-gather and a reduce-scatter send
+    """Wraps the calls by which clipx sends to other ranks. An all-gather and a reduce-scatter send
     all but one of R parts in any good algorithm, an all-reduce twice that."""
 
     def __init__(self, world_size: int) -> None:
@@ -93,8 +94,8 @@ def _rank(rank: int, world_size: int, port: int, answers: Any) -> None:
             counter = _Counter(world_size)
             pool = build_pool(PoolConfig(kind=kind), world_size=world_size)
             out = loss(*rows, logit_scale=scale, logit_bias=bias, pool=pool)
-            sent = counter.sent
             found = torch.cat([g.flatten() for g in torch.autograd.grad(out.loss, rows)])
+            sent = counter.sent
             off = (found - expected).norm() / expected.norm()
             value = abs(out.loss.item() / theirs[name].item() - 1)
             results[f"{name} {kind}"] = (round(sent), max(off.item(), value))

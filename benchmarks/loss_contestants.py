@@ -35,22 +35,24 @@ class GivenColumns(LocalPool):
 
     def __init__(self, text: Tensor) -> None:
         self.text = text
-        self.found: tuple[Tensor, ...] = ()
+        self.normalizers = text.new_zeros(len(text))
 
     def share(self, *rows: Tensor) -> Candidates:
         return self
 
     def visit(
-        self, act: Callable[[Block], tuple[Tensor, ...]], reduce: tuple[str, ...], *more: Tensor
+        self,
+        compute: Callable[[Block], tuple[Tensor, ...]],
+        reduce: tuple[str, ...],
+        *extra: Tensor,
     ) -> tuple[Tensor, ...]:
-        # The normalizers of other ranks' texts would be gathered; here those that this rank found
-        # stand for them. (The shares of label smoothing, which is off, are zeros.)
-        gathered = [self.found[0], torch.zeros_like(self.found[0])] if more else []
-        self.found = act(Block((self.text, *gathered), range(LOCAL_ROWS), 0))
-        home = tuple(found[:LOCAL_ROWS].clone() for found in self.found)
-        if more:
-            self.found = ()
-        return home
+        # In backward the normalizers of other ranks' texts, and the gradients of these, would be
+        # gathered; here the normalizers of this rank, and its first gradient, stand for them.
+        gathered = [self.normalizers, extra[1][0].expand(len(self.text))] if extra else []
+        results = compute(Block((self.text, *gathered), range(LOCAL_ROWS), 0))
+        if reduce == ("logsumexp",):
+            (self.normalizers,) = results
+        return tuple(result[:LOCAL_ROWS].clone() for result in results)
 
 
 def unit_rows(number: int, seed: int, device: str) -> Tensor:

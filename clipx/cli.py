@@ -66,9 +66,9 @@ def _must_say(error: UserError) -> bool:
     """One copy of what all ranks have met, not one a rank."""
     if isinstance(error, RankError) or "torch" not in sys.modules:
         return True
-    from clipx.distributed.runtime import speaks
+    from clipx.distributed.runtime import is_reporting_rank
 
-    return speaks()
+    return is_reporting_rank()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -173,14 +173,14 @@ def _train(arguments: argparse.Namespace) -> None:
 
     with Stop().listening() as stop:  # before the seconds that importing torch takes
         from clipx.config import load
-        from clipx.distributed.runtime import restarts_failures, speaks
+        from clipx.distributed.runtime import is_reporting_rank, restarts_failures
         from clipx.training.config import TrainConfig
         from clipx.training.trainer import train
 
         try:
             train(load(TrainConfig, arguments.config, arguments.overrides), stop)
         except Stopped as early:
-            if speaks():
+            if is_reporting_rank():
                 print(f"clipx: {early}; the same command goes on", file=sys.stderr, flush=True)
             sys.exit(0 if restarts_failures() else EXIT_STOPPED)
 
@@ -234,14 +234,14 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from clipx.compare import as_records, compare, print_comparison
+    from clipx import eval_verb, results
 
-    found = compare(arguments.first, arguments.second)
+    differences = results.compare(arguments.first, arguments.second)
     if arguments.json:
-        for record in as_records(found):
-            print(strict_json.dumps(record))
+        for difference in differences:
+            print(strict_json.dumps(vars(difference)))
     else:
-        print_comparison(found)
+        eval_verb.print_comparison(differences)
 
 
 def _report(arguments: argparse.Namespace) -> None:

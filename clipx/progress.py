@@ -19,14 +19,16 @@ class ProgressBar:
     done: count at the start, for example of a run that is resumed
     """
 
-    def __init__(self, title: str, total: int, *, done: int = 0) -> None:
+    def __init__(
+        self, title: str, total: int, *, done: int = 0, console: Console | None = None
+    ) -> None:
         self.is_shown = sys.stderr.isatty()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console or Console(stderr=True),
             disable=not self.is_shown,
         )
         self._task = self._bar.add_task(title, total=total, completed=done)

@@ -1,4 +1,4 @@
-"""What passes between the parts of clipx.
+"""What passes between the parts of clipx. One page, though it has more than 250 lines.
 
 Dimension letters used in every docstring:
     B  rows on this rank (local batch)      R  ranks (processes)      G = R * B  global batch
@@ -8,6 +8,8 @@ Dimension letters used in every docstring:
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,6 +19,8 @@ if TYPE_CHECKING:  # `clipx --help` must not wait for torch
 
     import torch
     from torch import Tensor
+
+Interval = tuple[float, float]
 
 
 class UserError(Exception):
@@ -55,14 +59,14 @@ class Stopped(Exception):
 class Batch:
     """One local batch.
 
-    image: (B, 3, H, W) uint8
-    text: (B, T) int64, T = tokens of the longest caption in this batch
+    views: row-wise tensors by name, (B, ...) each: image (B, 3, H, W) uint8; text (B, T) int64, T
+        tokens of the longest caption in this batch
+    keys: B sample keys
     positions: B global data positions, for the fingerprint and for error messages
-    state: the data state after this batch, what a checkpoint stores
+    state: the data state after this batch, as a checkpoint stores it
     """
 
-    image: Tensor
-    text: Tensor
+    views: dict[str, Tensor]
     keys: list[str]
     positions: list[int]
     state: dict[str, Any]
@@ -77,13 +81,40 @@ class LossOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
+class Loss(ABC):
+    """A loss of image-text pairs, made by the `Config` of its module. See `clipx.losses`."""
+
+    id_kinds: tuple[str, ...] = ()
+    """The ids by which it masks false negatives: of `caption` and `image`."""
+    needs_logit_bias: bool = False
+    """Whether the model must have a logit_bias, and starts from -10 where its JSON has none."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        image: Tensor,
+        text: Tensor,
+        *,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None,
+        pool: Pool,
+        ids: Tensor | None = None,
+        negatives: Negatives | None = None,
+    ) -> LossOutput:
+        """The mean over this rank's rows.
+
+        image, text: (B, D) of unit norm; logit_scale: () log of the inverse temperature
+        logit_bias: () or None; ids: (B, K) int64, a column for each of `id_kinds`
+        """
+
+
 @dataclass(frozen=True)
 class Block:
-    """Candidates that a pool shows at once: n rows, which lie one rank after another.
+    """Candidates that a pool shows at once: n rows, those of one rank after those of another.
 
     rows: of each tensor that was shared, (n, ...)
-    own: which of this rank's rows are among them; empty in a block of other ranks' rows
-    at: the number in the block of the first of them: row own[k] is candidate at + k
+    own: numbers of this rank's rows that are in the block; empty for a block of other ranks' rows
+    at: position in the block of the first of them: row own[k] is candidate at + k
     """
 
     rows: tuple[Tensor, ...]
@@ -95,20 +126,22 @@ Reduce = Literal["sum", "logsumexp"]
 
 
 class Candidates(Protocol):
-    """Rows of all ranks, to be visited block by block, as often as one likes, each time in the
-    same order. All ranks must visit alike, because blocks travel between them."""
+    """Rows of all ranks, visited block by block, any number of times in the same order. All ranks
+    must make the same visits, because blocks travel between them."""
 
     def visit(
         self,
-        act: Callable[[Block], tuple[Tensor, ...]],
+        compute: Callable[[Block], tuple[Tensor, ...]],
         reduce: tuple[Reduce, ...],
-        *more: Tensor,
+        *extra: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Show `act` every candidate once. What it says of a block's n rows, (n, ...) each, goes
-        home to the rank that owns them: returned is what all ranks said of mine, (B, ...) each.
+        """Call `compute` with every block. The tensors that it returns for a block's n rows,
+        (n, ...) each, are reduced over all ranks on the rank that owns the rows. Returns the
+        reduced tensors of this rank's rows, (B, ...) each.
 
-        reduce: for each tensor that `act` returns, how the ranks' are put together
-        more: (B, ...), further tensors of this rank's rows, which follow those that were shared
+        reduce: how each tensor that `compute` returns is reduced
+        extra: (B, ...), further tensors of this rank's rows; in a block they follow those that were
+            shared
         """
         ...
 
@@ -117,21 +150,24 @@ class Pool(Protocol):
     """Where a loss finds its candidates. See `clipx.distributed.pool`."""
 
     def share(self, *rows: Tensor) -> Candidates:
-        """Offer this rank's rows, (B, ...) each, to all ranks. Every rank has equally many."""
+        """Offer this rank's rows, (B, ...) each, to all ranks. Every rank has the same number."""
         ...
 
-    @property
-    def past(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """(image (Q, D), text (Q, D), ids (Q, K)) of earlier batches that serve as further
-        negatives, the same on all ranks; None where there are none."""
+    def gather(self, rows: Tensor) -> Tensor:
+        """(G, ...) rows of the global batch, in the order of their positions, without gradient."""
         ...
 
-    def push(self, image: Tensor, text: Tensor, ids: Tensor | None) -> None:
-        """Remember this rank's rows for later steps, where the pool does so."""
-        ...
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+@dataclass(frozen=True)
+class Negatives:
+    """Further negatives without gradient, the same on all ranks, such as rows of earlier batches.
+
+    rows, columns: (Q, D), of which row i and column i belong together; ids: (Q, K) int64, or None
+    """
+
+    rows: Tensor
+    columns: Tensor
+    ids: Tensor | None = None
 
 
 class Encoder(Protocol):
@@ -169,43 +205,73 @@ class Alone:
         return [value]
 
 
+class StopRequested(Exception):
+    """A rank was asked to stop during an evaluation; the message names the signal or time limit."""
+
+
 @dataclass(frozen=True)
 class Setting:
-    """Where an evaluator runs.
+    """How an evaluator runs.
 
-    cache: folder where text classifiers are kept; None: not, as for a model in training
-    progress: told how many of how many samples are embedded
-    device: for large products of embeddings
-    undecodable: messages of images that are scored as gray ones, filled by an evaluator
+    cache: folder of text classifiers; None in training, where the text tower changes
+    progress: called with the number of embedded images and of all images
+    stop_reason: why this rank has to stop, or None
+    undecodable: messages of the images that `embed_images` replaced by gray ones
     """
 
     ranks: Ranks = field(default_factory=Alone)
     cache: Path | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
     device: torch.device | str = "cpu"
+    stop_reason: Callable[[], str | None] = lambda: None
     undecodable: dict[str, None] = field(default_factory=dict)
+
+    def check_stop(self) -> None:
+        """Raise StopRequested if this rank has to stop. Long computations call it now and then."""
+        if reason := self.stop_reason():
+            raise StopRequested(reason)
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> float:
+    """Mean of (N,) values with (N,) weights; the same bits in any order of the samples."""
+    if weights is None:
+        return math.fsum(values.tolist()) / len(values)
+    products = weights.double() * values.double()
+    return math.fsum(products.tolist()) / math.fsum(weights.tolist())
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluator found; the same on all ranks.
+    """The metrics of one test set; equal on all ranks.
 
-    metrics: name (without the name of the set) -> value, a fraction where it is a rate
+    metrics: name without that of the set -> value, a fraction where it is a rate
     intervals: name -> (low, high) of 95 %
-    keys: one a sample, by which two models' results are paired
-    samples: name -> (N,) float, one value a sample, of which the metric is the mean
-    weights: name -> (N,) of the samples in that mean, where they differ
-    tables: name -> rows for people and reports, plain data
-    alarms: what a person should look at
+    keys: of the N samples, by which the results of two models are paired
+    samples: name -> (N,) float64 whose mean, with (N,) weights if they differ, is the metric
+    tables, alarms: rows of plain data and messages, for people and reports
     """
 
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    keys: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    keys: Sequence[str] = field(default_factory=list)
     samples: dict[str, Tensor] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, value: float, interval: Interval | None = None) -> None:
+        self.metrics[name] = value
+        if interval is not None:
+            self.intervals[name] = interval
+
+    def add_rate(
+        self, name: str, values: Tensor, weights: Tensor | None = None, *, interval: Interval | None
+    ) -> None:
+        """Add the mean of (N,) values in [0, 1], and the values for `compare` and `fairness`."""
+        self.samples[name] = values.double()
+        if weights is not None:
+            self.weights[name] = weights.double()
+        self.add(name, weighted_mean(values, weights), interval)
 
 
 class Evaluator(Protocol):

@@ -50,8 +50,8 @@ def batch(source: Batches, k: int) -> Loaded:
 def same(a: Loaded, b: Loaded) -> bool:
     plain = ("keys", "positions", "state", "fingerprint", "bad")
     return (
-        torch.equal(a.image, b.image)
-        and torch.equal(a.text, b.text)
+        torch.equal(a.views["image"], b.views["image"])
+        and torch.equal(a.views["text"], b.views["text"])
         and all(getattr(a, name) == getattr(b, name) for name in plain)
     )
 
@@ -59,7 +59,7 @@ def same(a: Loaded, b: Loaded) -> bool:
 def is_row_of(a: Loaded, row: int, b: Loaded, other: int) -> bool:
     """The same sample; both padded to TOKENS."""
     return (
-        torch.equal(a.image[row], b.image[other])
-        and torch.equal(a.text[row], b.text[other])
+        torch.equal(a.views["image"][row], b.views["image"][other])
+        and torch.equal(a.views["text"][row], b.views["text"][other])
         and (a.keys[row], a.positions[row]) == (b.keys[other], b.positions[other])
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,16 +10,20 @@ from tiny_runs import MODEL
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
+from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import Alone
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
-from clipx.training.loss_scale import LossScaler
-from clipx.training.precision import Precision
+from clipx.objectives.image_text import ImageText
+from clipx.training.learner import Learner
+from clipx.training.precision import LossScaler, Precision
 from clipx.training.step import Step
 from clipx.types import Batch
 
 CPU = torch.device("cpu")
+ONE_PROCESS = Runtime(SimpleNamespace(device=CPU, process_index=0, num_processes=1))
 PATCH_DROPOUT: dict[str, Any] = MODEL | {"vision_cfg": MODEL["vision_cfg"] | {"patch_dropout": 0.5}}
 
 
@@ -30,7 +35,8 @@ def batch(rows: int = 6, *, seed: int = 5) -> Batch:
     for row in range(rows):
         end = 7 - row % 4
         text[row, end], text[row, end + 1 :] = 49407, 0
-    return Batch(image, text, [f"k{i}" for i in range(rows)], list(range(rows)), {})
+    keys = [f"k{i}" for i in range(rows)]
+    return Batch({"image": image, "text": text}, keys, list(range(rows)), {})
 
 
 def model(cfg: dict[str, Any] = MODEL, *, seed: int = 0) -> DualEncoder:
@@ -58,20 +64,27 @@ def exact(cfg: dict[str, Any] = MODEL, *, seed: int = 0) -> Exact:
     return encoder
 
 
-def stepper(
+def learner(
     encoder: DualEncoder,
     optimizer: torch.optim.Optimizer,
     *,
+    loss: Any = None,
     dtype: torch.dtype = torch.float32,
     scaler: LossScaler | None = None,
-    **settings: Any,
-) -> Step:
-    """A step on one rank."""
-    defaults: dict[str, Any] = {
-        "model": Alone(encoder),
-        "loss": InfoNCE(),
-        "pool": LocalPool(),
-        "precision": Precision(dtype, CPU, scaler),
-        "device": CPU,
-    }
-    return Step(encoder=encoder, optimizer=optimizer, **(defaults | settings))
+    device: torch.device = CPU,
+    **objective: Any,
+) -> Learner:
+    """A model in training on one rank. objective: further settings of ImageText"""
+    objective.setdefault("normalize", normalize)
+    pairs = ImageText(encoder, loss or InfoNCE(), **objective)
+    precision = Precision(dtype, device, scaler)
+    return Learner(ONE_PROCESS, encoder, pairs, Alone(pairs), optimizer, precision)
+
+
+STEP_SETTINGS = {"clip_grad_norm", "micro_batch_size", "average", "mark"}
+
+
+def stepper(encoder: DualEncoder, optimizer: torch.optim.Optimizer, **settings: Any) -> Step:
+    """A step on one rank. settings: of the step, or of `learner`"""
+    of_step = {name: settings.pop(name) for name in STEP_SETTINGS & settings.keys()}
+    return Step(learner(encoder, optimizer, **settings), LocalPool(), **of_step)

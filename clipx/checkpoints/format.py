@@ -1,13 +1,13 @@
-"""A checkpoint is a folder that is either whole or absent: written beside, synced, renamed into
-place, checked when read.
+"""A checkpoint is a folder that is either complete or absent: written under another name, synced,
+renamed, and verified when it is read.
 
 checkpoints/step_00000500/
     model.safetensors        weights, by open_clip's CustomTextCLIP names
     open_clip_config.json    the architecture and the preprocessing, in open_clip's layout
     config.json, tokenizer.json ...    of a Hugging Face text tower that came from a local folder
-    ema.safetensors          their averages, where the run keeps them: what `load_model` loads
-    optimizer/               the optimizer's tensors, a file of each rank that holds some
-    training.pt              its settings, random state of each rank, scaler and pool; loaded with
+    ema.safetensors          averages of the weights, if the run has them; `load_model` loads these
+    optimizer/               the optimizer's tensors, one file per rank that holds some
+    training.pt              its settings, random state of each rank, scaler, objective; loaded with
                              weights_only=True
     state.json               step, data position, corpus digest, fingerprint
     config.yaml, version.json    of the run that wrote it
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from clipx.checkpoints import manifest, tensor_files
 from clipx.checkpoints import optimizer_state as optimizer_files
-from clipx.checkpoints.manifest import find_checkpoint, seal, sync
+from clipx.checkpoints.manifest import find_checkpoint, seal
 from clipx.checkpoints.manifest import list_checkpoints as list_checkpoints
 from clipx.checkpoints.manifest import newest_valid as newest_valid
 from clipx.checkpoints.manifest import verify as verify
@@ -41,20 +41,21 @@ from clipx.checkpoints.train_state import LaterVersion as LaterVersion
 from clipx.checkpoints.train_state import Training as Training
 from clipx.checkpoints.train_state import TrainState as TrainState
 from clipx.data.preprocessing import Preprocessing
+from clipx.files import sync
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import text_files, with_text_folder
 from clipx.types import UserError
 
-_TEMPORARY = re.compile(r"\.step_[0-9]+\.[0-9]+")
-"""Names that `temporary` gives."""
+_TEMPORARY_NAME = re.compile(r"\.step_[0-9]+\.[0-9]+")
 
 
 @dataclass(frozen=True)
 class About:
-    """What all checkpoints of a run have alike.
+    """What is the same for all checkpoints of a run.
 
-    keep: how many of the newest stay; keep_every: those of its multiples stay for good
-    texts: further files by name, of which nothing is read again: config.yaml, version.json
+    keep: number of newest checkpoints that are kept
+    keep_every: steps that are multiples of it are never removed
+    texts: name -> content of files that describe the run: config.yaml, version.json
     """
 
     model_json: dict[str, Any]
@@ -64,7 +65,7 @@ class About:
 
 
 def temporary(folder: Path, step: int) -> Path:
-    """Where this process writes a checkpoint before it is one."""
+    """The folder in which this process writes a checkpoint before it is renamed."""
     return folder / f".{_name(step)}.{os.getpid()}"
 
 
@@ -83,76 +84,78 @@ def save(
 ) -> Path:
     """Write `folder/step_N` atomically. Raises OSError; a partial write is removed.
 
-    weights: a model's whole state_dict
-    num_writers: ranks that write their part of the optimizer; the others by `save_part`
+    weights: the model's state_dict, with whole tensors
+    num_writers: ranks that write a part of the optimizer: this one, and others by `save_part`
     """
-    target, beside = folder / _name(state.step), temporary(folder, state.step)
+    target = folder / _name(state.step)
+    unfinished = temporary(folder, state.step)
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder, but=beside)
+    _remove_leftovers(folder, keep=unfinished)
     try:
-        beside.mkdir(exist_ok=True)  # another rank may have been faster
-        known = _write_tensors(beside, weights, training)
-        _write_texts(beside, state, about)
-        known |= optimizer_files.gather(beside, num_writers)
-        seal(beside, known)
+        unfinished.mkdir(exist_ok=True)  # another rank may have made it
+        entries = _write_tensors(unfinished, weights, training)
+        _write_texts(unfinished, state, about)
+        entries |= optimizer_files.gather(unfinished, num_writers)
+        seal(unfinished, entries)
         _make_way(target)
-        beside.rename(target)
+        unfinished.rename(target)
         sync(folder)
-    except RuntimeError as error:  # what torch.save makes of a full disk
-        shutil.rmtree(beside, ignore_errors=True)
+    except RuntimeError as error:  # raised by torch.save on a full disk
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"{type(error).__name__}: {error}") from error
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return target
 
 
 def prune(folder: Path, step: int, about: About) -> None:
-    """Remove the checkpoints that need not be kept beside that of `step`. Raises OSError."""
+    """Remove the checkpoints that need not be kept once that of `step` exists. Raises OSError."""
     manifest.prune(folder, step, keep=about.keep, keep_every=about.keep_every)
 
 
 def _make_way(target: Path) -> None:
-    """Remove a damaged checkpoint of the same step: a good one would have been resumed from. Raises
-    OSError where the place is taken by something that no run has written."""
+    """Remove a checkpoint of the same step. It is damaged, for the run would have continued from a
+    good one. Raises OSError if something that no run has written is in the way."""
     if target.is_dir() and manifest.is_own(target):
         manifest.remove(target)
     elif target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
         target.rmdir()
     if os.path.lexists(target):
-        raise FileExistsError(f"{target} holds something else than a checkpoint; move it away")
+        raise FileExistsError(f"{target} is not a checkpoint of a run; move it away")
 
 
-def save_part(beside: Path, training: Training, rank: int) -> None:
-    """What another rank than 0 has of the optimizer, into the `temporary` of rank 0. Raises
+def save_part(unfinished: Path, training: Training, rank: int) -> None:
+    """Write the optimizer tensors of another rank into the `temporary` folder of rank 0. Raises
     OSError."""
-    optimizer_files.write_for_rank_0(optimizer_files.split(training.optimizer)[1], beside, rank)
+    _, tensors = optimizer_files.split(training.optimizer)
+    optimizer_files.write_for_rank_0(tensors, unfinished, rank)
 
 
 def _write_tensors(
     folder: Path, weights: Mapping[str, Tensor], training: Training
 ) -> dict[str, dict[str, Any]]:
-    """What the manifest says of the large files."""
+    """Write all tensors. Returns the manifest's entries of the large files."""
     settings, moments = optimizer_files.split(training.optimizer)
     parts = {name: vars(training)[name] for name in PARTS}
     torch.save({**parts, "optimizer": settings}, folder / "training.pt")
-    known = {optimizer_files.file_of(0): optimizer_files.write(moments, folder, 0)}
-    groups = {"model": weights} | ({} if training.ema is None else {"ema": training.ema})
+    entries = {optimizer_files.file_of(0): optimizer_files.write(moments, folder, 0)}
+    groups = {"model": weights}
+    if training.ema is not None:
+        groups["ema"] = training.ema
     for name, tensors in groups.items():
         path = folder / f"{name}.safetensors"
         digest = tensor_files.write(tensors, path)
-        known[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
-    return known
+        entries[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return entries
 
 
 def _write_texts(folder: Path, state: TrainState, about: About) -> None:
     model_json = about.model_json
-    config = {
-        # custom_text: so are the parameters named, and open_clip loads the folder as it is
-        "model_cfg": {k: v for k, v in model_json.items() if k != "preprocess_cfg"}
-        | {"custom_text": True},
-        "preprocess_cfg": Preprocessing.of(model_json).as_cfg(),
-    }
+    model_cfg = {key: value for key, value in model_json.items() if key != "preprocess_cfg"}
+    # Our names of parameters are those of CustomTextCLIP; with this open_clip loads the folder.
+    model_cfg["custom_text"] = True
+    config = {"model_cfg": model_cfg, "preprocess_cfg": Preprocessing.of(model_json).as_cfg()}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
     for file in text_files(model_json):
         shutil.copy(file, folder)
@@ -162,10 +165,10 @@ def _write_texts(folder: Path, state: TrainState, about: About) -> None:
 
 
 def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) -> Checkpoint:
-    """A verified checkpoint, for training. Raises UserError where one of its files is broken though
-    its manifest is not, and LaterVersion where this version cannot read it.
+    """Load a verified checkpoint to continue training. Raises UserError if a file is broken
+    although it is as its manifest lists it, and LaterVersion if a later version wrote it.
 
-    target: where each tensor of the optimizer goes: this rank may want a part of it only
+    target: makes the tensors of the optimizer that are filled, which may be parts of the whole
     """
     try:
         state = read_state(path)
@@ -183,15 +186,11 @@ def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) ->
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        # torch.load, safetensors and json raise about any exception at a broken file.
-        line = str(error).split("\n")[0][:300]
-        raise UserError(
-            f"checkpoint {path} cannot be read: {type(error).__name__}: {line}"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    """torch.load, safetensors and json raise about any exception at a broken file."""
+    # torch.load, safetensors and json raise almost any exception for a broken file.
     line = str(error).split("\n")[0][:300]
     return UserError(f"checkpoint {path} cannot be read: {type(error).__name__}: {line}")
 
@@ -199,10 +198,10 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 def load_model(
     path: Path | str, *, averaged: bool = True
 ) -> tuple[DualEncoder, dict[str, Any], TrainState]:
-    """(model in eval mode, its JSON, where its training was) of a run folder, its newest valid
-    checkpoint, or of a checkpoint. Raises UserError.
+    """(model in eval mode, its JSON, the state of its training) of a checkpoint, or of the newest
+    valid checkpoint of a run folder. Raises UserError.
 
-    averaged: the averages of the weights, where the run kept them (`ema`), instead of the weights
+    averaged: load the averages of the weights (`ema`), if the run has them
     """
     folder = find_checkpoint(Path(path))
     try:
@@ -223,9 +222,9 @@ def load_model(
     return model.eval(), model_json, state
 
 
-def _remove_leftovers(folder: Path, *, but: Path) -> None:
-    """Half-written folders of killed processes. One run folder has one writer, so none of them is
-    in use."""
+def _remove_leftovers(folder: Path, *, keep: Path) -> None:
+    """Remove unfinished checkpoints of killed processes. A run folder has one writer, so none of
+    them is in use."""
     for path in folder.iterdir():
-        if path != but and _TEMPORARY.fullmatch(path.name) and not path.is_symlink():
+        if path != keep and _TEMPORARY_NAME.fullmatch(path.name) and not path.is_symlink():
             shutil.rmtree(path)

@@ -1,20 +1,19 @@
-"""Which checkpoint folders are whole. A manifest, written last, has the size and SHA-256 of every
-other file; no file of a folder is trusted before it was compared."""
+"""Which checkpoint folders are complete. The manifest, written last, lists the size and SHA-256 of
+every other file, and a folder is used only after all its files were compared."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clipx.files import digest_file, sync
 from clipx.types import UserError
 
 REQUIRED = ("model.safetensors", "open_clip_config.json", "training.pt", "state.json")
-OPTIONAL = (  # files that loading reads where they are present
+OPTIONAL = (  # files that loading reads if they are present
     "ema.safetensors",
     "config.json",
     "tokenizer.json",
@@ -29,41 +28,30 @@ OPTIONAL = (  # files that loading reads where they are present
 )
 _NAME = re.compile(r"step_([0-9]+)")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading a JSON file raises that is missing, damaged or of another structure."""
+"""Exceptions for a JSON file that is missing, damaged or of another structure."""
 
 
-def seal(folder: Path, known: Mapping[str, dict[str, Any]]) -> None:
-    """Write the manifest of all that is in a folder, which is on the disk then. Raises OSError.
+def seal(folder: Path, entries: Mapping[str, dict[str, Any]]) -> None:
+    """Write the manifest of a folder, and wait until all of it is on the disk. Raises OSError.
 
-    known: what the manifest says of some files, by path in the folder: they need not be read again
+    entries: of files that need not be read again, by path in the folder
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {}
     for file in files:
         name = str(file.relative_to(folder))
-        found = known.get(name)
-        manifest[name] = found or {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        manifest[name] = entries.get(name) or {
+            "bytes": file.stat().st_size,
+            "sha256": digest_file(file),
+        }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
     folders = (path for path in folder.rglob("*") if path.is_dir())
     for path in [*files, folder / "manifest.json", *folders, folder]:
         sync(path)
 
 
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def verify(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """The first fault of a checkpoint; None if it is complete."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if missing := [name for name in REQUIRED if name not in manifest]:
@@ -86,9 +74,9 @@ def _difference(path: Path, name: str, expected: dict[str, Any]) -> str | None:
     size = file.stat().st_size
     if size != expected["bytes"]:
         return f"{name} has {size} bytes instead of {expected['bytes']}"
-    if not file.is_file():  # a device or a pipe, which has no end
+    if not file.is_file():  # reading a device or a pipe would not end
         return f"{name} is not a regular file"
-    if sha256(file) != expected["sha256"]:
+    if digest_file(file) != expected["sha256"]:
         return f"{name} has another SHA-256 than when it was written"
     return None
 
@@ -109,18 +97,17 @@ def step_of(path: Path) -> int | None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The folders named step_<digits>, in the order of their steps."""
-    found: list[tuple[int, Path]] = []
+    checkpoints: list[tuple[int, Path]] = []
     if folder.is_dir():
         for path in folder.iterdir():
             step = step_of(path)
             if step is not None and path.is_dir():
-                found.append((step, path))
-    return [path for _, path in sorted(found)]
+                checkpoints.append((step, path))
+    return [path for _, path in sorted(checkpoints)]
 
 
 def valid_checkpoints(folder: Path, complaints: list[str]) -> Iterator[Path]:
-    """Checkpoints whose files are all as their manifests list them, newest first. Appends to
-    `complaints` why others were passed over."""
+    """Complete checkpoints, newest first. Appends to `complaints` why others are skipped."""
     for path in reversed(list_checkpoints(folder)):
         fault = verify(path) or _other_step(path)
         if fault is None:
@@ -130,14 +117,14 @@ def valid_checkpoints(folder: Path, complaints: list[str]) -> Iterator[Path]:
 
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest valid checkpoint, and why newer ones were passed over."""
+    """(the newest complete checkpoint, why newer ones are skipped)"""
     complaints: list[str] = []
     return next(valid_checkpoints(folder, complaints), None), complaints
 
 
 def _other_step(path: Path) -> str | None:
-    """A complaint about a copy under the name of another step: a run would resume from it again and
-    again, until it had passed that step."""
+    """The fault of a copy under the name of another step: a run would resume from it again and
+    again until it had passed that step."""
     try:
         step = _stored_step(path)
     except _UNREADABLE as error:
@@ -146,18 +133,17 @@ def _other_step(path: Path) -> str | None:
 
 
 def _stored_step(path: Path) -> Any:
-    """The step in a checkpoint's state.json. Raises what _UNREADABLE lists."""
+    """The step in a checkpoint's state.json. Raises the exceptions of _UNREADABLE."""
     return json.loads((path / "state.json").read_text())["step"]
 
 
 def prune(folder: Path, step: int, *, keep: int, keep_every: int | None) -> None:
-    """Remove checkpoints that a run has written and need not keep, once that of `step` is there.
-    Raises OSError.
+    """Remove checkpoints of the run that need not be kept once that of `step` exists. Raises
+    OSError.
 
-    Of the steps up to `step` the newest `keep` stay, and those that are multiples of `keep_every`.
-    Later ones stay: they were passed over at the start because they are damaged, and must not take
-    the place of good ones here. So does all that the run has not written.
-    """
+    The newest `keep` up to `step` stay, and multiples of `keep_every`. Later ones stay too: they
+    were skipped at the start because they are damaged, and must not take the place of good ones
+    here. What the run has not written is never removed."""
     own = [path for path in list_checkpoints(folder) if is_own(path)]
     past = [path for path in own if _number(path) <= step]
     faults: list[OSError] = []
@@ -167,21 +153,21 @@ def prune(folder: Path, step: int, *, keep: int, keep_every: int | None) -> None
         try:
             remove(path)
         except OSError as error:
-            faults.append(error)  # the others are removed all the same, or the disk fills
+            faults.append(error)  # remove the others, or the disk fills
     if faults:
         raise faults[0]
 
 
 def _number(path: Path) -> int:
-    """The step of a folder that `list_checkpoints` has found."""
+    """The step of a folder that `list_checkpoints` returned."""
     step = step_of(path)
     assert step is not None
     return step
 
 
 def is_own(path: Path) -> bool:
-    """Whether a run has written a checkpoint folder, which may be damaged since. Links and copies
-    under other names are a person's."""
+    """Whether a run wrote this checkpoint, which may be damaged since. Links and copies under other
+    names belong to a person."""
     if path.name != f"step_{_number(path):08d}" or path.is_symlink():
         return False
     try:
@@ -202,7 +188,7 @@ def remove(path: Path) -> None:
     for name in sorted(names - {"manifest.json"}):
         if not Path(name).is_absolute():
             (path / name).unlink(missing_ok=True)
-    # Last: a removal that a kill cut short is recognized by it and finished by the next.
+    # Last, because a removal that was interrupted is recognized by it and completed later.
     (path / "manifest.json").unlink(missing_ok=True)
     for folder in (path / "optimizer", path):
         if folder.is_dir() and not any(folder.iterdir()):
@@ -210,7 +196,7 @@ def remove(path: Path) -> None:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Itself, or the newest valid one of a run folder. Raises UserError."""
+    """The checkpoint at `path`, or the newest complete one of a run folder. Raises UserError."""
     if (path / "model.safetensors").exists():
         fault = verify(path)
         if fault:

@@ -1,12 +1,12 @@
-"""The optimizer's tensors, most of a checkpoint: a file of each rank that holds some.
+"""The optimizer's tensors, the largest part of a checkpoint: one file per rank that holds some.
 
     optimizer/rank_00000.safetensors     tensors by `number of the parameter`.`key`
 
-The layout is that of torch.distributed.checkpoint's HuggingFaceStorageWriter: parts of a tensor say
-in the header where in the whole they lie, so torch's own reader reshards them onto any number of
-ranks. Nothing in it is pickled, unlike in its default layout. Ranks write without talking to one
-another, as threads must not use collectives: beside its file a rank leaves `rank_00001.json`, its
-size and hash, or what went wrong, and rank 0 waits for these.
+The layout is that of torch.distributed.checkpoint's HuggingFaceStorageWriter: the header has the
+offset of each part in its whole tensor, so torch's own reader reshards them onto any number of
+ranks. Unlike in its default layout, nothing is pickled. Ranks write in threads, which must not use
+collectives. So each writes `rank_00001.json` beside its file, with the size and hash or an error,
+and rank 0 waits for these.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from clipx.checkpoints.format import tensor_files
+from clipx.checkpoints import tensor_files
+from clipx.files import write_whole
 
 FOLDER = "optimizer"
 PEER_SECONDS = 600.0
-"""How long rank 0 waits for the file of another rank."""
+"""Time that rank 0 waits for the file of another rank."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """offset: in each dimension, of the first element in the whole tensor"""
+    """A part of a tensor. offset: of its first element in the whole tensor, by dimension"""
 
     tensor: Tensor
     offset: tuple[int, ...]
@@ -42,7 +43,7 @@ class Part:
 
 Tensors = Mapping[str, Part]
 Target = Callable[[int, torch.Size, torch.dtype], Tensor]
-"""(number of the parameter, shape of the whole, dtype) -> a tensor to be filled"""
+"""(number of the parameter, shape of the whole tensor, dtype) -> a tensor to fill"""
 
 
 def file_of(rank: int) -> str:
@@ -50,7 +51,7 @@ def file_of(rank: int) -> str:
 
 
 def write(tensors: Tensors, checkpoint: Path, rank: int) -> dict[str, Any]:
-    """What the manifest says of the file. Raises OSError."""
+    """Write a rank's file. Returns its entry of the manifest. Raises OSError."""
     path = checkpoint / file_of(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     offsets = {name: {"saved_offsets": list(part.offset)} for name, part in tensors.items()}
@@ -60,14 +61,13 @@ def write(tensors: Tensors, checkpoint: Path, rank: int) -> dict[str, Any]:
 
 
 def write_for_rank_0(tensors: Tensors, checkpoint: Path, rank: int) -> None:
-    """`checkpoint` is where rank 0 writes the rest, sooner or later than this. Raises OSError."""
+    """Write this rank's file into the folder of rank 0, which may not exist yet. Raises OSError."""
     marker = _marker(checkpoint, rank)
     try:
-        found = write(tensors, checkpoint, rank)
-        _put(marker, found)
+        write_whole(marker, json.dumps(write(tensors, checkpoint, rank)))
     except OSError as error:
         try:
-            _put(marker, {"fault": str(error)})
+            write_whole(marker, json.dumps({"fault": str(error)}))
         except OSError:
             marker.touch()  # a full disk may have room for a name
         raise
@@ -77,33 +77,28 @@ def _marker(checkpoint: Path, rank: int) -> Path:
     return (checkpoint / file_of(rank)).with_suffix(".json")
 
 
-def _put(marker: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    marker.with_suffix(".tmp").write_text(json.dumps(content))
-    marker.with_suffix(".tmp").rename(marker)
-
-
 def gather(checkpoint: Path, num_ranks: int) -> dict[str, dict[str, Any]]:
-    """What the manifest says of the files of the other ranks, once they are all there. Raises
+    """Wait for the files of the other ranks. Returns their entries of the manifest. Raises
     OSError."""
-    found, deadline = {}, time.monotonic() + PEER_SECONDS
+    entries = {}
+    deadline = time.monotonic() + PEER_SECONDS
     for rank in range(1, num_ranks):
         marker = _marker(checkpoint, rank)
         while not marker.exists():
             if time.monotonic() > deadline:
                 raise OSError(f"rank {rank} has not written its part in {PEER_SECONDS:.0f} s")
             time.sleep(0.02)
-        about = json.loads(marker.read_text() or '{"fault": "not even a word could be written"}')
-        if "fault" in about:
-            raise OSError(f"rank {rank}: {about['fault']}")
+        entry = json.loads(marker.read_text() or '{"fault": "the disk is full"}')
+        if "fault" in entry:
+            raise OSError(f"rank {rank}: {entry['fault']}")
         marker.unlink()
-        found[file_of(rank)] = about
-    return found
+        entries[file_of(rank)] = entry
+    return entries
 
 
 def split(optimizer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Part]]:
-    """(an optimizer's state without its tensors, these by name). Scalars, like the count of steps,
-    stay, which ranks have alike."""
+    """(an optimizer's state without its tensors, the tensors by name). Scalars such as the count of
+    steps stay in the state: they are the same on all ranks."""
     parts: dict[str, Part] = {}
     state: dict[Any, dict[str, Any]] = {}
     for number, items in optimizer.get("state", {}).items():
@@ -119,19 +114,19 @@ def split(optimizer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Part]
 
 
 def load(checkpoint: Path, settings: Mapping[str, Any], target: Target) -> dict[str, Any]:
-    """An optimizer's state: what `split` left of it, and tensors that `target` makes and ranks
-    fill with what they need, each for itself: whole ones, or parts of sharded ones (DTensor)."""
+    """An optimizer's state: the settings that `split` left, and tensors that `target` makes. Each
+    rank reads what its tensors need: whole ones, or parts of sharded ones (DTensor)."""
     reader = HuggingFaceStorageReader(str(checkpoint / FOLDER))
-    found = reader.read_metadata().state_dict_metadata
+    metadata = reader.read_metadata().state_dict_metadata
     state = {number: dict(items) for number, items in settings["state"].items()}
     tensors = {}
-    for name, about in found.items():
+    for name, about in metadata.items():
         assert isinstance(about, TensorStorageMetadata)
         number, _, key = name.partition(".")
         tensors[name] = target(int(number), about.size, about.properties.dtype)
         state[int(number)][key] = tensors[name]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is meant
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         if tensors:
             dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
     return {**settings, "state": state}

@@ -1,5 +1,5 @@
-"""When and how a run's checkpoints are written: a copy on the host first, then by a thread while
-training goes on."""
+"""When and how a run's checkpoints are written: tensors are copied into host memory first, then a
+thread writes them while training goes on."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from clipx.checkpoints import format as checkpoints
-from clipx.checkpoints.format import Training, TrainState
+from clipx.checkpoints.train_state import Training, TrainState
 from clipx.distributed.runtime import Runtime
 
 RETRY_SECONDS = 60.0
-"""After a save that failed another is tried, which need not wait for the next that is due."""
+"""After a failed save the next one is tried so much later, before the next that is due."""
 
 
 class Saveable(Protocol):
-    """What a checkpoint is made of: `clipx.training.state.Parts`."""
+    """What a checkpoint is made from: `clipx.training.learner.Learner`."""
 
     @property
     def is_sharded(self) -> bool: ...
@@ -32,8 +32,8 @@ class Saveable(Protocol):
 
 
 class HostBuffers:
-    """Copies of tensors in host memory that the next snapshot overwrites: memory that is used again
-    need not be found, zeroed and, for a GPU, pinned again."""
+    """Copies of tensors in host memory, overwritten by the next checkpoint: reused memory need not
+    be allocated, cleared and, for a GPU, pinned again."""
 
     def __init__(self, device: torch.device) -> None:
         self._pin = device.type == "cuda"
@@ -41,11 +41,11 @@ class HostBuffers:
         self._next = 0
 
     def begin(self) -> None:
-        """A new snapshot: nobody reads the one before any more."""
+        """Start a new checkpoint. The copies of the one before must not be in use any more."""
         self._next = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """The device goes on: `ready` says when the copies are there."""
+        """A copy, which is complete once the function of `ready` returns: the device goes on."""
         if self._next == len(self._buffers):
             self._buffers.append(torch.empty(0))
         buffer = self._buffers[self._next]
@@ -56,7 +56,7 @@ class HostBuffers:
         return buffer.copy_(tensor, non_blocking=True)
 
     def ready(self) -> Callable[[], None]:
-        """What waits until all copies that were asked for so far are there."""
+        """A function that waits until all copies requested so far are complete."""
         if not self._pin:
             return lambda: None
         event = torch.cuda.Event()
@@ -64,25 +64,25 @@ class HostBuffers:
         return event.synchronize
 
 
-class Writer:
+class BackgroundWriter:
     """One thread that does one thing at a time."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._faults: list[str] = []
 
-    def start(self, what: str, act: Callable[[], None]) -> None:
-        """Waits for the one before."""
+    def start(self, name: str, write: Callable[[], None]) -> None:
+        """Run `write` in a thread, after the one before has ended. name: for error messages"""
         self.wait()
-        # Not a daemon: a run that ends by an error still ends with this checkpoint.
-        self._thread = threading.Thread(target=self._run, args=(what, act), name="checkpoint")
+        # Not a daemon: a run that ends by an error still completes this checkpoint.
+        self._thread = threading.Thread(target=self._run, args=(name, write), name="checkpoint")
         self._thread.start()
 
-    def _run(self, what: str, act: Callable[[], None]) -> None:
+    def _run(self, name: str, write: Callable[[], None]) -> None:
         try:
-            act()
-        except Exception as error:  # noqa: BLE001  in a thread nobody else would hear of it
-            self._faults.append(f"{what} not written: {type(error).__name__}: {error}")
+            write()
+        except Exception as error:  # noqa: BLE001  an exception in a thread reaches no caller
+            self._faults.append(f"{name} not written: {type(error).__name__}: {error}")
 
     def wait(self) -> None:
         if self._thread is not None:
@@ -90,18 +90,21 @@ class Writer:
             self._thread = None
 
     def take_fault(self) -> str | None:
-        """What went wrong since the last call."""
+        """Errors since the last call."""
         faults, self._faults = self._faults, []
         return "; ".join(faults) or None
 
 
 class Saver:
-    """The checkpoints of a run. Ranks but the first, whose folder is None, bring their parts."""
+    """Writes the checkpoints of a run. All ranks have one; folder is None on all but the first.
+
+    newest: the last step that can be resumed from, on rank 0
+    """
 
     def __init__(
         self,
         runtime: Runtime,
-        parts: Saveable,
+        learner: Saveable,
         folder: Path | None,
         about: checkpoints.About,
         *,
@@ -109,67 +112,73 @@ class Saver:
         every_seconds: float | None,
         asynchronous: bool,
     ) -> None:
-        self._runtime, self._parts, self._folder, self._about = runtime, parts, folder, about
-        self._every, self._asynchronous = every_seconds, asynchronous
-        self._buffers = HostBuffers(runtime.device)
-        self._writer = Writer()
-        self._begun = time.monotonic()
-        self._failed: float | None = None
-        self._notices: list[str] = []
         self.newest = newest
-        """The last step that can be resumed from, on rank 0."""
+        self._runtime = runtime
+        self._learner = learner
+        self._folder = folder
+        self._about = about
+        self._every_seconds = every_seconds
+        self._asynchronous = asynchronous
+        self._buffers = HostBuffers(runtime.device)
+        self._writer = BackgroundWriter()
+        self._start_time = time.monotonic()
+        self._failure_time: float | None = None
+        self._notices: list[str] = []
 
-    def wants(self) -> bool:
+    def is_due(self) -> bool:
         """Whether it is time for a checkpoint, by the clock of rank 0."""
         if self._folder is None:
             return False
         now = time.monotonic()
-        if self._failed is not None and now - self._failed > RETRY_SECONDS:
+        if self._failure_time is not None and now - self._failure_time > RETRY_SECONDS:
             return True
-        return self._every is not None and now - self._begun >= self._every
+        return self._every_seconds is not None and now - self._start_time >= self._every_seconds
 
     def save(self, state: TrainState, *, wait: bool) -> str | None:
-        """Write a checkpoint. All ranks take part. Returns, on all of them, what went wrong where
-        it was waited for.
+        """Write a checkpoint. All ranks take part. With `wait`, returns the fault on all ranks.
 
-        A full disk is no reason to end a run that may go on.
+        A full disk does not end the run: the next save may succeed.
         """
         wait = wait or not self._asynchronous
-        self._writer.wait()
+        self._writer.wait()  # it still reads the buffers
         self._buffers.begin()
-        self._begun, self._failed = time.monotonic(), None
-        weights, training = self._parts.collect(Tensor.cpu if wait else self._buffers)
-        write = self._write(state, weights, training)
+        self._start_time = time.monotonic()
+        self._failure_time = None
+        weights, training = self._learner.collect(Tensor.cpu if wait else self._buffers)
+        write = self._writing(state, weights, training)
         if write is not None:
             self._writer.start(f"checkpoint of step {state.step}", write)
         return self.finish() if wait else None
 
-    def _write(
+    def _writing(
         self, state: TrainState, weights: Mapping[str, Tensor], training: Training
     ) -> Callable[[], None] | None:
-        """What this rank's thread has to do: without collectives, which are the main thread's."""
-        ready, sharded = self._buffers.ready(), self._parts.is_sharded
-        writers, rank = self._runtime.world_size if sharded else 1, self._runtime.rank
-        folder = self._folder
-        beside = checkpoints.temporary(folder, state.step) if folder is not None else None
-        if sharded:
-            beside = self._runtime.from_main(beside)
-        if beside is None:
+        """The work of this rank's thread; None if it has none. It makes no collectives, which
+        belong to the main thread."""
+        ready = self._buffers.ready()
+        folder, rank = self._folder, self._runtime.rank
+        temporary = None if folder is None else checkpoints.temporary(folder, state.step)
+        num_writers = 1
+        if self._learner.is_sharded:
+            # Each rank writes its part of the optimizer into the folder of rank 0.
+            temporary = self._runtime.from_main(temporary)
+            num_writers = self._runtime.world_size
+        if temporary is None:
             return None
 
         def write() -> None:
             ready()
             if folder is None:
-                checkpoints.save_part(beside, training, rank)
-            else:
-                checkpoints.save(folder, state, weights, training, self._about, num_writers=writers)
-                self.newest = state.step
-                self._prune(folder, state.step)
+                checkpoints.save_part(temporary, training, rank)
+                return
+            checkpoints.save(folder, state, weights, training, self._about, num_writers=num_writers)
+            self.newest = state.step
+            self._prune(folder, state.step)
 
         return write
 
     def _prune(self, folder: Path, step: int) -> None:
-        """Remove old checkpoints. A fault here is none of the save, which has succeeded."""
+        """Remove old checkpoints. An error is a notice: the save itself has succeeded."""
         try:
             checkpoints.prune(folder, step, self._about)
         except OSError as error:
@@ -181,15 +190,15 @@ class Saver:
         return notices
 
     def finish(self) -> str | None:
-        """Wait for the save that is under way. Returns, on all ranks, what it met."""
+        """Wait for the save in progress. Returns its fault on all ranks."""
         self._writer.wait()
         return self._runtime.from_main(self.fault())
 
     def fault(self) -> str | None:
-        """What the last save met, once, on rank 0."""
+        """The fault of the last save, once, on rank 0."""
         fault = self._writer.take_fault()
         if fault is not None:
-            self._failed = time.monotonic()
+            self._failure_time = time.monotonic()
         return fault
 
     def close(self) -> None:

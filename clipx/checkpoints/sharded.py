@@ -1,7 +1,7 @@
-"""Tensors that may be sharded (DTensor, as FSDP2 makes them) as whole ones, and back.
+"""Sharded tensors (DTensor, as FSDP2 makes them) to whole ones, and back.
 
 Checkpoints hold whole weights, and parts of the optimizer's state that any number of ranks, sharded
-or not, can put together again.
+or not, can load.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from clipx.checkpoints.optimizer_state import Part
 
 
 def whole(value: Any, *, copy: Callable[[Tensor], Tensor] | None) -> Any:
-    """The same nest of dicts and lists with every tensor whole, as `copy` puts it into host memory.
-    All ranks take part; those without `copy`, which write no file, get None for each tensor."""
+    """The same dicts and lists with every tensor whole, copied into host memory by `copy`. All
+    ranks take part; those without `copy` get None for each tensor."""
     if isinstance(value, Tensor):
         full = value.detach()
         full = full.full_tensor() if isinstance(full, DTensor) else full
@@ -32,8 +32,8 @@ def whole(value: Any, *, copy: Callable[[Tensor], Tensor] | None) -> Any:
 
 
 def own_part(value: Any, *, copy: Callable[[Tensor], Tensor], is_main: bool) -> Any:
-    """The same nest with, in place of each sharded tensor, what this rank holds of it; of tensors
-    that all ranks have, rank 0 keeps the copy. Nothing travels."""
+    """The same dicts and lists with this rank's part of each sharded tensor. Of tensors that all
+    ranks have, rank 0 gets a copy and the others None. Nothing travels."""
     if isinstance(value, DTensor):
         _, offset = compute_local_shape_and_global_offset(
             value.shape, value.device_mesh, value.placements
@@ -50,30 +50,33 @@ def own_part(value: Any, *, copy: Callable[[Tensor], Tensor], is_main: bool) -> 
 
 
 def placed_like(value: Tensor, reference: Tensor) -> Tensor:
-    """A whole tensor in the shards of `reference`, where that has any and is of the same shape; one
-    that is in shards already stays as it is."""
+    """A whole tensor sharded as `reference` is, if that is sharded and of the same shape. A sharded
+    tensor stays as it is."""
     if isinstance(value, DTensor) or not isinstance(reference, DTensor):
         return value
     if value.shape != reference.shape:
         return value
     value = value.to(reference.device)
-    # Every rank has read the same file: no rank needs to send the others anything.
+    # Every rank has read the same file, so no rank sends anything to the others.
     return distribute_tensor(value, reference.device_mesh, reference.placements, src_data_rank=None)
 
 
 def weights_like(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Whole tensors by name in the shards of those that a model has by the same names."""
-    return {n: placed_like(t, reference[n]) if n in reference else t for n, t in weights.items()}
+    """Whole tensors by name, sharded as the tensors of a model with the same names."""
+    placed = {}
+    for name, tensor in weights.items():
+        placed[name] = placed_like(tensor, reference[name]) if name in reference else tensor
+    return placed
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """An optimizer's whole state, by the numbers of its parameters, in the shards of these."""
+    """Load an optimizer's whole state, and shard each tensor as its parameter is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    placed = {
-        number: {
-            key: placed_like(item, parameters[number]) if isinstance(item, Tensor) else item
-            for key, item in items.items()
-        }
-        for number, items in state["state"].items()
-    }
+    placed: dict[int, dict[str, Any]] = {}
+    for number, items in state["state"].items():
+        placed[number] = {}
+        for key, item in items.items():
+            if isinstance(item, Tensor):
+                item = placed_like(item, parameters[number])
+            placed[number][key] = item
     optimizer.load_state_dict({**state, "state": placed})

@@ -1,9 +1,8 @@
-"""Safetensors files, written tensor by tensor and hashed on the way.
+"""Safetensors files, written tensor by tensor and hashed meanwhile.
 
-`safetensors.torch.save_file` first makes a second copy of all it writes, and a hash afterwards
-reads the file again; here a checkpoint needs neither. The format: 8 bytes of length, a JSON header
-padded by blanks to a multiple of 8, then the tensors' bytes, end to end.
-"""
+`safetensors.torch.save_file` first copies everything that it writes, and a hash afterwards reads
+the file again; a checkpoint needs neither. The format: 8 bytes of length, a JSON header padded with
+blanks to a multiple of 8, then the bytes of the tensors without gaps."""
 
 from __future__ import annotations
 
@@ -29,15 +28,16 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_PIECE = 16 << 20  # bytes given to the file at a time: what a hash finds in the cache
+_PIECE = 16 << 20  # bytes that are written and hashed at a time, while they are in the cache
 
 
 def write(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] = {}) -> str:
-    """The SHA-256 of the file, which is on the disk when this returns. Raises OSError.
+    """Write a file and wait until it is on the disk. Returns its SHA-256. Raises OSError.
 
-    about: texts that its header has too
+    about: texts for the header
     """
-    ordered = sorted(tensors, key=lambda n: (-tensors[n].element_size(), n))  # aligned
+    # Large elements first, so that each tensor is aligned to its element size.
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
     end = 0
     for name in ordered:
@@ -61,7 +61,7 @@ def write(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] = 
 
 
 def _put(descriptor: int, data: memoryview, digest: hashlib._Hash) -> None:
-    """Other threads run while a piece is written and hashed."""
+    """Write and hash. Both release the GIL, so training goes on meanwhile."""
     for begin in range(0, len(data), _PIECE):
         piece = data[begin : begin + _PIECE]
         digest.update(piece)

@@ -1,46 +1,44 @@
-"""What is in each of many shards, without holding the index of any: all that the order needs.
+"""A summary of each of many shards, without holding their indexes: all that the order needs.
 
-For 200,000 shards that is a table of some megabytes, kept in the user's cache directory, so that a
-run that starts again asks no sidecar for what it knew already.
+For 200,000 shards that is a table of some megabytes. It is kept in the user's cache directory, so
+that the next run does not open the index of every shard again.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from clipx.data.decode import EXTENSIONS
-from clipx.data.index import load_head
 from clipx.data.remote import is_remote
 from clipx.data.sample import BadSample
 from clipx.data.shard_cache import ShardCache
-from clipx.data.shard_index import Head
-from clipx.data.shards import in_threads, told_sizes
+from clipx.data.shards import declared_sizes, in_threads
+from clipx.data.tar_index import Head, load_head
 from clipx.data.transfer.common import ShardFile
-from clipx.files import write_whole
+from clipx.files import cache_folder, digest_path, write_whole
 from clipx.types import UserError
 
 _VERSION = 2
 _DIGEST_BYTES = 81  # two SHA-1 in hexadecimal and a colon
-TOLD = "sizes.json "
-"""Begins the digest of a shard whose samples were not looked at, but told."""
+DECLARED = "sizes.json "
+"""Prefix of the digest of a shard that was not opened, since sizes.json gives its samples."""
 IMAGE_RULE = f"the first of {', '.join(EXTENSIONS)} is used"
-"""Which image of a sample that has several, in all sources."""
+"""Which image of a sample that has several is used, in all sources."""
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """What is known of each file, in order. A file that is no tar has no samples, and is one of
-    `faults`.
+    """The files in order. One that is not a tar has no samples, and is one of `faults`.
 
     samples: (shards,) int64; digests: (shards,) bytes; truncated: (shards,) bool
     warnings: shard -> (damage, samples with more than one image), see Head; few have any
@@ -50,7 +48,7 @@ class Catalog:
     samples: np.ndarray
     digests: np.ndarray
     truncated: np.ndarray
-    warnings: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    warnings: dict[int, tuple[str, int]] = field(default_factory=dict)
     faults: tuple[BadSample, ...] = ()
 
     def digest(self, shard: int) -> str:
@@ -60,67 +58,45 @@ class Catalog:
 def open_catalog(
     files: Sequence[ShardFile], cache: ShardCache, advance: Callable[[], None] = lambda: None
 ) -> Catalog:
-    """What is known of these shards; what is not is read, many shards at a time."""
-    store = store_path(files)
-    known, samples, digests, truncated, warnings = _recall(store, files)
-    places = np.flatnonzero(~known).tolist()
-    new = [files[place] for place in places]
-    told = told_sizes([file for file in new if is_remote(file.url)])
-    unreadable: dict[str, BadSample] = {}
+    """Summarize these shards. Those that are not in the stored catalog are opened, many at a time.
 
-    def look(file: ShardFile) -> Head:
+    advance: called after each shard that is opened
+    """
+    store = store_path(files)
+    catalog, known = _load(store, files)
+    new = np.flatnonzero(~known).tolist()
+    declared = declared_sizes([files[shard] for shard in new if is_remote(files[shard].url)])
+    unreadable: dict[int, BadSample] = {}
+
+    def read_head(shard: int) -> Head:
+        file = files[shard]
         try:
-            return _head(file, told.get(file.url), cache)
+            return _read_head(file, declared.get(file.url), cache)
         except (UserError, OSError) as error:
-            unreadable[file.url] = _fault(file.url, type(error).__name__, str(error))
+            unreadable[shard] = _fault(file, type(error).__name__, str(error))
             return Head(0, "unreadable", truncated=False)
         finally:
             advance()
 
-    for place, head in zip(places, in_threads(look, new), strict=True):
-        samples[place], truncated[place] = head.samples, head.truncated
-        digests[place] = head.digest.encode()
+    for shard, head in zip(new, in_threads(read_head, new), strict=True):
+        catalog.samples[shard] = head.samples
+        catalog.digests[shard] = head.digest.encode()
+        catalog.truncated[shard] = head.truncated
         if head.damage or head.second_images:
-            warnings[place] = (head.damage, head.second_images)
-        known[place] = files[place].url not in unreadable  # may be there the next time
+            catalog.warnings[shard] = (head.damage, head.second_images)
+        known[shard] = shard not in unreadable  # it may be readable the next time
     if new:
-        save(store, Catalog(tuple(files), samples, digests, truncated, warnings), keep=known)
-    faults = _faults(files, samples, truncated, warnings, unreadable)
-    return Catalog(tuple(files), samples, digests, truncated, warnings, faults)
+        save(store, catalog, keep=known)
+    return replace(catalog, faults=_faults(catalog, unreadable))
 
 
-def _faults(
-    files: Sequence[ShardFile],
-    samples: np.ndarray,
-    truncated: np.ndarray,
-    warnings: Mapping[int, tuple[str, int]],
-    unreadable: Mapping[str, BadSample],
-) -> tuple[BadSample, ...]:
-    """What is wrong with whole shards, in the order of the files."""
-    by_place: dict[int, list[BadSample]] = {}
-    for place in np.flatnonzero(truncated).tolist():
-        text = f"the tar ends early: the samples after its first {samples[place]} are missing"
-        by_place[place] = [_fault(files[place].url, "TruncatedTar", text)]
-    for place, (damage, second_images) in warnings.items():
-        found = by_place.setdefault(place, [])
-        if damage:
-            found.append(_fault(files[place].url, "DamagedTar", damage))
-        if second_images:
-            text = f"{second_images} samples have more than one image; {IMAGE_RULE}"
-            found.append(_fault(files[place].url, "SecondImage", text))
-    if unreadable:
-        for place, file in enumerate(files):
-            if file.url in unreadable:
-                by_place[place] = [unreadable[file.url]]
-    return tuple(fault for place in sorted(by_place) for fault in by_place[place])
-
-
-def _head(file: ShardFile, told: int | None, cache: ShardCache) -> Head:
+def _read_head(file: ShardFile, declared: int | None, cache: ShardCache) -> Head:
     if not is_remote(file.url):
         return load_head(Path(file.url))
-    if told is not None:
-        state = f"{file.size} {file.stamp} {told}"
-        return Head(told, TOLD + hashlib.sha1(state.encode()).hexdigest(), truncated=False)
+    if declared is not None:
+        state = f"{file.size} {file.stamp} {declared}"
+        digest = DECLARED + hashlib.sha1(state.encode()).hexdigest()
+        return Head(declared, digest, truncated=False)
     descriptor = cache.open(file)
     try:
         return load_head(cache.place(file), stamp=remote_stamp(file), descriptor=descriptor)
@@ -129,71 +105,104 @@ def _head(file: ShardFile, told: int | None, cache: ShardCache) -> Head:
 
 
 def remote_stamp(file: ShardFile) -> str:
-    """For the index of a remote file: the time of its copy changes with each use."""
+    """Stamp for the index of a remote file, whose local copy has a new time after each use."""
     return f"{file.size}-{file.stamp}"
 
 
-def _fault(shard: str, error: str, message: str) -> BadSample:
-    return BadSample(shard, key="", position=-1, stage="shard", error=error, message=message)
+def _faults(catalog: Catalog, unreadable: Mapping[int, BadSample]) -> tuple[BadSample, ...]:
+    """Faults of whole shards, in the order of the files."""
+    shards = {*np.flatnonzero(catalog.truncated).tolist(), *catalog.warnings, *unreadable}
+    faults: list[BadSample] = []
+    for shard in sorted(shards):
+        file = catalog.files[shard]
+        if shard in unreadable:
+            faults.append(unreadable[shard])
+            continue
+        if catalog.truncated[shard]:
+            kept = catalog.samples[shard]
+            message = f"the tar ends early: the samples after its first {kept} are missing"
+            faults.append(_fault(file, "TruncatedTar", message))
+        damage, second_images = catalog.warnings.get(shard, ("", 0))
+        if damage:
+            faults.append(_fault(file, "DamagedTar", damage))
+        if second_images:
+            message = f"{second_images} samples have more than one image; {IMAGE_RULE}"
+            faults.append(_fault(file, "SecondImage", message))
+    return tuple(faults)
+
+
+def _fault(file: ShardFile, error: str, message: str) -> BadSample:
+    return BadSample(file.url, key="", position=-1, stage="shard", error=error, message=message)
+
+
+# --- The stored catalog ---
 
 
 def store_path(files: Sequence[ShardFile]) -> Path:
-    """Where the catalog of these files is kept: one for the folder of the first."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where the catalog of these files is stored: one for the folder of the first."""
     folder = files[0].url.rpartition("/")[0]
-    folder = folder if is_remote(files[0].url) else str(Path(folder).resolve())
-    name = hashlib.sha1(folder.encode("utf-8", "surrogateescape")).hexdigest()
-    return root / "clipx" / "catalogs" / f"{name}.npz"
+    if is_remote(files[0].url):
+        name = hashlib.sha1(folder.encode("utf-8", "surrogateescape")).hexdigest()
+    else:
+        name = digest_path(Path(folder))
+    return cache_folder("catalogs") / f"{name}.npz"
 
 
 def _identities(files: Sequence[ShardFile]) -> np.ndarray:
-    """(shards,) bytes: what a shard is known again by."""
+    """(shards,) bytes: which shard it is, and in which state."""
     texts = [f"{file.url}\n{file.size}\n{file.stamp}" for file in files]
     return np.array([text.encode("utf-8", "surrogateescape") for text in texts], dtype=np.bytes_)
 
 
-def _recall(
-    store: Path, files: Sequence[ShardFile]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[int, tuple[str, int]]]:
-    """(known, samples, digests, truncated, warnings) of each file, as a run before has left
-    them."""
-    count, mine = len(files), _identities(files)
-    samples, truncated = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.bool_)
-    digests = np.zeros(count, dtype=np.dtype(f"S{_DIGEST_BYTES}"))
+def _load(store: Path, files: Sequence[ShardFile]) -> tuple[Catalog, np.ndarray]:
+    """Returns a catalog, zero where an earlier run has stored nothing, and (shards,) bool: True
+    where it has."""
+    count = len(files)
+    catalog = Catalog(
+        tuple(files),
+        samples=np.zeros(count, dtype=np.int64),
+        digests=np.zeros(count, dtype=f"S{_DIGEST_BYTES}"),
+        truncated=np.zeros(count, dtype=np.bool_),
+    )
+    unknown = np.zeros(count, dtype=np.bool_)
+    identities = _identities(files)
     try:
-        # Opened here, for np.load leaves a file open that is no archive.
+        # Opened here: np.load leaves a file open that is not an archive.
         with store.open("rb") as file, np.load(file, allow_pickle=False) as data:
             if data["version"] != _VERSION:
-                raise ValueError("of another version")
-            old = data["identities"]
-            stored = json.loads(data["warnings"].tobytes())
-            warnings = {place: (damage, images) for place, damage, images in stored}
-            if np.array_equal(old, mine):  # nearly always: ten times as fast as the look-up
-                columns = (data["samples"], data["digests"], data["truncated"])
-                known = np.ones(count, dtype=np.bool_)
-                return known, *(column.copy() for column in columns), warnings
-            place = dict(zip(old.tolist(), range(len(old)), strict=True))
-            at = np.array([place.get(identity, -1) for identity in mine.tolist()])
-            known = at >= 0
-            samples[known] = data["samples"][at[known]]
-            digests[known] = data["digests"][at[known]]
-            truncated[known] = data["truncated"][at[known]]
-            moved = {n: warnings[was] for n, was in enumerate(at.tolist()) if was in warnings}
-            return known, samples, digests, truncated, moved
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        # Only a cache: a missing or unreadable one is made anew.
-        return np.zeros(count, dtype=np.bool_), samples, digests, truncated, {}
+                return catalog, unknown
+            stored = data["identities"]
+            samples = data["samples"]
+            digests = data["digests"]
+            truncated = data["truncated"]
+            warnings = json.loads(data["warnings"].tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return catalog, unknown  # only a cache: a missing or unreadable one is written anew
+
+    if np.array_equal(stored, identities):
+        old_row = np.arange(count)  # nearly always, and ten times as fast as the look-up
+    else:
+        row_of = dict(zip(stored.tolist(), range(len(stored)), strict=True))
+        old_row = np.array([row_of.get(identity, -1) for identity in identities.tolist()])
+    known = old_row >= 0
+    catalog.samples[known] = samples[old_row[known]]
+    catalog.digests[known] = digests[old_row[known]]
+    catalog.truncated[known] = truncated[old_row[known]]
+    if warnings:
+        shard_of = dict(zip(old_row.tolist(), range(count), strict=True))
+        for row, damage, second_images in warnings:
+            if row in shard_of:
+                catalog.warnings[shard_of[row]] = (damage, second_images)
+    return catalog, known
 
 
 def save(store: Path, catalog: Catalog, *, keep: np.ndarray) -> None:
-    """For `open_catalog` to find. A disk that is full or read-only only costs the next start.
-
-    keep: (shards,) bool
-    """
-    place = np.cumsum(keep) - 1
-    warnings = [
-        (int(place[shard]), *warning) for shard, warning in catalog.warnings.items() if keep[shard]
-    ]
+    """Store a catalog for the next `open_catalog`. keep: (shards,) bool, the rows to store"""
+    row = np.cumsum(keep) - 1
+    warnings = []
+    for shard, (damage, second_images) in catalog.warnings.items():
+        if keep[shard]:
+            warnings.append((int(row[shard]), damage, second_images))
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -204,6 +213,6 @@ def save(store: Path, catalog: Catalog, *, keep: np.ndarray) -> None:
         truncated=catalog.truncated[keep],
         warnings=np.frombuffer(json.dumps(warnings).encode(), dtype=np.uint8),
     )
-    with contextlib.suppress(OSError):  # a disk that is full or read-only costs the next start
+    with suppress(OSError):  # a disk that is full or read-only costs the next start
         store.parent.mkdir(parents=True, exist_ok=True)
         write_whole(store, buffer.getvalue())

@@ -1,19 +1,23 @@
-"""Room in the folder of a cache: who holds how much of it, and who goes first."""
+"""Room in the folder of a shard cache: how much of it is taken, and which files are evicted.
+
+The mtime of a shard is its last use. A shard that was downloaded ahead of need has a marker file
+beside it until its first use, `.<name>.ahead`, with the id of the process that will need it.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipx.data.file_locks import locked, remove_unclaimed
+from filelock import FileLock, Timeout
 
-_OURS = re.compile(r"(part-)?[0-9a-f]{20}-")
-_SECOND = 10**9
-_MAX_PID = 2**22  # of Linux
-_AHEAD_NS = 3600 * _SECOND  # what was brought ahead longer ago is no longer waited for
+PART = "part-"
+_CACHED = re.compile(r"(part-)?[0-9a-f]{20}-")  # other files in the folder are left alone
+_AHEAD_SECONDS = 3600  # after this time a process is taken to have skipped the shard
 
 
 @dataclass(frozen=True)
@@ -21,92 +25,151 @@ class _Entry:
     path: Path
     size: int
     used_ns: int
-    ahead: bool
+    awaited: bool
+
+
+def download_lock(target: Path) -> FileLock:
+    """The lock of the process that downloads `target`. The kernel releases it if that is killed."""
+    return FileLock(_hidden(target, "lock"), thread_local=False)
 
 
 def make_room(
-    part: Path, writer: int, size: int, limit: int, *, ahead: bool = False, strict: bool = False
+    part: Path, size: int, limit: int, *, ahead: bool = False, force: bool = False
 ) -> bool:
-    """Evicts what is needed for the part to have `size` bytes, and gives them to it. Where that
-    cannot be, `strict` changes nothing.
+    """Grow `part`, a download, to `size` bytes, and evict other files so that the folder has at
+    most `limit` bytes. Returns False, with nothing changed, if that cannot be.
 
-    part: being written by `writer`; limit: of the bytes in its folder; ahead: brought ahead of need
+    ahead: the file is not needed yet. It takes no room from files that wait for their first use,
+    and with them at most half of the cache, so that the other half is left to files in use
+    force: evict what there is, even if that is not enough
     """
-    with locked(part.with_name(".lock")):
-        parts, entries = _entries(part)
-        excess = parts + sum(entry.size for entry in entries) + size - limit
-        waiting = [entry for entry in entries if entry.ahead]
-        victims = sorted((e for e in entries if not e.ahead), key=lambda e: e.used_ns)
-        if ahead and parts + sum(e.size for e in waiting) + size > limit // 2:
+    with _folder_lock(part.parent):
+        reserved, entries = _scan(part.parent, own=part)
+        awaited = [entry for entry in entries if entry.awaited]
+        if ahead and reserved + _total(awaited) + size > limit // 2:
             return False
-        if not ahead:  # what was brought last is needed last
-            victims += sorted(waiting, key=lambda e: -e.used_ns)
-        if strict and excess > sum(e.size for e in victims):
+        victims = sorted((e for e in entries if not e.awaited), key=lambda e: e.used_ns)
+        if not ahead:
+            # The file that was downloaded last is needed last.
+            victims += sorted(awaited, key=lambda e: -e.used_ns)
+        excess = reserved + _total(entries) + size - limit
+        if excess > _total(victims) and not force:
             return False
         _evict(victims, excess)
-        os.ftruncate(writer, size)
+        os.truncate(part, size)
         return True
 
 
 def keep_within(folder: Path, limit: int) -> None:
-    """Evict whole files until the folder holds at most `limit` bytes, those that were used longest
-    ago first: an index that was written beside its shard needs room too."""
-    lock = folder / ".lock"
-    with locked(lock):
-        parts, entries = _entries(lock)
-        excess = parts + sum(entry.size for entry in entries) - limit
-        _evict(sorted(entries, key=lambda e: (e.ahead, e.used_ns)), excess)
+    """Evict the files that were used longest ago until the folder has at most `limit` bytes."""
+    with _folder_lock(folder):
+        reserved, entries = _scan(folder)
+        victims = sorted(entries, key=lambda e: (e.awaited, e.used_ns))
+        _evict(victims, reserved + _total(entries) - limit)
+
+
+def _folder_lock(folder: Path) -> FileLock:
+    return FileLock(folder / ".lock", poll_interval=0.01)
+
+
+def _total(entries: list[_Entry]) -> int:
+    return sum(entry.size for entry in entries)
 
 
 def _evict(victims: list[_Entry], excess: int) -> None:
-    """Remove files, in this order, until `excess` bytes are free."""
+    """Remove files in this order until `excess` bytes are free."""
     for entry in victims:
         if excess <= 0:
             break
         entry.path.unlink(missing_ok=True)
+        _hidden(entry.path, "ahead").unlink(missing_ok=True)
         excess -= entry.size
 
 
-def _entries(own: Path) -> tuple[int, list[_Entry]]:
-    """Bytes of other downloads under way, and the whole files. Removes what killed processes
-    have left."""
-    parts, whole = 0, []
-    now = time.time_ns()
-    for path in own.parent.iterdir():
-        if not _OURS.match(path.name) or path == own:
+def _scan(folder: Path, own: Path | None = None) -> tuple[int, list[_Entry]]:
+    """Returns the bytes of downloads other than `own`, and the whole files. Removes the downloads
+    of killed processes."""
+    reserved = 0
+    entries: list[_Entry] = []
+    for path in folder.iterdir():
+        if not _CACHED.match(path.name) or path == own:
             continue
         try:
-            stat = path.stat()
-            if not path.name.startswith("part-"):
-                ahead = now - stat.st_mtime_ns < _AHEAD_NS and _is_alive(waiting_for(stat))
-                whole.append(_Entry(path, stat.st_size, stat.st_mtime_ns, ahead))
-            elif not remove_unclaimed(path):
-                parts += stat.st_size
+            status = path.stat()
+            if not path.name.startswith(PART):
+                awaited = _is_awaited(path, status.st_mtime)
+                entries.append(_Entry(path, status.st_size, status.st_mtime_ns, awaited))
+            elif not _remove_abandoned(path):
+                reserved += status.st_size
         except FileNotFoundError:
-            continue  # renamed or given up by its owner at this moment
-    return parts, whole
+            continue  # renamed or removed by its owner since the listing
+    return reserved, entries
 
 
-def touch(file: int | Path, *, used: bool = True) -> None:
-    """Marks a whole file as used now, or as brought now and not used yet. Not by the file system's
-    own clock, which stands still for milliseconds."""
+def _remove_abandoned(part: Path) -> bool:
+    """Remove a download whose process has ended. Returns False if it is still going on."""
+    target = part.with_name(part.name.removeprefix(PART))
+    lock = download_lock(target)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    _hidden(target, "ahead").unlink(missing_ok=True)
+    end_download(target, lock)
+    return True
+
+
+def end_download(target: Path, lock: FileLock) -> None:
+    """Remove the part of a download if it was not renamed, and unlock it."""
+    target.with_name(PART + target.name).unlink(missing_ok=True)
+    # Removed while it is held: a process that waits for it notices, and makes a new file.
+    _hidden(target, "lock").unlink(missing_ok=True)
+    lock.release()
+
+
+# --- Markers ---
+
+
+def _hidden(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{kind}")
+
+
+def mark_used(target: Path, descriptor: int) -> bool:
+    """Mark a file as used now. Returns True if it was downloaded ahead and not used before."""
+    # Not by the file system's clock, which stands still for milliseconds.
     now = time.time_ns()
-    os.utime(file, ns=(now if used else os.getpid() * _SECOND, now))
+    os.utime(descriptor, ns=(now, now))
+    try:
+        _hidden(target, "ahead").unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
-def waiting_for(stat: os.stat_result) -> int | None:
-    """The process that has brought a file which nobody has used since: its atime, in seconds, which
-    are days of 1970. None where the file was used."""
-    return pid if (pid := stat.st_atime_ns // _SECOND) <= _MAX_PID else None
+def keep_for_use(target: Path) -> bool:
+    """Count the coming use of a file as a use, so that it is not evicted before. Returns False if
+    the file is not in the cache."""
+    if not target.exists():
+        return False
+    if not _hidden(target, "ahead").exists():
+        with suppress(FileNotFoundError):  # evicted since
+            os.utime(target)
+    return True
 
 
-def _is_alive(pid: int | None) -> bool:
-    if pid is None:
+def mark_ahead(target: Path) -> None:
+    """Mark a file as one that this process will need."""
+    _hidden(target, "ahead").write_text(str(os.getpid()))
+
+
+def _is_awaited(target: Path, downloaded_seconds: float) -> bool:
+    """Whether the process that has downloaded a file ahead of need is still alive."""
+    if time.time() - downloaded_seconds > _AHEAD_SECONDS:
         return False
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
+        os.kill(int(_hidden(target, "ahead").read_text()), 0)
     except PermissionError:
-        pass  # of another user
+        return True  # alive, of another user
+    except (OSError, ValueError):
+        return False
     return True

@@ -1,16 +1,16 @@
-"""What locked towers make of a corpus: training reads features instead of pictures and words (LiT,
+"""Features of locked towers: training reads them instead of pictures and words (LiT,
 arXiv:2111.07991).
 
 folder/
     images-00003.npy     features of the pictures of shard 3, (samples, ...) float16
-    captions-00003.json  their captions; none of a sample that cannot be used
+    captions-00003.json  their captions; none for a sample that cannot be used
     texts-00000.npy      features of the corpus's first distinct captions, (texts, ...) float16
     meta.json            what the files were made from; written last
 
-A file is there whole or not at all: a build that was stopped goes on with what is missing, and
-ranks build different files. So are parts of a file that is not done yet, such as
-`images-00003.part-00000.npy`, which are removed once it is. The folder's name is a digest of the
-corpus, the trunks and what they are given, so features of anything else are never read.
+Every file is atomic, so a build that was stopped continues with the missing files, and ranks build
+different ones. Parts of a file that is being built, such as `images-00003.part-00000.npy`, are
+removed once it is complete. The folder's name is a digest of the corpus, the trunks and their
+inputs, so features of anything else are never read.
 """
 
 from __future__ import annotations
@@ -29,18 +29,21 @@ from torch import Tensor
 
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus, Sample
+from clipx.data.loader import Loaded, fingerprint
+from clipx.data.order import batch_positions, uniforms
 from clipx.data.tokenizers import Tokenizer
 from clipx.files import write_whole
+from clipx.types import UserError
 
 TEXTS_PER_FILE = 8192
 
 
 @dataclass(frozen=True)
 class Trunks:
-    """The locked halves of both towers.
+    """The locked parts of both towers.
 
-    fit: (3, H, W) uint8 -> (3, image_size, image_size) uint8
     image: (B, 3, H, W) uint8 -> (B, ...) features; text: (B, T) int64 -> (B, ...) features
+    fit: (3, H, W) uint8 -> (3, image_size, image_size) uint8
     digest: of their weights and of everything else that their features depend on
     """
 
@@ -58,68 +61,40 @@ class FeatureCache:
     """The features of one corpus by one pair of trunks, below `root`."""
 
     def __init__(self, root: Path, corpus: Corpus, trunks: Trunks, config: DataConfig) -> None:
-        told = [corpus.digest, trunks.digest, config.caption_field, config.max_image_pixels]
-        self.digest = hashlib.sha1(repr(told).encode()).hexdigest()
+        # Everything that changes a feature or a caption; the order of samples does not.
+        inputs = [corpus.digest, trunks.digest, config.caption_field, config.max_image_pixels]
+        self.digest = hashlib.sha1(repr(inputs).encode()).hexdigest()
         self.folder = root / self.digest[:16]
-        self.corpus, self.trunks, self.config = corpus, trunks, config
+        self.corpus = corpus
+        self.trunks = trunks
+        self.config = config
 
     @property
     def complete(self) -> bool:
         return (self.folder / "meta.json").exists()
 
     def finish(self) -> None:
-        """Once all ranks have built all files. Raises OSError."""
+        """Mark the cache complete, after all ranks have built all files. Raises OSError."""
         meta = {"digest": self.digest, "samples": self.corpus.num_samples}
-        write_whole(self.folder / "meta.json", json.dumps(meta, indent=2).encode())
+        write_whole(self.folder / "meta.json", json.dumps(meta, indent=2))
+
+    def image_file(self, shard: int) -> Path:
+        return self.folder / f"images-{shard:05d}.npy"
+
+    def caption_file(self, shard: int) -> Path:
+        return self.folder / f"captions-{shard:05d}.json"
+
+    def text_file(self, number: int) -> Path:
+        return self.folder / f"texts-{number:05d}.npy"
 
     def pixels(self, sample: Sample) -> Tensor:
         """(3, image_size, image_size) uint8. Raises BadImage."""
-        pixels = self.config.decode(sample.image)
-        return self.trunks.fit(pixels)
-
-    def save_images(self, shard: int, features: np.ndarray, captions: list[list[str]]) -> None:
-        """All samples of a shard. Raises OSError."""
-        _save(self.image_file(shard), features)
-        write_whole(self.caption_file(shard), json.dumps(captions).encode())
-
-    def save_texts(self, file: int, features: np.ndarray) -> None:
-        """TEXTS_PER_FILE distinct captions, or the last of them. Raises OSError."""
-        _save(self.text_file(file), features)
-
-    def image_part(self, shard: int, number: int) -> tuple[np.ndarray, list[list[str]]] | None:
-        """What `save_image_part` has kept, or None."""
-        features = _load(_part(self.image_file(shard), number))
-        try:
-            captions = json.loads(_part(self.caption_file(shard), number).read_bytes())
-        except (OSError, ValueError):
-            return None
-        return None if features is None else (features, captions)
-
-    def save_image_part(
-        self, shard: int, number: int, features: np.ndarray, captions: list[list[str]]
-    ) -> None:
-        """Some samples of a shard that is not done yet. Raises OSError."""
-        _save(_part(self.image_file(shard), number), features)
-        write_whole(_part(self.caption_file(shard), number), json.dumps(captions).encode())
-
-    def text_part(self, file: int, number: int) -> np.ndarray | None:
-        """What `save_text_part` has kept, or None."""
-        return _load(_part(self.text_file(file), number))
-
-    def save_text_part(self, file: int, number: int, features: np.ndarray) -> None:
-        """Some captions of a file that is not done yet. Raises OSError."""
-        _save(_part(self.text_file(file), number), features)
-
-    def remove_parts(self, *files: Path) -> None:
-        """Remove the parts of files that are done. Raises OSError."""
-        for file in files:
-            for part in self.folder.glob(f"{file.stem}.part-*{file.suffix}"):
-                part.unlink(missing_ok=True)
+        return self.trunks.fit(self.config.decode(sample.image))
 
     def texts(self) -> Texts:
-        """The captions of the whole corpus, once all images are built."""
-        shards = range(self.corpus.num_shards)
-        return Texts.of(c for s in shards for c in json.loads(self.caption_file(s).read_bytes()))
+        """The captions of the whole corpus, after all images are built."""
+        files = map(self.caption_file, range(self.corpus.num_shards))
+        return Texts.of(captions for file in files for captions in json.loads(file.read_bytes()))
 
     def read_images(self, shard: np.ndarray, sample: np.ndarray) -> Tensor:
         """(B, ...) float32 features of these samples."""
@@ -129,19 +104,10 @@ class FeatureCache:
         """(B, ...) float32 features of these distinct captions."""
         return _gather(self.text_file, text // TEXTS_PER_FILE, text % TEXTS_PER_FILE)
 
-    def image_file(self, shard: int) -> Path:
-        return self.folder / f"images-{shard:05d}.npy"
-
-    def caption_file(self, shard: int) -> Path:
-        return self.folder / f"captions-{shard:05d}.json"
-
-    def text_file(self, file: int) -> Path:
-        return self.folder / f"texts-{file:05d}.npy"
-
 
 @dataclass(frozen=True)
 class Texts:
-    """The captions of N samples, each different one once.
+    """The captions of N samples, equal ones stored once.
 
     ids: places in `distinct` of the captions of all samples, end to end
     first: (N + 1,) where in `ids` those of a sample begin
@@ -157,48 +123,125 @@ class Texts:
         ids: list[int] = []
         first = [0]
         for texts in captions:
-            ids += [place.setdefault(text, len(place)) for text in texts]
+            for text in texts:
+                ids.append(place.setdefault(text, len(place)))
             first.append(len(ids))
         return cls(list(place), np.array(ids, dtype=np.int64), np.array(first, dtype=np.int64))
+
+    def count(self, sample: np.ndarray) -> np.ndarray:
+        """(B,) number of captions of each sample, by its place among all samples."""
+        return self.first[sample + 1] - self.first[sample]
 
     def draw(self, sample: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Places in `distinct` of one caption of each sample.
 
         sample: (B,) place among all samples; draws: (B,) in [0, 1)
         """
-        count = self.first[sample + 1] - self.first[sample]
-        return self.ids[self.first[sample] + (draws * count).astype(np.int64)]
+        offset = (draws * self.count(sample)).astype(np.int64)
+        return self.ids[self.first[sample] + offset]
 
 
-def _gather(path: Callable[[int], Path], file: np.ndarray, row: np.ndarray) -> Tensor:
-    """(B, ...) float32: row `row[i]` of the array in `path(file[i])`."""
-    parts = [
-        (here := np.flatnonzero(file == f), _mapped(path(f))[row[here]]) for f in np.unique(file)
-    ]
-    out = np.empty((len(file), *parts[0][1].shape[1:]), dtype=np.float32)
-    for here, values in parts:
-        out[here] = values
-    return torch.from_numpy(out)
+class FeatureBatches:
+    """The batches of `Batches` after the trunks: the same samples, captions, order and
+    fingerprints. Their views `image` and `text` are (B, ...) float32 features."""
+
+    def __init__(
+        self, cache: FeatureCache, *, global_batch_size: int, rank: int, world_size: int
+    ) -> None:
+        assert cache.complete
+        self.cache = cache
+        self.corpus = cache.corpus
+        self.config = cache.config
+        self.global_batch_size = global_batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.texts = cache.texts()
+        self.shard_start = np.cumsum(self.corpus.sizes) - self.corpus.sizes
+
+    def __getitem__(self, index: int) -> Loaded:
+        size = self.global_batch_size
+        positions = batch_positions(index, size, rank=self.rank, world_size=self.world_size)
+        located = self.corpus.locate(positions)
+        shard = located.shard.copy()
+        sample = located.sample.copy()
+        bad = []
+        for row in np.flatnonzero(~self._usable(shard, sample)):
+            # The replacement is a function of the position, as without the cache.
+            used = self.corpus.usable(
+                int(positions[row]), int(shard[row]), int(sample[row]), self.cache.pixels
+            )
+            shard[row] = used.shard
+            sample[row] = used.sample
+            bad += used.bad
+            if not self._usable(shard[[row]], sample[[row]])[0]:
+                raise UserError(
+                    f"sample {used.key} of {self.corpus.name(used.shard)} could not be read when "
+                    f"the features of {self.cache.folder} were made, and can be now; "
+                    "delete that folder"
+                )
+        # The draw of `Batches` for this position, so that both choose the same caption.
+        draws = uniforms(self.corpus.order.seed, positions[:, None], 1)[:, 0]
+        text = self.texts.draw(self.shard_start[shard] + sample, draws)
+        keys = []
+        for shard_of_row, sample_of_row in zip(shard.tolist(), sample.tolist(), strict=True):
+            keys.append(self.corpus.key(shard_of_row, sample_of_row))
+        return Loaded(
+            views={
+                "image": self.cache.read_images(shard, sample),
+                "text": self.cache.read_texts(text),
+            },
+            keys=keys,
+            positions=positions.tolist(),
+            state={"position": (index + 1) * size},
+            fingerprint=fingerprint(positions, keys),
+            bad=bad,
+        )
+
+    def _usable(self, shard: np.ndarray, sample: np.ndarray) -> np.ndarray:
+        """(B,) True where the sample was good when the features were made."""
+        return self.texts.count(self.shard_start[shard] + sample) > 0
 
 
-def _part(file: Path, number: int) -> Path:
-    return file.with_name(f"{file.stem}.part-{number:05d}{file.suffix}")
+def augmentation_faults(config: DataConfig) -> list[str]:
+    """Reasons why the features of this corpus cannot be cached."""
+    faults = []
+    if config.augmentation.is_random:  # each view of a picture has other features
+        faults.append(
+            "cache_features needs pictures without random augmentation: "
+            "set data.crop_scale: [1, 1], data.crop_ratio: [1, 1] and no flip, jitter or gray scale"
+        )
+    if not isinstance(config.caption_field, str):
+        faults.append("cache_features draws all captions alike: give one data.caption_field")
+    return faults
 
 
-def _load(path: Path) -> np.ndarray | None:
-    """None where there is no such array."""
+def load_array(path: Path) -> np.ndarray | None:
+    """Returns None if there is no complete array."""
     try:
         return np.load(path)
     except (OSError, ValueError):
         return None
 
 
-@lru_cache(maxsize=512)
-def _mapped(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
-
-
-def _save(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Raises OSError."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_whole(path, buffer.getvalue())
+
+
+def _gather(path: Callable[[int], Path], file: np.ndarray, row: np.ndarray) -> Tensor:
+    """(B, ...) float32: row `row[i]` of the array in `path(file[i])`."""
+    features = None
+    for number in np.unique(file):  # one read for all rows of a file
+        here = np.flatnonzero(file == number)
+        values = _open_array(path(number))[row[here]]
+        if features is None:
+            features = np.empty((len(file), *values.shape[1:]), dtype=np.float32)
+        features[here] = values
+    return torch.from_numpy(features)
+
+
+@lru_cache(maxsize=512)
+def _open_array(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")

@@ -45,7 +45,7 @@ class Loaded(Batch):
     bad: list[BadSample] = field(default_factory=list)
 
     def pin_memory(self) -> Loaded:
-        return replace(self, image=self.image.pin_memory(), text=self.text.pin_memory())
+        return replace(self, views={name: view.pin_memory() for name, view in self.views.items()})
 
 
 def fingerprint(positions: np.ndarray, keys: list[str]) -> int:
@@ -120,8 +120,7 @@ class Batches:
             keys.append(used.key)
             bad += used.bad
         return Loaded(
-            image=image,
-            text=self.pad(texts),
+            views={"image": image, "text": self.pad(texts)},
             keys=keys,
             positions=positions.tolist(),
             state={"position": (index + 1) * self.global_batch_size},

@@ -1,81 +1,97 @@
-"""Threads that fetch files ahead of need."""
+"""Background downloads of shards that will soon be needed."""
 
 from __future__ import annotations
 
+import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
 
-_POLL_SECONDS = 2.0  # other processes make room too, and do not tell
+if TYPE_CHECKING:
+    from clipx.data.shard_cache import Download, ShardCache
+
+_POLL_SECONDS = 2.0  # other processes make room too, without a notification
 
 
 class Prefetcher:
-    """Calls `fetch` for each file, in order, in at most `threads` threads, which end with the
-    process.
+    """One thread takes room for files, in the order of need; at most `threads` others download.
+    All end with the process."""
 
-    fetch: gets a file and what to call once it has begun, so that the next may begin; False where
-    there is no room yet: it is asked again when there may be
-    """
-
-    def __init__(
-        self, fetch: Callable[[ShardFile, Callable[[], None]], bool], threads: int
-    ) -> None:
-        self.fetch, self.threads = fetch, threads
-        self._turn = threading.Lock()  # the first file that waits takes its room before the second
-        self._changed = threading.Condition()
-        self._waiting: OrderedDict[ShardFile, None] = OrderedDict()
-        self._taken: set[ShardFile] = set()
-        self._running = 0
+    def __init__(self, cache: ShardCache, threads: int) -> None:
+        self.cache = cache
+        self._slots = threading.Semaphore(threads)
+        self._changed = threading.Condition()  # guards the fields below
+        self._waiting: dict[ShardFile, None] = {}  # an ordered set
+        self._active: set[ShardFile] = set()
+        self._dispatcher: threading.Thread | None = None
 
     def add(self, files: Iterable[ShardFile]) -> None:
-        """Each file once, whether it waits or is being fetched."""
+        """Each file is taken once, whether it waits or is active."""
         with self._changed:
             for file in files:
-                if file not in self._taken:
+                if file not in self._active:
                     self._waiting.setdefault(file)
-            missing = min(self.threads, len(self._waiting)) - self._running
-            for _ in range(missing):
-                threading.Thread(target=self._work, daemon=True, name="clipx-prefetch").start()
-            self._running += max(missing, 0)
+            if self._dispatcher is None:
+                self._dispatcher = threading.Thread(target=self._dispatch, daemon=True)
+                self._dispatcher.start()
             self._changed.notify_all()
 
     def forget(self, file: ShardFile) -> None:
-        """The reader has it or gets it on its own."""
+        """Called when a reader has the file or downloads it itself."""
         with self._changed:
             self._waiting.pop(file, None)
-            self._taken.discard(file)
+            self._active.discard(file)
+            self._changed.notify_all()
 
-    def room_was_made(self) -> None:
+    def retry(self) -> None:
+        """Called when there may be room again."""
         with self._changed:
             self._changed.notify_all()
 
-    def _work(self) -> None:
+    def _dispatch(self) -> None:
         while True:
-            with ExitStack() as turn:
-                turn.enter_context(self._turn)
-                self._fetch(self._next(), begun=turn.close)
-
-    def _next(self) -> ShardFile:
-        with self._changed:
-            while not self._waiting:
-                self._changed.wait()
-            file, _ = self._waiting.popitem(last=False)
-            self._taken.add(file)
-            return file
-
-    def _fetch(self, file: ShardFile, begun: Callable[[], None]) -> None:
-        try:
-            while not self.fetch(file, begun):
-                with self._changed:
-                    self._changed.wait(_POLL_SECONDS)
-                    if file not in self._taken:
-                        return
-        except (OSError, UserError):
-            return  # the reader meets the same and tells it
-        finally:
+            self._slots.acquire()
             with self._changed:
-                self._taken.discard(file)
+                while not self._waiting:
+                    self._changed.wait()
+                file = next(iter(self._waiting))
+                del self._waiting[file]
+                self._active.add(file)
+            download = self._reserve(file)
+            if download is None:
+                self._end(file)
+            else:
+                arguments = (file, download)
+                threading.Thread(target=self._fetch, args=arguments, daemon=True).start()
+
+    def _reserve(self, file: ShardFile) -> Download | None:
+        """Wait for room. Returns None for a file that need not or cannot be downloaded here."""
+        while True:
+            try:
+                download = self.cache.begin_download(file, ahead=True)
+                if download is None or download.take_room():
+                    return download
+                download.close()
+            except (OSError, UserError):
+                return None  # the reader meets the same error and reports it
+            with self._changed:
+                self._changed.wait(_POLL_SECONDS)
+                if file not in self._active:
+                    return None
+
+    def _fetch(self, file: ShardFile, download: Download) -> None:
+        try:
+            os.close(download.fetch())
+        except (OSError, UserError):
+            pass  # the reader meets the same error and reports it
+        finally:
+            download.close()
+            self._end(file)
+
+    def _end(self, file: ShardFile) -> None:
+        with self._changed:
+            self._active.discard(file)
+        self._slots.release()

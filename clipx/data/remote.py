@@ -1,27 +1,26 @@
-"""Remote shards: what a pattern stands for in a store, and the small files beside shards.
+"""Remote shards: the files that a pattern matches in a store, and the small files beside shards.
 
-Any store that fsspec knows (`s3://`, `gs://`, `hf://` ...), web servers, and `pipe:command`.
+Works with any store that fsspec supports (`s3://`, `gs://`, `hf://` ...), web servers, and
+`pipe:command`.
 """
 
 from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from clipx.data.transfer import http, is_http, is_pipe, store, stream
-from clipx.data.transfer.common import PATIENCE, Patience, Refused, ShardFile, retry, within
+from clipx.data.transfer.common import PATIENCE, Patience, ShardFile, retry, within
 from clipx.types import UserError
 
-T = TypeVar("T")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_LIST_FROM = 32  # files of one folder that are looked up by listing it: a page has 1000 names
+_MIN_LISTED = 32  # from so many files of one folder on, a listing (1,000 names a page) is quicker
+_LISTING_STALLS = 10  # deadline of a listing, in stall_seconds: 200,000 names take 200 pages
 _THREADS = 16
-_LISTING = 10  # times as patient with a listing: of 200,000 names, it takes 200 pages
 
 
 def is_remote(text: str) -> bool:
@@ -34,173 +33,157 @@ def is_remote(text: str) -> bool:
 def find(
     patterns: list[str], *, allow_pipe: bool, patience: Patience = PATIENCE
 ) -> list[ShardFile]:
-    """The files of each pattern in turn: of a glob or a folder in sorted order, else the one.
+    """Find the files of each pattern in turn; those of a glob or a folder are sorted.
 
-    patterns: URLs without braces. Raises UserError naming what is not there, not permitted or not
+    patterns: URLs without braces. Raises UserError naming what is missing, not permitted or not
     installed
     """
-    found: dict[str, list[ShardFile]] = {}
+    files: dict[str, list[ShardFile]] = {}
     single: list[str] = []
     for pattern in dict.fromkeys(patterns):
         if is_pipe(pattern):
-            found[pattern] = [_piped(pattern, allow_pipe)]
-        elif _is_plural(pattern):
-            found[pattern] = _listed(pattern, patience)
+            if not allow_pipe:
+                raise UserError(
+                    f"{pattern!r} runs a shell command; if you trust where it comes from, "
+                    "permit it by the setting `allow_pipe: true`"
+                )
+            files[pattern] = [ShardFile(pattern, size=-1, stamp="", md5="")]
+        elif is_http(pattern):
+            if "*" in pattern or pattern.endswith("/"):
+                raise UserError(
+                    f"{pattern}: a web server cannot be listed; "
+                    "name the shards by a range such as 'https://host/{00000..00127}.tar'"
+                )
+            single.append(pattern)
+        elif glob.has_magic(pattern) or pattern.endswith("/"):
+            files[pattern] = _list(pattern, patience)
         else:
             single.append(pattern)
-    found |= _from_parents(single, patience)
-    missing = [pattern for pattern in single if pattern not in found]
+    # Ranges of thousands of shards: a listing first, then requests for what it lacks.
+    files |= _find_in_listings(single, patience)
+    missing = [pattern for pattern in single if pattern not in files]
     pool = ThreadPoolExecutor(max_workers=_THREADS)
     try:
-        looked = pool.map(lambda pattern: _looked_up(pattern, patience), missing)
-        found |= dict(zip(missing, looked, strict=True))
+        looked_up = pool.map(lambda pattern: _look_up(pattern, patience), missing)
+        files |= dict(zip(missing, looked_up, strict=True))
     finally:
-        pool.shutdown(cancel_futures=True)  # the first that is missing ends it
-    return [file for pattern in patterns for file in found[pattern]]
+        pool.shutdown(cancel_futures=True)  # the first error ends the look-up of the others
+    return [file for pattern in patterns for file in files[pattern]]
 
 
 def fetch_small(url: str, *, patience: Patience = PATIENCE) -> bytes | None:
-    """The content of a small file; None where there is none, or none for us: S3 answers 403 for a
-    missing file to whom may not list the folder. Raises OSError, and UserError for a store whose
-    package is not installed."""
+    """Read a small file. Returns None if it does not exist or may not be read.
 
-    def attempt() -> bytes:
-        if is_http(url):
-            file = ShardFile(url, size=-1, stamp="", md5="")
-            return b"".join(chunk for _, chunk in stream(file, 0, patience.stall_seconds))
-        call = _store(url).cat_file
-        return within(patience.stall_seconds, call, store.path_in_store(url))
-
+    Raises OSError, and UserError for a store whose package is not installed.
+    """
     if is_pipe(url):
         return None
     try:
-        return retry(attempt, patience, url)
+        if is_http(url):
+            file = ShardFile(url, size=-1, stamp="", md5="")
+
+            def attempt() -> bytes:
+                return b"".join(chunk for _, chunk in stream(file, 0, patience.stall_seconds))
+
+            return retry(attempt, patience, url)
+        return _call(url, "cat_file", patience)
     except (FileNotFoundError, PermissionError):
+        # S3 answers 403 for a missing file if the folder may not be listed.
         return None
 
 
-def _piped(pattern: str, allowed: bool) -> ShardFile:
-    if not allowed:
-        raise UserError(
-            f"{pattern!r} runs a shell command; if you trust where it comes from, "
-            "permit it by the setting `allow_pipe: true`"
-        )
-    return ShardFile(pattern, size=-1, stamp="", md5="")
+def _call(url: str, method: str, patience: Patience, *, stalls: int = 1, **options: Any) -> Any:
+    """Call a method of the URL's file system with its path. Raises OSError and UserError."""
+    call = getattr(_filesystem(url), method)
+    path = store.path_in_store(url)
+    seconds = stalls * patience.stall_seconds
+    return retry(lambda: within(seconds, call, path, **options), patience, url)
 
 
-def _is_plural(pattern: str) -> bool:
-    """A glob or a folder. Raises UserError where it is on a web server."""
-    if not is_http(pattern):
-        return glob.has_magic(pattern) or pattern.endswith("/")
-    if "*" in pattern or pattern.endswith("/"):
-        raise UserError(
-            f"{pattern}: a web server cannot be listed; "
-            "name the shards by a range such as 'https://host/{00000..00127}.tar'"
-        )
-    return False
-
-
-def _listed(pattern: str, patience: Patience) -> list[ShardFile]:
+def _list(pattern: str, patience: Patience) -> list[ShardFile]:
     """The files that match a glob, or the .tar files of a folder."""
     with _explained(pattern):
-        fs, path = _store(pattern), store.path_in_store(pattern)
-        seconds = _LISTING * patience.stall_seconds
         if glob.has_magic(pattern):
-            found = retry(lambda: within(seconds, fs.glob, path, detail=True), patience, pattern)
-            infos = list(found.values())
+            matches = _call(pattern, "glob", patience, stalls=_LISTING_STALLS, detail=True)
+            infos = list(matches.values())
         else:
-            found = retry(lambda: within(seconds, fs.ls, path, detail=True), patience, pattern)
-            infos = [info for info in found if info["name"].endswith(".tar")]
-        files = [info for info in infos if info["type"] != "directory"]
-        if not files:
-            raise UserError(
-                f"no shard matches {pattern!r}; give a folder with .tar files, a glob "
-                "or a range, and check the credentials if the files are there"
-            )
-    at = _address(pattern)
-    return sorted((store.from_info(at(i["name"]), i) for i in files), key=lambda file: file.url)
+            entries = _call(pattern, "ls", patience, stalls=_LISTING_STALLS, detail=True)
+            infos = [info for info in entries if info["name"].endswith(".tar")]
+    # A store's names may lack the host, which stands before the path in the pattern.
+    path = store.path_in_store(pattern)
+    plain = pattern.rstrip("/")
+    if path and plain.endswith(path):
+        root = plain.removesuffix(path)
+    else:
+        root = plain.split("//")[0] + "//"
+    files = []
+    for info in infos:
+        if info["type"] != "directory":
+            files.append(store.from_info(root + info["name"], info))
+    if not files:
+        raise UserError(
+            f"no shard matches {pattern!r}; give a folder with .tar files, a glob "
+            "or a range, and check the credentials if the files are there"
+        )
+    return sorted(files, key=lambda file: file.url)
 
 
-def _address(url: str) -> Callable[[str], str]:
-    """From the names that a store gives to URLs written like this one: some names have no host."""
-    path = store.path_in_store(url)
-    plain = url.rstrip("/")
-    root = (
-        plain.removesuffix(path) if path and plain.endswith(path) else plain.split("//")[0] + "//"
-    )
-    return lambda name: root + name
-
-
-def _from_parents(patterns: list[str], patience: Patience) -> dict[str, list[ShardFile]]:
-    """Those of many files in one folder that its listing has. The others are looked up alone, as
-    all are where a folder cannot be listed."""
+def _find_in_listings(patterns: list[str], patience: Patience) -> dict[str, list[ShardFile]]:
+    """Find single files by listing their folder, if it has many of them."""
     folders: dict[str, list[str]] = {}
     for pattern in patterns:
         if not is_http(pattern):
             folders.setdefault(pattern.rpartition("/")[0] + "/", []).append(pattern)
-    found = {}
+    files = {}
     for folder, members in folders.items():
-        if len(members) < _LIST_FROM:
+        if len(members) < _MIN_LISTED:
             continue
-        seconds = _LISTING * patience.stall_seconds
-        ls, path = _store(folder).ls, store.path_in_store(folder)
         try:
-            infos = retry(partial(within, seconds, ls, path, detail=True), patience, folder)
+            entries = _call(folder, "ls", patience, stalls=_LISTING_STALLS, detail=True)
         except OSError:
-            continue  # why, the single files will tell
-        files = {info["name"]: info for info in infos if info["type"] != "directory"}
+            continue  # a folder may not be listable; its files are looked up one by one
+        infos = {info["name"]: info for info in entries if info["type"] != "directory"}
         for member in members:
-            if (info := files.get(store.path_in_store(member))) is not None:
-                found[member] = [store.from_info(member, info)]
-    return found
+            info = infos.get(store.path_in_store(member))
+            if info is not None:
+                files[member] = [store.from_info(member, info)]
+    return files
 
 
-def _looked_up(pattern: str, patience: Patience) -> list[ShardFile]:
-    """A single file, or the .tar files of what turns out to be a folder."""
+def _look_up(pattern: str, patience: Patience) -> list[ShardFile]:
+    """A single file, or the .tar files of a folder written without a slash."""
     with _explained(pattern):
         if is_http(pattern):
-            return [retry(lambda: _http_head(pattern, patience.stall_seconds), patience, pattern)]
-        info, path = _store(pattern).info, store.path_in_store(pattern)
-        told: Mapping[str, Any] = retry(
-            lambda: within(patience.stall_seconds, info, path), patience, pattern
-        )
-    if told["type"] == "directory":
-        return _listed(pattern, patience)
-    return [store.from_info(pattern, told)]
+            seconds = patience.stall_seconds
+            return [retry(lambda: http.find_file(pattern, seconds), patience, pattern)]
+        info = _call(pattern, "info", patience)
+    if info["type"] == "directory":
+        return _list(pattern, patience)
+    return [store.from_info(pattern, info)]
 
 
-def _http_head(url: str, stall_seconds: float) -> ShardFile:
-    try:
-        with http.http_open(url, stall_seconds, method="HEAD", headers={}) as answer:
-            return http.described(url, answer)
-    except (PermissionError, Refused):  # as a URL is answered that is signed for GET alone
-        first = {"Range": "bytes=0-0"}
-        with http.http_open(url, stall_seconds, headers=first) as answer:
-            return http.described(url, answer)
-
-
-def _store(url: str) -> Any:
-    """The fsspec file system. Raises UserError where fsspec cannot give one."""
+def _filesystem(url: str) -> Any:
+    """Raises UserError if fsspec has no file system for the URL."""
     try:
         return store.filesystem(url)
     except ImportError as error:
         from fsspec.registry import known_implementations
 
-        name = url.partition(":")[0]
-        package = known_implementations.get(name, {}).get("class", name).partition(".")[0]
+        scheme = url.partition(":")[0]
+        package = known_implementations.get(scheme, {}).get("class", scheme).partition(".")[0]
         raise UserError(
-            f"{url}: {name}:// needs a package that is not installed ({error}); "
+            f"{url}: {scheme}:// needs a package that is not installed ({error}); "
             f"`pip install {package}`"
         ) from error
     except ValueError as error:
         raise UserError(
-            f"{url}: {error}; what fsspec reads is known, for example s3://, gs://, hf://, https://"
+            f"{url}: {error}; fsspec reads many stores, for example s3://, gs://, hf://"
         ) from error
 
 
 @contextmanager
 def _explained(pattern: str) -> Iterator[None]:
-    """Turns what went wrong into a UserError with its remedy. The errors name the URL."""
+    """Turn an OSError, whose text has the URL, into a UserError with its remedy."""
     try:
         yield
     except FileNotFoundError as error:

@@ -12,15 +12,14 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, TypeVar
 
-from clipx.data.files import local_path
-from clipx.data.index import stamp_of
 from clipx.data.remote import fetch_small, find, is_remote
+from clipx.data.sample_files import local_path
 from clipx.data.transfer.common import ShardFile
+from clipx.files import stamp_of
 from clipx.types import UserError
 
-THREADS = 32
-"""Of file systems on a network, which answer many questions at once."""
-MOST_SHARDS = 5_000_000
+THREADS = 32  # network file systems answer many requests at once
+MAX_SHARDS = 5_000_000
 _FILES_AT_ONCE = 4096
 _BRACES = re.compile(r"\{([^{}]+)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -29,91 +28,102 @@ T = TypeVar("T")
 
 
 def expand(patterns: str | list[str], *, allow_pipe: bool = False) -> list[ShardFile]:
-    """The shards of a glob, a brace range `{000..127}` or list `{a,b}`, a folder, a URL of these,
-    or a `::`-joined list of them; in sorted order each.
+    """Find the shards of a glob, a brace range `{000..127}` or list `{a,b}`, a folder, a URL of
+    these, or a `::`-joined list of them; sorted within each.
 
     Raises UserError naming what matches nothing.
     """
-    found: list[ShardFile] = []
-    for part in _parts(patterns):
-        if is_remote(part):
-            found += find(_expand_braces(part), allow_pipe=allow_pipe)
+    files: list[ShardFile] = []
+    for pattern in _split(patterns):
+        if is_remote(pattern):
+            files += find(_expand_braces(pattern), allow_pipe=allow_pipe)
         else:
-            found += _local(part, _expand_braces(local_path(part)))
-    if not found:
+            files += _find_local(pattern)
+    if not files:
         raise UserError("the list of shards is empty; name some, as in data.shards=data/*.tar")
     seen: set[str] = set()
-    for file in found:
+    for file in files:
         if file.url in seen:
             raise UserError(
                 f"shard {file.url} is listed twice; remove one of the patterns that match it "
                 "(to see it more often, give it to a second source: data.repeat, data.weights)"
             )
         seen.add(file.url)
-    return found
+    return files
 
 
-def _parts(patterns: str | list[str]) -> list[str]:
-    """A pipe's command may have `::` in it, so it is never cut."""
-    listed = [patterns] if isinstance(patterns, str) else patterns
-    return [
-        p for text in listed for p in ([text] if text.startswith("pipe:") else text.split("::"))
-    ]
+def _split(patterns: str | list[str]) -> list[str]:
+    parts: list[str] = []
+    for text in [patterns] if isinstance(patterns, str) else patterns:
+        if text.startswith("pipe:"):
+            parts.append(text)  # its command may contain `::`
+        else:
+            parts += text.split("::")
+    return parts
 
 
-def _local(part: str, texts: list[str]) -> list[ShardFile]:
+def _find_local(pattern: str) -> list[ShardFile]:
+    paths: list[Path] = []
     try:
-        paths = [path for text in texts for path in _expand_one(text)]
+        for text in _expand_braces(local_path(pattern)):
+            paths += _matches(text)
     except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
-        raise UserError(f"shards {part[:200]!r} cannot be looked up: {error}") from error
+        raise UserError(f"shards {pattern[:200]!r} cannot be looked up: {error}") from error
     if not paths:
         raise UserError(
-            f"no shard matches {part!r} (looked from {Path.cwd()}); "
+            f"no shard matches {pattern!r} (looked from {Path.cwd()}); "
             "give a folder of .tar files, a glob such as 'data/*.tar' "
             "or a range such as 'data/{00000..00127}.tar'"
         )
-    found: list[ShardFile] = []
+    files: list[ShardFile] = []
     for start in range(0, len(paths), _FILES_AT_ONCE):
-        part_of = paths[start : start + _FILES_AT_ONCE]
-        files = in_threads(_local_file, part_of)
-        missing = [path for path, file in zip(part_of, files, strict=True) if file is None]
-        if missing:  # at the first part: a range with too many digits must not take minutes
-            more = f" and {len(missing) - 1} more of {len(paths)} do" if missing[1:] else " does"
-            raise UserError(f"shard {missing[0]}{more} not exist (looked from {Path.cwd()})")
-        found += [file for file in files if file is not None]
-    return found
+        part = paths[start : start + _FILES_AT_ONCE]
+        missing = []
+        for path, file in zip(part, in_threads(_local_file, part), strict=True):
+            if file is None:
+                missing.append(path)
+            else:
+                files.append(file)
+        # Raised after the first part: a range with too many digits must not take minutes.
+        if missing:
+            others = f" and {len(missing) - 1} more of {len(paths)} do" if missing[1:] else " does"
+            raise UserError(f"shard {missing[0]}{others} not exist (looked from {Path.cwd()})")
+    return files
 
 
-def _local_file(path: Path) -> ShardFile | None:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:  # ValueError: a NUL, or a character that is no text
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"shard {str(path)!r} cannot be read: {why}") from error
-    if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
-        raise UserError(f"shard {path} is not a regular file; copy its content to one")
-    return ShardFile(str(path), stat.st_size, stamp_of(stat), "")
-
-
-def _expand_one(text: str) -> list[Path]:
+def _matches(text: str) -> list[Path]:
     path = Path(text)
     if glob.has_magic(text):
         return sorted(Path(name) for name in glob.glob(text, recursive=True))  # noqa: PTH207 absolute patterns
     return sorted(path.glob("*.tar")) if path.is_dir() else [path]
 
 
+def _local_file(path: Path) -> ShardFile | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a NUL or an unpaired surrogate
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"shard {str(path)!r} cannot be read: {reason}") from error
+    if not (S_ISREG(status.st_mode) or S_ISDIR(status.st_mode)):
+        raise UserError(f"shard {path} is not a regular file; copy its content to one")
+    return ShardFile(str(path), status.st_size, stamp_of(status), "")
+
+
 def _expand_braces(text: str) -> list[str]:
-    """Raises UserError for more names than anybody has shards."""
+    """Expand all braces. Raises UserError for more names than a corpus can have shards."""
+    # Counted first, since the names of `{0..99999999999}` would not fit into memory.
     count = math.prod(_count_choices(match[1]) for match in _BRACES.finditer(text))
-    if count > MOST_SHARDS or text.count("{") > 50:
-        raise UserError(f"{text[:100]!r} names more than {MOST_SHARDS:,} shards; list a folder")
-    match = next((m for m in _BRACES.finditer(text) if _choices(m[1])), None)
-    if match is None:
-        return [text]
-    before, after = text[: match.start()], text[match.end() :]
-    return [before + choice + end for choice in _choices(match[1]) for end in _expand_braces(after)]
+    if count > MAX_SHARDS or text.count("{") > 50:
+        raise UserError(f"{text[:100]!r} names more than {MAX_SHARDS:,} shards; list a folder")
+    for match in _BRACES.finditer(text):
+        choices = _choices(match[1])
+        if choices:
+            before = text[: match.start()]
+            endings = _expand_braces(text[match.end() :])
+            return [before + choice + ending for choice in choices for ending in endings]
+    return [text]
 
 
 def _count_choices(inside: str) -> int:
@@ -121,48 +131,52 @@ def _count_choices(inside: str) -> int:
     if match is None:
         return inside.count(",") + 1
     if max(map(len, match.groups())) > 12:
-        return MOST_SHARDS + 1
-    return max(1, int(match[2]) - int(match[1]) + 1)  # {9..0} stays as it is
+        return MAX_SHARDS + 1
+    return max(1, int(match[2]) - int(match[1]) + 1)  # {9..0} is left as it is
 
 
 def _choices(inside: str) -> list[str]:
-    """`08..10` -> 08, 09, 10; `a,b` -> a, b; none where these are no braces of ours."""
-    if match := _RANGE.fullmatch(inside):
-        low, high = match.groups()
-        width = len(low) if low.startswith("0") else 0
-        return [f"{n:0{width}d}" for n in range(int(low), int(high) + 1)]
-    return inside.split(",") if "," in inside else []
+    """`08..10` -> 08, 09, 10; `a,b` -> a, b; anything else has no choices."""
+    match = _RANGE.fullmatch(inside)
+    if match is None:
+        return inside.split(",") if "," in inside else []
+    low, high = match.groups()
+    width = len(low) if low.startswith("0") else 0
+    return [f"{number:0{width}d}" for number in range(int(low), int(high) + 1)]
 
 
-def told_sizes(files: list[ShardFile]) -> dict[str, int]:
-    """Samples of each remote shard by the `sizes.json` beside it, by URL: known without reading it.
+def declared_sizes(files: list[ShardFile]) -> dict[str, int]:
+    """Number of samples of each remote shard by its URL, from the `sizes.json` beside it.
 
-    That is the file of open_clip's users: {"00000.tar": 10000, ...}.
+    open_clip's users have this file: {"00000.tar": 10000, ...}. With it, a shard need not be
+    downloaded before the run starts.
     """
     folders = {file.url.rpartition("/")[0] for file in files if not file.url.startswith("pipe:")}
-    told: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for folder in sorted(folders):
         content = fetch_small(f"{folder}/sizes.json")
+        if not content:
+            continue
         try:
-            sizes = json.loads(content) if content else {}
-            told |= {f"{folder}/{name}": _count(value) for name, value in sizes.items()}
-        except (AttributeError, TypeError, ValueError, RecursionError) as error:
+            for name, size in json.loads(content).items():
+                sizes[f"{folder}/{name}"] = _checked_size(size)
+        except (AttributeError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{folder}/sizes.json is not an object of shard names and numbers of samples "
-                f"({error}); mend or remove it"
+                f"({error}); correct or remove it"
             ) from error
-    return told
+    return sizes
 
 
-def _count(value: Any) -> int:
+def _checked_size(value: Any) -> int:
     """Raises ValueError."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-        raise ValueError(f"{str(value)[:50]} is no number of samples")
+        raise ValueError(f"{str(value)[:50]} is not a number of samples")
     return value
 
 
 def in_threads(act: Callable[[S], T], items: Iterable[S]) -> list[T]:
-    """`act` of all items, many at a time."""
+    """Apply `act` to all items, many at a time, in their order."""
     listed = list(items)
     if len(listed) < THREADS:
         return [act(item) for item in listed]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipx.data.index import load_index
+from clipx.data.tar_index import load_index
 from clipx.demo.clipart import clipart_drawings, is_held_out
 from clipx.demo.drawings import Drawing, geometry, load_set, stable_hash
 from clipx.demo.emoji import emoji_drawings, flag_drawings

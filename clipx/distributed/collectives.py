@@ -1,5 +1,5 @@
-"""Rows that travel between ranks. Every rank brings equally many, and no call has a gradient:
-losses say themselves what goes home."""
+"""Collective operations on rows. Every rank has the same number, and no call has a gradient: the
+functions of `clipx.losses` that use them compute theirs."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def reduce_scatter(rows: Tensor, reduce: Reduce) -> Tensor:
-    """(R * B, ...) on each of R ranks -> (B, ...): this rank's rows, reduced over what all ranks
-    have there."""
+    """(R * B, ...) on each of R ranks -> (B, ...): this rank's rows, reduced over all ranks."""
     size = len(rows) // dist.get_world_size()
-    mine = rows.new_empty((size, *rows.shape[1:]))
+    own = rows.new_empty((size, *rows.shape[1:]))
     if reduce == "sum":
-        reduce_scatter_single(mine, rows.contiguous())
-        return mine
-    top = rows.clone()
-    dist.all_reduce(top, dist.ReduceOp.MAX)
-    top.clamp_(min=torch.finfo(rows.dtype).min)  # all -inf: log of a sum of zeros, not nan
-    reduce_scatter_single(mine, (rows - top).exp_())
-    return mine.log_().add_(top[dist.get_rank() * size :][:size])
+        reduce_scatter_single(own, rows.contiguous())
+        return own
+    # log-sum-exp: the maximum over ranks is taken out before values are exponentiated.
+    largest = rows.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    largest.clamp_(min=torch.finfo(rows.dtype).min)  # -inf - -inf would be NaN
+    reduce_scatter_single(own, (rows - largest).exp_())
+    return own.log_().add_(largest[dist.get_rank() * size :][:size])
 
 
 class EvenRows:
-    """The check that all ranks bring rows of the same shapes. Without it gloo aborts the process,
-    and NCCL waits until its timeout.
+    """Check that all ranks have rows of the same shapes. Without it gloo aborts the process and
+    NCCL waits until its timeout.
 
-    On CPUs every call compares; on other devices, where it would make the host wait, the first.
+    On CPUs every call compares. On other devices only the first does, since the host has to wait
+    for the answer.
     """
 
     def __init__(self) -> None:
@@ -59,46 +60,46 @@ class EvenRows:
         own = torch.zeros(8, dtype=torch.int64)
         sizes = [len(rows[0]), len(rows), *(tensor.numel() for tensor in rows)]
         own[: len(sizes)] = torch.tensor(sizes)
-        everyones = all_gather(own[None].to(device)).cpu()
-        if (everyones[:, 0] != own[0]).any():
-            counts = ", ".join(map(str, everyones[:, 0].tolist()))
+        all_sizes = all_gather(own[None].to(device)).cpu()
+        if (all_sizes[:, 0] != own[0]).any():
+            counts = ", ".join(map(str, all_sizes[:, 0].tolist()))
             raise UserError(
-                f"ranks bring different numbers of rows to the loss, in rank order: {counts}; "
+                f"ranks have different numbers of rows in the loss, in rank order: {counts}; "
                 "give every rank a local batch of the same size"
             )
-        if (everyones != own).any():
+        if (all_sizes != own).any():
             raise UserError(
-                "ranks bring features of different widths, or ids on some ranks only, to the loss: "
+                "ranks have features of different widths, or ids on some ranks only, in the loss: "
                 "every rank must train the same model on the same kind of samples"
             )
 
 
-def combine(mine: Tensor, theirs: Tensor, reduce: Reduce) -> Tensor:
-    """What two ranks say of the same rows, put together."""
-    return mine + theirs if reduce == "sum" else torch.logaddexp(mine, theirs)
+def combine(first: Tensor, second: Tensor, reduce: Reduce) -> Tensor:
+    """Reduce two ranks' results for the same rows."""
+    return first + second if reduce == "sum" else torch.logaddexp(first, second)
 
 
 def pass_right(tensors: Sequence[Tensor], tag: int) -> Callable[[], tuple[Tensor, ...]]:
-    """Begin to send tensors to the next rank and to receive the previous one's, of the same
-    shapes. Returns a function that waits for both and gives what came.
+    """Start to send tensors to the next rank and to receive those of the previous one, of the same
+    shapes. Returns a function that waits for both and returns the received tensors.
 
-    tag: tells two exchanges apart that are under way at once
+    tag: distinguishes two exchanges that run at the same time
     """
     if not tensors:  # torch refuses an exchange of nothing
         return tuple
     rank, size = dist.get_rank(), dist.get_world_size()
-    leaving = [tensor.contiguous() for tensor in tensors]
-    coming = tuple(torch.empty_like(tensor) for tensor in leaving)
+    sent = [tensor.contiguous() for tensor in tensors]
+    received = tuple(torch.empty_like(tensor) for tensor in sent)
     # One call for both directions: with send first and receive later, two ranks on NCCL would
     # wait for one another.
-    sends = [dist.P2POp(dist.isend, t, (rank + 1) % size, tag=tag) for t in leaving]
-    receives = [dist.P2POp(dist.irecv, t, (rank - 1) % size, tag=tag) for t in coming]
+    sends = [dist.P2POp(dist.isend, t, (rank + 1) % size, tag=tag) for t in sent]
+    receives = [dist.P2POp(dist.irecv, t, (rank - 1) % size, tag=tag) for t in received]
     works = dist.batch_isend_irecv(sends + receives)
 
     def wait() -> tuple[Tensor, ...]:
         for work in works:
             work.wait()
-        leaving.clear()  # kept until here, so that nobody reuses their memory
-        return coming
+        sent.clear()  # kept until here, so that their memory is not reused while it is sent
+        return received
 
     return wait

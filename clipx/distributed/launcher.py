@@ -1,8 +1,8 @@
-"""Which of how many processes this one is, by what its launcher has put into the environment.
+"""The rank and the number of processes, from the environment variables of the launcher.
 
-torchrun and `accelerate launch` say it in RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
-MASTER_ADDR and MASTER_PORT, which torch and accelerate read; `srun` says it in names of its own.
-Everything here works on a mapping and is called with os.environ by `runtime`.
+torchrun and `accelerate launch` set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT, which torch and accelerate read; `srun` has its own names. The functions here take a
+mapping; `runtime` calls them with os.environ.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from clipx.types import RankError, UserError
 
 
 def adopt_srun(environment: MutableMapping[str, str]) -> None:
-    """Where srun started several tasks and nothing between it and this process did, put its words
-    into torch's.
+    """Set torch's variables from those of srun, if srun started several tasks and no other launcher
+    is in between.
 
     A batch script and the shell of `salloc` have SLURM_PROCID and SLURM_NTASKS too, for the job as
-    a whole: a Python that they start alone is one process. Only the tasks of a step have
-    SLURM_STEP_ID, and SLURM_STEP_NUM_TASKS counts those of this very step.
+    a whole, but a Python that they start is one process. Only the tasks of a step have
+    SLURM_STEP_ID, and SLURM_STEP_NUM_TASKS counts those of this step.
     """
     env = environment
     tasks = integer(env, "SLURM_STEP_NUM_TASKS", 1)
@@ -31,15 +31,20 @@ def adopt_srun(environment: MutableMapping[str, str]) -> None:
     env["WORLD_SIZE"] = str(tasks)
     env["LOCAL_RANK"] = str(integer(env, "SLURM_LOCALID"))
     env["LOCAL_WORLD_SIZE"] = str(counts[node])
-    env.setdefault("MASTER_ADDR", first_host(_given(env, "SLURM_STEP_NODELIST")))
-    # Jobs and steps that share a node need ports of their own, and a new start must not meet the
-    # sockets of the one before. Below 32768: Linux takes higher ones for outgoing connections.
-    salt = [integer(env, f"SLURM_{name}", 0) for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")]
-    env.setdefault("MASTER_PORT", str(12000 + (salt[0] * 7 + salt[1] * 101 + salt[2]) % 20000))
+    env.setdefault("MASTER_ADDR", first_host(_required(env, "SLURM_STEP_NODELIST")))
+    # Jobs and steps that share a node need different ports, and a new start must not meet the
+    # sockets of the one before. Below 32768, because Linux uses higher ones for outgoing
+    # connections.
+    job_id = integer(env, "SLURM_JOB_ID", 0)
+    step_id = integer(env, "SLURM_STEP_ID", 0)
+    restart_count = integer(env, "SLURM_RESTART_COUNT", 0)
+    port = 12000 + (7 * job_id + 101 * step_id + restart_count) % 20000
+    env.setdefault("MASTER_PORT", str(port))
 
 
 def integer(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """A number of the launcher's. Raises RankError where it is missing without default, or none."""
+    """The value of a variable. Raises RankError if it is not a number, or missing without
+    default."""
     text = environment.get(name) or ""
     if not text and default is not None:
         return default
@@ -51,15 +56,15 @@ def integer(environment: Mapping[str, str], name: str, default: int | None = Non
     return int(text)
 
 
-def _given(environment: Mapping[str, str], name: str) -> str:
+def _required(environment: Mapping[str, str], name: str) -> str:
     if not environment.get(name):
         raise RankError(f"srun has started this process, but {name} is not set; start it again")
     return environment[name]
 
 
 def _node(environment: Mapping[str, str]) -> tuple[int, list[int]]:
-    """(number of this node, tasks of each node of the step). Raises RankError."""
-    text = _given(environment, "SLURM_STEP_TASKS_PER_NODE")
+    """(number of this node, number of tasks of each node of the step). Raises RankError."""
+    text = _required(environment, "SLURM_STEP_TASKS_PER_NODE")
     node = integer(environment, "SLURM_NODEID")
     if not re.fullmatch(_TASKS_PER_NODE, text):
         raise RankError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}, not of the form 4(x2),1")
@@ -69,7 +74,7 @@ def _node(environment: Mapping[str, str]) -> tuple[int, list[int]]:
     return node, counts
 
 
-_NUMBERS = (
+_INTEGERS = (
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -77,7 +82,7 @@ _NUMBERS = (
     "MASTER_PORT",
     "OMP_NUM_THREADS",
 )
-"""Variables that torch and accelerate convert to integers without a message of their own."""
+"""Variables that torch and accelerate convert to integers without a clear error."""
 _TASKS_PER_NODE = r"[0-9]{1,6}(\(x[0-9]{1,6}\))?(,[0-9]{1,6}(\(x[0-9]{1,6}\))?)*"
 
 
@@ -96,20 +101,19 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def check(environment: Mapping[str, str], *, gloo: bool) -> None:
-    """What would leave processes waiting for one another for minutes, said at once. Raises
-    UserError.
+    """Raise UserError for variables with which processes would wait for one another for minutes.
 
-    gloo: ranks will talk over it, as those on CPUs do
+    gloo: ranks communicate by it, as they do on CPUs
     """
     env = environment
-    for name in _NUMBERS:
+    for name in _INTEGERS:
         integer(env, name, 0)
     if "RANK" not in env:
         if "MASTER_ADDR" in env and "ACCELERATE_MIXED_PRECISION" in env:
             raise RankError(
-                "accelerate launch was told of several processes (it set MASTER_ADDR), but started "
-                "this one alone: on CPUs it needs `ACCELERATE_USE_CPU=true accelerate launch "
-                "--multi_gpu ...`. To train by one process, unset MASTER_ADDR"
+                "accelerate launch was configured for several processes (it set MASTER_ADDR), but "
+                "started this one alone: on CPUs it needs `ACCELERATE_USE_CPU=true accelerate "
+                "launch --multi_gpu ...`. To train by one process, unset MASTER_ADDR"
             )
         return
     missing = [n for n in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not env.get(n)]
@@ -118,34 +122,38 @@ def check(environment: Mapping[str, str], *, gloo: bool) -> None:
             f"RANK is {env['RANK']}, but {', '.join(missing)} is not set: start by torchrun, "
             "accelerate launch or srun, or unset RANK to train by one process"
         )
-    rank, world_size = integer(env, "RANK"), integer(env, "WORLD_SIZE")
-    local_size = integer(env, "LOCAL_WORLD_SIZE", world_size)
+    rank = integer(env, "RANK")
+    world_size = integer(env, "WORLD_SIZE")
     if rank >= world_size:
         raise RankError(
             f"RANK is {rank} and WORLD_SIZE {world_size}: ranks count from 0; start by torchrun, "
             "accelerate launch or srun, or unset RANK to train by one process"
         )
-    host, port = env["MASTER_ADDR"], integer(env, "MASTER_PORT")
+    _check_address(env["MASTER_ADDR"], integer(env, "MASTER_PORT"))
+    has_other_hosts = world_size > integer(env, "LOCAL_WORLD_SIZE", world_size)
+    if gloo and has_other_hosts and not env.get("GLOO_SOCKET_IFNAME"):
+        _check_own_name()
+
+
+def _check_address(host: str, port: int) -> None:
     try:
         if port > 65535:
             raise ValueError("ports end at 65535")
         socket.getaddrinfo(host, port)
-    except (OSError, ValueError) as error:  # ValueError: a name that is none, in UTF-8 or IDNA
+    except (OSError, ValueError) as error:  # ValueError: not a name in UTF-8 or IDNA
         raise RankError(
             f"MASTER_ADDR={host}, MASTER_PORT={port}: {socket.gethostname()} cannot resolve this "
             f"({error}); give the name or address of the host of rank 0 as other hosts know it"
         ) from error
-    if gloo and world_size > local_size and not env.get("GLOO_SOCKET_IFNAME"):
-        _check_own_name()
 
 
 def _check_own_name() -> None:
-    """gloo tells its peers the address that this host's name stands for."""
+    """Check that other hosts can reach the address of this host's name, which gloo sends them."""
     name = socket.gethostname()
     try:
         address = str(socket.getaddrinfo(name, None)[0][4][0])
     except OSError:
-        return  # gloo then tries the addresses of the interfaces
+        return  # then gloo tries the addresses of the interfaces
     if address.startswith("127.") or address == "::1":
         interfaces = [i for _, i in socket.if_nameindex() if i != "lo"]
         raise RankError(
@@ -156,10 +164,10 @@ def _check_own_name() -> None:
 
 
 def check_devices(environment: MutableMapping[str, str], *, visible: int) -> None:
-    """One GPU for each process of this host: LOCAL_RANK numbers those that this process sees.
+    """Check that there is a GPU for each process of this host; LOCAL_RANK is its number among those
+    that this process sees. Raises UserError.
 
-    With `--gpus-per-task=1` each task sees one GPU, its own, and that is number 0. Raises UserError
-    where there are more processes than GPUs.
+    With `--gpus-per-task=1` each task sees one GPU, its own, and that has number 0.
     """
     env = environment
     local = integer(env, "LOCAL_WORLD_SIZE", 1)

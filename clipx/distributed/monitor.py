@@ -1,10 +1,10 @@
-"""Which rank is to blame when ranks wait for one another in vain.
+"""Find the rank that the others wait for when a collective fails or hangs.
 
-A collective that fails says that some peer is gone or late, not which. So a thread of every rank
-puts into the group's store, once a second, a count that rises while its process lives, and how far
-its main thread has come. Whoever meets a fault reads them twice: a rank whose count stands still is
-dead or cut off, and one that is behind the others is what they wait for. Training never waits for
-any of this.
+The error of a failed collective does not name the peer that is gone or late. So a thread of every
+rank writes into the group's store, once a second, a count that rises while its process lives, and
+the step and phase of its main thread. After a fault a rank reads them twice: a rank whose count
+does not change is dead or cut off, and the others wait for the one that is behind. Training never
+waits for the monitor.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from clipx.distributed.runtime import Runtime
 
 BEAT_SECONDS = 1.0
 LOOK_SECONDS = 3.0
-"""A rank that has not beaten for so long is dead, or its network is."""
+"""A rank without a new beat for so long is dead, or its network is."""
 GRACE_SECONDS = 10.0
-"""The process group gives up first, by its own timeout: its error has more to say."""
+"""The monitor waits so much longer than the process group's own timeout, whose error has more
+details."""
 EXIT_FAULT = 1
 
 Phase = Literal["data", "forward", "loss", "elsewhere"]
@@ -38,7 +39,7 @@ _DOING = {
 
 
 class Beat(NamedTuple):
-    """A rank by its own account."""
+    """What a rank wrote about itself."""
 
     count: int
     step: int
@@ -47,7 +48,7 @@ class Beat(NamedTuple):
 
 
 class Monitor:
-    """Of this rank. Alone, it only notes where the main thread is."""
+    """One on each rank. On a single rank it only records the phase of the main thread."""
 
     def __init__(self, runtime: Runtime, *, timeout_seconds: float) -> None:
         """All ranks take part."""
@@ -68,18 +69,18 @@ class Monitor:
             self._thread.start()
 
     def at(self, step: int, phase: Phase) -> None:
-        """Told by the main thread what it begins."""
+        """Record the step and phase that the main thread begins."""
         self._at = (step, _ORDER[phase], time.monotonic())
 
     def close(self) -> None:
-        """Waits for the thread: one that is in the store when the interpreter ends aborts the
+        """Wait for the thread. If it used the store while the interpreter ends, it would abort the
         process."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
 
     def is_first(self) -> bool:
-        """True for the first rank that asks: the one to tell what happened in full."""
+        """True for the first rank that calls this, which reports the fault in full."""
         if self._store is None:
             return True
         try:
@@ -88,13 +89,13 @@ class Monitor:
             return self._rank == min(1, self._size - 1)  # the store has gone with rank 0
 
     def blame(self) -> str:
-        """Who is silent or behind. Takes LOOK_SECONDS."""
+        """A sentence about the rank that is silent or behind. Takes LOOK_SECONDS."""
         try:
             before = self._read()
             time.sleep(LOOK_SECONDS)
             return verdict(self._rank, before, self._read())
         except RuntimeError:
-            return "rank 0, which keeps what ranks know of one another, cannot be reached"
+            return "rank 0, which holds the store of all ranks, cannot be reached"
 
     def _key(self, rank: int) -> str:
         return f"{self._prefix}/{rank}"
@@ -105,26 +106,26 @@ class Monitor:
         self._store.set(self._key(self._rank), f"{self._count} {step} {phase} {self._host}")
 
     def _read(self) -> list[Beat]:
-        found = []
+        beats = []
         for text in self._store.multi_get([self._key(rank) for rank in range(self._size)]):
             count, step, phase, host = text.decode().split(" ", 3)
-            found.append(Beat(int(count), int(step), int(phase), host))
-        return found
+            beats.append(Beat(int(count), int(step), int(phase), host))
+        return beats
 
     def _watch(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
             try:
                 self._beat()
             except RuntimeError:
-                continue  # the main thread will meet what has happened to the network
+                continue  # the main thread will get an error from the network too
             step, phase, since = self._at
             waited = time.monotonic() - since
             if phase != _ORDER["elsewhere"] and waited > self._timeout + GRACE_SECONDS:
                 self._give_up(step, waited)
 
     def _give_up(self, step: int, waited: float) -> None:
-        """The main thread is where no exception reaches it: a hanging read, or a device that waits
-        for another."""
+        """End the process. The main thread hangs where no exception reaches it, in a read or in a
+        device that waits for another."""
         text = f"rank {self._rank} on {self._host} has been in step {step} for {waited:.0f} s"
         print(f"clipx: {text}: {self.blame()}", file=sys.stderr, flush=True)
         if self.is_first():
@@ -134,11 +135,13 @@ class Monitor:
 
 
 def verdict(rank: int, before: list[Beat], after: list[Beat]) -> str:
-    """What two looks at all ranks' beats, some beats apart, tell `rank`."""
-    silent = [r for r, (a, b) in enumerate(zip(before, after, strict=True)) if a.count == b.count]
-    silent = [r for r in silent if r != rank]
+    """A sentence for `rank` from the beats of all ranks at two times, several beats apart."""
+    silent = []
+    for other, (first, second) in enumerate(zip(before, after, strict=True)):
+        if other != rank and first.count == second.count:
+            silent.append(other)
     if silent:
-        return f"{_named(silent, after)} gone silent: its process, host or network is down"
+        return f"{_describe(silent, after)} gone silent: its process, host or network is down"
     last = max((beat.step, beat.phase) for beat in after)
     behind = [r for r, beat in enumerate(after) if (beat.step, beat.phase) < last]
     if behind:
@@ -151,7 +154,7 @@ def verdict(rank: int, before: list[Beat], after: list[Beat]) -> str:
     return "all ranks live and are equally far: the network between them fails"
 
 
-def _named(ranks: list[int], beats: list[Beat]) -> str:
+def _describe(ranks: list[int], beats: list[Beat]) -> str:
     shown = ", ".join(f"rank {r} on {beats[r].host}" for r in ranks[:4])
     more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
     return f"{shown}{more} {'has' if len(ranks) == 1 else 'have'}"

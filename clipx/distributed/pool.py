@@ -1,14 +1,15 @@
 """Where a loss finds its candidates. Losses know arithmetic; pools know ranks.
 
-With B rows on each of R ranks, all pools but the local one show the same R * B candidates, and
-losses come out the same. They differ in what travels and in what a rank holds:
-docs/distributed.md has the formulas.
+With B rows on each of R ranks, all pools but the local one show the same R * B candidates and give
+the same losses. They differ in what travels and in what a rank holds: docs/distributed.md has the
+formulas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from clipx.distributed.collectives import (
 )
 from clipx.types import Block, Candidates, Pool, Reduce
 
-Act = Callable[[Block], tuple[Tensor, ...]]
+Compute = Callable[[Block], tuple[Tensor, ...]]
 
 
 @config
@@ -43,42 +44,29 @@ class PoolConfig:
 
 
 def build_pool(config: PoolConfig, *, world_size: int) -> Pool:
-    pools: dict[str, Callable[[], Pool]] = {
-        "auto": GatheredPool,
-        "local": LocalPool,
-        "gathered": GatheredPool,
-        "chunked": lambda: ChunkedPool(config.chunk),
-        "ring": RingPool,
-    }
-    pool = pools[config.kind]() if world_size > 1 else LocalPool()
-    return QueuePool(pool, config.queue, world_size=world_size) if config.queue else pool
+    if world_size == 1 or config.kind == "local":
+        return LocalPool(world_size)
+    if config.kind == "chunked":
+        return ChunkedPool(config.chunk)
+    if config.kind == "ring":
+        return RingPool()
+    return GatheredPool()
 
 
-class _Memoryless:
-    """What pools without a queue have in common."""
-
-    @property
-    def past(self) -> None:
-        return None
-
-    def push(self, image: Tensor, text: Tensor, ids: Tensor | None) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state, "this pool remembers nothing"
-
-
-class LocalPool(_Memoryless):
+class LocalPool:
     """Candidates are this rank's own rows, in one block."""
+
+    def __init__(self, world_size: int = 1) -> None:
+        self._world_size = world_size
 
     def share(self, *rows: Tensor) -> Candidates:
         return _Local(rows)
 
+    def gather(self, rows: Tensor) -> Tensor:
+        return rows.detach() if self._world_size == 1 else gather_batch(rows)
 
-class GatheredPool(_Memoryless):
+
+class GatheredPool:
     """All rows are gathered once, and held until the loss is done: one block."""
 
     def __init__(self) -> None:
@@ -86,10 +74,13 @@ class GatheredPool(_Memoryless):
 
     def share(self, *rows: Tensor) -> Candidates:
         self._check_even(rows)
-        return _Gathered(rows)
+        return _Gathered(len(rows[0]), tuple(all_gather(tensor) for tensor in rows))
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return gather_batch(rows)
 
 
-class ChunkedPool(_Memoryless):
+class ChunkedPool:
     """`chunk` rows of each rank are gathered at a time: blocks of R * chunk candidates."""
 
     def __init__(self, chunk: int) -> None:
@@ -100,8 +91,11 @@ class ChunkedPool(_Memoryless):
         self._check_even(rows)
         return _Chunked(rows, self.chunk)
 
+    def gather(self, rows: Tensor) -> Tensor:
+        return gather_batch(rows)
 
-class RingPool(_Memoryless):
+
+class RingPool:
     """Each rank's rows go once around the ring of ranks: R blocks of B candidates."""
 
     def __init__(self) -> None:
@@ -111,111 +105,90 @@ class RingPool(_Memoryless):
         self._check_even(rows)
         return _Ring(rows)
 
-
-class QueuePool:
-    """Another pool's candidates, and rows of earlier steps as further negatives without gradient
-    (arXiv:1912.06798; arXiv:1911.05722 without its second encoder).
-
-    All ranks hold the same `size` newest rows, in the order in which one process would have
-    met them, so that any of them can write the checkpoint.
-    """
-
-    def __init__(self, pool: Pool, size: int, *, world_size: int) -> None:
-        self._pool, self._size = pool, size
-        self._world_size = world_size
-        self._rows: dict[str, Tensor] = {}
-
-    def share(self, *rows: Tensor) -> Candidates:
-        # a state that was loaded lies on the CPU
-        self._rows = {name: past.to(rows[0].device) for name, past in self._rows.items()}
-        return self._pool.share(*rows)
-
-    @property
-    def past(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        if not self._rows:
-            return None
-        return self._rows["image"], self._rows["text"], self._rows.get("ids")
-
-    def push(self, image: Tensor, text: Tensor, ids: Tensor | None) -> None:
-        """Rows that are not finite are not remembered: they would spoil many steps to come."""
-        mine = {"image": image, "text": text} | ({} if ids is None else {"ids": ids})
-        new = {name: self._everyones(rows.detach()) for name, rows in mine.items()}
-        if not (new["image"].isfinite().all() & new["text"].isfinite().all()):
-            return
-        # A run that goes on with other kinds of ids than it has saved begins anew.
-        shapes = [{n: rows.shape[1:] for n, rows in held.items()} for held in (self._rows, new)]
-        fits = shapes[0] == shapes[1]
-        old = self._rows if fits else {name: rows[:0] for name, rows in new.items()}
-        self._rows = {n: torch.cat([old[n], rows])[-self._size :] for n, rows in new.items()}
-
-    def _everyones(self, rows: Tensor) -> Tensor:
-        """Ranks take a batch's positions in turns (see `data.order.batch_positions`)."""
-        if self._world_size == 1:
-            return rows
-        return all_gather(rows).unflatten(0, (self._world_size, -1)).transpose(0, 1).flatten(0, 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self._rows)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._rows = {name: rows[-self._size :] for name, rows in state.items()}
+    def gather(self, rows: Tensor) -> Tensor:
+        return gather_batch(rows)
 
 
+def gather_batch(rows: Tensor) -> Tensor:
+    """(G, ...) rows of all ranks in the order of their positions, without gradient: ranks take a
+    batch's positions in turns (see `data.order.batch_positions`)."""
+    by_rank = all_gather(rows.detach()).unflatten(0, (dist.get_world_size(), -1))
+    return by_rank.transpose(0, 1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
 class _Local:
-    def __init__(self, rows: tuple[Tensor, ...]) -> None:
-        self._rows = rows
+    rows: tuple[Tensor, ...]
 
-    def visit(self, act: Act, reduce: tuple[Reduce, ...], *more: Tensor) -> tuple[Tensor, ...]:
-        return act(Block((*self._rows, *more), range(len(self._rows[0])), 0))
+    def visit(
+        self, compute: Compute, reduce: tuple[Reduce, ...], *extra: Tensor
+    ) -> tuple[Tensor, ...]:
+        return compute(Block((*self.rows, *extra), range(len(self.rows[0])), 0))
 
 
+@dataclass(frozen=True)
 class _Gathered:
-    def __init__(self, rows: tuple[Tensor, ...]) -> None:
-        self._size = len(rows[0])
-        self._rows = [all_gather(r) for r in rows]
+    """local_size: B; rows: (R * B, ...) each"""
 
-    def visit(self, act: Act, reduce: tuple[Reduce, ...], *more: Tensor) -> tuple[Tensor, ...]:
-        rows = (*self._rows, *map(all_gather, more))
-        found = act(Block(rows, range(self._size), dist.get_rank() * self._size))
-        return tuple(map(reduce_scatter, found, reduce))
+    local_size: int
+    rows: tuple[Tensor, ...]
+
+    def visit(
+        self, compute: Compute, reduce: tuple[Reduce, ...], *extra: Tensor
+    ) -> tuple[Tensor, ...]:
+        rows = (*self.rows, *map(all_gather, extra))
+        results = compute(Block(rows, range(self.local_size), dist.get_rank() * self.local_size))
+        return tuple(map(reduce_scatter, results, reduce))
 
 
+@dataclass(frozen=True)
 class _Chunked:
-    def __init__(self, rows: tuple[Tensor, ...], chunk: int) -> None:
-        self._rows, self._chunk = rows, chunk
+    """rows: (B, ...) each"""
 
-    def visit(self, act: Act, reduce: tuple[Reduce, ...], *more: Tensor) -> tuple[Tensor, ...]:
-        size = len(self._rows[0])
-        home: list[tuple[Tensor, ...]] = []
-        for start in range(0, size, self._chunk):
-            own = range(start, min(start + self._chunk, size))
-            rows = tuple(all_gather(r[own.start : own.stop]) for r in (*self._rows, *more))
-            found = act(Block(rows, own, dist.get_rank() * len(own)))
-            home.append(tuple(map(reduce_scatter, found, reduce)))
-        return tuple(map(torch.cat, zip(*home, strict=True)))
+    rows: tuple[Tensor, ...]
+    chunk: int
+
+    def visit(
+        self, compute: Compute, reduce: tuple[Reduce, ...], *extra: Tensor
+    ) -> tuple[Tensor, ...]:
+        size = len(self.rows[0])
+        reduced: list[tuple[Tensor, ...]] = []
+        for start in range(0, size, self.chunk):
+            own = range(start, min(start + self.chunk, size))
+            rows = tuple(all_gather(r[own.start : own.stop]) for r in (*self.rows, *extra))
+            results = compute(Block(rows, own, dist.get_rank() * len(own)))
+            reduced.append(tuple(map(reduce_scatter, results, reduce)))
+        return tuple(map(torch.cat, zip(*reduced, strict=True)))
 
 
+@dataclass(frozen=True)
 class _Ring:
-    def __init__(self, rows: tuple[Tensor, ...]) -> None:
-        self._rows = rows
+    """rows: (B, ...) each"""
 
-    def visit(self, act: Act, reduce: tuple[Reduce, ...], *more: Tensor) -> tuple[Tensor, ...]:
-        """After `hop` steps this rank has the rows of rank - hop. The next come while `act` is at
-        work on these. What was said of them follows one step behind, begun by the first stranger;
-        the last one's right neighbor is the owner, who adds what it said itself.
+    rows: tuple[Tensor, ...]
+
+    def visit(
+        self, compute: Compute, reduce: tuple[Reduce, ...], *extra: Tensor
+    ) -> tuple[Tensor, ...]:
+        """After `hop` steps this rank has the rows of rank - hop. The next rows arrive while
+        `compute` works on these. Results follow their rows one step behind: the first other rank
+        starts them, each adds its own, and the last one's right neighbor is the owner.
         """
-        size, last = len(self._rows[0]), dist.get_world_size() - 1
-        rows = (*self._rows, *more)
-        mine: tuple[Tensor, ...] = ()
-        said: Callable[[], tuple[Tensor, ...]] | None = None
+        size, last = len(self.rows[0]), dist.get_world_size() - 1
+        rows = (*self.rows, *extra)
+        own_results: tuple[Tensor, ...] = ()
+        arriving: Callable[[], tuple[Tensor, ...]] | None = None
         for hop in range(last + 1):
-            coming = pass_right(rows, tag=0) if hop < last else None
-            found = act(Block(rows, range(size if hop == 0 else 0), 0))
-            if said is not None:
-                found = tuple(map(combine, found, said(), reduce))
+            next_rows = pass_right(rows, tag=0) if hop < last else None
+            results = compute(Block(rows, range(size if hop == 0 else 0), 0))
+            if arriving is not None:
+                results = tuple(map(combine, results, arriving(), reduce))
             if hop == 0:
-                mine = found
+                own_results = results
             else:
-                said = pass_right(found, tag=1)
-            rows = coming() if coming is not None else ()
-        return mine if said is None else tuple(map(combine, mine, said(), reduce))
+                arriving = pass_right(results, tag=1)
+            if next_rows is not None:
+                rows = next_rows()
+        if arriving is None:
+            return own_results
+        return tuple(map(combine, own_results, arriving(), reduce))

@@ -1,13 +1,14 @@
-"""This process among its peers: device, rank, collectives on small values. The one user of
-Accelerator and of the environment.
+"""This process among its peers: device, rank, collectives on small values. The only module that
+uses accelerate and reads the launcher's environment.
 
-Plain `python -m clipx`, torchrun, accelerate launch and srun all end here. Collectives cost nothing
-on one process.
+It serves plain `python -m clipx`, torchrun, accelerate launch and srun. On one process collectives
+cost nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import socket
 import warnings
@@ -29,7 +30,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class Runtime:
-    """Built once by `start`. rank 0 is the one that writes files."""
+    """Built once by `start`. Rank 0 writes files."""
 
     def __init__(self, accelerator: Any) -> None:
         self.device: torch.device = accelerator.device
@@ -47,7 +48,7 @@ class Runtime:
         return sum(self.gather(value)) % (1 << 63)
 
     def average(self, values: Tensor) -> Tensor:
-        """Mean over ranks, element by element. The host does not wait for the device."""
+        """Elementwise mean over ranks. The host does not wait for the device."""
         if self.world_size == 1:
             return values
         total = values.clone()
@@ -71,33 +72,33 @@ class Runtime:
         return held[0]
 
     def agree(self, fault: str | None) -> None:
-        """Raise UserError on all ranks if any rank brings a fault: none is left waiting for one
-        that gave up."""
+        """Raise UserError on all ranks if any rank has a fault, so that no rank waits for one that
+        gave up."""
         faults = [text for text in self.gather(fault) if text is not None]
         if faults:
             raise UserError(faults[0])
 
-    def main_first(self, act: Callable[[], T]) -> T:
-        """What `act` returns, done by rank 0 first, so that the others find the files that it
-        leaves. Faults stop all ranks."""
-        done: list[T] = []
-        for turn in (True, False):
+    def main_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on rank 0 first, so that the others find the files that it writes. A
+        UserError on any rank is raised on all."""
+        results: list[T] = []
+        for is_turn_of_main in (True, False):
             fault = None
-            if self.is_main == turn:
+            if self.is_main == is_turn_of_main:
                 try:
-                    done.append(act())
+                    results.append(function())
                 except UserError as error:
                     fault = str(error)
             self.agree(fault)
-        return done[0]
+        return results[0]
 
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
 
     def store(self, timeout: timedelta) -> dist.Store | None:
-        """The key-value store of the process group, by a connection of its own, so that a thread
-        may use it while a collective of the main thread waits; None on one process."""
+        """The key-value store of the process group over a second connection, so that a thread may
+        use it while the main thread waits in a collective; None on one process."""
         if self.world_size == 1:
             return None
         from torch.distributed.distributed_c10d import _get_default_store
@@ -114,8 +115,8 @@ class Runtime:
 def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
     """Join the process group that the launcher's environment describes.
 
-    Raises UserError when the group found is not of the size that was asked for: a launcher that
-    fails to connect its processes would otherwise train that many separate models into one folder.
+    Raises UserError if the group has another size than the launcher's environment states: processes
+    that failed to connect would otherwise train separate models into one folder.
     """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -147,19 +148,19 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
     return Runtime(accelerator)
 
 
-def speaks() -> bool:
-    """True on the process that reports what all processes have met alike, group or no group."""
-    with contextlib.suppress(UserError):  # wrong values are what the caller reports
+def is_reporting_rank() -> bool:
+    """True on the process that reports errors of all processes; also before there is a group."""
+    with contextlib.suppress(UserError):  # the caller reports malformed values
         launcher.adopt_srun(os.environ)
     return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a scheduler says of the job that this process belongs to.
+    """The scheduler's job of this process.
 
-    id: None outside of a job; attempt: how often it was started before; end_time: unix seconds at
-    which it will be killed, None where that is not known
+    id: None outside of a job; attempt: number of earlier starts; end_time: unix seconds at which
+    the job will be killed, None if that is unknown
     """
 
     host: str
@@ -179,6 +180,28 @@ def job() -> Job:
 
 
 def restarts_failures() -> bool:
-    """Whether an agent watches this process that takes every exit code but 0 for a crash: torchrun
-    or `accelerate launch`."""
+    """Whether torchrun or `accelerate launch` watches this process, which take every exit code but
+    0 for a crash."""
     return any(n in os.environ for n in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"))
+
+
+# mallopt's names for its settings, from malloc.h of glibc.
+_TRIM_THRESHOLD = -1
+_TOP_PAD = -2
+_MMAP_MAX = -4
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep freed memory for the life of the process. Returns whether it does.
+
+    By default it returns every large block to the kernel and requests it again, with each page
+    cleared and mapped anew: several hundred MiB a step, 5 % of the time of a step on CPUs.
+    """
+    libc = ctypes.CDLL(None)
+    try:
+        mallopt = libc.mallopt
+    except AttributeError:  # another C library
+        return False
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 64 << 20))
+    accepted = [mallopt(name, value) for name, value in settings]
+    return all(accepted)

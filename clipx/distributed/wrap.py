@@ -1,8 +1,8 @@
-"""The model among its peers: alone, copied to every rank (DDP), or with its parameters shared out
-(FSDP2, torch's `fully_shard`).
+"""The objective among its peers: alone, copied to every rank (DDP), or with its parameters sharded
+over the ranks (FSDP2, torch's `fully_shard`).
 
-All three give the gradient of the mean over ranks, so the step does not know which of them it has.
-The data loader is clipx's own: accelerate never sees it, and its dispatch_batches plays no part.
+All three give the gradient of the mean over ranks, so the step need not know which of them it has.
+The data loader is clipx's own: accelerate does not see it, and its dispatch_batches has no effect.
 """
 
 from __future__ import annotations
@@ -11,50 +11,39 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from clipx.distributed.runtime import Runtime
 from clipx.types import UserError
 
 Parallel = Literal["auto", "ddp", "fsdp2"]
-Features = tuple[Tensor, Tensor, Tensor, Tensor | None]
-"""image features, text features, logit_scale, logit_bias"""
-
-
-class TwoTowers(Protocol):
-    """What is asked of a model: clipx.models.dual_encoder.DualEncoder."""
-
-    visual: Any
-    text: Any
-    logit_scale: Any
-    logit_bias: Any
-
-    def blocks(self) -> list[nn.Module]: ...
 
 
 class Wrapped(ABC):
-    """A model whose gradients, after a backward, are means over ranks."""
+    """An objective whose gradients, after backward, are means over ranks."""
 
     title: str
-    """How it is wrapped, behind the number of ranks."""
+    """How it is wrapped, for the start line; follows the number of ranks."""
 
     @abstractmethod
-    def __call__(self, image: Tensor, text: Tensor, draws: Tensor | None) -> Features: ...
+    def __call__(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The objective's `embed`."""
 
     @abstractmethod
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        """For one forward and backward of several whose gradients add up: ranks exchange them in
-        the last."""
+        """Surrounds one forward and backward of several whose gradients add up. Ranks exchange
+        gradients in the last."""
 
     @abstractmethod
     def finish_gradients(self) -> None:
-        """To be called after the last backward of a step."""
+        """Called after the last backward of a step."""
 
 
 class Alone(Wrapped):
@@ -62,17 +51,17 @@ class Alone(Wrapped):
 
     title = ""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, objective: nn.Module) -> None:
+        self._objective = objective
 
-    def __call__(self, image: Tensor, text: Tensor, draws: Tensor | None) -> Features:
-        return self._model(image, text, draws)
+    def __call__(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._objective(views)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
     def finish_gradients(self) -> None:
-        """All gradients are there."""
+        """Gradients are complete."""
 
 
 class Copied(Wrapped):
@@ -80,60 +69,66 @@ class Copied(Wrapped):
 
     title = " (DDP)"
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self._model = DistributedDataParallel(
-            model,
+    def __init__(self, objective: nn.Module, device: torch.device) -> None:
+        self._objective = DistributedDataParallel(
+            objective,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,  # no second copy of the gradients
         )
 
-    def __call__(self, image: Tensor, text: Tensor, draws: Tensor | None) -> Features:
-        return self._model(image, text, draws)
+    def __call__(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._objective(views)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        return nullcontext() if last else self._model.no_sync()
+        return nullcontext() if last else self._objective.no_sync()
 
     def finish_gradients(self) -> None:
-        """They came in backward."""
+        """DDP has exchanged them in backward."""
 
 
 class Sharded(Wrapped):
-    """Parameters, gradients and optimizer state shared out over the ranks, gathered block by block
-    when they are needed.
+    """Parameters, gradients and optimizer state sharded over the ranks; parameters are gathered
+    block by block when they are needed.
 
-    Each tower is a root of its own, so that it can be called alone and the two scalars, which
-    cannot be sharded, stay outside of both; their gradients are averaged by `finish_gradients`.
+    Each tower is a root of its own, so that it can be called alone. Parameters outside of the
+    towers, such as the temperature, stay whole; `finish_gradients` averages their gradients.
     """
 
     title = " (FSDP2)"
 
-    def __init__(self, model: nn.Module, towers: TwoTowers, dtype: torch.dtype) -> None:
+    def __init__(self, objective: Any, dtype: torch.dtype) -> None:
         policy = MixedPrecisionPolicy()
-        if dtype == torch.bfloat16:  # half the bytes to gather; sums over ranks stay exact
+        if dtype == torch.bfloat16:
+            # Half the bytes to gather; sums of gradients over ranks stay exact.
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-        for module in [*towers.blocks(), towers.visual, towers.text]:
+        blocks, self._roots = objective.shards()
+        for module in [*blocks, *self._roots]:
             fully_shard(module, mp_policy=policy)
-        self._model, self._towers = model, towers
+        self._objective = objective
 
-    def __call__(self, image: Tensor, text: Tensor, draws: Tensor | None) -> Features:
-        return self._model(image, text, draws)
+    def __call__(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._objective(views)
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
-        for tower in (self._towers.visual, self._towers.text):
-            assert isinstance(tower, FSDPModule)
-            tower.set_requires_gradient_sync(last)
-            tower.set_is_last_backward(last)
+        for root in self._roots:
+            assert isinstance(root, FSDPModule)
+            root.set_requires_gradient_sync(last)
+            root.set_is_last_backward(last)
         yield
 
     def finish_gradients(self) -> None:
-        scalars = [p for p in (self._towers.logit_scale, self._towers.logit_bias) if p is not None]
-        gradients = [p.grad for p in scalars if p.grad is not None]
-        if gradients:
-            mean = torch.stack(gradients)
-            dist.all_reduce(mean)
-            for gradient, value in zip(gradients, mean / dist.get_world_size(), strict=True):
-                gradient.copy_(value)
+        whole = [p for p in self._objective.parameters() if not isinstance(p, DTensor)]
+        gradients = [p.grad for p in whole if p.grad is not None]
+        if not gradients:
+            return
+        # Few small tensors, so one exchange for all of them.
+        mean = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, values in zip(gradients, mean.split(sizes), strict=True):
+            gradient.copy_(values.view_as(gradient))
 
 
 def chosen(parallel: Parallel) -> Literal["ddp", "fsdp2"]:
@@ -152,21 +147,20 @@ def chosen(parallel: Parallel) -> Literal["ddp", "fsdp2"]:
 
 
 def wrap(
-    model: nn.Module,
-    towers: TwoTowers,
+    objective: Any,
     runtime: Runtime,
     *,
     parallel: Parallel = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Wrapped:
-    """The model, moved to this rank's device, as `parallel` says; alone where there is one rank.
+    """The objective, moved to this rank's device, as `parallel` says; alone with one rank.
 
-    model and towers are the same object, under the two types that are asked of it
-    dtype: what matmuls run in; weights and the sums of gradients are float32 whatever it is
+    objective: `clipx.objectives.objective.Objective`
+    dtype: of matmuls; weights and sums of gradients are float32 whatever it is
     """
-    model.to(runtime.device)
+    objective.to(runtime.device)
     if runtime.world_size == 1:
-        return Alone(model)
+        return Alone(objective)
     if chosen(parallel) == "ddp":
-        return Copied(model, runtime.device)
-    return Sharded(model, towers, dtype)
+        return Copied(objective, runtime.device)
+    return Sharded(objective, dtype)

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators._classes import read_labeled
-from clipx.evaluators._means import add_mean
+from clipx.evaluators.labeled_set import LabeledConfig, read_train_and_test
 from clipx.types import Encoder, Result, Setting, UserError
 
 
 @config
-class Config:
+class Config(LabeledConfig):
     """A set of images with classes that has training samples too."""
 
-    path: str
     train_split: str = "train"
-    split: str | None = None
-    """Of the test samples; null: `test` or `val` where there is one."""
-    classes: str | None = None
-    """As of zero_shot."""
     k: int = Field(default=20, ge=1)
-    """Neighbors that vote, each with one vote."""
-    every: str | None = None
+    """Neighbors, each with one vote."""
 
     def build(self) -> Knn:
         return Knn(self)
@@ -35,12 +26,8 @@ class Config:
 
 class Knn:
     def __init__(self, settings: Config) -> None:
-        path, classes = Path(settings.path), settings.classes
         self.k = settings.k
-        self.train = read_labeled(path, settings.train_split, classes)
-        self.test = read_labeled(path, settings.split, classes)
-        if len(self.train.label.unique()) < 2:
-            raise UserError(f"training split of {path} has samples of one class only")
+        self.train, self.test = read_train_and_test(settings, settings.train_split)
         if self.k > len(self.train):
             raise UserError(f"k {self.k} is more than the {len(self.train)} training samples")
 
@@ -48,13 +35,16 @@ class Knn:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
         predicted = vote(train, self.train.label, test, self.k, len(self.train.names))
-        result = Result({"num_samples": len(predicted)}, keys=list(self.test.images.keys))
-        add_mean(result, "knn-top1", predicted == self.test.label)
+        hits = predicted == self.test.label
+        result = Result(keys=self.test.images.keys)
+        result.add_rate("knn-top1", hits, interval=metrics.rate_interval(hits))
+        result.add("num_samples", len(hits))
         return result
 
 
 def vote(train: Tensor, label: Tensor, test: Tensor, k: int, num_classes: int) -> Tensor:
-    """(N,) the class that most of the k nearest training rows have; of equals the first."""
+    """(N,) the class of most of the k nearest training rows; of equal ones the first."""
     _, nearest = metrics.nearest_neighbors(test, train, k)
     votes = torch.zeros(len(test), num_classes, dtype=torch.int64)
-    return votes.scatter_add_(1, label[nearest], torch.ones_like(nearest)).argmax(1)
+    votes.scatter_add_(1, label[nearest], torch.ones_like(nearest))
+    return votes.argmax(1)  # the first of equal ones, as in scikit-learn

@@ -1,102 +1,97 @@
 """Differentiable sums and maxima over all candidates of a pool. A loss is plain PyTorch over these.
 
-Each function visits the candidates of all ranks in tiles, never holds the (B, N) matrix of logits,
-and computes the tiles again in backward. Gradients arrive at this rank's rows, at the columns of
-the rank that owns them, and at scale and bias. Rows and columns are B rows a rank; row i of a rank
-matches its column i, which is called its own.
+Rows and columns are B rows on each rank; row i of a rank matches its column i, which is called its
+own. Each function compares this rank's rows with the columns of all ranks in tiles, never holds the
+(B, N) matrix of logits, accumulates in float32, and computes tiles again in backward. Gradients
+reach this rank's rows, the columns on the ranks that own them, scale and bias.
 
-With the mean over local rows as the loss, and gradients averaged over ranks as data-parallel
-training does, R ranks with B rows give the gradient of one process with R * B rows.
+If the loss is a mean over local rows and gradients are averaged over ranks, as data-parallel
+training does, R ranks of B rows get the gradient of one process with R * B rows.
 
-Order of collectives: forward and backward visit the pool once each, in the order in which the
-functions were called, and the reverse. A loss's backward ends before that of the towers begins,
-so no collective of data-parallel buckets can come in between.
+Order of collectives: a call visits the pool once in forward and once in backward. Ranks must make
+the same calls in the same order; backward runs in reverse. The backward pass of a loss ends before
+that of the towers begins, so data-parallel buckets cannot come in between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clipx.losses._gradients import full_precision
-from clipx.losses._nearest import nearest_candidates as nearest_candidates
-from clipx.losses._pairs import Pairs, at_least_float32, products
-from clipx.losses._streaming import Tile, Tiles, add_logsumexp
-from clipx.types import Block, Pool
+from clipx.losses._logsumexp import LogSumExpFunction
+from clipx.losses._nearest import NearestFunction
+from clipx.losses._sum import SumFunction
+from clipx.losses._tiles import Own
+from clipx.types import Negatives, Pool
+
+
+class LogSumExp(NamedTuple):
+    """rows: (B,) of this rank's rows over the columns of all ranks; columns: (B,) of this rank's
+    columns over the rows of all ranks; -inf where no pair counts
+    own_is_nearest: (B,) bool, whether a row's own column is nearer than all others; a tie is not
+    """
+
+    rows: Tensor
+    columns: Tensor
+    own_is_nearest: Tensor
+
+
+class PairwiseSum(NamedTuple):
+    """rows: (B,) sums; own_is_nearest: as in `LogSumExp`"""
+
+    rows: Tensor
+    own_is_nearest: Tensor
 
 
 @torch.compiler.disable
 def pairwise_logsumexp(
     rows: Tensor,
     columns: Tensor,
-    pool: Pool,
+    pool: Pool | None,
     *,
     scale: Tensor | float = 1.0,
     ids: Tensor | None = None,
-    own: bool = True,
-) -> tuple[Tensor, Tensor]:
+    column_ids: Tensor | None = None,
+    own: Own = "counts",
+    row_weights: Tensor | None = None,
+    column_weights: Tensor | None = None,
+    negatives: Negatives | None = None,
+) -> LogSumExp:
     """Log-sum-exp of the logits `scale * rows @ columns.T` over all candidates, both ways.
 
-    rows, columns: (B, D); scale: (); ids: (B, K) int64, or None
-    own: False leaves each row's own column out
+    One matmul in forward and three in backward (two where few tiles are all).
 
-    Returns (B,) for this rank's rows over the columns of all ranks, and (B,) for this rank's
-    columns over the rows of all ranks; -inf where nothing counts. One matmul forward, three
-    backward.
+    rows: (B, D); columns: (B, D), or (M, D) with own="absent"; scale: ()
+    pool: None for columns that are the same on all ranks, or this rank's alone
+    ids: (B, K) int64; a pair that has one in common does not count, except a row's own column
+    column_ids: (M, K), if they are not `ids`
+    own: whether a row's own column counts, is left out, or is absent
+    row_weights: (B,) positive: terms of sums over rows are multiplied by them
+    column_weights: (M,) positive: terms of sums over columns are multiplied by them
+    negatives: further columns for the rows, and further rows for the columns, without gradient
     """
-    pairs = Pairs(pool, ids, own)
-    scale = torch.as_tensor(scale, device=rows.device, dtype=at_least_float32(rows).dtype)
-    return _LogSumExp.apply(rows, columns, scale, pairs)
-
-
-class _LogSumExp(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, pairs: Pairs
-    ) -> tuple[Tensor, Tensor]:
-        queries = at_least_float32(rows) * scale
-        row_lse = queries.new_full((len(rows),), -torch.inf)
-        tiles = Tiles(queries)
-
-        def act(block: Block) -> tuple[Tensor, ...]:
-            column_lse = queries.new_full((len(block.rows[0]),), -torch.inf)
-            for tile in pairs.tiles(tiles, queries, block):
-                logits, scratch = tile.logits, tiles.scratch(tile)
-                for total, part, dim in ((row_lse, tile.rows, 1), (column_lse, tile.columns, 0)):
-                    add_logsumexp(total[part], logits, dim, logits.amax(dim), scratch)
-            return (column_lse,)
-
-        with full_precision(rows.device.type):
-            (column_lse,) = pairs.share(at_least_float32(columns)).visit(act, ("logsumexp",))
-        ctx.save_for_backward(rows, columns, scale, row_lse, column_lse)
-        ctx.pairs = pairs
-        return row_lse, column_lse
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: Any, of_row_lse: Tensor, of_column_lse: Tensor
-    ) -> tuple[Any, ...]:
-        rows, columns, scale, row_lse, column_lse = ctx.saved_tensors
-        tiles = Tiles(at_least_float32(rows))
-
-        def weigh(tile: Tile, block: Block) -> Tensor:
-            """The derivative of the logits: softmax over the row, and over the column."""
-            of_columns, lse = block.rows[-1], block.rows[-2]
-            # exp(-inf - -inf) would be NaN where nothing counts.
-            low = torch.finfo(lse.dtype).min
-            scratch = torch.sub(
-                tile.logits, row_lse[tile.rows, None].clamp(min=low), out=tiles.scratch(tile)
-            )
-            weights = scratch.exp_().mul_(of_row_lse[tile.rows, None])
-            over_column = tile.logits.sub_(lse[tile.columns].clamp(min=low)).exp_()
-            return weights.addcmul_(over_column, of_columns[tile.columns])
-
-        more = (column_lse, of_column_lse.to(column_lse.dtype))
-        return products(ctx.pairs, tiles, rows, columns, scale, weigh, more)
+    column_ids = ids if column_ids is None else column_ids
+    scale = _scalar(scale, rows)
+    # A weight of a term is a summand of its logit.
+    log_row_weights = None if row_weights is None else row_weights.log()
+    log_column_weights = None if column_weights is None else column_weights.log()
+    row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
+        rows, columns, scale, pool, ids, column_ids, own, log_row_weights, log_column_weights
+    )
+    if negatives is not None:
+        for_rows = LogSumExpFunction.apply(
+            rows, negatives.columns, scale, None, ids, negatives.ids, "absent", None, None
+        )
+        for_columns = LogSumExpFunction.apply(
+            columns, negatives.rows, scale, None, column_ids, negatives.ids, "absent", None, None
+        )
+        row_lse = _logaddexp(row_lse, for_rows[0])
+        column_lse = _logaddexp(column_lse, for_columns[0])
+        largest_other = torch.maximum(largest_other, for_rows[3])
+    return LogSumExp(row_lse, column_lse, own_logits > largest_other)
 
 
 @torch.compiler.disable
@@ -104,70 +99,74 @@ def pairwise_sum(
     function: Callable[[Tensor], Tensor],
     rows: Tensor,
     columns: Tensor,
-    pool: Pool,
+    pool: Pool | None,
     *,
     scale: Tensor | float = 1.0,
     bias: Tensor | float = 0.0,
     ids: Tensor | None = None,
-    own: bool = True,
-) -> Tensor:
-    """(B,) sum over all candidates of `function(scale * row @ column + bias)`.
+    column_ids: Tensor | None = None,
+    own: Own = "counts",
+    column_weights: Tensor | None = None,
+    negatives: Negatives | None = None,
+    derivative: Callable[[Tensor], Tensor] | None = None,
+    row_sums: Callable[[Tensor], Tensor] | None = None,
+) -> PairwiseSum:
+    """Sum of `function(scale * row @ column + bias)` over all candidates of each row.
 
     function: elementwise and differentiable, for example `torch.nn.functional.softplus`
-    rows, columns: (B, D); scale, bias: (); ids: (B, K) int64, or None
-    own: False leaves each row's own column out
+    rows, columns, pool, scale, ids, column_ids, own, column_weights: as for `pairwise_logsumexp`
+    bias: ()
+    negatives: the sum of row i also has the further columns for row i and the further rows for
+        column i
+    derivative: of `function`, elementwise; None: by autograd
+    row_sums: (r, c) -> (r,), if there is a faster way than `function(logits).sum(1)`. It may
+        overwrite its argument, and so may `derivative`
     """
-    pairs = Pairs(pool, ids, own)
-    dtype = at_least_float32(rows).dtype
-    scale, bias = (torch.as_tensor(x, device=rows.device, dtype=dtype) for x in (scale, bias))
-    return _Sum.apply(rows, columns, scale, bias, function, pairs)
+    column_ids = ids if column_ids is None else column_ids
+    scale, bias = _scalar(scale, rows), _scalar(bias, rows)
+    functions = (function, derivative or _derivative_of(function), row_sums)
+    sums, own_logits, largest_other = SumFunction.apply(
+        rows, columns, scale, bias, functions, pool, ids, column_ids, own, column_weights
+    )
+    if negatives is not None:
+        others = (functions, None, ids, negatives.ids, "absent", None)
+        for_rows = SumFunction.apply(rows, negatives.columns, scale, bias, *others)
+        for_columns = SumFunction.apply(columns, negatives.rows, scale, bias, *others)
+        sums = sums + for_rows[0] + for_columns[0]
+        largest_other = torch.maximum(largest_other, for_rows[2])
+    return PairwiseSum(sums, own_logits > largest_other)
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows: Tensor,
-        columns: Tensor,
-        scale: Tensor,
-        bias: Tensor,
-        function: Callable[[Tensor], Tensor],
-        pairs: Pairs,
-    ) -> Tensor:
-        queries = at_least_float32(rows) * scale
-        sums = queries.new_zeros(len(rows))
-        tiles = Tiles(queries)
+@torch.compiler.disable
+def nearest_candidates(
+    rows: Tensor, columns: Tensor, pool: Pool, k: int, *, ids: Tensor | None = None
+) -> Tensor:
+    """(B, k) largest products `rows @ columns.T` of each row over all candidates, largest first,
+    without its own column; -inf where fewer than k count. The gradient of an entry goes to its row
+    and to the column that gave it.
 
-        def act(block: Block) -> tuple[Tensor, ...]:
-            for tile in pairs.tiles(tiles, queries, block):
-                left_out = tile.logits == -torch.inf
-                values = function(tile.logits.masked_fill_(left_out, 0).add_(bias))
-                sums[tile.rows] += values.masked_fill(left_out, 0).sum(1)
-            return ()
+    rows, columns: (B, D); ids: as for `pairwise_logsumexp`
+    """
+    return NearestFunction.apply(rows, columns, k, pool, ids)
 
-        with full_precision(rows.device.type):
-            pairs.share(at_least_float32(columns)).visit(act, ())
-        ctx.save_for_backward(rows, columns, scale, bias)
-        ctx.function, ctx.pairs = function, pairs
-        return sums
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, of_sums: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        rows, columns, scale, bias = ctx.saved_tensors
-        tiles = Tiles(at_least_float32(rows))
-        of_bias = torch.zeros_like(bias)
+def _logaddexp(first: Tensor, second: Tensor) -> Tensor:
+    """As torch's, but the gradient is 0 where both are -inf, not NaN."""
+    empty = (first == -torch.inf) & (second == -torch.inf)
+    total = torch.logaddexp(first.masked_fill(empty, 0), second.masked_fill(empty, 0))
+    return total.masked_fill(empty, -torch.inf)
 
-        def weigh(tile: Tile, block: Block) -> Tensor:
-            left_out = tile.logits == -torch.inf
-            with torch.enable_grad():
-                logits = tile.logits.masked_fill(left_out, 0).add_(bias).requires_grad_()
-                (slope,) = torch.autograd.grad(ctx.function(logits).sum(), logits)
-            weights = slope.masked_fill(left_out, 0).mul_(of_sums[tile.rows, None])
-            of_bias.add_(weights.sum())
-            return weights
 
-        of_rows, of_columns, of_scale, _ = products(
-            ctx.pairs, tiles, rows, columns, scale, weigh, ()
-        )
-        return of_rows, of_columns, of_scale, of_bias, None, None
+def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.as_tensor(value, device=like.device, dtype=dtype)
+
+
+def _derivative_of(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def derivative(logits: Tensor) -> Tensor:
+        with torch.enable_grad():
+            logits = logits.detach().requires_grad_()
+            (slopes,) = torch.autograd.grad(function(logits).sum(), logits)
+        return slopes
+
+    return derivative

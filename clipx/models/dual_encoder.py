@@ -102,14 +102,9 @@ class DualEncoder(nn.Module):
 
     def forward(
         self, image: Tensor, text: Tensor, draws: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """image features, text features, logit_scale, logit_bias.
-
-        The two scalars pass through, so that a data-parallel wrapper sees them used and averages
-        their gradients.
-        """
-        image_features = self.encode_image(image, draws)
-        return image_features, self.encode_text(text), self.logit_scale, self.logit_bias
+    ) -> tuple[Tensor, Tensor]:
+        """image features, text features"""
+        return self.encode_image(image, draws), self.encode_text(text)
 
     def layer_depths(self) -> dict[str, tuple[int, int]]:
         """Parameter name -> (depth from the input, number of depths of its tower). The scalars are

@@ -1,4 +1,4 @@
-"""One JSON object a line. Always on; what every other tool reads."""
+"""Log files of one JSON object per line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from clipx.files import write_whole
 
 
 class JsonLines:
-    """Appends to a file, line by line, so that a killed run has lost nothing it logged.
+    """Appends to a file line by line, so that a killed run loses nothing that it logged.
 
-    On a full disk lines wait for the next one, so that training goes on; `fault` says why they do.
+    On a full disk lines are kept for the next call, so that training goes on; `fault` is the error.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class JsonLines:
         self.fault = None
 
     def close(self) -> None:
-        """Raises OSError where lines are lost."""
+        """Raises OSError if lines are lost."""
         try:
             self._write()
         finally:
@@ -42,15 +42,15 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file. Lines that are no JSON object are left out: a kill may have cut the
-    last one short. Raises OSError."""
+    """The records of a file. Lines that are no JSON object are skipped, since a kill may have cut
+    the last one short. Raises OSError."""
     records = (_record(line) for line in _lines(path))
     return [record for record in records if record is not None]
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the records after `step`: a resumed run does those steps again. A record without a step
-    is not of the run and stays. Raises OSError."""
+    """Remove the records after `step`, since a resumed run takes these steps again. Records without
+    a step are not of the run and stay. Raises OSError."""
     if not path.exists():
         return
     kept = []
@@ -62,7 +62,7 @@ def keep_until(path: Path, step: int) -> None:
 
 
 def step_of(record: dict[str, Any]) -> int | None:
-    """The step of a log line; None where it has none, as a line that another program wrote."""
+    """The step of a log line; None for a line that another program wrote."""
     step = record.get("step")
     return step if isinstance(step, int) and not isinstance(step, bool) else None
 
@@ -75,7 +75,7 @@ def _lines(path: Path) -> list[str]:
 
 def _record(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return record if isinstance(record, dict) else None

@@ -10,7 +10,7 @@ from clipx.types import UserError
 
 class TensorBoard:
     def __init__(self, folder: Path, *, purge_step: int) -> None:
-        """Events after `purge_step`, of a run that was resumed before them, are hidden."""
+        """purge_step: events after it are hidden, which a resumed run writes again"""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

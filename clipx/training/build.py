@@ -1,4 +1,4 @@
-"""The large parts of a run: the model before its first step, its batches, its step."""
+"""Build the large parts of a run: the model with its initial weights, its batches, its step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints.saver import Saver
 from clipx.data.corpus import Corpus
 from clipx.data.loader import BatchSource
 from clipx.data.preprocessing import Preprocessing
@@ -16,13 +18,16 @@ from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.locked import split_locked
+from clipx.objectives.image_text import ImageText
 from clipx.training.cached_features import feature_batches
-from clipx.training.compiling import compile_towers
-from clipx.training.config import TrainConfig
+from clipx.training.config import Plan, TrainConfig
 from clipx.training.corpus import pixel_batches
+from clipx.training.ema import Ema
 from clipx.training.interruption import Stop
+from clipx.training.learner import Learner
 from clipx.training.optim import build_optimizer
 from clipx.training.precision import Precision
+from clipx.training.run_folder import RunFolder
 from clipx.training.step import Step
 
 
@@ -64,48 +69,103 @@ def build_source(
     model_json: dict[str, Any],
     dtype: torch.dtype,
 ) -> tuple[BatchSource, DualEncoder, Callable[[Tensor], Tensor]]:
-    """(batches, the model that takes them, what is done to their images on the device)"""
+    """(batches, the model that takes them, how their images are normalized on the device)"""
+    share = {"rank": runtime.rank, "world_size": runtime.world_size}
     if config.cache_features is None:
-        share = {"rank": runtime.rank, "world_size": runtime.world_size}
-        return (
-            pixel_batches(config, corpus, model_json, **share),
-            encoder,
-            Preprocessing.of(model_json),
-        )
+        batches = pixel_batches(config, corpus, model_json, **share)
+        return batches, encoder, Preprocessing.of(model_json)
     split = split_locked(encoder, model_json)
     batches = feature_batches(config, runtime, stop, corpus, split, model_json, dtype)
     return batches, split.heads, lambda features: features
 
 
-def build_step(
+def compile_towers(encoder: DualEncoder, *, backend: Any = "inductor") -> None:
+    """torch.compile for both towers, in place, so that parameters keep their names.
+
+    Whatever lengths captions have, the text tower is compiled twice: at the second length dynamo
+    makes it a variable of the graph. Micro-batches double that, since they run with and without
+    gradients. The loss is a few large matmuls and collectives, so it is not compiled.
+
+    backend: a name that torch knows, or a function
+    """
+    encoder.visual.compile(backend=backend)
+    encoder.text.compile(backend=backend)
+
+
+def build_learner(
     config: TrainConfig,
     runtime: Runtime,
+    encoder: DualEncoder,
     trained: DualEncoder,
     precision: Precision,
     *,
     pad_id: int,
     normalize: Callable[[Tensor], Tensor],
-    mark: Callable[[Literal["forward", "loss"]], None],
-) -> Step:
-    """trained: the part of the model that a step runs: all of it, or its heads"""
+) -> Learner:
+    """encoder: the whole model; trained: what steps run: all of it, or its heads"""
     if config.grad_checkpointing:
         trained.set_grad_checkpointing(True)
     if config.compile == "towers":
         compile_towers(trained)
-    model = wrap(trained, trained, runtime, parallel=config.parallel, dtype=precision.dtype)
-    return Step(
-        model=model,
-        encoder=trained,
-        optimizer=build_optimizer(trained, config.optim),  # of the shards, where there are any
-        loss=config.loss.build(),
-        pool=build_pool(config.pool, world_size=runtime.world_size),
-        precision=precision,
-        device=runtime.device,
-        clip_grad_norm=config.optim.clip_grad_norm,
-        micro_batch_size=config.micro_batch_size,
+    objective = ImageText(
+        trained,
+        config.loss.build(),
+        normalize=normalize,
         seed=config.seed,
         pad_id=pad_id,
-        normalize=normalize,
-        average=runtime.average,
+        queue=config.pool.queue,
+    )
+    model = wrap(objective, runtime, parallel=config.parallel, dtype=precision.dtype)
+    return Learner(
+        runtime=runtime,
+        encoder=encoder,
+        objective=objective,
+        model=model,
+        # After `wrap`, which replaces parameters by shards.
+        optimizer=build_optimizer(trained, config.optim),
+        precision=precision,
+        ema=Ema(encoder, config.ema) if config.ema is not None else None,
+    )
+
+
+def build_step(
+    config: TrainConfig,
+    learner: Learner,
+    *,
+    mark: Callable[[Literal["forward", "loss"]], None],
+) -> Step:
+    return Step(
+        learner=learner,
+        pool=build_pool(config.pool, world_size=learner.runtime.world_size),
+        clip_grad_norm=config.optim.clip_grad_norm,
+        micro_batch_size=config.micro_batch_size,
+        average=learner.runtime.average,
         mark=mark,
+    )
+
+
+def build_saver(
+    config: TrainConfig,
+    plan: Plan,
+    learner: Learner,
+    folder: RunFolder | None,
+    model_json: dict[str, Any],
+    *,
+    newest: int | None,
+) -> Saver:
+    """folder: on rank 0; newest: the step of the checkpoint that the run continues from"""
+    about = checkpoints.About(
+        model_json,
+        keep=config.keep_checkpoints,
+        keep_every=plan.keep_every,
+        texts=folder.about() if folder else {},
+    )
+    return Saver(
+        learner.runtime,
+        learner,
+        folder.checkpoints if folder else None,
+        about,
+        newest=newest,
+        every_seconds=plan.checkpoint_seconds,
+        asynchronous=config.save_async,
     )

@@ -1,5 +1,5 @@
-"""Training on cached features: the towers are cut at their heads, the trunks run once over the
-corpus, the heads are what is trained."""
+"""Training on cached features: the locked trunks of both towers run once over the corpus, and steps
+train the heads on their outputs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from clipx.data.corpus import Corpus
 from clipx.data.feature_build import Progress, build_images, build_texts
-from clipx.data.feature_cache import FeatureCache, Trunks
-from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.feature_cache import FeatureBatches, FeatureCache, Trunks, augmentation_faults
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
@@ -22,9 +21,9 @@ from clipx.models.locked import Split
 from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.progress import progress
 from clipx.training.config import TrainConfig
-from clipx.training.interruption import Interrupted, Stop
+from clipx.training.interruption import Stop
 from clipx.training.precision import autocast
-from clipx.types import Stopped, UserError
+from clipx.types import Stopped, StopRequested, UserError
 
 
 def feature_batches(
@@ -36,54 +35,54 @@ def feature_batches(
     model_json: dict[str, Any],
     dtype: torch.dtype,
 ) -> FeatureBatches:
-    """Features of the whole corpus, computed by all ranks together where they are not there yet.
-    Raises UserError, and Stopped on all ranks where one is asked to stop: what is computed by then
-    is kept."""
+    """Features of the whole corpus. All ranks compute those that are not cached yet. Raises
+    UserError, and Stopped on all ranks if one is asked to stop; features computed by then are
+    kept."""
     assert config.cache_features is not None
     if faults := augmentation_faults(config.data):
         raise UserError("\n".join(faults))
     trunks = _trunks(split, model_json, runtime.device, dtype)
     cache = FeatureCache(Path(config.cache_features), corpus, trunks, config.data)
     share = {"rank": runtime.rank, "world_size": runtime.world_size}
-    watch = interruptible(progress if runtime.is_main else silent, stop)
+    watched = stoppable(progress if runtime.is_main else silent, stop)
     if not runtime.gather(cache.complete)[0]:
         split.image_trunk.to(runtime.device)
         split.text_trunk.to(runtime.device)
-        _together(runtime, cache.folder, lambda: build_images(cache, watch, **share))
-        _together(runtime, cache.folder, lambda: build_texts(cache, watch, **share))
+        _together(runtime, cache.folder, lambda: build_images(cache, watched, **share))
+        _together(runtime, cache.folder, lambda: build_texts(cache, watched, **share))
         _together(runtime, cache.folder, cache.finish)
     return FeatureBatches(cache, global_batch_size=config.global_batch_size, **share)
 
 
 def silent(title: str, total: int) -> AbstractContextManager[Callable[[], None]]:
-    """The progress of all ranks but the first."""
+    """The progress of all ranks but the first, which print nothing."""
     return nullcontext(lambda: None)
 
 
-def interruptible(progress: Progress, stop: Stop) -> Progress:
-    """The same progress, whose step raises Interrupted once this rank is asked to stop."""
+def stoppable(progress: Progress, stop: Stop) -> Progress:
+    """The same progress, which raises StopRequested once this rank is asked to stop."""
 
     @contextmanager
-    def watched(title: str, total: int) -> Iterator[Callable[[], None]]:
+    def stoppable_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
         with progress(title, total) as advance:
 
-            def advance_or_leave() -> None:
+            def advance_or_stop() -> None:
                 advance()
                 if stop.reason is not None:
-                    raise Interrupted(stop.reason)
+                    raise StopRequested(stop.reason)
 
-            yield advance_or_leave
+            yield advance_or_stop
 
-    return watched
+    return stoppable_progress
 
 
-def _together(runtime: Runtime, folder: Path, act: Callable[[], None]) -> None:
-    """All ranks do their part, or all stop."""
+def _together(runtime: Runtime, folder: Path, build: Callable[[], None]) -> None:
+    """Call `build` on all ranks. If one fails or has to stop, all raise."""
     fault, reason = None, None
     try:
-        act()
-    except Interrupted as interrupted:
-        reason = str(interrupted)
+        build()
+    except StopRequested as request:
+        reason = str(request)
     except OSError as error:
         fault = f"cache_features {folder} cannot be written: {error}"
     except UserError as error:

@@ -1,8 +1,9 @@
-"""What a training run is told, and what that comes to in steps."""
+"""The config of a training run, and its durations in steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field
 
@@ -13,10 +14,11 @@ from clipx.distributed.runtime import Device, Job
 from clipx.distributed.wrap import Parallel
 from clipx.durations import Duration, parse_seconds
 from clipx.models.dual_encoder import ModelConfig
-from clipx.training.compiling import CompileKind
 from clipx.training.optim import OptimConfig
 from clipx.training.precision import PrecisionKind
 from clipx.types import UserError
+
+CompileKind = Literal["none", "towers"]
 
 
 @config
@@ -33,51 +35,51 @@ class TrainConfig:
     pool: PoolConfig = PoolConfig()
     optim: OptimConfig = OptimConfig()
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Local rows that are embedded at a time, where the activations of all of them do not fit in
+    """Local rows that are embedded at a time, if the activations of all of them do not fit in
     memory: the same gradient for a third more compute (arXiv:2101.06983); null: all at once."""
     grad_checkpointing: bool = False
-    """Keep the inputs of blocks instead of their activations, and compute these again in backward:
-    a third more compute too. To be tried before micro-batches: it needs no second pass."""
+    """Keep the inputs of blocks instead of their activations, and compute these again in backward,
+    also for a third more compute. Try it before micro-batches: it needs no second pass."""
     parallel: Parallel = "auto"
     """ddp: a copy of the model on every rank. fsdp2: weights, gradients, optimizer state and
-    averages shared out over the ranks. auto: fsdp2 where `accelerate launch` was told so."""
+    averages sharded over the ranks. auto: fsdp2 if `accelerate launch` was configured for it."""
     compile: CompileKind = "none"
-    """towers: torch.compile for both. Pays on GPUs, in runs that are much longer than the minutes
-    it takes; on CPUs it bypasses the packing of captions. data.text_multiple=8 with it
-    keeps the text's matmuls in shapes that GPUs like."""
+    """towers: torch.compile for both. It pays on GPUs, in runs that are much longer than the
+    minutes it takes; on CPUs it bypasses the packing of captions. With data.text_multiple=8 the
+    matmuls of the text tower have shapes that GPUs compute fastest."""
     ema: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of a moving average of the weights, e.g. 0.9999, which is then what evaluations and
-    `load_model` see; null: none."""
+    """Decay of a moving average of the weights, e.g. 0.9999, which evaluations and `load_model`
+    then use; null: none."""
     max_nonfinite_steps: int = Field(default=10, ge=1)
-    """Steps in a row without a finite loss and gradient, each left out, after which a run stops."""
+    """Skipped steps in a row, without a finite loss and gradient, after which a run stops."""
     evaluators: dict[str, component("clipx.evaluators")] = Field(default_factory=dict)  # type: ignore[valid-type]
-    """By the name of the set, which begins the name of its metrics."""
+    """By the name of the set, with which the names of its metrics begin."""
     cache_features: str | None = None
-    """Folder for what locked trunks make of the corpus, computed once and then trained on instead
-    of the pictures; about 2 bytes x (image width x samples + text width x distinct captions)."""
+    """Folder for the features of locked trunks, which are computed once and trained on instead of
+    the images; about 2 bytes x (image width x samples + text width x distinct captions)."""
     seed: int = Field(default=0, ge=0)
     precision: PrecisionKind = "auto"
     device: Device = "auto"
     log_every: str = "20 steps"
     checkpoint_every: str = "1000 steps"
-    """Or a time, `15 minutes`, by the clock of rank 0. Evaluations have a checkpoint before them
-    in any case."""
+    """Or a time, `15 minutes`, by the clock of rank 0. There is always a checkpoint before an
+    evaluation."""
     keep_checkpoints: int = Field(default=3, ge=1)
     """The newest ones."""
     keep_every: str | None = None
-    """Checkpoints that are kept for good, beside the newest: those of multiples of `10000 steps`,
-    which should be a multiple of checkpoint_every; null: none."""
+    """Interval of checkpoints that are never removed, such as `10000 steps`, a multiple of
+    checkpoint_every; null: none."""
     save_async: bool = True
-    """Copy what a checkpoint holds, write it while training goes on. Costs host memory: three times
-    the weights with AdamW, a fourth time with `ema`."""
+    """Copy the tensors of a checkpoint and write them while training goes on. It takes host memory:
+    three times the weights with AdamW, four times with `ema`."""
     stop_after: str | float | None = None
-    """A time after which the run stops by itself with a checkpoint, `23h30m` or seconds; null: only
-    at the end that SLURM says its job has."""
+    """Time after which the run stops with a checkpoint, `23h30m` or seconds; null: only before the
+    end of its SLURM job."""
     stop_margin: str | float = "2 minutes"
-    """How long before the end of a SLURM job the run stops: a step, a save and the way out."""
+    """Time before the end of a SLURM job at which the run stops: enough for a step and a save."""
     timeout_minutes: float = Field(default=30.0, gt=0, le=525_600)
-    """How long ranks wait for one another before they give up and name the one that hangs. An
-    evaluation, for which the others wait, must take less."""
+    """Time that ranks wait for one another before they give up and name the one that hangs. The
+    slowest rank of an evaluation must take less."""
     tensorboard: bool = False
 
 
@@ -140,15 +142,18 @@ class Plan:
             raise UserError("\n".join(faults))
         return plan
 
-    def deadline(self, job: Job, began: float) -> float | None:
-        """Unix seconds at which to stop, None where nothing limits the run."""
-        ends = [] if self.stop_after is None else [began + self.stop_after]
-        ends += [] if job.end_time is None else [job.end_time - self.stop_margin]
+    def deadline(self, job: Job, start_time: float) -> float | None:
+        """Unix seconds at which to stop; None if nothing limits the run."""
+        ends = []
+        if self.stop_after is not None:
+            ends.append(start_time + self.stop_after)
+        if job.end_time is not None:
+            ends.append(job.end_time - self.stop_margin)
         return min(ends, default=None)
 
 
 def due(step: int, every: int | None, total: int) -> bool:
-    """every: None: only the last one is"""
+    """Whether something with an interval is due after a step; every: None means only at the end"""
     return (every is not None and step % every == 0) or step == total
 
 

@@ -1,4 +1,4 @@
-"""The corpus of a run: opened once for all ranks, described, and known again after a restart."""
+"""The corpus of a run: opened once for all ranks, described, and compared after a restart."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from clipx.training.config import TrainConfig
 from clipx.types import UserError
 
 _FILE = "corpus.tsv"
-_SHOWN = 20  # faults of whole shards
+_MAX_SHOWN_FAULTS = 20
 Table = Iterable[tuple[str, int, str]]
 """name, samples and digest of each shard"""
 
 
 def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
-    """The corpus, looked at by rank 0 and sent to the others: one of a thousand processes asks the
-    file system for every shard, and all hold the same. Faults stop all ranks."""
+    """Open the corpus on rank 0 and send it to the others, so that one process of a thousand looks
+    at every shard, and all have the same corpus. Faults are raised on all ranks."""
     size, ranks = config.global_batch_size, runtime.world_size
     if size % ranks:
         raise UserError(
@@ -66,11 +66,11 @@ def pixel_batches(
 
 
 def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
-    """What a person should know of it before the first step."""
+    """Messages about the corpus before the first step."""
     faults = corpus.faults
-    lines = [printable(f"{fault.shard}: {fault.message}") for fault in faults[:_SHOWN]]
-    if faults[_SHOWN:]:
-        lines.append(f"... and {len(faults) - _SHOWN} more shards; see quarantine.jsonl")
+    lines = [printable(f"{fault.shard}: {fault.message}") for fault in faults[:_MAX_SHOWN_FAULTS]]
+    if faults[_MAX_SHOWN_FAULTS:]:
+        lines.append(f"... and {len(faults) - _MAX_SHOWN_FAULTS} more shards; see quarantine.jsonl")
     lines += corpus.messages
     if corpus.skip:
         lines.append(f"{sum(map(len, corpus.skip.values()))} samples are skipped by data.skip")
@@ -85,7 +85,7 @@ def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
 
 
 def write_table(folder: Path, table: Table) -> None:
-    """What `changes` will compare with, as corpus.tsv. Raises UserError."""
+    """Write corpus.tsv, for a later comparison by `changes`. Raises UserError."""
     lines = "".join(f"{_in_one_line(name)}\t{n}\t{digest}\n" for name, n, digest in table)
     try:
         write_whole(folder / _FILE, lines)
@@ -94,7 +94,7 @@ def write_table(folder: Path, table: Table) -> None:
 
 
 def changes(folder: Path, table: Table) -> str:
-    """How a corpus differs from the one that was written, in a few words."""
+    """How a corpus differs from the one in corpus.tsv, in a few words."""
     path = folder / _FILE
     if not path.exists():
         return f"how it differs is unknown, for {path} is missing"
@@ -102,7 +102,7 @@ def changes(folder: Path, table: Table) -> str:
         old_table = _read_table(path)
     except (OSError, ValueError) as error:
         return f"how it differs is unknown, for {path} is damaged: {error}"
-    # Before digests covered contents, they were what is before the colon now.
+    # Older digests did not cover contents: they are the part before the colon.
     with_contents = any(":" in digest for _, _, digest in old_table)
     old = _by_name(old_table)
     new = _by_name(
@@ -119,12 +119,12 @@ def changes(folder: Path, table: Table) -> str:
         "missing": [name for name in old if name not in new],
         "changed": changed,
     }
-    told = [f"shards {what}: {_some(names)}" for what, names in parts.items() if names]
-    return "; ".join(told) or "the same shards in another order"
+    shown = [f"shards {change}: {_some(names)}" for change, names in parts.items() if names]
+    return "; ".join(shown) or "the same shards in another order"
 
 
 def _read_table(path: Path) -> list[tuple[str, int, str]]:
-    """What `write_table` has written. Raises OSError and ValueError."""
+    """The table that `write_table` wrote. Raises OSError and ValueError."""
     table = []
     for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
         if line:
@@ -134,7 +134,7 @@ def _read_table(path: Path) -> list[tuple[str, int, str]]:
 
 
 def _in_one_line(name: str) -> str:
-    """A file's name may have line breaks in it."""
+    """Names of files may contain line breaks."""
     return name.translate({10: "\\n", 13: "\\r"})
 
 

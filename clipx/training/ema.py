@@ -1,5 +1,4 @@
-"""An exponential moving average of the weights, which often evaluates better than the weights
-themselves."""
+"""An exponential moving average of the weights, which often evaluates better than the weights."""
 
 from __future__ import annotations
 
@@ -16,14 +15,13 @@ _COUNT = "num_updates"
 
 
 class Ema:
-    """average <- d * average + (1 - d) * weight, for everything that the model's state_dict holds.
+    """average <- d * average + (1 - d) * weight, for every tensor of the model's state_dict.
 
-    In float32 whatever the model's dtype, since 1 - d is too small a step for fewer bits. Buffers
-    of integers are copied. The model is read by its state_dict each time, and sharded weights have
-    averages that are sharded alike: nothing travels between ranks.
+    In float32 whatever the model's dtype, since 1 - d is too small a step for fewer bits. Integer
+    buffers are copied. Averages of sharded weights are sharded alike, so nothing travels.
 
-    decay: d after a warmup: update t (from 0) takes min(decay, (1 + t) / (10 + t)), or the random
-        weights of the start would stay in the average for long
+    decay: d after a warmup. Update t (from 0) takes min(decay, (1 + t) / (10 + t)): otherwise the
+        random weights of the start would stay in the average for long
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -33,7 +31,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """To be called after each optimizer step."""
+        """Called after each optimizer step."""
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
         self._num_updates += 1
         averages, weights = [], []
@@ -48,26 +46,27 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averages inside, and afterwards its own weights again, bit by bit."""
+        """Inside, the model has the averages. Afterwards it has its own weights again, bit for
+        bit."""
         own = {name: local(t).clone() for name, t in self._model.state_dict().items()}
-        self._put(self._average)
+        self._copy_to_model(self._average)
         try:
             yield
         finally:
-            self._put(own)
+            self._copy_to_model(own)
 
     @torch.no_grad()
-    def _put(self, values: Mapping[str, Tensor]) -> None:
+    def _copy_to_model(self, values: Mapping[str, Tensor]) -> None:
         for name, tensor in self._model.state_dict().items():
             local(tensor).copy_(local(values[name]))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by the model's names (DTensors where its weights are), and `num_updates`."""
+        """The averages by the model's names (DTensors for sharded weights), and `num_updates`."""
         return {**self._average, _COUNT: torch.tensor(self._num_updates)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """state: as `state_dict` gives it, or with whole tensors in place of DTensors"""
+        """state: as returned by `state_dict`, or with whole tensors in place of DTensors"""
         missing = sorted(set(self._average) - set(state))
         assert not missing, f"no averages of {missing}"
         self._num_updates = int(state[_COUNT])

@@ -1,5 +1,5 @@
-"""What is said of an exception that ends training: once, by the rank that met it first, with the
-remedy where there is one."""
+"""The error that a user reads when training ends by an exception: reported once, by the rank where
+it happened first, with the remedy if there is one."""
 
 from __future__ import annotations
 
@@ -10,45 +10,57 @@ from clipx.distributed.runtime import Runtime
 from clipx.training.config import TrainConfig
 from clipx.types import PeerError, RankError, Stopped, UserError
 
-_OF_PEERS = (
-    *("gloo", "NCCL", "Connection reset", "Connection closed", "Broken pipe", "TCPStore"),
-    *("Timed out waiting", "timed out", "connectFullMesh", "process group"),
+_WORDS_OF_COLLECTIVES = (
+    "gloo",
+    "NCCL",
+    "Connection reset",
+    "Connection closed",
+    "Broken pipe",
+    "TCPStore",
+    "Timed out waiting",
+    "timed out",
+    "connectFullMesh",
+    "process group",
 )
 
 
-def judged(
+def explain(
     error: BaseException, config: TrainConfig, runtime: Runtime, monitor: Monitor
 ) -> BaseException:
-    """The exception to raise in place of one that ends training: itself where it says enough.
+    """The exception to raise instead of `error`, or `error` itself if it is clear enough.
 
-    PeerError, which is one line, for what another rank has caused: one traceback tells of 64 ranks.
+    An error that another rank caused becomes a PeerError of one line, so that one traceback is
+    printed, not 64.
     """
     if isinstance(error, UserError | Stopped) or not isinstance(error, Exception):
         return error
-    if (shortage := out_of_memory(error, config)) is not None:
-        return shortage
+    if (out_of_memory_error := out_of_memory(error, config)) is not None:
+        return out_of_memory_error
     if runtime.world_size == 1:
         return error
-    first = monitor.is_first()
-    if not is_of_peers(error):
-        if first:
+    is_first = monitor.is_first()
+    summary = f"{type(error).__name__}: {_first_line(error)}"
+    if not is_collective_error(error):
+        if is_first:
             error.add_note(f"on rank {runtime.rank} of {runtime.world_size}")
             return error
-        return PeerError(f"rank {runtime.rank} too: {type(error).__name__}: {_line(error)}")
+        return PeerError(f"rank {runtime.rank} too: {summary}")
     text = f"rank {runtime.rank} ends: {monitor.blame()}"
-    if first:
-        text += f" ({type(error).__name__}: {_line(error)})"
-    return PeerError(text)
+    return PeerError(f"{text} ({summary})" if is_first else text)
 
 
-def is_of_peers(error: Exception) -> bool:
-    """Whether a collective failed. The backends raise plain RuntimeErrors, told apart by text."""
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in _OF_PEERS)
-    )
+def is_collective_error(error: Exception) -> bool:
+    """Whether a collective failed. The backends raise plain RuntimeErrors, so their text
+    decides."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(word in text for word in _WORDS_OF_COLLECTIVES)
 
 
 def out_of_memory(error: Exception, config: TrainConfig) -> UserError | None:
+    """An error with remedies that leave the gradients as they are; None if memory is not the
+    cause."""
     on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
     if not on_host and not isinstance(error, torch.OutOfMemoryError):
         return None
@@ -58,16 +70,16 @@ def out_of_memory(error: Exception, config: TrainConfig) -> UserError | None:
     size = config.micro_batch_size
     remedies.append(f"a micro_batch_size below {size}" if size else "micro_batch_size=64 or lower")
     if config.pool.kind not in ("chunked", "ring"):
-        remedies.append("pool.kind=ring, where it is the loss that is too large")
+        remedies.append("pool.kind=ring, if it is the loss that is too large")
     if config.parallel == "ddp":
         remedies.append("parallel=fsdp2")
     if on_host:
         remedies += ["fewer data.workers", "save_async=false"]
     return RankError(
-        f"out of memory: {_line(error)}. The same gradients with less of it, in this order: "
+        f"out of memory: {_first_line(error)}. The same gradients with less memory, in this order: "
         f"{'; '.join(remedies)}; or more ranks. Then start the same command again"
     )
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:300]

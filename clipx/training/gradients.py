@@ -1,5 +1,5 @@
-"""The norm of all gradients together, and clipping by it: exact where parameters are sharded too,
-and without waiting for the device."""
+"""The norm of all gradients and clipping by it, also of sharded parameters, and without waiting for
+the device."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-# float32 sums in one go are off by 2e-4 at 10M elements on a CPU; by rows of this many they are
-# off by 1e-9, at the same speed.
-_ROW = 4096
+_ROW_SIZE = 4096
+"""A float32 sum of 10M elements is off by 2e-4 on a CPU. Summed by rows of this many, and the rows
+in float64, it is off by 1e-9, at the same speed."""
 _VANISHING = 1e-20
-"""A sum of squares below which rows that have vanished in float32 may matter."""
+"""Below this sum of squares, rows that vanished in float32 may matter."""
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
-    """() norm as it was before gradients above `max_norm` were scaled down to it; None scales
-    nothing."""
+    """Scale gradients with a norm above `max_norm` down to it. Returns the () norm before that.
+
+    max_norm: None does not scale
+    """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = _norm(gradients)
     if max_norm is not None and gradients:
-        # always multiplied: whether it is needed is known on the device only
+        # Multiplied in any case: the host does not know whether it is needed.
         factor = (max_norm / norm).clamp(max=1)
         torch._foreach_mul_([local(g) for g in gradients], factor)
     return norm
 
 
 def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """() norm of the gradients of all parameters together, the same on every rank. Parameters
-    without a gradient count nothing."""
+    """() norm of the gradients of all parameters, the same on every rank."""
     return _norm([p.grad for p in parameters if p.grad is not None])
 
 
 @torch.no_grad()
 def _norm(gradients: list[Tensor]) -> Tensor:
-    """() in the gradients' dtype. Those that are no DTensor are taken to be equal on all ranks."""
+    """() in the gradients' dtype. Plain tensors are equal on all ranks; DTensors are summed over
+    the ranks that share them."""
     if not gradients:
         return torch.zeros(())
     total = _square_sum([g for g in gradients if not isinstance(g, DTensor)], gradients[0].device)
@@ -61,7 +63,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def _sharded_over(gradient: DTensor) -> tuple[DeviceMesh, tuple[int, ...]]:
-    """The mesh, and those of its dimensions over which the gradient is cut in pieces."""
+    """(mesh, the dimensions over which the gradient is sharded)"""
     assert not any(p.is_partial() for p in gradient.placements), "not yet summed over ranks"
     dims = [d for d, placement in enumerate(gradient.placements) if placement.is_shard()]
     return gradient.device_mesh, tuple(dims)
@@ -72,25 +74,25 @@ def _square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:
     if not tensors:
         return torch.zeros((), dtype=torch.float64, device=device)
     if device.type != "cpu":
-        # one kernel for all, which reads float32 and sums in float64 at the speed of memory
+        # One kernel for all tensors, which reads float32 and sums in float64 at memory speed.
         norms = torch._foreach_norm(tensors, 2, dtype=torch.float64)
         return torch.stack(norms).square().sum()
     total = _sum_of_rows(tensors, None)
-    # In float32, squares overflow above 1.8e19 and vanish below 1e-19. Sums in float64 are right
-    # there, and on a CPU 60 times as slow, so they are taken only where they may differ.
+    # In float32, squares overflow above 1.8e19 and vanish below 1e-19. float64 has neither problem,
+    # but is 60 times as slow on a CPU, so it is used only if the result may differ.
     if not _VANISHING < total.item() < math.inf:
         total = _sum_of_rows(tensors, torch.float64)
     return total
 
 
 def _sum_of_rows(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensor:
-    """() float64. dtype: in which a row is summed; None: that of the tensor"""
+    """() float64. dtype: of the sum of a row; None: that of the tensor"""
     norms = [norm for tensor in tensors for norm in _row_norms(tensor.reshape(-1), dtype)]
     return torch.cat(norms).double().square().sum()
 
 
 def _row_norms(flat: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
-    whole = len(flat) // _ROW * _ROW
-    body, tail = flat[:whole].view(-1, _ROW), flat[whole:].view(1, -1)
+    whole = len(flat) // _ROW_SIZE * _ROW_SIZE
+    body, tail = flat[:whole].view(-1, _ROW_SIZE), flat[whole:].view(1, -1)
     parts = [part for part in (body, tail) if part.numel()]
     return [torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in parts]

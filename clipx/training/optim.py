@@ -1,4 +1,4 @@
-"""Optimizers, with weight decay and learning rates where they belong."""
+"""Optimizers, and which parameters get weight decay, a lower learning rate, or Muon."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class OptimConfig:
 
 
 def build_optimizer(encoder: DualEncoder, config: OptimConfig) -> torch.optim.Optimizer:
-    """Each of its param_groups has an `lr_scale`, by which the learning rate of a step is to be
-    multiplied. Frozen parameters are in none. Raises UserError."""
-    hidden, other = _groups(encoder, config)
+    """Build the optimizer of the trained parameters. Each of its param_groups has an `lr_scale`, a
+    factor of the step's learning rate. Raises UserError."""
+    hidden, other = _parameter_groups(encoder, config)
     if config.kind == "lamb":
         return _lamb(other, config)
     if config.kind == "adamw":
@@ -59,63 +59,74 @@ def build_optimizer(encoder: DualEncoder, config: OptimConfig) -> torch.optim.Op
             "optim.kind muon: no matrix inside of the towers is trained, since model.locked or "
             "cache_features leaves none, or the towers are convolutions; use optim.kind=adamw"
         )
-    return Joined([_muon(hidden, config), *([_adamw(other, config)] if other else [])])
+    parts = [_muon(hidden, config)]
+    if other:
+        parts.append(_adamw(other, config))
+    return JoinedOptimizer(parts)
 
 
-# The leaf names of what is looked up, added or learned as an input, whatever its shape.
+# Leaf names of parameters that are looked up, added, or learned as an input, whatever their shape.
 _INPUTS = re.compile(r"embed|token|position|pos_|bias|query|latent|probe")
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Matrices and kernels decay. Gains, biases, embeddings (token, position, class, register), the
-    temperature and vectors in whatever shape do not. Tables of nn.Embedding are sorted out before,
-    because their leaf name is `weight`."""
+    """Whether a parameter gets weight decay: matrices and kernels do. Gains, biases, embeddings
+    (token, position, class, register), the temperature, and vectors of any shape do not. Tables of
+    nn.Embedding have the leaf name `weight`, so the caller excludes them."""
     leaf = name.rpartition(".")[2]
     return sum(size > 1 for size in parameter.shape) >= 2 and not _INPUTS.search(leaf)
 
 
-def _groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[Group], list[Group]]:
+def _parameter_groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[Group], list[Group]]:
     """(matrices for muon, everything else), each in as few groups as its settings allow."""
-    tables = {id(m.weight) for m in encoder.modules() if isinstance(m, nn.Embedding)}
+    embedding_tables = {id(m.weight) for m in encoder.modules() if isinstance(m, nn.Embedding)}
     depths: dict[str, tuple[int, int]] = {}
     if config.kind == "muon" or config.layer_decay != 1.0:
         depths = encoder.layer_depths()
-    found: dict[tuple[bool, bool, float, bool], list[nn.Parameter]] = {}
+
+    by_settings: dict[tuple[bool, bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in encoder.named_parameters():
         if not parameter.requires_grad:
             continue
-        decaying = decays(name, parameter) and id(parameter) not in tables
+        is_decayed = decays(name, parameter) and id(parameter) not in embedding_tables
         depth, num_depths = depths.get(name, (0, 1))
-        inside = 0 < depth < num_depths - 1
-        muon = config.kind == "muon" and decaying and inside and parameter.ndim == 2
+        is_inside = 0 < depth < num_depths - 1
+        is_for_muon = config.kind == "muon" and is_decayed and is_inside and parameter.ndim == 2
         scale = _layer_decay(name, config) ** (num_depths - 1 - depth)
-        # A fused kernel takes sharded parameters or whole ones, and scalars are not sharded. They
-        # are a group always, so that a checkpoint fits a run with and without shards.
-        key = (muon, decaying, scale, parameter.ndim == 0)
-        found.setdefault(key, []).append(parameter)
-    parts: tuple[list[Group], list[Group]] = ([], [])
-    ordered = sorted(found.items(), key=itemgetter(0), reverse=True)
-    for (muon, decaying, scale, _), parameters in ordered:
+        # A fused kernel takes sharded parameters or whole ones, and scalars are never sharded. They
+        # always are a group of their own, so that a checkpoint fits runs with and without shards.
+        settings = (is_for_muon, is_decayed, scale, parameter.ndim == 0)
+        by_settings.setdefault(settings, []).append(parameter)
+
+    for_muon: list[Group] = []
+    other: list[Group] = []
+    # Sorted, because the order of groups is part of a checkpoint.
+    for settings, parameters in sorted(by_settings.items(), key=itemgetter(0), reverse=True):
+        is_for_muon, is_decayed, scale, _ = settings
         group = {
             "params": parameters,
             "lr": config.lr * scale,
             "lr_scale": scale,
-            "weight_decay": config.weight_decay if decaying else 0.0,
+            "weight_decay": config.weight_decay if is_decayed else 0.0,
         }
-        if config.kind == "lamb":  # whose trust ratio timm ties to a weight decay above 0
-            group["always_adapt"] = decaying
-        parts[0 if muon else 1].append(group)
-    return parts
+        if config.kind == "lamb":
+            # Without this timm computes a trust ratio only where weight decay is above 0.
+            group["always_adapt"] = is_decayed
+        (for_muon if is_for_muon else other).append(group)
+    return for_muon, other
 
 
 def _layer_decay(name: str, config: OptimConfig) -> float:
     if isinstance(config.layer_decay, float):
         return config.layer_decay
-    return next((d for tower, d in config.layer_decay.items() if name.startswith(tower)), 1.0)
+    for tower, decay in config.layer_decay.items():
+        if name.startswith(tower):
+            return decay
+    return 1.0
 
 
 def _adamw(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
-    """Fused: one pass over memory, on CUDA, on CPUs (five times as fast) and with shards."""
+    """Fused: one pass over memory, five times as fast on CPUs."""
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -143,27 +154,27 @@ def _muon(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
     return Muon(groups, lr=config.lr, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
 
 
-class Joined(torch.optim.Optimizer):
-    """Several optimizers, each with parameters of its own, as one: their groups and their states
-    are those of the whole, so that torch saves and loads it like any other."""
+class JoinedOptimizer(torch.optim.Optimizer):
+    """Several optimizers of different parameters as one. It has all their groups and states, so
+    that torch saves and loads it like any other."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         self._parts = parts
         super().__init__([group for part in parts for group in part.param_groups], {})
-        self._share()
+        self._share_state()
 
-    def _share(self) -> None:
+    def _share_state(self) -> None:
         start = 0
         for part in self._parts:
             stop = start + len(part.param_groups)
-            # in which optimizers also complete what an older state lacks
+            # Optimizers also add entries here that the state of an older torch lacks.
             part.__setstate__({"state": self.state, "param_groups": self.param_groups[start:stop]})
             start = stop
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Called by load_state_dict."""
         super().__setstate__(state)
-        self._share()
+        self._share_state()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None

@@ -1,4 +1,4 @@
-"""Where a run goes on: its newest checkpoint that is whole and belongs to the corpus."""
+"""Continue from the newest checkpoint that is intact and belongs to the corpus."""
 
 from __future__ import annotations
 
@@ -6,76 +6,82 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipx.checkpoints import format as checkpoints
-from clipx.checkpoints.format import Checkpoint, manifest
-from clipx.checkpoints.train_state import LaterVersion
+from clipx.checkpoints import manifest
+from clipx.checkpoints.train_state import Checkpoint, LaterVersion
 from clipx.data.corpus import Corpus
 from clipx.distributed.runtime import Runtime
 from clipx.training.corpus import changes
+from clipx.training.learner import Learner
 from clipx.training.run_folder import RunFolder
-from clipx.training.state import Parts
 from clipx.types import UserError
 
 
-def newest(
-    runtime: Runtime, folder: RunFolder | None, corpus: Corpus, parts: Parts, *, accept: bool
+def load_newest(
+    runtime: Runtime,
+    folder: RunFolder | None,
+    corpus: Corpus,
+    learner: Learner,
+    *,
+    accept_changed_corpus: bool,
 ) -> tuple[Checkpoint | None, list[str]]:
-    """(the checkpoint, if there is one, and what to say). What rank 0 finds valid, all ranks load.
-    Raises UserError.
+    """Load the newest checkpoint into the learner. Returns it, or None if there is none, with
+    messages for the log. Rank 0 chooses it, and all ranks load it. Raises UserError.
 
-    folder: on rank 0; accept: go on though the corpus has changed
+    folder: on rank 0
     """
     messages: list[str] = []
-    unreadable = 0
-    valid: Iterator[Path] = iter(())
+    candidates: Iterator[Path] = iter(())
     if folder is not None:
-        valid = manifest.valid_checkpoints(folder.checkpoints, messages)
+        candidates = manifest.valid_checkpoints(folder.checkpoints, messages)
+    num_unreadable = 0
     while True:
-        path = runtime.from_main(next(valid, None))
-        if path is None and unreadable:
-            # Files are as they were written, so this run may be at fault: nothing is overwritten.
-            lines = [
-                *runtime.from_main(messages),
-                "no checkpoint is left; move them away to start again",
-            ]
-            raise UserError("\n".join(lines))
+        path = runtime.from_main(next(candidates, None))
+        if path is None and num_unreadable:
+            # The files are as they were written, so this run may be at fault. It must not start
+            # anew and overwrite them.
+            lines = runtime.from_main(messages)
+            remedy = "no checkpoint is left; move them away to start again"
+            raise UserError("\n".join([*lines, remedy]))
         if path is None:
             return None, runtime.from_main(messages)
-        saved, fault = _load(path, parts)
+        saved, fault = _load(path, learner)
         faults = [text for text in runtime.gather(fault) if text is not None]
         if saved is not None and not faults:
             break
         messages.append(f"{faults[0]}; it is skipped")
-        unreadable += 1
+        num_unreadable += 1
+
     messages = runtime.from_main(messages)
+    # Older versions stored the digest of the layout alone.
     if saved.state.corpus_digest not in (corpus.digest, corpus.layout_digest):
-        messages.append(_changed_corpus(runtime, folder, corpus, path, accept=accept))
+        text = _describe_changes(runtime, folder, corpus, path)
+        if not accept_changed_corpus:
+            raise UserError(
+                f"{text}. Give the old shards, start a new run_dir=, or go on with these by "
+                "data.accept_changed_corpus=true"
+            )
+        messages.append(f"{text}. Going on: in this epoch some samples come twice or not at all")
+    learner.load(saved)
     return saved, [*messages, f"resumed from {path} at step {saved.state.step}"]
 
 
-def _load(path: Path, parts: Parts) -> tuple[Checkpoint | None, str | None]:
-    """A checkpoint, or what is wrong with it: its manifest may list a part that was broken when the
-    manifest was written. Raises LaterVersion, on all ranks alike."""
+def _load(path: Path, learner: Learner) -> tuple[Checkpoint | None, str | None]:
+    """(checkpoint, None), or (None or checkpoint, fault): a manifest may list a file that was
+    broken already when it was written. Raises LaterVersion, on all ranks alike."""
     try:
-        saved = checkpoints.load(path, parts.target)
+        saved = checkpoints.load(path, learner.target)
     except LaterVersion:
         raise
     except UserError as error:
         return None, str(error)
-    misfit = parts.misfit(saved)
+    misfit = learner.misfit(saved)
     return saved, misfit and f"checkpoint {path} does not fit this run: {misfit}"
 
 
-def _changed_corpus(
-    runtime: Runtime, folder: RunFolder | None, corpus: Corpus, path: Path, *, accept: bool
+def _describe_changes(
+    runtime: Runtime, folder: RunFolder | None, corpus: Corpus, checkpoint: Path
 ) -> str:
-    """What differs from the corpus that the checkpoint was trained on. Raises UserError unless the
-    user accepts it."""
+    """How the corpus differs from the one of the checkpoint."""
     differences = changes(folder.path, corpus.table()) if folder is not None else ""
     differences = runtime.from_main(differences)
-    text = f"the corpus is not the one that {path} was trained on: {differences}"
-    if not accept:
-        raise UserError(
-            f"{text}. Give the old shards, start a new run_dir=, or go on with these by "
-            "data.accept_changed_corpus=true"
-        )
-    return f"{text}. Going on: in this epoch some samples come twice or not at all"
+    return f"the corpus is not the one that {checkpoint} was trained on: {differences}"

@@ -1,13 +1,15 @@
-"""The run folder: what a run writes down, and how a second start finds its place.
+"""The run folder: the files of a run, by which a second start continues it.
 
-config.yaml        the resolved config of this run          version.json     code and library
-versions, per start
-metrics.jsonl      one line per log step                    results.jsonl    one line per evaluation
-quarantine.jsonl   one line per bad sample met              corpus.tsv       name, samples and
-digest of each shard
-nonfinite.jsonl    one line per skipped step and rank with its sample keys
+config.yaml        the resolved config
+version.json       versions of code and libraries, one line per start
+metrics.jsonl      one line per log step
+results.jsonl      one line per evaluation
+quarantine.jsonl   one line per bad sample
+nonfinite.jsonl    one line per skipped step and rank, with its sample keys
+corpus.tsv         name, number of samples and digest of each shard
 evaluations/       results of `clipx eval --out`
-status.json        how far it is; is it alive               lock             held by its process
+status.json        progress, and whether the process is alive
+lock               held by the process of rank 0
 checkpoints/       see clipx/checkpoints/format.py
 """
 
@@ -29,12 +31,11 @@ from clipx.config import differences
 from clipx.distributed.runtime import Runtime, job
 from clipx.files import write_whole
 from clipx.training.run_lock import RunLock
-from clipx.training.run_status import State, Status
+from clipx.training.run_status import RunStatus, State
 from clipx.types import UserError
 from clipx.yaml_text import parse_mapping
 
-# Settings that may change between two starts of one run: they decide how it runs, not what it
-# computes.
+# Settings that may change between two starts of one run: how it runs, not what it computes.
 MAY_CHANGE = (
     "run_dir",
     "device",
@@ -62,13 +63,16 @@ MAY_CHANGE = (
     "pool.kind",
     "pool.chunk",
 )
-CORPUS = ("data.shards", "data.sources", "data.weights", "data.repeat")
-"""Settings that may change where the user accepts another corpus."""
+CORPUS_SETTINGS = ("data.shards", "data.sources", "data.weights", "data.repeat")
+"""Settings that may also change if the user accepts another corpus."""
 
 
 class RunFolder:
-    """Opened by rank 0 alone. Raises UserError when the folder cannot be written or belongs to
-    another config."""
+    """Opened by rank 0 alone. Raises UserError if the folder cannot be written or belongs to
+    another config.
+
+    messages: for the log; status: see `RunStatus`
+    """
 
     def __init__(
         self,
@@ -82,7 +86,8 @@ class RunFolder:
         """may_change: settings beside MAY_CHANGE that the user allows to differ"""
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._config_yaml, self._version = config_yaml, json.dumps(code_version()) + "\n"
+        self._config_yaml = config_yaml
+        self._version = json.dumps(code_version()) + "\n"
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(path, job())
@@ -90,7 +95,7 @@ class RunFolder:
             raise unwritable(path, error) from error
         self.messages = [self._lock.message] if self._lock.message else []
         try:
-            self._check_same(config, (*MAY_CHANGE, *may_change))
+            self._check_config(config, (*MAY_CHANGE, *may_change))
             write_whole(path / "config.yaml", config_yaml)
             with (path / "version.json").open("a") as file:
                 file.write(self._version)
@@ -100,31 +105,33 @@ class RunFolder:
         except UserError:
             self._lock.release()
             raise
-        self.status = Status(path / "status.json", job(), total_steps=total_steps)
+        self.status = RunStatus(path / "status.json", job(), total_steps=total_steps)
 
     def about(self) -> dict[str, str]:
-        """What each checkpoint says of the run that wrote it, by file name."""
+        """Files that describe the run in each of its checkpoints: name -> content."""
         return {"config.yaml": self._config_yaml, "version.json": self._version}
 
     def close(self, state: State, reason: str | None) -> None:
-        """Say how it ended, and let others have it."""
+        """Record how the run ended, and release the folder."""
         self.status.end(state, reason)
         self._lock.release()
 
-    def _check_same(self, config: dict[str, Any], may_change: Sequence[str]) -> None:
-        old = self._stored_config()
-        if old is None:
+    def _check_config(self, config: dict[str, Any], may_change: Sequence[str]) -> None:
+        """Raise UserError if the folder's run has another config and a checkpoint."""
+        stored = self._stored_config()
+        if stored is None:
             return
-        changed = [
-            key
-            for key in differences(old, config)
-            if not any(f"{key}.".startswith(f"{may}.") for may in may_change)
-        ]
+        changed = []
+        for key in differences(stored, config):
+            if not any(f"{key}.".startswith(f"{allowed}.") for allowed in may_change):
+                changed.append(key)
         if not changed:
             return
         if not list_checkpoints(self.checkpoints):
-            told = f"the config differs from that of an earlier start ({', '.join(changed)})"
-            self.messages.append(f"{told}, which has left no checkpoint: it starts anew")
+            self.messages.append(
+                f"the config differs from that of an earlier start ({', '.join(changed)}), which "
+                "has left no checkpoint: it starts anew"
+            )
             return
         raise UserError(
             f"run_dir {self.path} belongs to another config: {', '.join(changed)} differ. "
@@ -132,19 +139,20 @@ class RunFolder:
         )
 
     def _stored_config(self) -> dict[str, Any] | None:
-        """The config of the run: of its folder, or of its newest checkpoint that has one. None
-        where nothing of the run is there yet. Raises UserError."""
-        newest_first = reversed(list_checkpoints(self.checkpoints))
-        files = [folder / "config.yaml" for folder in (self.path, *newest_first)]
+        """The config of the run: of its folder, or of its newest checkpoint that has one. None for
+        a new run. Raises UserError if all copies are damaged."""
+        checkpoints = list_checkpoints(self.checkpoints)
+        files = [self.path / "config.yaml"]
+        files += [folder / "config.yaml" for folder in reversed(checkpoints)]
         present = [file for file in files if file.exists()]
         for file in present:
-            # A damaged one is passed over: all of them hold the same.
-            found = parse_mapping(file.read_text(encoding="utf-8", errors="replace"))
-            if found is not None:
+            # All copies are equal, so a damaged one is passed over.
+            config = parse_mapping(file.read_text(encoding="utf-8", errors="replace"))
+            if config is not None:
                 if file != files[0]:
                     self.messages.append(f"{files[0]} is missing or damaged; {file} is taken")
-                return found
-        if present and len(files) > 1:
+                return config
+        if present and checkpoints:
             raise UserError(
                 f"run_dir {self.path}: {present[0]} is damaged, so it is unknown which config its "
                 "checkpoints are of. Restore it from a backup, or choose another run_dir="
@@ -152,7 +160,7 @@ class RunFolder:
         return None
 
 
-def open_by_main(
+def open_on_main(
     runtime: Runtime, path: Path, config: dict[str, Any], config_yaml: str, **settings: Any
 ) -> RunFolder | None:
     """The run folder on rank 0, None on the others. Raises UserError on all ranks.
@@ -174,7 +182,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
 
 
 def _installed(package: str) -> str | None:
-    """Version; None where the package is on the path only, as in a container with a checkout."""
+    """The version of a package; None if it is not installed, as in a checkout on the path."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -182,7 +190,7 @@ def _installed(package: str) -> str | None:
 
 
 def code_version() -> dict[str, Any]:
-    """What computed this run's numbers."""
+    """Versions and hardware behind a run's numbers."""
     return {
         "clipx": _installed("clipx"),
         "commit": _commit(),
@@ -195,11 +203,14 @@ def code_version() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, str | None]:
-    """What this process computes on; no GPU is None."""
-    cpu, table = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    """Names and numbers of processors; gpu is None without one."""
+    cpu = platform.processor() or platform.machine()
+    table = Path("/proc/cpuinfo")
     if table.exists():
-        lines = table.read_text(encoding="utf-8", errors="replace").splitlines()
-        cpu = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), cpu)
+        for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     return {
         "cpu": f"{cpu} x {os.cpu_count()}",
@@ -208,7 +219,7 @@ def hardware() -> dict[str, str | None]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with `+` where files differ from it; None outside of a
+    """The commit of the source tree, with `+` if files differ from it; None outside of a
     checkout."""
     folder = Path(__file__).parent
 

@@ -1,5 +1,5 @@
-"""status.json of a run folder: how far a run is and whether its process lives, for those who watch
-it from outside."""
+"""status.json of a run folder: how far a run is and whether its process is alive, for other
+programs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ BEAT_SECONDS = 10.0
 State = Literal["running", "stopped", "finished", "failed"]
 
 
-class Status:
-    """Held by rank 0. A thread keeps the file fresh between log lines.
+class RunStatus:
+    """Owned by rank 0. A thread rewrites the file between log lines.
 
-    In it: pid, host, job and attempt (of the scheduler, or null and 0); started and updated, in
+    Entries: pid, host, job and attempt (of the scheduler, or null and 0); started and updated, in
     unix seconds; step, total_steps, samples_seen; loss and samples_per_second of the newest log
     line; checkpoint, the newest step that can be resumed from; state and reason.
     """
 
     def __init__(self, path: Path, job: Job, *, total_steps: int) -> None:
-        """Starts from what the file says of an earlier start."""
+        """Keeps the numbers of an earlier start until there are new ones."""
         self._path = path
-        now, earlier = time.time(), read(path)
+        now = time.time()
+        earlier = read_status(path)
         self._record: dict[str, Any] = {
             "pid": os.getpid(),
             "host": job.host,
@@ -47,19 +48,21 @@ class Status:
             "state": "running",
             "reason": None,
         }
-        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="status")
         self.update()
         self._thread.start()
 
-    def update(self, **found: Any) -> None:
-        """A disk that is full leaves the content as it was: checkpoints are where a run says so.
-        The file's time changes all the same, by which other hosts know that this process lives."""
+    def update(self, **entries: Any) -> None:
+        """Change entries and write the file."""
         with self._lock:
-            self._record |= found | {"updated": time.time()}
+            self._record |= entries | {"updated": time.time()}
             try:
                 write_whole(self._path, json.dumps(self._record))
             except OSError:
+                # A full disk is reported by the checkpoints. The file's time still changes, by
+                # which other hosts see that this process lives.
                 with contextlib.suppress(OSError):  # the folder may be gone or read-only
                     os.utime(self._path)
 
@@ -73,10 +76,10 @@ class Status:
             self.update()
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Empty where there is no status, or none that can be read."""
+def read_status(path: Path) -> dict[str, Any]:
+    """The entries of a status or lock file; empty if there is none that can be read."""
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -1,7 +1,7 @@
-"""`clipx runs`: what runs there are, how far each is, and whether it is alive.
+"""`clipx runs`: lists runs, how far each is, and whether it is alive.
 
-Reads status.json and the names in checkpoints/ of each run folder, nothing else, and without torch:
-a batch script asks after every attempt, and a person over a slow file system.
+Reads only status.json and the names in checkpoints/ of each run folder, and does not import torch:
+batch scripts call it after every attempt, and people over slow file systems.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from clipx.config import merge, parse_override, read_layers
 from clipx.types import UserError
 
 SILENT_SECONDS = 120
-"""A process on another host is called silent when it has written nothing for so long; it writes
-every 10 s (clipx/training/run_status.py)."""
+"""A process on another host is silent if it has written nothing for so long; it writes every 10 s
+(clipx/training/run_status.py)."""
 EXIT_FINISHED, EXIT_UNFINISHED = 0, 75  # the latter as of training that stopped early
 
 
 @dataclass(frozen=True)
 class Run:
-    """state: running | stopped (may go on) | finished | failed, as the run itself wrote it; dead:
-    it wrote `running`, but its process is gone; silent: on another host, and not heard of for
-    SILENT_SECONDS; unknown: it has written no status
-
-    loss: of the newest log line; checkpoint: step of the newest, valid or not; updated: unix
-    seconds
+    """state: as the run wrote it: running, stopped (may be continued), finished or failed. Or dead:
+        it wrote running, but its process is gone; silent: running on another host, and without a
+        change for SILENT_SECONDS; unknown: it has written no status
+    loss: of the newest log line; checkpoint: step of the newest, valid or not
+    updated: unix seconds
     """
 
     path: str
@@ -56,36 +55,36 @@ class Run:
 
 
 def find(folders: Sequence[Path], *, depth: int = 3) -> list[Path]:
-    """The run folders among `folders` and up to `depth` below them, sorted. Raises UserError where
-    a folder does not exist."""
-    found: list[Path] = []
+    """The run folders among `folders` and up to `depth` below them, sorted. Raises UserError if a
+    folder does not exist."""
+    runs: list[Path] = []
 
-    def search(folder: Path, left: int) -> None:
+    def search(folder: Path, depth_left: int) -> None:
         names = {entry.name for entry in folder.iterdir()}
         if "status.json" in names or {"config.yaml", "checkpoints"} <= names:
-            found.append(folder)
-        elif left:
+            runs.append(folder)
+        elif depth_left:
             for name in names:
                 if name[0] != "." and (folder / name).is_dir():
-                    search(folder / name, left - 1)
+                    search(folder / name, depth_left - 1)
 
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder; give run folders, or folders that hold some")
         search(folder, depth)
-    return sorted(found)
+    return sorted(runs)
 
 
 def read(path: Path) -> Run:
-    """One run. A status that is missing, or that a full disk cut short, leaves what its checkpoints
-    tell."""
-    found = list_checkpoints(path / "checkpoints")
-    newest = step_of(found[-1]) if found else None
+    """One run. Without a status, or with one that a full disk cut short, the checkpoints show how
+    far it is."""
+    checkpoints = list_checkpoints(path / "checkpoints")
+    newest = step_of(checkpoints[-1]) if checkpoints else None
     status: dict[str, Any] = {}
     try:
         status = usable_status(json.loads((path / "status.json").read_text()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        status["reason"] = f"status.json: {type(error).__name__}" if found else None
+        status["reason"] = f"status.json: {type(error).__name__}" if checkpoints else None
     get = status.get
     return Run(
         path=str(path),
@@ -111,13 +110,13 @@ LAST_TIME = 253_402_300_799.0
 """The end of the year 9999, in unix seconds."""
 
 
-def usable_status(found: Any) -> dict[str, Any]:
-    """The entries of a status.json that have the type that a run writes. Raises TypeError where it
-    is no object."""
-    if not isinstance(found, dict):
-        raise TypeError(f"{type(found).__name__} instead of an object")
+def usable_status(content: Any) -> dict[str, Any]:
+    """The entries of a status.json that have the type that a run writes. Raises TypeError if it is
+    no object."""
+    if not isinstance(content, dict):
+        raise TypeError(f"{type(content).__name__} instead of an object")
     usable: dict[str, Any] = {}
-    for name, value in found.items():
+    for name, value in content.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if name in _TEXTS:
             is_right = isinstance(value, str)
@@ -144,9 +143,9 @@ def _state(status: dict[str, Any], *, now: float) -> str:
 
 
 def is_alive(pid: int, started: float) -> bool:
-    """True while process `pid` of this host lives and is not a later one of the same number.
+    """Whether process `pid` of this host lives, and is not a later one with the same number.
 
-    started: unix seconds at which the process said that it had begun
+    started: unix seconds at which the process had begun at the latest
     """
     if not 0 < pid < 1 << 31:
         return False  # 0 would mean a group of processes
@@ -166,8 +165,8 @@ def is_alive(pid: int, started: float) -> bool:
 
 
 def run_dir_of(target: str, overrides: Sequence[str]) -> Path:
-    """The run folder that `clipx train TARGET key=value ...` writes to, or TARGET where that is no
-    YAML file."""
+    """The run folder that `clipx train TARGET key=value ...` writes, or TARGET if that is no YAML
+    file."""
     if not target.endswith((".yaml", ".yml")):
         return Path(target)
     data = read_layers(Path(target))
@@ -179,7 +178,7 @@ def run_dir_of(target: str, overrides: Sequence[str]) -> Path:
 
 
 def check(targets: Sequence[str], overrides: Sequence[str]) -> int:
-    """Print step/total of one run. Returns EXIT_FINISHED or EXIT_UNFINISHED; raises UserError where
+    """Print step/total of one run. Returns EXIT_FINISHED or EXIT_UNFINISHED. Raises UserError if
     there is no such run."""
     if len(targets) != 1:
         raise UserError(f"--check takes one run, not {len(targets)}")

@@ -12,14 +12,14 @@ from clipx.config import config
 
 @config
 class ScheduleConfig:
-    """How the learning rate goes after the warmup."""
+    """The learning rate after the warmup."""
 
     kind: Literal["cosine", "constant", "wsd"] = "cosine"
     """`cosine`: half a cosine over the whole run (arXiv:1608.03983). `constant`: the peak to the
-    end. `wsd`: the peak, then a cooldown (arXiv:2404.06395), so that one run can be prolonged from
-    any checkpoint before its cooldown."""
+    end. `wsd`: the peak, then a cooldown (arXiv:2404.06395), so that a run can be continued for
+    longer from any checkpoint before its cooldown."""
     min_lr_fraction: float = Field(default=0.0, ge=0, le=1)
-    """Where `cosine` and `wsd` end, as a part of the peak."""
+    """Where `cosine` and `wsd` end, as a fraction of the peak."""
     cooldown: str | None = None
     """Duration of the cooldown of `wsd`; null: the last fifth of the run, which was enough in
     arXiv:2405.18392."""
@@ -45,5 +45,5 @@ def rate(config: ScheduleConfig, step: int, total: int, warmup: int, cooldown: i
 
 
 def _passed(step: int, start: int, end: int) -> float:
-    """The part of the steps from start to end that lies behind, in [0, 1]."""
+    """The fraction of the steps from start to end that have passed, in [0, 1]."""
     return min(1.0, max(0, step - start) / max(1, end - start))

@@ -8,28 +8,25 @@ from typing import Any
 
 from torch import Tensor
 
-from clipx.checkpoints.format import TrainState
+from clipx.checkpoints.train_state import TrainState
 from clipx.data.loader import load
 from clipx.embed import Encoder
 from clipx.training.config import TrainConfig, due
-from clipx.training.console import Reporter
-from clipx.training.errors import judged
+from clipx.training.errors import explain
 from clipx.training.evaluation import evaluate_in_training, flat
-from clipx.training.interruption import Interrupted, Stop
-from clipx.training.log_files import Logs, append_bad
-from clipx.training.rounds import in_rounds
+from clipx.training.interruption import Stop
+from clipx.training.logging import LogFiles, Reporter, Throughput, append_bad_samples
 from clipx.training.run_folder import unwritable
 from clipx.training.run_status import State
 from clipx.training.session import Session
-from clipx.training.throughput import Meter
-from clipx.types import Ranks, Result, Setting, Stopped, UserError
+from clipx.types import Result, Setting, Stopped, StopRequested, UserError
 
 
 def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
-    """Train until `duration`, from the newest checkpoint of the run folder if it has one. Returns
-    the final state. Raises Stopped, after a checkpoint, where it ends before.
+    """Train for `duration`, from the newest checkpoint of the run folder if it has one. Returns the
+    final state. Raises Stopped, after a checkpoint, if the run ends earlier.
 
-    stop: hears of signals; None: only a time limit ends the run early
+    stop: receives signals; None: only a time limit ends the run early
     """
     stop = stop or Stop()
     session = Session(config, stop)
@@ -38,105 +35,119 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     stop.on_first = lambda name: report.say(f"{name}: a checkpoint after this step, then the end")
     for message in [*session.messages, session.describe()]:
         report.say(message)
-    logs: Logs | None = None
-    ended: tuple[State, str | None] = ("failed", None)
+
+    files: LogFiles | None = None
+    state: State = "failed"
+    reason: str | None = None
     try:
-        logs = open_logs(session)
-        loop(session, logs, report, stop)
-        ended = ("finished", None)
+        files = open_log_files(session)
+        run_steps(session, files, report, stop)
+        state = "finished"
     except Stopped as early:
-        ended = ("stopped", str(early))
+        state, reason = "stopped", str(early)
         raise
     except BaseException as error:  # noqa: BLE001  raised below
-        final = judged(error, config, runtime, session.monitor)
-        ended = ("failed", f"{type(final).__name__}: {final}")
-        raise final from (None if final is error else error)
+        explained = explain(error, config, runtime, session.monitor)
+        reason = f"{type(explained).__name__}: {explained}"
+        raise explained from (None if explained is error else error)
     finally:
         report.close()
         try:
-            if logs is not None:
-                logs.close()
+            if files is not None:
+                files.close()
         finally:
-            session.close(*ended)
-        if ended[0] != "failed":  # else peers may be gone, and nobody is to wait for them
+            session.close(state, reason)
+        if state != "failed":  # after a failure peers may be gone, and closing would wait for them
             runtime.close()
     return session.state
 
 
-def open_logs(session: Session) -> Logs | None:
-    """The log files, on rank 0. All ranks take part. Raises UserError on all of them where the
-    files cannot be read or written."""
-    folder, step = session.folder, session.state.step
-    logs, fault = None, None
-    if folder is not None:
+def open_log_files(session: Session) -> LogFiles | None:
+    """The log files, on rank 0. All ranks take part. Raises UserError on all of them if the files
+    cannot be read or written."""
+    files, fault = None, None
+    if session.folder is not None:
+        path = session.folder.path
         try:
-            logs = Logs(folder.path, step, tensorboard=session.config.tensorboard)
+            files = LogFiles(path, session.state.step, tensorboard=session.config.tensorboard)
         except OSError as error:
-            fault = str(unwritable(folder.path, error))
+            fault = str(unwritable(path, error))
     session.runtime.agree(fault)
-    return logs
+    return files
 
 
-def loop(session: Session, logs: Logs | None, report: Reporter, stop: Stop) -> None:
-    """The steps that are left, with what is due between them. Raises Stopped."""
-    config, plan, meter = session.config, session.plan, Meter()
-    bad = session.corpus.faults if logs is not None and session.state.step == 0 else []
+def run_steps(session: Session, files: LogFiles | None, report: Reporter, stop: Stop) -> None:
+    """Take the remaining steps, and log, save and evaluate when that is due. Raises Stopped."""
+    config, plan, throughput = session.config, session.plan, Throughput()
+    # Faults of whole shards are known since the corpus was opened; a resumed run has logged them.
+    bad = session.corpus.faults if files is not None and session.state.step == 0 else []
     try:
-        evaluate_if_due(session, logs, report, stop)
-        for batch in meter.timed(load(session.source, session.state.step, plan.total)):
+        evaluate_if_due(session, files, report, stop)
+        batches = load(session.source, session.state.step, plan.total)
+        for batch in throughput.timed(batches):
             metrics = session.advance(batch, stop=stop.reason is not None)
             step = session.state.step
             bad += batch.bad
-            meter.add(config.global_batch_size)
+            throughput.add(config.global_batch_size)
             report.step(step)
             if due(step, plan.log_every, plan.total):
-                record = log_record(session, metrics, meter)
-                everyones_bad = [b for rank in session.runtime.gather(bad) for b in rank]
+                log_step(session, metrics, throughput, bad, files, report)
                 bad = []
-                if logs is not None:
-                    logs.log(record, everyones_bad)
-                    if logs.fault:
-                        report.say(f"{logs.fault}; training goes on")
-                session.tell(record)
-                report.log(record)
             session.monitor.at(step, "elsewhere")
-            began = time.perf_counter()
+            pause_start = time.perf_counter()
             save_if_due(session, report)
-            if session.asked.stop and (step < plan.total or evaluations_due(session)):
-                raise stopped(session, why(session, stop))
-            evaluate_if_due(session, logs, report, stop)  # after the checkpoint: it may fail
-            meter.pause(time.perf_counter() - began)
+            if session.stop_requested and (step < plan.total or evaluations_due(session)):
+                raise stopped(session, stop_reason(session, stop))
+            # After the checkpoint, because an evaluation may fail.
+            evaluate_if_due(session, files, report, stop)
+            throughput.pause(time.perf_counter() - pause_start)
             session.monitor.at(step + 1, "data")
     except UserError:
-        append_bad(Path(config.run_dir), session.state.step, bad)  # there is no later log line
+        # There is no later log line that would write them.
+        append_bad_samples(Path(config.run_dir), session.state.step, bad)
         raise
 
 
-def log_record(session: Session, metrics: dict[str, Tensor], meter: Meter) -> dict[str, Any]:
-    """One line of metrics.jsonl. All ranks take part."""
-    state = session.state
-    return {
+def log_step(
+    session: Session,
+    metrics: dict[str, Tensor],
+    throughput: Throughput,
+    bad: list[Any],
+    files: LogFiles | None,
+    report: Reporter,
+) -> None:
+    """Write one line of metrics.jsonl, and the bad samples of all ranks. All ranks take part."""
+    runtime, state = session.runtime, session.state
+    record = {
         "step": state.step,
         "samples_seen": state.position,
         "epoch": round(state.position / session.corpus.num_samples, 4),
-        **{f"train/{n}": value.item() for n, value in metrics.items() if n != "clamped"},
+        **{f"train/{name}": value.item() for name, value in metrics.items()},
         **session.health(),
-        **meter.read(),
-        "fingerprint": f"{session.runtime.sum_int(state.fingerprint):016x}",
+        **throughput.read(),
+        "fingerprint": f"{runtime.sum_int(state.fingerprint):016x}",
     }
+    all_bad = [sample for of_rank in runtime.gather(bad) for sample in of_rank]
+    if files is not None:
+        files.log(record, all_bad)
+        if files.fault:
+            report.say(f"{files.fault}; training goes on")
+    session.update_status(record)
+    report.log(record)
 
 
 def save_if_due(session: Session, report: Reporter) -> None:
-    """An evaluation has a checkpoint before it, safe on the disk, and so has the end, where no
-    later save would make up for one that failed. Raises UserError where the last one did."""
-    step, plan, asked = session.state.step, session.plan, session.asked
+    """Save before the end and before an evaluation, and wait until the checkpoint is on the disk:
+    no later save would make up for one that failed. Otherwise save while training goes on. Raises
+    UserError if the last save fails."""
+    step, plan = session.state.step, session.plan
     if fault := session.saver.fault():
         report.say(f"{fault}; the last good one stays, training goes on")
-    last = step == plan.total or asked.stop
-    evaluates = bool(evaluations_due(session))
-    is_due = last or evaluates or asked.save or due(step, plan.checkpoint_every, plan.total)
-    fault = session.save(wait=last or evaluates) if is_due else None
-    if fault and last:
+    is_last = step == plan.total or session.stop_requested
+    must_wait = is_last or bool(evaluations_due(session))
+    is_due = must_wait or session.save_requested or due(step, plan.checkpoint_every, plan.total)
+    fault = session.save(wait=must_wait) if is_due else None
+    if fault and is_last:
         raise UserError(f"{fault}; make room and start the same command again")
     if fault:
         report.say(f"{fault}; the last good one stays, training goes on")
@@ -145,41 +156,49 @@ def save_if_due(session: Session, report: Reporter) -> None:
 
 
 def evaluations_due(session: Session) -> list[str]:
+    """Names of the evaluators to run after this step."""
     step, plan = session.state.step, session.plan
-    return [n for n, every in plan.evaluate_every.items() if step and due(step, every, plan.total)]
+    if step == 0:
+        return []
+    return [name for name, every in plan.evaluate_every.items() if due(step, every, plan.total)]
 
 
-def evaluate_if_due(session: Session, logs: Logs | None, report: Reporter, stop: Stop) -> None:
-    """All ranks evaluate, each its share. What a killed run had evaluated at this step is not done
-    again. Raises Stopped where any rank was asked to stop in between."""
-    step, names, runtime = session.state.step, evaluations_due(session), session.runtime
-    if not names or runtime.from_main(logs is not None and step in logs.evaluated):
+def evaluate_if_due(session: Session, files: LogFiles | None, report: Reporter, stop: Stop) -> None:
+    """Evaluate on all ranks, each its share of the samples. Skips what a killed run has evaluated
+    at this step before. Raises Stopped if any rank was asked to stop meanwhile."""
+    step, runtime = session.state.step, session.runtime
+    names = evaluations_due(session)
+    if not names or runtime.from_main(files is not None and step in files.evaluated_steps):
         return
-    chosen = {name: session.config.evaluators[name] for name in names}
-    with session.parts.evaluated(session.model_json) as model:
+    evaluators = {name: session.config.evaluators[name] for name in names}
+    with session.learner.evaluated(session.model_json) as model:
         device, dtype = runtime.device, session.precision.dtype
         encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
-
-        def evaluate(ranks: Ranks) -> dict[str, Result]:
-            setting = Setting(ranks=ranks, device=device)
-            return evaluate_in_training(encoder, chosen, setting, report.say)
-
+        setting = Setting(ranks=runtime, device=device, stop_reason=lambda: stop.reason)
         try:
-            results = in_rounds(runtime, stop, evaluate)
-        except Interrupted as asked:
-            raise stopped(session, str(asked)) from None
-    tell(results, session, logs, report)
+            results = evaluate_in_training(encoder, evaluators, setting, report.say)
+        except StopRequested as request:
+            raise stopped(session, str(request)) from None
+    log_results(results, session, files, report)
 
 
-def tell(results: dict[str, Result], session: Session, logs: Logs | None, report: Reporter) -> None:
+def log_results(
+    results: dict[str, Result], session: Session, files: LogFiles | None, report: Reporter
+) -> None:
     values = flat(results)
-    if logs is not None:
-        record = {"step": session.state.step, "samples_seen": session.state.position}
-        intervals = {
-            f"{n}-{k}_interval": v for n, r in results.items() for k, v in r.intervals.items()
+    if files is not None:
+        record: dict[str, Any] = {
+            "step": session.state.step,
+            "samples_seen": session.state.position,
+            **values,
         }
-        logs.results({**record, **values, **intervals})
-    shown = [f"{k} {v:.2%}" for k, v in values.items() if k.endswith(("top1", "R@1"))]
+        for name, result in results.items():
+            for metric, interval in result.intervals.items():
+                record[f"{name}-{metric}_interval"] = interval
+        files.log_results(record)
+    shown = [
+        f"{name} {value:.2%}" for name, value in values.items() if name.endswith(("top1", "R@1"))
+    ]
     report.say(f"step {session.state.step}  " + "  ".join(shown))
     for name, result in results.items():
         for alarm in result.alarms:
@@ -187,13 +206,14 @@ def tell(results: dict[str, Result], session: Session, logs: Logs | None, report
 
 
 def stopped(session: Session, reason: str) -> Stopped:
-    """All ranks take part."""
+    """The exception that ends a run early, after its checkpoint is on the disk. All ranks take
+    part. Raises UserError if the checkpoint could not be written."""
     if fault := session.saver.finish():
         raise UserError(f"{fault}; make room and start the same command again")
     step, total = session.state.step, session.plan.total
     return Stopped(f"stopped at step {step} of {total} by {reason}, with a checkpoint")
 
 
-def why(session: Session, stop: Stop) -> str:
-    """What made the first of the ranks that were asked stop. All ranks take part."""
+def stop_reason(session: Session, stop: Stop) -> str:
+    """The reason of the first rank that has one. All ranks take part."""
     return next(reason for reason in session.runtime.gather(stop.reason) if reason)

@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints import manifest as manifest_module
 from clipx.checkpoints.format import Training, TrainState
-from clipx.checkpoints.format import manifest as manifest_module
 from clipx.checkpoints.saver import Saver
 from clipx.data.preprocessing import Preprocessing
 from clipx.distributed.runtime import Runtime
+from clipx.files import digest_file
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
 
@@ -266,7 +267,7 @@ def test_a_file_that_a_person_has_put_into_a_checkpoint_stays(tmp_path: Path) ->
     (old / "notes.txt").write_text("mine")
     save(tmp_path, 2, keep=1)
     assert names(old) == ["notes.txt"]
-    with pytest.raises(FileExistsError, match="step_00000001 holds something else than a checkpo"):
+    with pytest.raises(FileExistsError, match="step_00000001 is not a checkpoint of a run; mo"):
         save(tmp_path, 1, keep=1)
     assert names(tmp_path) == ["step_00000001", "step_00000002"], "no half-written one is left"
     assert names(old) == ["notes.txt"]
@@ -353,7 +354,7 @@ class Payload:
 
 def test_a_pickle_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     path, target = save(tmp_path, 1), tmp_path / "executed"
-    parts = {"optimizer": Payload(target), "random": [], "scaler": {}, "pool": {}}
+    parts = {"optimizer": Payload(target), "random": [], "scaler": {}, "objective": {}}
     torch.save(parts, path / "training.pt")
     with pytest.raises(UserError, match=r"training\.pt is broken, or holds more than tensors"):
         checkpoints.load(path)
@@ -362,10 +363,10 @@ def test_a_pickle_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     assert target.exists()
 
 
-def test_scaler_pool_and_averages_come_back(tmp_path: Path) -> None:
+def test_scaler_objective_and_averages_come_back(tmp_path: Path) -> None:
     parts: dict[str, Any] = {
         "scaler": {"factor": 64.0, "good": 3},
-        "pool": {"image": torch.randn(4, 2)},
+        "objective": {"queue._extra_state": {"image": torch.randn(4, 2)}},
         "ema": {"weight": torch.randn(2, 3), "num_updates": torch.tensor(7)},
     }
     model = nn.Linear(3, 2)
@@ -374,7 +375,8 @@ def test_scaler_pool_and_averages_come_back(tmp_path: Path) -> None:
     path = checkpoints.save(tmp_path, TrainState(step=1), model.state_dict(), training, about)
     found = checkpoints.load(path).training
     assert found.scaler == parts["scaler"]
-    assert torch.equal(found.pool["image"], parts["pool"]["image"])
+    stored, queue = (x["queue._extra_state"] for x in (found.objective, parts["objective"]))
+    assert torch.equal(stored["image"], queue["image"])
     assert found.ema is not None
     assert all(torch.equal(found.ema[name], t) for name, t in parts["ema"].items())
 
@@ -453,7 +455,7 @@ def test_a_checkpoint_that_does_not_fit_this_code_is_named(
     manifest = json.loads((path / "manifest.json").read_text())
     manifest[file] = {
         "bytes": (path / file).stat().st_size,
-        "sha256": manifest_module.sha256(path / file),
+        "sha256": digest_file(path / file),
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="step_00000002 cannot be read: "):

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from clipx.checkpoints.format import tensor_files
+from clipx.checkpoints import tensor_files
 
 TENSORS = {
     "weight": torch.randn(300, 7),

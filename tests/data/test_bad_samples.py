@@ -15,8 +15,8 @@ import pytest
 from loading import TOKENS, batch, batches, is_row_of, same
 from samples import jpeg, pair, png, png_claiming, write_corpus, write_shard
 
-from clipx.data.index import load_index
 from clipx.data.loader import Loaded, load
+from clipx.data.tar_index import load_index
 from clipx.types import UserError
 
 FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {

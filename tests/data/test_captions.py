@@ -169,6 +169,6 @@ def test_a_column_of_a_table_is_a_caption(tmp_path: Path) -> None:
         ),
         0,
     )
-    rows = [[token for token in row if token] for row in loaded.text.tolist()]
+    rows = [[token for token in row if token] for row in loaded.views["text"].tolist()]
     expected = [TOKENIZER.encode(text, TOKENS) for text in ("first alt", "second title")]
     assert sorted(rows) == sorted(expected)

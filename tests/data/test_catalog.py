@@ -1,4 +1,4 @@
-"""The catalog: what is known of shards is not looked at again, what has changed is."""
+"""The catalog: only new and changed shards are opened."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from samples import jpeg, pair, png, write_corpus, write_shard
 from clipx.data import catalog as catalog_module
 from clipx.data import shards as shards_module
 from clipx.data.captions import CaptionFields
-from clipx.data.catalog import TOLD, Catalog, open_catalog, store_path
+from clipx.data.catalog import DECLARED, Catalog, open_catalog, store_path
 from clipx.data.corpus import Corpus
-from clipx.data.index import load_head, load_index
 from clipx.data.order import Order
 from clipx.data.sample import SampleError
 from clipx.data.shard_cache import ShardCache
-from clipx.data.shard_index import Head
 from clipx.data.shards import expand
 from clipx.data.sources import webdataset
 from clipx.data.sources.folder import Folder
 from clipx.data.sources.webdataset import Webdataset
+from clipx.data.tar_index import Head, load_head, load_index
 from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
 
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the shards that were looked at, one by one."""
+    """Names of the shards that were opened, in order."""
     names: list[str] = []
 
     def look(path: Path, **settings: Any) -> Head:
@@ -50,7 +49,7 @@ def shard_cache(tmp_path: Path) -> ShardCache:
 
 @pytest.fixture
 def opened(corpus: Path, shard_cache: ShardCache, looked: list[str]) -> Callable[[], Catalog]:
-    """Opens the corpus and forgets what was looked at before."""
+    """Opens the corpus and clears the list of opened shards."""
 
     def open_it() -> Catalog:
         looked.clear()
@@ -66,16 +65,16 @@ def same(a: Catalog, b: Catalog) -> bool:
     )
 
 
-def test_a_catalog_is_what_the_indexes_say(opened: Callable[[], Catalog], corpus: Path) -> None:
-    found = opened()
+def test_a_catalog_equals_the_indexes(opened: Callable[[], Catalog], corpus: Path) -> None:
+    catalog = opened()
     heads = [load_index(path).head for path in sorted(corpus.glob("*.tar"))]
-    assert found.samples.tolist() == [head.samples for head in heads] == [5, 1, 7]
-    assert [found.digest(shard) for shard in range(3)] == [head.digest for head in heads]
-    assert not found.truncated.any()
-    assert found.faults == ()
+    assert catalog.samples.tolist() == [head.samples for head in heads] == [5, 1, 7]
+    assert [catalog.digest(shard) for shard in range(3)] == [head.digest for head in heads]
+    assert not catalog.truncated.any()
+    assert catalog.faults == ()
 
 
-def test_known_shards_are_not_looked_at_again(
+def test_known_shards_are_not_opened_again(
     opened: Callable[[], Catalog], looked: list[str], own_cache: Path
 ) -> None:
     first = opened()
@@ -87,7 +86,7 @@ def test_known_shards_are_not_looked_at_again(
 
 
 @pytest.mark.parametrize("change", ["added", "rewritten", "touched", "removed", "renamed"])
-def test_what_has_changed_is_looked_at_and_nothing_else(
+def test_only_changed_shards_are_opened(
     change: str, opened: Callable[[], Catalog], looked: list[str], corpus: Path
 ) -> None:
     before = opened()
@@ -118,16 +117,16 @@ def test_what_has_changed_is_looked_at_and_nothing_else(
     assert looked == []
 
 
-def test_what_cannot_be_read_is_a_fault_and_looked_at_the_next_time(
+def test_an_unreadable_shard_is_a_fault_and_opened_the_next_time(
     opened: Callable[[], Catalog], looked: list[str], corpus: Path
 ) -> None:
     (corpus / "00001.tar").write_bytes(b"<html>" * 1000)
     for _ in range(2):
-        found = opened()
+        catalog = opened()
         assert "00001.tar" in looked
-        assert found.samples.tolist() == [5, 0, 7]
-        assert found.digest(1) == "unreadable"
-        (fault,) = found.faults
+        assert catalog.samples.tolist() == [5, 0, 7]
+        assert catalog.digest(1) == "unreadable"
+        (fault,) = catalog.faults
         assert fault.shard == str(corpus / "00001.tar")
         assert (fault.stage, fault.error, fault.key, fault.position) == (
             "shard",
@@ -138,31 +137,29 @@ def test_what_cannot_be_read_is_a_fault_and_looked_at_the_next_time(
         assert "is not a tar file" in fault.message
     assert looked == ["00001.tar"]
     write_shard(corpus / "00001.tar", {"mended": pair(0)})
-    found = opened()
+    catalog = opened()
     assert looked == ["00001.tar"]
-    assert (found.samples.tolist(), found.faults) == ([5, 1, 7], ())
+    assert (catalog.samples.tolist(), catalog.faults) == ([5, 1, 7], ())
 
 
-def test_a_shard_that_vanishes_while_it_is_looked_at_is_a_fault(
-    corpus: Path, shard_cache: ShardCache
-) -> None:
+def test_a_shard_that_vanishes_meanwhile_is_a_fault(corpus: Path, shard_cache: ShardCache) -> None:
     files = expand(str(corpus))
     (corpus / "00002.tar").unlink()
-    found = open_catalog(files, shard_cache)
-    assert found.samples.tolist() == [5, 1, 0]
-    assert [(Path(f.shard).name, f.error) for f in found.faults] == [
+    catalog = open_catalog(files, shard_cache)
+    assert catalog.samples.tolist() == [5, 1, 0]
+    assert [(Path(f.shard).name, f.error) for f in catalog.faults] == [
         ("00002.tar", "FileNotFoundError")
     ]
 
 
-def test_a_truncated_tar_is_told_at_every_start(
+def test_a_truncated_tar_is_reported_at_each_start(
     opened: Callable[[], Catalog], looked: list[str], corpus: Path
 ) -> None:
     members = load_index(corpus / "00002.tar").members(4)
     os.truncate(corpus / "00002.tar", members[0][1] + 3)
-    found = [opened(), opened()]
+    catalogs = [opened(), opened()]
     assert looked == []
-    for one in found:
+    for one in catalogs:
         assert one.samples.tolist() == [5, 1, 4]
         assert one.truncated.tolist() == [False, False, True]
         (fault,) = one.faults
@@ -170,7 +167,7 @@ def test_a_truncated_tar_is_told_at_every_start(
         assert "after its first 4 are missing" in fault.message
 
 
-def test_damage_and_second_images_are_told_at_every_start(
+def test_damage_and_second_images_are_reported_at_each_start(
     opened: Callable[[], Catalog], looked: list[str], corpus: Path
 ) -> None:
     both = {"jpg": jpeg(1), "png": png(1), "txt": "x"}
@@ -178,11 +175,11 @@ def test_damage_and_second_images_are_told_at_every_start(
     data = (corpus / "00002.tar").read_bytes()
     (corpus / "00002.tar").write_bytes(data[:1024] + b"\1" + data[1025:])
     write_shard(corpus / "00003.tar", {"new": pair(1)})
-    found = [opened(), opened()]
+    catalogs = [opened(), opened()]
     assert looked == []
     (corpus / "00001.tar").unlink()  # the others move
-    found.append(opened())
-    for one in found:
+    catalogs.append(opened())
+    for one in catalogs:
         assert [(Path(f.shard).name, f.error) for f in one.faults] == [
             ("00000.tar", "SecondImage"),
             ("00002.tar", "DamagedTar"),
@@ -193,7 +190,7 @@ def test_damage_and_second_images_are_told_at_every_start(
         )
 
 
-def test_of_two_images_the_tar_and_the_folder_use_the_same(tmp_path: Path) -> None:
+def test_tars_and_folders_use_the_same_of_two_images(tmp_path: Path) -> None:
     for order in (["png", "jpg"], ["jpg", "png"]):
         tar = write_shard(tmp_path / "0.tar", {"a": {e: e.encode() for e in [*order, "txt"]}})
         source = webdataset.Config(str(tar)).build()
@@ -203,16 +200,14 @@ def test_of_two_images_the_tar_and_the_folder_use_the_same(tmp_path: Path) -> No
     assert Folder(tmp_path).read(0, 0).image == b"a.jpg"
 
 
-def test_a_broken_cache_costs_one_look_and_nothing_else(
-    opened: Callable[[], Catalog], looked: list[str]
-) -> None:
+def test_a_broken_catalog_is_rebuilt(opened: Callable[[], Catalog], looked: list[str]) -> None:
     first = opened()
     store = store_path(first.files)
     whole = store.read_bytes()
     half = whole[: len(whole) // 2]
     column = first.samples.tobytes()
     assert whole.count(column) == 1
-    changed = whole.replace(column, bytes(len(column)))  # all shards empty: but for a checksum
+    changed = whole.replace(column, bytes(len(column)))  # all shards empty, with a wrong checksum
     for content in (b"", b"no archive", half, changed, whole[:-1]):
         store.write_bytes(content)
         assert same(opened(), first)
@@ -221,7 +216,7 @@ def test_a_broken_cache_costs_one_look_and_nothing_else(
         assert looked == []
 
 
-def test_a_cache_of_another_version_is_made_anew(
+def test_a_catalog_of_another_version_is_rebuilt(
     opened: Callable[[], Catalog], looked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened()
@@ -232,7 +227,7 @@ def test_a_cache_of_another_version_is_made_anew(
     assert looked == []
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_but_the_next_look(
+def test_a_catalog_that_cannot_be_stored_is_rebuilt(
     opened: Callable[[], Catalog],
     looked: list[str],
     tmp_path: Path,
@@ -251,17 +246,17 @@ def test_no_temporary_file_is_left(opened: Callable[[], Catalog]) -> None:
     assert list(store.parent.glob(store.name)) == [store]
 
 
-def test_many_shards_are_looked_at_once_each_and_counted(
+def test_many_shards_are_opened_once_each_and_counted(
     tmp_path: Path, looked: list[str], shard_cache: ShardCache
 ) -> None:
     """More than there are threads."""
     write_corpus(tmp_path / "many", sizes=(1,) * 40)
     steps: list[None] = []
-    found = open_catalog(expand(str(tmp_path / "many")), shard_cache, lambda: steps.append(None))
+    catalog = open_catalog(expand(str(tmp_path / "many")), shard_cache, lambda: steps.append(None))
     assert len(steps) == 40
     assert sorted(looked) == [f"{n:05d}.tar" for n in range(40)]
-    heads = [load_head(Path(file.url)) for file in found.files]
-    assert [found.digest(n) for n in range(40)] == [head.digest for head in heads]
+    heads = [load_head(Path(file.url)) for file in catalog.files]
+    assert [catalog.digest(n) for n in range(40)] == [head.digest for head in heads]
 
 
 # --- remote shards ---
@@ -271,7 +266,7 @@ HERE = "fake://bucket/here"
 
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch, looked: list[str]) -> dict[str, bytes]:
-    """Small remote files by their URL; each question is noted in `looked`."""
+    """Small remote files by their URL; each request is appended to `looked`."""
     content: dict[str, bytes] = {}
 
     def fetch(url: str) -> bytes | None:
@@ -300,24 +295,24 @@ def files(*names: str, stamp: str = "1") -> list[ShardFile]:
     return [ShardFile(f"{HERE}/{name}", 10240, stamp, "") for name in names]
 
 
-def test_sizes_json_tells_of_remote_shards(
+def test_sizes_json_counts_remote_shards(
     corpus: Path, remote: dict[str, bytes], looked: list[str]
 ) -> None:
-    """What it does not name is fetched and looked at."""
+    """Shards that it does not name are downloaded and opened."""
     remote[f"{HERE}/sizes.json"] = b'{"00000.tar": 5, "00002.tar": 6, "other.tar": 9}'
-    mine = files("00000.tar", "00001.tar", "00002.tar")
-    found = open_catalog(mine, LocalCopies(corpus))
-    assert found.samples.tolist() == [5, 1, 6]
+    listed = files("00000.tar", "00001.tar", "00002.tar")
+    catalog = open_catalog(listed, LocalCopies(corpus))
+    assert catalog.samples.tolist() == [5, 1, 6]
     assert looked == [f"{HERE}/sizes.json", "00001.tar"]
     state = hashlib.sha1(b"10240 1 5").hexdigest()
-    assert found.digest(0) == TOLD + state
-    assert found.digest(1) == load_head(corpus / "00001.tar").digest
+    assert catalog.digest(0) == DECLARED + state
+    assert catalog.digest(1) == load_head(corpus / "00001.tar").digest
     looked.clear()
-    assert same(open_catalog(mine, LocalCopies(corpus)), found)
+    assert same(open_catalog(listed, LocalCopies(corpus)), catalog)
     assert looked == []
 
 
-def test_a_remote_shard_of_another_stamp_is_another(
+def test_a_remote_shard_with_another_stamp_has_another_digest(
     corpus: Path, remote: dict[str, bytes], looked: list[str]
 ) -> None:
     remote[f"{HERE}/sizes.json"] = b'{"00000.tar": 5}'
@@ -328,7 +323,7 @@ def test_a_remote_shard_of_another_stamp_is_another(
     assert looked == [f"{HERE}/sizes.json"] * 2
 
 
-def test_a_tar_with_fewer_samples_than_it_was_told_of_has_bad_ones(
+def test_a_tar_with_fewer_samples_than_declared_has_bad_ones(
     corpus: Path, remote: dict[str, bytes]
 ) -> None:
     remote[f"{HERE}/sizes.json"] = b'{"00000.tar": 7}'
@@ -341,7 +336,7 @@ def test_a_tar_with_fewer_samples_than_it_was_told_of_has_bad_ones(
             act(0, 5)
 
 
-def test_a_tar_with_more_samples_than_it_was_told_of_is_told_with_the_last(
+def test_a_tar_with_more_samples_than_declared_is_reported_with_the_last(
     corpus: Path, remote: dict[str, bytes]
 ) -> None:
     remote[f"{HERE}/sizes.json"] = b'{"00000.tar": 3}'
@@ -362,7 +357,7 @@ def test_a_tar_with_more_samples_than_it_was_told_of_is_told_with_the_last(
 
 
 @pytest.mark.parametrize("content", [b"{", b"[3]", b'{"0.tar": "many"}', b'{"0.tar": null}'])
-def test_a_sizes_json_that_is_none_is_told(
+def test_a_malformed_sizes_json_is_refused(
     content: bytes, corpus: Path, remote: dict[str, bytes]
 ) -> None:
     remote[f"{HERE}/sizes.json"] = content

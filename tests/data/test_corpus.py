@@ -221,7 +221,7 @@ def test_a_shard_of_a_skip_list_may_vanish(folder: Path, tmp_path: Path) -> None
 
 def first_batches(source: Any) -> list[Any]:
     return [
-        (loaded.keys, loaded.image.tolist(), loaded.text.tolist())
+        (loaded.keys, loaded.views["image"].tolist(), loaded.views["text"].tolist())
         for loaded in map(source.__getitem__, (0, 3))
     ]
 

@@ -19,9 +19,9 @@ WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on
 
 def test_a_batch_is_what_its_docstring_says(corpus: Path) -> None:
     loaded = batch(batches(corpus), 3)
-    assert loaded.image.shape == (8, 3, 12, 12)
-    assert loaded.image.dtype == torch.uint8
-    assert loaded.text.dtype == torch.int64
+    assert loaded.views["image"].shape == (8, 3, 12, 12)
+    assert loaded.views["image"].dtype == torch.uint8
+    assert loaded.views["text"].dtype == torch.int64
     assert loaded.positions == list(range(24, 32))
     assert loaded.state == {"position": 32}
     assert len(loaded.keys) == 8
@@ -68,7 +68,10 @@ def test_another_seed_is_another_order_and_other_crops(corpus: Path) -> None:
     assert a.keys != b.keys
     assert sorted(a.keys) == sorted(b.keys)
     row = {key: i for i, key in enumerate(b.keys)}
-    assert any(not torch.equal(a.image[i], b.image[row[key]]) for i, key in enumerate(a.keys))
+    assert any(
+        not torch.equal(a.views["image"][i], b.views["image"][row[key]])
+        for i, key in enumerate(a.keys)
+    )
     assert a.fingerprint != b.fingerprint
 
 
@@ -76,9 +79,9 @@ def test_text_is_padded_to_the_longest_only(tmp_path: Path) -> None:
     captions = ["cat", "a cat on a mat", "word " * 100]
     for n, caption in enumerate(captions):
         write_shard(tmp_path / f"{n}/0.tar", {"a": {"png": png(0), "txt": caption}})
-    widths = [batch(batches(tmp_path / str(n)), 0).text.shape[1] for n in range(3)]
+    widths = [batch(batches(tmp_path / str(n)), 0).views["text"].shape[1] for n in range(3)]
     assert widths == [3, 7, TOKENS]
-    assert batch(batches(tmp_path / "0", pad_to=TOKENS), 0).text.shape[1] == TOKENS
+    assert batch(batches(tmp_path / "0", pad_to=TOKENS), 0).views["text"].shape[1] == TOKENS
 
 
 def test_every_caption_of_a_sample_is_drawn_as_often(tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_every_caption_of_a_sample_is_drawn_as_often(tmp_path: Path) -> None:
     given = ["", *captions[:2], "  ", None, *captions[2:]]
     write_shard(tmp_path / "0.tar", {"a": {"png": png(0), "json": {"alt": given}, "txt": "never"}})
     loaded = batch(batches(tmp_path, global_batch_size=400, caption_field="alt"), 0)
-    drawn = Counter(tuple(row.tolist()) for row in loaded.text)
+    drawn = Counter(tuple(row.tolist()) for row in loaded.views["text"])
     assert set(drawn) == {tuple(TOKENIZER.encode(caption, TOKENS)) for caption in captions}
     # 100 each, with a standard deviation of sqrt(400 * 1/4 * 3/4) = 8.7
     assert max(abs(count - 100) for count in drawn.values()) < 4 * 8.7
@@ -103,5 +106,6 @@ def test_one_caption_may_be_a_string_and_else_the_txt_is_read(tmp_path: Path) ->
     loaded = batch(batches(tmp_path, global_batch_size=2, pad_to=TOKENS), 0)
     expected = {"a": "from json", "b": "from text"}
     assert torch.equal(
-        loaded.text, pad([TOKENIZER.encode(expected[k], TOKENS) for k in loaded.keys], 0, TOKENS)
+        loaded.views["text"],
+        pad([TOKENIZER.encode(expected[k], TOKENS) for k in loaded.keys], 0, TOKENS),
     )

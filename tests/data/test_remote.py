@@ -1,4 +1,4 @@
-"""What patterns of remote shards stand for, and the small files beside shards."""
+"""Patterns of remote shards, and the small files beside shards."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_patterns_keep_their_order(s3: S3) -> None:
     assert urls(wanted) == wanted
 
 
-def test_s3_tells_size_etag_and_md5(s3: S3) -> None:
+def test_s3_gives_size_etag_and_md5(s3: S3) -> None:
     digest = hashlib.md5(b"a.tar").hexdigest()
     wanted = ShardFile("s3://corpus/train/a.tar", size=5, stamp=digest, md5=digest)
     alone = find(["s3://corpus/train/a.tar"], allow_pipe=False)
@@ -89,12 +89,12 @@ def test_an_upload_in_parts_has_a_stamp_but_no_md5(s3: S3) -> None:
     assert file.stamp.endswith("-1")
 
 
-def test_many_shards_of_one_folder_are_listed_and_not_asked_for_one_by_one(s3: S3) -> None:
+def test_many_shards_of_one_folder_take_one_request(s3: S3) -> None:
     wanted = [f"s3://corpus/many/{number:05d}.tar" for number in range(40)]
     s3.requests.clear()
-    found = find(wanted, allow_pipe=False, patience=QUICK)
-    assert [file.url for file in found] == wanted
-    assert [file.size for file in found] == [len(str(number)) for number in range(40)]
+    files = find(wanted, allow_pipe=False, patience=QUICK)
+    assert [file.url for file in files] == wanted
+    assert [file.size for file in files] == [len(str(number)) for number in range(40)]
     assert len(s3.requests) == 1
 
 
@@ -116,12 +116,12 @@ def test_a_missing_shard_among_many_is_named(s3: S3) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["none/*.tar", "none/", "none.tar"])
-def test_what_is_not_in_s3_is_named(s3: S3, pattern: str) -> None:
+def test_a_pattern_without_a_match_in_s3_is_named(s3: S3, pattern: str) -> None:
     with pytest.raises(UserError, match=f"s3://corpus/{pattern}".replace("*", r"\*")):
         urls([f"s3://corpus/{pattern}"])
 
 
-def test_a_web_server_tells_size_stamp_and_md5() -> None:
+def test_a_web_server_gives_size_stamp_and_md5() -> None:
     content = b"x" * 1000
     with FaultyServer({"a.tar": content}, md5=True) as server:
         [file] = find([f"{server.url}/a.tar"], allow_pipe=False, patience=QUICK)
@@ -130,7 +130,7 @@ def test_a_web_server_tells_size_stamp_and_md5() -> None:
     assert file.stamp == f'"{hashlib.sha1(content).hexdigest()}"'
 
 
-def test_a_web_server_that_refuses_head_is_asked_for_one_byte() -> None:
+def test_a_web_server_that_refuses_head_gets_a_range_request() -> None:
     with FaultyServer({"a.tar": b"x" * 1000}, md5=True) as server:
         server.script("a.tar", 403, head=True)
         [file] = find([f"{server.url}/a.tar?signature=1"], allow_pipe=False, patience=QUICK)
@@ -138,13 +138,13 @@ def test_a_web_server_that_refuses_head_is_asked_for_one_byte() -> None:
     assert (file.size, file.md5) == (1000, "")
 
 
-def test_a_web_server_may_not_tell_the_size() -> None:
+def test_a_web_server_may_omit_the_size() -> None:
     with FaultyServer({"a.tar": b"x"}, lengths=False) as server:
         [file] = find([f"{server.url}/a.tar"], allow_pipe=False, patience=QUICK)
     assert file.size == -1
 
 
-def test_looking_for_shards_outlives_passing_failures() -> None:
+def test_finding_shards_survives_transient_failures() -> None:
     with FaultyServer({"a.tar": b"x"}) as server:
         server.script("a.tar", 500, 429, head=True)
         assert urls([f"{server.url}/a.tar"]) == [f"{server.url}/a.tar"]
@@ -178,8 +178,8 @@ def test_a_web_server_cannot_be_listed(pattern: str) -> None:
 def test_a_pipe_needs_permission() -> None:
     with pytest.raises(UserError, match=r"runs a shell.*allow_pipe: true"):
         urls(["pipe:cat a.tar"])
-    found = find(["pipe:cat {a,b}.tar | gzip -d"], allow_pipe=True)
-    assert found == [ShardFile("pipe:cat {a,b}.tar | gzip -d", size=-1, stamp="", md5="")]
+    files = find(["pipe:cat {a,b}.tar | gzip -d"], allow_pipe=True)
+    assert files == [ShardFile("pipe:cat {a,b}.tar | gzip -d", size=-1, stamp="", md5="")]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_a_small_file_is_fetched_where_there_is_one(s3: S3) -> None:
             fetch_small(f"{server.url}/a.idx.npz", patience=QUICK)
 
 
-# --- how long a store is left alone ---
+# --- Retry-After ---
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_small_file_is_fetched_where_there_is_one(s3: S3) -> None:
         (500, "7", 0.0),
     ],
 )
-def test_a_server_that_says_when_to_come_back_is_left_alone_until_then(
+def test_retry_after_is_respected(
     monkeypatch: pytest.MonkeyPatch, status: int, header: str, seconds: float
 ) -> None:
     slept: list[float] = []
@@ -240,7 +240,7 @@ def test_a_server_that_says_when_to_come_back_is_left_alone_until_then(
         assert 0.5 * 0.01 * 2**number <= wait - seconds <= 1.5 * 0.01 * 2**number
 
 
-def test_a_date_to_come_back_at_is_one_of_the_future() -> None:
+def test_retry_after_may_be_a_date() -> None:
     def seconds(delta: float) -> float:
         date = datetime.now(UTC) + timedelta(seconds=delta)
         return http.retry_after(format_datetime(date, usegmt=True))

@@ -47,9 +47,11 @@ def s3() -> Iterator[S3]:
         yield server
 
 
-def remote(shards: Any, cache: Path, *, gib: float = 1.0, workers: int = 0, **more: Any) -> Batches:
+def remote(
+    shards: Any, cache: Path, *, gib: float = 1.0, workers: int = 0, **settings: Any
+) -> Batches:
     source = {"name": "webdataset", "shards": shards, "cache_dir": str(cache), "cache_gib": gib}
-    return batches(None, sources={"x": source | more}, workers=workers, flip=0.5)
+    return batches(None, sources={"x": source | settings}, workers=workers, flip=0.5)
 
 
 def assert_same_batches(source: Batches, local: Path, *, first: int = 0) -> None:
@@ -93,11 +95,11 @@ def test_http(local: Path, tmp_path: Path, fault: str, workers: int) -> None:
         shards = f"{server.url}/{{00000..00003}}.tar"
         source = remote(shards, tmp_path / "cache", workers=workers)
         assert_same_batches(source, local)
-        # Each shard came once: one GET and one for each fault, whatever the workers.
+        # Each shard was downloaded once, by any number of workers: one GET and one for each fault.
         assert [len(server.gets(name)) for name in files] == [1 + len(FAULTS[fault])] * len(files)
 
 
-def test_wrong_bytes_are_noticed_where_the_server_tells_a_checksum(
+def test_wrong_bytes_are_detected_by_the_checksum_of_the_server(
     local: Path, tmp_path: Path
 ) -> None:
     with FaultyServer(tars(local), md5=True) as server:
@@ -106,23 +108,19 @@ def test_wrong_bytes_are_noticed_where_the_server_tells_a_checksum(
         assert_same_batches(remote(shards, tmp_path / "cache"), local)
 
 
-def test_sizes_json_spares_the_start_the_reading_of_every_shard(
-    local: Path, tmp_path: Path
-) -> None:
+def test_a_run_with_sizes_json_starts_without_downloads(local: Path, tmp_path: Path) -> None:
     files = tars(local)
-    told = dict(zip(sorted(files), SIZES, strict=True))
-    with FaultyServer({**files, "sizes.json": json.dumps(told).encode()}) as server:
+    sizes = dict(zip(sorted(files), SIZES, strict=True))
+    with FaultyServer({**files, "sizes.json": json.dumps(sizes).encode()}) as server:
         source = remote(f"{server.url}/{{00000..00003}}.tar", tmp_path / "cache")
         assert not any(server.gets(name) for name in files)
         assert_same_batches(source, local)
 
 
-def test_sizes_json_that_tells_too_many_is_met_sample_by_sample(
-    local: Path, tmp_path: Path
-) -> None:
+def test_samples_that_sizes_json_counts_in_excess_are_bad(local: Path, tmp_path: Path) -> None:
     files = tars(local)
-    told = dict(zip(sorted(files), (5, 1, 9, 4), strict=True))
-    with FaultyServer({**files, "sizes.json": json.dumps(told).encode()}) as server:
+    sizes = dict(zip(sorted(files), (5, 1, 9, 4), strict=True))
+    with FaultyServer({**files, "sizes.json": json.dumps(sizes).encode()}) as server:
         source = remote(f"{server.url}/{{00000..00003}}.tar", tmp_path / "cache")
         bad = [b for k in range(3) for b in batch(source, k).bad]
     assert {(b.stage, b.shard[-9:]) for b in bad} == {("read", "00002.tar")}
@@ -141,8 +139,8 @@ def test_a_cache_of_two_shards_serves_a_corpus_of_four(local: Path, tmp_path: Pa
 
 def test_a_shard_that_is_gone_while_training_is_quarantined(local: Path, tmp_path: Path) -> None:
     files = tars(local)
-    told = dict(zip(sorted(files), SIZES, strict=True))
-    with FaultyServer({**files, "sizes.json": json.dumps(told).encode()}) as server:
+    sizes = dict(zip(sorted(files), SIZES, strict=True))
+    with FaultyServer({**files, "sizes.json": json.dumps(sizes).encode()}) as server:
         source = remote(f"{server.url}/{{00000..00003}}.tar", tmp_path / "cache")
         del server.files["00002.tar"]
         loaded = [batch(source, k) for k in range(3)]
@@ -151,10 +149,10 @@ def test_a_shard_that_is_gone_while_training_is_quarantined(local: Path, tmp_pat
     assert {key for one in loaded for key in one.keys} == {
         f"k{n:02d}" for n in range(17) if not 6 <= n < 13
     }
-    assert len(server.gets("00002.tar")) <= 2  # ahead of need and in need; then it rests
+    assert len(server.gets("00002.tar")) <= 2  # by the prefetch and by the reader; then it rests
 
 
-def test_a_pipe_needs_leave_and_is_then_a_shard_like_others(local: Path, tmp_path: Path) -> None:
+def test_a_permitted_pipe_is_a_shard_like_others(local: Path, tmp_path: Path) -> None:
     shards = [f"pipe:cat {path}" for path in sorted(local.glob("*.tar"))]
     with pytest.raises(UserError, match=r"(?s)pipe:cat.*allow_pipe: true"):
         remote(shards, tmp_path / "cache")

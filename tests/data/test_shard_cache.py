@@ -1,4 +1,4 @@
-"""The local cache of remote shards: what is in it is whole, bounded and fetched once."""
+"""The local cache of remote shards: its files are whole, bounded in size and downloaded once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,13 @@ def cache_in(
     return ShardCache(folder / "cache", limit, patience=patience, **settings)
 
 
-def found(server: FaultyServer, letter: str = "a") -> ShardFile:
+def path_of(cache: ShardCache, file: ShardFile) -> Path:
+    """Its path in the cache, after it was downloaded if need be."""
+    os.close(cache.open(file))
+    return cache.place(file)
+
+
+def file_at(server: FaultyServer, letter: str = "a") -> ShardFile:
     [file] = find([f"{server.url}/{letter}.tar"], allow_pipe=False, patience=QUICK)
     return file
 
@@ -66,40 +72,41 @@ def contents(descriptor: int) -> bytes:
         return file.read()
 
 
-def wait_until(true: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     for _ in range(500):
-        if true():
+        if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("it did not come to pass in 5 s")
+    raise AssertionError("the condition is not true after 5 s")
 
 
 def test_a_file_is_downloaded_once(tmp_path: Path, server: FaultyServer) -> None:
-    cache, file = cache_in(tmp_path), found(server)
-    path = cache.path(file)
+    cache, file = cache_in(tmp_path), file_at(server)
+    path = path_of(cache, file)
     assert path.read_bytes() == server.files["a.tar"]
     assert path.name.endswith("-a.tar")
-    assert cache_in(tmp_path).path(file) == path
+    assert path_of(cache_in(tmp_path), file) == path
     assert contents(cache.open(file)) == server.files["a.tar"]
     assert server.gets("a.tar") == [""]
     assert names(cache) == ["a.tar"]
+    assert [p.name for p in cache.folder.glob(".*")] == [".lock"]
 
 
 @pytest.mark.parametrize("fault", [500, 429, "stall", "reset", "truncate", "stall midway"])
-def test_a_fault_that_passes_is_outlived(
+def test_a_transient_fault_is_survived(
     tmp_path: Path, server: FaultyServer, fault: int | str
 ) -> None:
     server.script("a.tar", fault)
     cache = cache_in(tmp_path, patience=SHORT)
-    assert cache.path(found(server)).read_bytes() == server.files["a.tar"]
+    assert path_of(cache, file_at(server)).read_bytes() == server.files["a.tar"]
     assert len(server.gets("a.tar")) == 2
     assert names(cache) == ["a.tar"]
 
 
-def test_what_has_come_is_not_asked_for_again(tmp_path: Path, server: FaultyServer) -> None:
+def test_a_download_resumes_where_it_broke_off(tmp_path: Path, server: FaultyServer) -> None:
     server.script("a.tar", "truncate", 500)
     patience = Patience(attempts=3, backoff_seconds=0.01)
-    cache_in(tmp_path, patience=patience).path(found(server))
+    path_of(cache_in(tmp_path, patience=patience), file_at(server))
     half = (len(BODY) + 1) // 2
     assert server.gets("a.tar") == ["", f"bytes={half}-", f"bytes={half}-"]
 
@@ -107,73 +114,73 @@ def test_what_has_come_is_not_asked_for_again(tmp_path: Path, server: FaultyServ
 def test_a_server_without_ranges_sends_all_again(tmp_path: Path, server: FaultyServer) -> None:
     server.ranges = False
     server.script("a.tar", "truncate")
-    assert cache_in(tmp_path).path(found(server)).read_bytes() == server.files["a.tar"]
+    assert path_of(cache_in(tmp_path), file_at(server)).read_bytes() == server.files["a.tar"]
 
 
 @pytest.mark.parametrize("fault", [500, "stall", "reset", "truncate", "wrong bytes"])
-def test_a_fault_that_stays_is_told_with_the_url(
+def test_a_persistent_fault_is_raised_with_the_url(
     tmp_path: Path, server: FaultyServer, fault: int | str
 ) -> None:
     server.ranges, server.md5 = False, True
     server.script("a.tar", fault, fault)
-    cache, file = cache_in(tmp_path, patience=SHORT), found(server)
+    cache, file = cache_in(tmp_path, patience=SHORT), file_at(server)
     with pytest.raises(OSError, match=rf"{server.url}/a\.tar: .*attempt 2"):
-        cache.path(file)
+        path_of(cache, file)
     assert names(cache) == []
-    assert cache.path(file).read_bytes() == server.files["a.tar"]
+    assert path_of(cache, file).read_bytes() == server.files["a.tar"]
 
 
 @pytest.mark.parametrize(
     ("status", "kind"), [(404, FileNotFoundError), (403, PermissionError), (400, OSError)]
 )
-def test_what_stays_refused_is_asked_for_once(
+def test_a_refusal_is_not_retried(
     tmp_path: Path, server: FaultyServer, status: int, kind: type[OSError]
 ) -> None:
     server.script("a.tar", status)
     with pytest.raises(kind, match=rf"{server.url}/a\.tar: HTTP {status}"):
-        cache_in(tmp_path).path(found(server))
+        path_of(cache_in(tmp_path), file_at(server))
     assert len(server.gets("a.tar")) == 1
 
 
-def test_wrong_bytes_of_the_right_length_are_noticed_by_their_md5(
+def test_wrong_bytes_of_the_right_length_are_detected_by_their_md5(
     tmp_path: Path, server: FaultyServer
 ) -> None:
     server.md5 = True
     server.script("a.tar", "wrong bytes")
-    assert cache_in(tmp_path).path(found(server)).read_bytes() == server.files["a.tar"]
+    assert path_of(cache_in(tmp_path), file_at(server)).read_bytes() == server.files["a.tar"]
     assert server.gets("a.tar") == ["", ""]
 
 
 def test_a_file_that_was_replaced_is_refused_until_it_is_found_anew(
     tmp_path: Path, server: FaultyServer
 ) -> None:
-    cache, old = cache_in(tmp_path), found(server)
+    cache, old = cache_in(tmp_path), file_at(server)
     server.files["a.tar"] = server.files["a.tar"][::-1]
     with pytest.raises(OSError, match=r"a\.tar: has changed since the start"):
-        cache.path(old)
-    assert cache.path(found(server)).read_bytes() == server.files["a.tar"]
+        path_of(cache, old)
+    assert path_of(cache, file_at(server)).read_bytes() == server.files["a.tar"]
 
 
 def test_a_new_version_in_s3_is_another_file(tmp_path: Path, s3: S3) -> None:
     url = s3.put("train/a.tar", BODY)
     [old] = find([url], allow_pipe=False)
     cache = cache_in(tmp_path)
-    first = cache.path(old)
+    first = path_of(cache, old)
     s3.put("train/a.tar", BODY[::-1])
     [new] = find([url], allow_pipe=False)
-    assert cache.path(new).read_bytes() == BODY[::-1]
-    assert cache.path(old) == first
+    assert path_of(cache, new).read_bytes() == BODY[::-1]
+    assert path_of(cache, old) == first
     assert first.read_bytes() == BODY
     first.unlink()
     with pytest.raises(OSError, match=f"{url}: "):
-        cache.path(old)
+        path_of(cache, old)
 
 
 def test_a_change_in_s3_of_the_same_size_is_noticed_without_an_md5(tmp_path: Path, s3: S3) -> None:
     url = s3.put("train/b.tar", BODY)
     stale = ShardFile(url, size=len(BODY), stamp="an older ETag", md5="")
     with pytest.raises(OSError, match="has changed since the start: was an older ETag"):
-        cache_in(tmp_path).path(stale)
+        path_of(cache_in(tmp_path), stale)
 
 
 def test_an_object_of_s3_is_read_in_ranges(
@@ -182,7 +189,7 @@ def test_an_object_of_s3_is_read_in_ranges(
     monkeypatch.setattr("clipx.data.transfer.store.CHUNK", 300_000)
     url = s3.put("train/ranges.tar", BODY)
     [file] = find([url], allow_pipe=False)
-    assert cache_in(tmp_path).path(file).read_bytes() == BODY
+    assert path_of(cache_in(tmp_path), file).read_bytes() == BODY
     assert s3.count("GET", "train/ranges.tar") == 4
 
 
@@ -192,12 +199,12 @@ def test_the_etag_of_an_object_under_kms_is_not_taken_for_its_md5(tmp_path: Path
     sum_of_other = hashlib.md5(b"other").hexdigest()
     cache = cache_in(tmp_path)
     with pytest.raises(OSError, match="MD5"):
-        cache.path(ShardFile(plain, size=len(BODY), stamp="", md5=sum_of_other))
+        path_of(cache, ShardFile(plain, size=len(BODY), stamp="", md5=sum_of_other))
     file = ShardFile(secret, size=len(BODY), stamp="", md5=sum_of_other)
-    assert cache.path(file).read_bytes() == BODY
+    assert path_of(cache, file).read_bytes() == BODY
 
 
-def test_a_store_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_hangs_is_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory", use_listings_cache=False)
@@ -205,36 +212,36 @@ def test_a_store_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.M
     [file] = find(["memory://train/a.tar"], allow_pipe=False)
     hang, calls, real = threading.Event(), [], type(memory).cat_file
 
-    def hanging(self: object, path: str, **more: int) -> bytes:
+    def hanging(self: object, path: str, **options: int) -> bytes:
         calls.append(path)
         if len(calls) == 1:
             hang.wait(30)
-        return real(self, path, **more)
+        return real(self, path, **options)
 
     monkeypatch.setattr(type(memory), "cat_file", hanging)
-    assert cache_in(tmp_path, patience=SHORT).path(file).read_bytes() == BODY
+    assert path_of(cache_in(tmp_path, patience=SHORT), file).read_bytes() == BODY
     hang.set()
     assert len(calls) == 2
 
 
-def test_a_size_that_nobody_tells(tmp_path: Path, server: FaultyServer) -> None:
+def test_a_file_of_unknown_size_is_bounded(tmp_path: Path, server: FaultyServer) -> None:
     server.lengths = False
-    file = found(server)
+    file = file_at(server)
     assert file.size == -1
     cache = cache_in(tmp_path)
-    path = cache.path(file)
+    path = path_of(cache, file)
     assert path.read_bytes() == server.files["a.tar"]
     with pytest.raises(UserError, match=r"a\.tar.*cache_gib"):
-        cache_in(tmp_path / "small", limit=1000).path(file)
+        path_of(cache_in(tmp_path / "small", limit=1000), file)
 
 
-def test_what_was_used_last_stays(tmp_path: Path, server: FaultyServer) -> None:
-    a, b, c, d = (found(server, letter) for letter in "abcd")
+def test_the_least_recently_used_file_is_evicted(tmp_path: Path, server: FaultyServer) -> None:
+    a, b, c, d = (file_at(server, letter) for letter in "abcd")
     cache = cache_in(tmp_path, limit=3 * MIB)
     for file in (a, b, c, a, d):
-        cache.path(file)
+        path_of(cache, file)
     assert names(cache) == ["a.tar", "c.tar", "d.tar"]
-    cache.path(b)
+    path_of(cache, b)
     assert names(cache) == ["a.tar", "b.tar", "d.tar"]
     assert sum(p.stat().st_size for p in cache.folder.iterdir()) <= 3 * MIB
 
@@ -244,53 +251,53 @@ def test_files_of_others_are_not_evicted(tmp_path: Path, server: FaultyServer) -
     cache.folder.mkdir()
     (cache.folder / "thesis.tex").write_bytes(BODY * 3)
     for letter in "ab":
-        cache.path(found(server, letter))
+        path_of(cache, file_at(server, letter))
     assert names(cache) == ["b.tar", "thesis.tex"]
 
 
 def test_an_open_file_outlives_its_eviction(tmp_path: Path, server: FaultyServer) -> None:
     cache = cache_in(tmp_path, limit=MIB)
-    descriptor = cache.open(found(server, "a"))
-    cache.path(found(server, "b"))
+    descriptor = cache.open(file_at(server, "a"))
+    path_of(cache, file_at(server, "b"))
     assert names(cache) == ["b.tar"]
     assert contents(descriptor) == server.files["a.tar"]
-    assert not os.get_inheritable(cache.open(found(server, "b")))
+    assert not os.get_inheritable(cache.open(file_at(server, "b")))
 
 
 def test_a_shard_larger_than_the_cache_names_the_setting(
     tmp_path: Path, server: FaultyServer
 ) -> None:
     with pytest.raises(UserError, match=r"a\.tar has .*raise `cache_gib`"):
-        cache_in(tmp_path, limit=1000).path(found(server))
+        path_of(cache_in(tmp_path, limit=1000), file_at(server))
     assert server.gets("a.tar") == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, server: FaultyServer) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"cannot be written.*choose another folder"):
-        cache_in(tmp_path).path(found(server))
+        path_of(cache_in(tmp_path), file_at(server))
 
 
 def test_a_full_disk_is_named_at_once(
     tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(descriptor: int, data: bytes) -> int:
+    def full(descriptor: int, data: bytes, place: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("clipx.data.shard_cache.os.write", full)
+    monkeypatch.setattr("clipx.data.shard_cache.os.pwrite", full)
     cache = cache_in(tmp_path)
     with pytest.raises(UserError, match=r"No space left.*lower `cache_gib`"):
-        cache.path(found(server))
+        path_of(cache, file_at(server))
     assert len(server.gets("a.tar")) == 1
     assert names(cache) == []
 
 
 def download(cache: ShardCache, file: ShardFile, start: float) -> None:
-    """In a process of its own, which ends also where it would wait forever."""
+    """Runs in a process of its own, which an alarm ends if it would wait forever."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(30)
     time.sleep(max(0.0, start - time.time()))
-    data = cache.path(file).read_bytes()
+    data = path_of(cache, file).read_bytes()
     assert len(data) == file.size
 
 
@@ -298,7 +305,7 @@ def test_processes_that_want_the_same_file_share_one_download(
     tmp_path: Path, server: FaultyServer
 ) -> None:
     server.delay_seconds = 0.2
-    cache, file = cache_in(tmp_path), found(server)
+    cache, file = cache_in(tmp_path), file_at(server)
     at_once = time.time() + 0.2
     children = [FORK.Process(target=download, args=(cache, file, at_once)) for _ in range(5)]
     for child in children:
@@ -314,8 +321,8 @@ def test_threads_that_want_the_same_file_share_one_download(
     tmp_path: Path, server: FaultyServer
 ) -> None:
     server.delay_seconds = 0.1
-    cache, file = cache_in(tmp_path), found(server)
-    threads = [threading.Thread(target=cache.path, args=(file,)) for _ in range(5)]
+    cache, file = cache_in(tmp_path), file_at(server)
+    threads = [threading.Thread(target=path_of, args=(cache, file)) for _ in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -325,7 +332,7 @@ def test_threads_that_want_the_same_file_share_one_download(
 
 def test_processes_in_a_cache_of_one_shard_take_turns(tmp_path: Path, server: FaultyServer) -> None:
     cache = cache_in(tmp_path, limit=MIB)
-    files = [found(server, letter) for letter in "abcdef"]
+    files = [file_at(server, letter) for letter in "abcdef"]
     children = [FORK.Process(target=download, args=(cache, file, 0.0)) for file in files]
     for child in children:
         child.start()
@@ -337,7 +344,7 @@ def test_processes_in_a_cache_of_one_shard_take_turns(tmp_path: Path, server: Fa
 def test_a_killed_download_leaves_the_cache_usable(tmp_path: Path, server: FaultyServer) -> None:
     cache = cache_in(tmp_path, limit=2 * MIB)
     server.script("a.tar", "stall midway")
-    a, b, c = (found(server, letter) for letter in "abc")
+    a, b, c = (file_at(server, letter) for letter in "abc")
     killed = FORK.Process(target=download, args=(cache, a, 0.0))
     killed.start()
     wait_until(lambda: len(server.gets("a.tar")) == 1 and names(cache) == ["a.tar"])
@@ -350,23 +357,23 @@ def test_a_killed_download_leaves_the_cache_usable(tmp_path: Path, server: Fault
     killed.join()
 
     server.script("a.tar", "stall midway")
-    cache.path(a).unlink()
+    path_of(cache, a).unlink()
     killed = FORK.Process(target=download, args=(cache, a, 0.0))
     killed.start()
     wait_until(lambda: len(server.gets("a.tar")) == 3 and names(cache) == ["a.tar"])
     assert killed.pid is not None
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
-    assert [p.name[:5] for p in cache.folder.iterdir() if p.name != ".lock"] == ["part-"]
-    cache.path(b)
-    assert names(cache) == ["b.tar"]  # what the killed process left is cleaned away
-    assert cache.path(a).read_bytes() == server.files["a.tar"]
-    cache.path(c)
+    assert [p.name[:5] for p in cache.folder.glob("[!.]*")] == ["part-"]
+    path_of(cache, b)
+    assert names(cache) == ["b.tar"]  # the part of the killed process is removed
+    assert path_of(cache, a).read_bytes() == server.files["a.tar"]
+    path_of(cache, c)
 
 
-def test_what_was_prefetched_is_not_asked_for_again(tmp_path: Path, server: FaultyServer) -> None:
+def test_a_prefetched_file_is_not_downloaded_again(tmp_path: Path, server: FaultyServer) -> None:
     cache = cache_in(tmp_path)
-    files = [found(server, letter) for letter in "abc"]
+    files = [file_at(server, letter) for letter in "abc"]
     cache.prefetch(files)
     cache.prefetch(files)
     wait_until(lambda: names(cache) == ["a.tar", "b.tar", "c.tar"])
@@ -378,55 +385,53 @@ def test_what_was_prefetched_is_not_asked_for_again(tmp_path: Path, server: Faul
     assert [len(server.gets(f"{letter}.tar")) for letter in "abc"] == [1, 1, 1]
 
 
-def test_prefetching_takes_the_first_first(tmp_path: Path, server: FaultyServer) -> None:
+def test_prefetching_follows_the_order_of_need(tmp_path: Path, server: FaultyServer) -> None:
     cache = cache_in(tmp_path, threads=1)
-    files = [found(server, letter) for letter in "cab"]
+    files = [file_at(server, letter) for letter in "cab"]
     server.log.clear()
     cache.prefetch(files)
     wait_until(lambda: len(server.log) == 3)
     assert [path for _, path, _ in server.log] == ["c.tar", "a.tar", "b.tar"]
 
 
-def test_prefetching_evicts_neither_what_was_used_last_nor_what_is_waited_for(
+def test_prefetching_evicts_neither_recent_nor_awaited_files(
     tmp_path: Path, server: FaultyServer
 ) -> None:
-    """Of four places two are for what comes ahead; the others stay for what was used last."""
-    a, b, c, d, e, f = (found(server, letter) for letter in "abcdef")
+    """Of four places, two are for prefetched files; the others stay for files used last."""
+    a, b, c, d, e, f = (file_at(server, letter) for letter in "abcdef")
     cache = cache_in(tmp_path, limit=4 * MIB)
     for file in (a, b, c):
-        cache.path(file)
+        path_of(cache, file)
     cache.prefetch([d, e, f])
     wait_until(lambda: {"d.tar", "e.tar"} <= set(names(cache)) and not partial(cache))
     cache.prefetch([])  # asks for room again
     time.sleep(0.2)
     assert names(cache) == ["b.tar", "c.tar", "d.tar", "e.tar"]
     assert server.gets("f.tar") == []
-    cache.path(d)  # its use makes room ahead: the oldest that was used goes
+    path_of(cache, d)  # its use makes room for f, and the least recently used file is evicted
     wait_until(lambda: "f.tar" in names(cache))
     wait_until(lambda: names(cache) == ["c.tar", "d.tar", "e.tar", "f.tar"])
 
 
-def test_a_failure_of_prefetching_is_met_by_the_reader(
-    tmp_path: Path, server: FaultyServer
-) -> None:
+def test_a_failed_prefetch_is_raised_for_the_reader(tmp_path: Path, server: FaultyServer) -> None:
     cache = cache_in(tmp_path)
-    a, b = found(server, "a"), found(server, "b")
+    a, b = file_at(server, "a"), file_at(server, "b")
     server.script("a.tar", 404, 404)
     cache.prefetch([a, b])
     wait_until(lambda: names(cache) == ["b.tar"])
     with pytest.raises(FileNotFoundError, match=r"a\.tar"):
-        cache.path(a)
-    assert cache.path(a).read_bytes() == server.files["a.tar"]
+        path_of(cache, a)
+    assert path_of(cache, a).read_bytes() == server.files["a.tar"]
 
 
 def test_a_cache_is_pickled_without_its_threads(tmp_path: Path, server: FaultyServer) -> None:
     cache = cache_in(tmp_path)
-    cache.prefetch([found(server, "a")])
+    cache.prefetch([file_at(server, "a")])
     copy = pickle.loads(pickle.dumps(cache))  # noqa: S301 our own
     assert (copy.folder, copy.limit_bytes) == (cache.folder, cache.limit_bytes)
-    copy.prefetch([found(server, "b")])
+    copy.prefetch([file_at(server, "b")])
     wait_until(lambda: names(cache) == ["a.tar", "b.tar"])
-    assert contents(copy.open(found(server, "a"))) == server.files["a.tar"]
+    assert contents(copy.open(file_at(server, "a"))) == server.files["a.tar"]
 
 
 def use_everything(cache: ShardCache, files: list[ShardFile]) -> None:
@@ -438,7 +443,7 @@ def use_everything(cache: ShardCache, files: list[ShardFile]) -> None:
 def test_a_forked_process_reads_after_its_parent_has(
     tmp_path: Path, server: FaultyServer, s3: S3
 ) -> None:
-    remote = [found(server, letter) for letter in "abcd"]
+    remote = [file_at(server, letter) for letter in "abcd"]
     remote += find([s3.put(f"fork/{k}.tar", BODY + b"s") for k in range(4)], allow_pipe=False)
     cache = cache_in(tmp_path)
     use_everything(cache, remote[::2])
@@ -450,7 +455,7 @@ def test_a_forked_process_reads_after_its_parent_has(
 
 
 def download_with_child(cache: ShardCache, file: ShardFile, server: FaultyServer) -> None:
-    """A loader that has begun to download when its worker, which needs the same file, is forked."""
+    """A loader that is downloading when it forks a worker which needs the same file."""
     cache.prefetch([file])
     wait_until(lambda: names(cache) == ["a.tar"])
     FORK.Process(target=download, args=(cache, file, 0.0)).start()
@@ -460,7 +465,7 @@ def download_with_child(cache: ShardCache, file: ShardFile, server: FaultyServer
 def test_a_worker_gets_its_file_when_the_downloading_parent_is_killed(
     tmp_path: Path, server: FaultyServer
 ) -> None:
-    cache, file = cache_in(tmp_path), found(server)
+    cache, file = cache_in(tmp_path), file_at(server)
     server.script("a.tar", "stall midway")
     parent = FORK.Process(target=download_with_child, args=(cache, file, server))
     parent.start()
@@ -471,7 +476,7 @@ def test_a_worker_gets_its_file_when_the_downloading_parent_is_killed(
     wait_until(lambda: len(server.gets("a.tar")) == 2)
     parent.join()
     wait_until(lambda: not partial(cache))
-    assert cache.path(file).read_bytes() == server.files["a.tar"]
+    assert path_of(cache, file).read_bytes() == server.files["a.tar"]
     assert len(server.gets("a.tar")) == 2
 
 
@@ -480,16 +485,16 @@ def prefetch_and_end(cache: ShardCache, files: list[ShardFile]) -> None:
     wait_until(lambda: names(cache) == ["a.tar", "b.tar"] and not partial(cache))
 
 
-def test_nobody_waits_for_what_an_ended_process_has_prefetched(
+def test_files_prefetched_by_an_ended_process_may_be_evicted(
     tmp_path: Path, server: FaultyServer
 ) -> None:
-    a, b, c, d = (found(server, letter) for letter in "abcd")
+    a, b, c, d = (file_at(server, letter) for letter in "abcd")
     cache = cache_in(tmp_path, limit=4 * MIB)
     ended = FORK.Process(target=prefetch_and_end, args=(cache, [a, b]))
     ended.start()
     ended.join()
     assert ended.exitcode == 0
-    cache.prefetch([c, d])  # there is no room ahead as long as a and b are waited for
+    cache.prefetch([c, d])  # there is no room for them while a and b are awaited
     wait_until(lambda: names(cache) == ["a.tar", "b.tar", "c.tar", "d.tar"])
 
 
@@ -498,12 +503,12 @@ def piped(command: str) -> ShardFile:
     return file
 
 
-def test_what_a_pipe_writes_is_kept(tmp_path: Path) -> None:
+def test_the_output_of_a_pipe_is_cached(tmp_path: Path) -> None:
     log = tmp_path / "runs"
     file = piped(f"echo run >> {log}; printf abc | tr a-c A-C; sleep 0.1; echo")
     cache = cache_in(tmp_path)
-    assert cache.path(file).read_bytes() == b"ABC\n"
-    assert cache.path(file).read_bytes() == b"ABC\n"
+    assert path_of(cache, file).read_bytes() == b"ABC\n"
+    assert path_of(cache, file).read_bytes() == b"ABC\n"
     assert log.read_text() == "run\n"
 
 
@@ -522,13 +527,13 @@ def test_a_pipe_that_fails_is_run_again_and_then_explained(
     log = tmp_path / "runs"
     cache = cache_in(tmp_path, patience=SHORT)
     with pytest.raises(OSError, match=f"pipe:echo run.*{words}"):
-        cache.path(piped(f"echo run >> {log}; {command}"))
+        path_of(cache, piped(f"echo run >> {log}; {command}"))
     assert log.read_text() == "run\n" * 2
     assert names(cache) == []
 
 
-def test_what_is_written_beside_the_shards_counts_once_it_is_trimmed(tmp_path: Path) -> None:
-    """The file that was used longest ago goes."""
+def test_files_beside_the_shards_count_when_the_cache_is_trimmed(tmp_path: Path) -> None:
+    """The least recently used file is evicted."""
     cache = ShardCache(tmp_path, limit_bytes=100, patience=QUICK)
     for number, size in enumerate((50, 50, 20)):
         path = tmp_path / f"{number:020x}-x.tar"

@@ -1,4 +1,4 @@
-"""Shards are found as the user writes them."""
+"""Shards are files as the user writes them."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_file_urls_are_paths(folder: Path) -> None:
     (folder / "with space").mkdir()
     (folder / "with space/0.tar").touch()
     urls = (f"file://{folder}/a/{{0..1}}.tar", f"file://localhost{folder}/with%20space/*.tar")
-    found = [file.url for url in urls for file in expand(url)]
-    assert found == [f"{folder}/a/0.tar", f"{folder}/a/1.tar", f"{folder}/with space/0.tar"]
+    files = [file.url for url in urls for file in expand(url)]
+    assert files == [f"{folder}/a/0.tar", f"{folder}/a/1.tar", f"{folder}/with space/0.tar"]
 
 
 def test_a_named_pipe_is_no_shard(folder: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from samples import as_bytes, jpeg, png
 
 from clipx.config import build
-from clipx.data.files import read_ends
 from clipx.data.sample import SampleError
+from clipx.data.sample_files import read_ends
 from clipx.data.sources import _contents
 from clipx.data.sources import folder as source
 from clipx.data.sources.folder import Folder
@@ -74,7 +74,7 @@ TEXTS: dict[str, tuple[dict[str, Any], dict[str, bytes]]] = {
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_text_is_what_lies_beside_the_image(tmp_path: Path, case: str) -> None:
+def test_text_is_read_from_the_files_beside_the_image(tmp_path: Path, case: str) -> None:
     files, expected = TEXTS[case]
     raw = only(tmp_path, {"a.jpg": jpeg(1), **files}).read(0, 0)
     assert (raw.key, raw.image, raw.text) == ("a", jpeg(1), expected)
@@ -133,7 +133,7 @@ def test_a_folder_that_cannot_be_listed_is_a_fault(
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)  # root, who runs many a test, may list all
+    monkeypatch.setattr(os, "scandir", refuse)  # root may list any folder
     opened = Folder(tmp_path)
     assert keys(opened) == ["a/1"]
     (fault,) = opened.faults
@@ -166,7 +166,7 @@ def test_a_folder_without_images_is_refused(
         ({"4.json": {}}, {1}),
         ({"4.png": b""}, {1}),
         ({"9.png": png(9)}, {2}),
-        ({"1b.png": png(9)}, {0, 1, 2}),  # those behind it move
+        ({"1b.png": png(9)}, {0, 1, 2}),  # the samples after it move
     ],
 )
 def test_digests_name_the_shards_that_changed(
@@ -210,9 +210,9 @@ def test_contents_are_read_once_and_where_a_time_has_changed(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', "[" * 9999])
-def test_a_damaged_cache_of_contents_is_made_anew(tmp_path: Path, content: str) -> None:
+def test_damaged_stored_digests_are_computed_again(tmp_path: Path, content: str) -> None:
     first = Folder(write(tmp_path, {"0.png": png(0)})).digests
-    store = _contents._store(tmp_path)
+    store = _contents.store_path(tmp_path)
     store.write_text(content)
     assert Folder(tmp_path).digests == first
     assert store.read_text() != content

@@ -76,7 +76,7 @@ CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
     separator=st.sampled_from([",", "\t", ";"]),
     shard_samples=st.integers(1, 8),
 )
-def test_what_the_csv_module_writes_is_read(
+def test_output_of_the_csv_module_is_read(
     root: Path, captions: list[tuple[str, str]], separator: str, shard_samples: int
 ) -> None:
     path = root / "any.csv"
@@ -84,8 +84,8 @@ def test_what_the_csv_module_writes_is_read(
         lines = [("caption", "path", "other"), *((c, "1.png", o) for c, o in captions)]
         csv.writer(file, delimiter=separator).writerows(lines)
     source = Table([path], separator=separator, shard_samples=shard_samples)
-    found = [(raw.text["caption"], raw.text["other"]) for raw in rows(source)]
-    assert found == captions
+    texts = [(raw.text["caption"], raw.text["other"]) for raw in rows(source)]
+    assert texts == captions
     assert source.sizes.sum() == len(captions)
     keys = [source.key(s, n) for s, size in enumerate(source.sizes) for n in range(size)]
     assert keys == [f"{n:08d}:1.png" for n in range(len(captions))]
@@ -166,10 +166,10 @@ def test_paths_are_relative_to_the_table_or_to_the_root(root: Path, tmp_path: Pa
     [
         ("", "the row has no image path"),
         ("https://example.org/1.jpg", r"https://example\.org/1\.jpg is a URL"),
-        ("a\0b", "is no path"),
+        ("a\0b", "is not a path"),
     ],
 )
-def test_a_path_that_is_none_is_a_fault_of_the_image(root: Path, cell: str, message: str) -> None:
+def test_an_invalid_path_is_a_fault_of_the_image(root: Path, cell: str, message: str) -> None:
     source = opened(written(root, f"path,caption\n0.png,x\n{cell},x\n"))
     with pytest.raises(SampleError, match=message) as caught:
         source.read(0, 1)
@@ -292,7 +292,7 @@ def test_row_groups_are_kept_up_to_a_bound(root: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(parquet.ParquetFile, "read_row_group", counted)
     for n in (0, 1, 2, 0, 3, 0, 1):
         assert source.read(n, 0).image == images[n]
-    assert read == [0, 1, 2, 3, 1]  # three fit; 1 was the one used longest ago
+    assert read == [0, 1, 2, 3, 1]  # three fit; 1 was the least recently used
     monkeypatch.setattr(_parquet, "CACHE_BYTES", 10)
     assert [source.read(n, 0).image for n in (5, 5, 6)] == [images[5], images[5], images[6]]
     assert read[5:] == [5, 6]
@@ -318,7 +318,7 @@ def test_a_row_group_beyond_memory_is_refused(root: Path, monkeypatch: pytest.Mo
         opened(path)
 
 
-# --- several tables, and none ---
+# --- several tables, or none ---
 
 
 def test_tables_come_in_the_order_given_and_globs_sorted(root: Path) -> None:
@@ -350,7 +350,7 @@ def test_tables_come_in_the_order_given_and_globs_sorted(root: Path) -> None:
         ("t.parquet", "<html>", {}, r"t\.parquet cannot be read as Parquet"),
     ],
 )
-def test_a_table_that_will_not_do_is_refused(
+def test_an_unusable_table_is_refused(
     root: Path, name: str, content: str | bytes, options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(UserError, match=complaint):
@@ -380,7 +380,7 @@ def test_parquet_without_an_image_column_names_what_it_has(root: Path) -> None:
         ([], "path is an empty list"),
     ],
 )
-def test_tables_that_are_not_there_are_named(root: Path, names: list[str], complaint: str) -> None:
+def test_missing_tables_are_named(root: Path, names: list[str], complaint: str) -> None:
     written(root, "path,c\n0.png,x\n")
     with pytest.raises(UserError, match=complaint):
         opened([root / name for name in names])
@@ -424,7 +424,7 @@ def test_digests_name_the_shards_that_changed(root: Path, kind: str) -> None:
 
 
 def test_a_change_of_equal_length_and_extremes_is_noticed(root: Path) -> None:
-    """Captions that were given to the wrong pictures, and are exchanged."""
+    """Two captions are exchanged."""
 
     def digests(captions: list[str]) -> Sequence[str]:
         columns = {"path": [jpeg(0)] * 4, "c": captions}

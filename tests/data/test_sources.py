@@ -1,4 +1,4 @@
-"""What `clipx.data.sample.Source` promises, kept by every source that is not of tars."""
+"""The contract of `clipx.data.sample.Source`, tested for all sources but tars."""
 
 from __future__ import annotations
 
@@ -74,21 +74,21 @@ def rows(source: Source) -> list[Raw]:
 
 
 def answers(source: Source) -> tuple[object, ...]:
-    """All that a source says of itself, names of shards apart."""
+    """All properties of a source except the names of its shards."""
     keys = [source.key(*address) for address in addresses(source)]
     return source.sizes.tolist(), list(source.digests), list(source.faults), keys, rows(source)
 
 
 def test_a_source_holds_the_samples_that_were_written(source: Source, kind: str) -> None:
-    found = rows(source)
-    assert len(found) == NUM
+    samples = rows(source)
+    assert len(samples) == NUM
     if kind != "synthetic":
-        assert [raw.image for raw in found] == IMAGES
-        texts = [raw.text["txt"] for raw in found]
+        assert [raw.image for raw in samples] == IMAGES
+        texts = [raw.text["txt"] for raw in samples]
         captions = [caption.encode() for caption in CAPTIONS] if kind == "folder" else CAPTIONS
         assert texts == captions
         assert not source.is_remote
-    assert all(decode(raw.image).shape[0] == 3 for raw in found)
+    assert all(decode(raw.image).shape[0] == 3 for raw in samples)
 
 
 def test_shards_have_sizes_digests_names_and_keys(source: Source) -> None:
@@ -104,7 +104,7 @@ def test_shards_have_sizes_digests_names_and_keys(source: Source) -> None:
 
 
 def test_a_pickled_source_is_small_and_the_same(source: Source) -> None:
-    """Also after it has read: what is open stays at home."""
+    """Also after it has read: open files are not pickled."""
     before = answers(source)
     data = pickle.dumps(source)
     assert len(data) < 5000 < sum(map(len, IMAGES)) / 2
@@ -154,7 +154,7 @@ def test_strings_are_a_list_of_bytes() -> None:
     assert len(pickle.dumps(Strings([b"12345678"] * 10_000))) < 17 * 10_000
 
 
-# --- what is not read ---
+# --- files that are not read ---
 
 
 @pytest.fixture(params=["folder", "csv"])
@@ -173,7 +173,7 @@ def of_files(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Sou
 def test_a_picture_that_is_too_large_is_not_read(
     of_files: Callable[[], Source], tmp_path: Path
 ) -> None:
-    """30 GB, none of it on the disk."""
+    """A sparse file of 30 GB."""
     (tmp_path / "0.png").write_bytes(b"")
     os.truncate(tmp_path / "0.png", 30 << 30)
     with pytest.raises(BadImage, match="32212254720 bytes exceed max_image_bytes 100000000"):
@@ -188,7 +188,7 @@ def test_a_picture_that_is_too_large_is_not_read(
 def test_only_regular_files_are_read(
     of_files: Callable[[], Source], tmp_path: Path, kind: str
 ) -> None:
-    """A pipe nobody writes to would be waited for, /dev/zero would be read for ever."""
+    """Reading a pipe without a writer would wait forever, and /dev/zero never ends."""
     if kind == "named pipe":
         os.mkfifo(tmp_path / "0.png")
     else:
@@ -197,7 +197,7 @@ def test_only_regular_files_are_read(
         of_files().read(0, 0)
 
 
-def test_a_text_that_is_no_caption_is_not_read(tmp_path: Path) -> None:
+def test_an_oversized_text_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(b"x")
     (tmp_path / "0.txt").touch()
     os.truncate(tmp_path / "0.txt", 1 << 35)

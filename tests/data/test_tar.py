@@ -1,4 +1,4 @@
-"""Damage inside a tar costs the members it lies in, is named, and pairs nothing wrongly."""
+"""Damage inside a tar costs only the members around it, is reported, and pairs nothing wrongly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from samples import png, write_tar
 
-from clipx.data.shard_index import ShardIndex, build_index
+from clipx.data.tar_index import ShardIndex, build_index
 from clipx.types import UserError
 
 BLOCK = 512
@@ -59,17 +59,17 @@ def test_a_damaged_header_costs_its_member_only(shard: Path, number: int, field:
         assert index.head.truncated
 
 
-def test_a_part_that_was_lost_costs_what_lay_in_it(shard: Path) -> None:
+def test_lost_bytes_cost_only_their_members(shard: Path) -> None:
     """From the middle of k0.txt to the middle of the image of k2."""
     first, last = header_of(shard, 1) + BLOCK + 3, header_of(shard, 4) + BLOCK + 9
     change(shard, first, bytes(last - first))
     index = build_index(shard)
-    assert names(index) == [*ALL[:2], *ALL[5:]]  # the caption's bytes are lost, its header is not
+    assert names(index) == [*ALL[:2], *ALL[5:]]  # the header of the caption is intact
     assert "zeros from byte" in index.head.damage
 
 
-def test_bytes_that_are_missing_cost_what_lay_around_them(shard: Path) -> None:
-    """All that follows is no longer at a multiple of 512."""
+def test_missing_bytes_cost_only_the_members_around_them(shard: Path) -> None:
+    """Everything after them is no longer at a multiple of 512."""
     at = header_of(shard, 2) + 100
     data = shard.read_bytes()
     shard.write_bytes(data[:at] + data[at + 700 :])
@@ -89,7 +89,7 @@ def test_joined_tars_are_read_to_the_end(shard: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("padding", "told"),
+    ("padding", "damage"),
     [
         (b"", ""),
         (bytes(9_000), ""),
@@ -97,16 +97,16 @@ def test_joined_tars_are_read_to_the_end(shard: Path, tmp_path: Path) -> None:
         (bytes(600) + b"more", "4 bytes behind its end"),
     ],
 )
-def test_what_stands_behind_the_end_is_told(tmp_path: Path, padding: bytes, told: str) -> None:
+def test_bytes_after_the_end_are_reported(tmp_path: Path, padding: bytes, damage: str) -> None:
     path = write_tar(tmp_path / "0.tar", {"a.png": png(1)})
     end = header_of(path, 0) + BLOCK + -(-len(png(1)) // BLOCK) * BLOCK
     path.write_bytes(path.read_bytes()[:end] + bytes(2 * BLOCK) + padding)
     head = build_index(path).head
-    assert (told in head.damage) if told else not head.damage
+    assert (damage in head.damage) if damage else not head.damage
     assert (head.samples, head.truncated) == (1, False)
 
 
-def test_a_file_whose_second_half_was_never_written_is_told(tmp_path: Path) -> None:
+def test_a_half_written_file_is_reported(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "0.tar", members_of(40))
     data = path.read_bytes()
     half = header_of(path, 40)
@@ -117,8 +117,8 @@ def test_a_file_whose_second_half_was_never_written_is_told(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["negative", "huge", "pax negative", "pax huge"])
-def test_sizes_that_cannot_be_cost_their_member(shard: Path, kind: str) -> None:
-    """A negative one would send the walk back to where it has been, for ever."""
+def test_impossible_sizes_cost_only_their_member(shard: Path, kind: str) -> None:
+    """A negative size would send the walk back, and it would never end."""
     info = tarfile.TarInfo("bad.png")
     size = -BLOCK if "negative" in kind else 2**55
     if kind.startswith("pax"):
@@ -131,7 +131,7 @@ def test_sizes_that_cannot_be_cost_their_member(shard: Path, kind: str) -> None:
     at = header_of(shard, 4)
     shard.write_bytes(data[:at] + block + data[at:])
     index = build_index(shard)
-    if kind.endswith("huge"):  # as of a tar that is cut
+    if kind.endswith("huge"):  # as in a tar that is cut
         assert names(index) == ALL[:4]
         assert index.head.truncated
     else:
@@ -141,7 +141,7 @@ def test_sizes_that_cannot_be_cost_their_member(shard: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("format", ["gnu", "pax"])
 def test_a_sparse_member_is_left_out_by_name(tmp_path: Path, format: str) -> None:
-    """Its bytes do not stand together: read as they stand, they are another file's."""
+    """Its bytes are stored without the holes: a plain read would give another content."""
     path = tmp_path / "0.tar"
     content = png(1)
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
@@ -162,7 +162,7 @@ def test_a_sparse_member_is_left_out_by_name(tmp_path: Path, format: str) -> Non
 
 
 @pytest.mark.parametrize("content", [bytes(100_000), b"<html>" * 500, b"ustar" * 500])
-def test_what_has_no_member_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_members_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "0.tar"
     path.write_bytes(content)
     with pytest.raises(UserError, match="is not a tar file or is cut"):
@@ -172,7 +172,7 @@ def test_what_has_no_member_is_refused(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("place", ["first", "middle", "last"])
 @pytest.mark.parametrize("size", [10, 3000, 9000])
 def test_a_digest_covers_the_ends_of_each_member(tmp_path: Path, size: int, place: str) -> None:
-    """Of captions and small files everything, of large ones all but what lies in the middle."""
+    """It covers small files whole, and large ones except for their middle."""
     content = bytearray(range(256)) * (size // 256 + 1)
     del content[size:]
     path = tmp_path / "0.tar"
@@ -191,5 +191,5 @@ def test_a_digest_is_the_same_for_a_copy_that_was_packed_later(tmp_path: Path) -
         for name, content in members.items():
             file = tmp_path / name
             file.write_bytes(content)
-            tar.add(file, arcname=name)  # with its owner and time
+            tar.add(file, arcname=name)  # with owner and time
     assert build_index(first).head.digest == build_index(second).head.digest

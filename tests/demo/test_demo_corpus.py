@@ -16,7 +16,7 @@ from PIL import Image
 
 pytest.importorskip("resvg_py")
 
-from clipx.data.index import load_index
+from clipx.data.tar_index import load_index
 from clipx.demo import corpus as demo
 from clipx.demo import packages
 from clipx.demo.drawings import Drawing

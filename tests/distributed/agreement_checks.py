@@ -10,9 +10,8 @@ from typing import Any
 from clipx.distributed.runtime import Runtime
 from clipx.training import cached_features as features
 from clipx.training import resume
-from clipx.training.interruption import Interrupted, Stop
-from clipx.training.rounds import leave_if_signaled
-from clipx.types import Stopped, UserError
+from clipx.training.interruption import Stop, raise_if_signaled
+from clipx.types import Stopped, StopRequested, UserError
 
 
 def is_last(runtime: Runtime) -> bool:
@@ -24,7 +23,7 @@ def interrupted(runtime: Runtime, fault: bool) -> str:
 
     def act() -> None:
         if is_last(runtime):
-            raise OSError("full") if fault else Interrupted("SIGTERM")
+            raise OSError("full") if fault else StopRequested("SIGTERM")
 
     try:
         features._together(runtime, Path("features"), act)
@@ -36,9 +35,9 @@ def interrupted(runtime: Runtime, fault: bool) -> str:
 def signaled(runtime: Runtime, comes: bool) -> str:
     stop = Stop()
     if comes and is_last(runtime):
-        stop._heard(signal.SIGHUP)
+        stop._receive(signal.SIGHUP)
     try:
-        leave_if_signaled(runtime, stop)
+        raise_if_signaled(runtime, stop)
     except Stopped as error:
         return str(error)
     return "goes on"
@@ -47,7 +46,7 @@ def signaled(runtime: Runtime, comes: bool) -> str:
 def resumed(runtime: Runtime, folder: Path) -> tuple[int, list[str]]:
     """The newest checkpoint cannot be read on the last rank."""
     corpus: Any = SimpleNamespace(digest="ab", layout_digest="other")
-    parts: Any = SimpleNamespace()
+    parts: Any = SimpleNamespace(load=lambda saved: None)
 
     def load(path: Path, parts: Any) -> tuple[Any, str | None]:
         step = int(path.name.removeprefix("step_"))
@@ -57,8 +56,8 @@ def resumed(runtime: Runtime, folder: Path) -> tuple[int, list[str]]:
 
     resume._load = load  # this process is for tests alone
     run: Any = SimpleNamespace(path=folder, checkpoints=folder / "checkpoints")
-    saved, messages = resume.newest(
-        runtime, run if runtime.is_main else None, corpus, parts, accept=False
+    saved, messages = resume.load_newest(
+        runtime, run if runtime.is_main else None, corpus, parts, accept_changed_corpus=False
     )
     assert saved is not None
     return saved.state.step, messages

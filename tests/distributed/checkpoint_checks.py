@@ -11,21 +11,23 @@ from torch import Tensor
 from wrap_checks import MODEL, Arrays, adamw, arrays, build, take
 
 from clipx.checkpoints import format as checkpoints
-from clipx.checkpoints.format import About, TrainState, tensor_files
+from clipx.checkpoints import tensor_files
+from clipx.checkpoints.format import About, TrainState
 from clipx.checkpoints.saver import Saver
 from clipx.checkpoints.sharded import whole
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import Parallel
-from clipx.training.state import Parts
+from clipx.training.step import Step
 
 
-def everything(parts: Parts) -> Arrays:
+def everything(step: Step) -> Arrays:
     """Weights, averages, and what the optimizer has of each parameter: whole."""
-    assert parts.ema is not None
+    learner = step.learner
+    assert learner.ema is not None
     groups = {
-        "weights": parts.encoder.state_dict(),
-        "ema": parts.ema.state_dict(),
-        **{str(n): items for n, items in parts.step.optimizer.state_dict()["state"].items()},
+        "weights": learner.encoder.state_dict(),
+        "ema": learner.ema.state_dict(),
+        **{str(n): items for n, items in learner.optimizer.state_dict()["state"].items()},
     }
     found = {
         f"{group}.{name}": tensor
@@ -40,8 +42,8 @@ def save(runtime: Runtime, folder: Path, parallel: Parallel, fault: bool) -> dic
 
     fault: of the last rank's disk
     """
-    parts = build(runtime, parallel, adamw)
-    take(parts, range(2))
+    step = build(runtime, parallel, adamw)
+    take(step, range(2))
     write = tensor_files.write
 
     def slow(*arguments: Any) -> str:
@@ -53,18 +55,18 @@ def save(runtime: Runtime, folder: Path, parallel: Parallel, fault: bool) -> dic
     tensor_files.write = slow
     saver = Saver(
         runtime,
-        parts,
+        step.learner,
         folder if runtime.is_main else None,
         About(MODEL),
         newest=None,
         every_seconds=None,
         asynchronous=True,
     )
-    expected = everything(parts)
+    expected = everything(step)
     began = time.monotonic()
     assert saver.save(TrainState(step=2), wait=False) is None
     held = time.monotonic() - began
-    take(parts, range(2, 4))
+    take(step, range(2, 4))
     fault_said = saver.finish()
     tensor_files.write = write
     return {"expected": expected, "held": held, "fault": fault_said, "newest": saver.newest}
@@ -73,13 +75,13 @@ def save(runtime: Runtime, folder: Path, parallel: Parallel, fault: bool) -> dic
 def load(runtime: Runtime, folder: Path, parallel: Parallel) -> dict[str, Any]:
     path, _ = checkpoints.newest_valid(folder)
     assert path is not None
-    parts = build(runtime, parallel, adamw)
-    saved = checkpoints.load(path, parts.target)
-    parts.take_up(saved)
-    moments = [items["exp_avg"] for items in parts.step.optimizer.state_dict()["state"].values()]
+    step = build(runtime, parallel, adamw)
+    learner = step.learner
+    learner.load(checkpoints.load(path, learner.target))
+    moments = [items["exp_avg"] for items in learner.optimizer.state_dict()["state"].values()]
     here = sum(local(tensor).numel() for tensor in moments)
-    found = everything(parts)
-    take(parts, range(2, 4))  # and it goes on
+    found = everything(step)
+    take(step, range(2, 4))  # and it goes on
     return {"found": found, "numbers": here}
 
 

@@ -6,27 +6,28 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import plain_losses
 import torch
 from live_bytes import LiveBytes
 from reference import Past, infonce_rows, sigmoid_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from clipx.distributed.pool import (
     ChunkedPool,
     GatheredPool,
     LocalPool,
     PoolConfig,
-    QueuePool,
     RingPool,
     build_pool,
 )
 from clipx.distributed.runtime import Runtime
+from clipx.distributed.wrap import wrap
 from clipx.losses.infonce import InfoNCE
+from clipx.losses.primitives import nearest_candidates
 from clipx.losses.sigmoid import Sigmoid
-from clipx.types import Pool, UserError
+from clipx.objectives.image_text import ImageText
+from clipx.objectives.queue import PairQueue
+from clipx.types import Loss, LossOutput, Pool, UserError
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,26 @@ class Case:
         losses = {
             "infonce": InfoNCE(self.label_smoothing),
             "sigmoid": Sigmoid(),
-            "plain infonce": plain_losses.infonce,
-            "plain sigmoid": plain_losses.sigmoid,
-            "plain triplet": plain_losses.triplet,
+            "triplet": Triplet(),
         }
         return losses[self.loss]
 
     def build_pool(self, world_size: int) -> Pool:
         pools = {
-            "local": LocalPool,
+            "local": lambda: LocalPool(world_size),
             "gathered": GatheredPool,
             "chunked": lambda: ChunkedPool(self.chunk),
             "ring": RingPool,
         }
-        pool = pools[self.pool]()
-        return QueuePool(pool, self.queue, world_size=world_size) if self.queue else pool
+        return pools[self.pool]()
+
+    def build_objective(self, towers: Towers) -> ImageText:
+        return ImageText(
+            towers,  # type: ignore[arg-type]
+            self.build_loss(),
+            normalize=lambda image: image,
+            queue=self.queue,
+        )
 
     def batch(self, step: int, world_size: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Inputs of both towers and ids, of all ranks, rank by rank: the same on every process."""
@@ -76,8 +82,20 @@ class Case:
         return image, text, ids if self.kinds else None
 
 
+class Triplet(Loss):
+    """Hardest negatives of the global batch, of VSE++ (arXiv:1707.05612), as a user would write it:
+    it uses neither temperature nor bias and logs nothing."""
+
+    def __call__(self, image: Tensor, text: Tensor, *, pool: Pool, **_: Any) -> LossOutput:
+        positive = (image * text).sum(-1)
+        hardest = nearest_candidates(image, text, pool, 1)[:, 0]
+        return LossOutput(F.relu(0.2 - positive + hardest).mean())
+
+
 class Towers(nn.Module):
-    """Two small towers in float64 with the outputs of DualEncoder."""
+    """Two small towers in float64 with what ImageText needs of DualEncoder."""
+
+    num_draws = 0
 
     def __init__(self, scale: float, bias: float | None) -> None:
         super().__init__()
@@ -91,41 +109,46 @@ class Towers(nn.Module):
 
     @classmethod
     def of(cls, case: Case) -> Towers:
-        return cls(case.scale, -3.0 if "sigmoid" in case.loss else None)
+        return cls(case.scale, -3.0 if case.loss == "sigmoid" else None)
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        features = [F.normalize(t(x), dim=-1) for t, x in ((self.visual, image), (self.text, text))]
-        return features[0], features[1], self.logit_scale, self.logit_bias
+    def encode_image(self, image: Tensor, draws: None = None) -> Tensor:
+        return F.normalize(self.visual(image), dim=-1)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        return F.normalize(self.text(text), dim=-1)
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encode_image(image), self.encode_text(text)
 
 
 def train(runtime: Runtime, case: Case) -> dict[str, Any]:
     """Loss, accuracy and gradients of the last step, on one rank, and the pool's state."""
     towers = Towers.of(case).to(runtime.device)
-    model = towers if runtime.world_size == 1 else DistributedDataParallel(towers)
+    objective = case.build_objective(towers)
+    model = wrap(objective, runtime)
     rank = slice(runtime.rank, None, runtime.world_size)  # ranks take a batch's rows in turns
-    loss = case.build_loss()
     pool = case.build_pool(runtime.world_size)
     for step in range(case.steps):
-        batch = case.batch(step, runtime.world_size)
-        image, text, ids = (x if x is None else x.to(runtime.device) for x in batch)
-        mine = None if ids is None else ids[rank]
-        model.zero_grad()
-        image_features, text_features, scale, bias = model(image[rank], text[rank])
-        out = loss(
-            image_features, text_features, logit_scale=scale, logit_bias=bias, pool=pool, ids=mine
-        )
+        image, text, ids = case.batch(step, runtime.world_size)
+        views = {"image": image, "text": text} | ({} if ids is None else {"ids": ids})
+        towers.zero_grad()
+        features = model({name: x[rank].to(runtime.device) for name, x in views.items()})
+        out = objective.loss(features, pool)
         out.loss.backward()
-        if step == case.steps // 2:  # as after a resume
-            state, pool = pool.state_dict(), case.build_pool(runtime.world_size)
-            pool.load_state_dict(state)
+        model.finish_gradients()
+        if step == case.steps // 2 and case.queue:  # as after a resume
+            state = objective.own_state()
+            objective.queue = PairQueue(case.queue)
+            objective.load_own_state(state)
     named = towers.named_parameters()
+    queue = objective.own_state().get("queue._extra_state", {})
     return {
         "loss": out.loss.item(),
         "accuracy": {name: value.item() for name, value in out.metrics.items()}.get(
             "image_to_text_accuracy"
         ),
         "gradients": {name: p.grad.cpu().numpy() for name, p in named if p.grad is not None},
-        "state": {name: rows.cpu().numpy() for name, rows in pool.state_dict().items()},
+        "state": {name: rows.cpu().numpy() for name, rows in queue.items()},
     }
 
 
@@ -137,21 +160,22 @@ def oracle(case: Case, world_size: int) -> tuple[Tensor, Towers, Past | None]:
     for step in range(case.steps - 1):
         image, text, ids = case.batch(step, world_size)
         with torch.no_grad():
-            for rows, new in zip(held, (*model(image, text)[:2], ids), strict=True):
+            for rows, new in zip(held, (*model(image, text), ids), strict=True):
                 rows.extend([] if new is None else new)
     newest = [torch.stack(rows[-case.queue :]) if rows else None for rows in held]
     past = tuple(newest) if case.queue and case.steps > 1 else None
     image, text, ids = case.batch(case.steps - 1, world_size)
-    image_features, text_features, scale, bias = model(image, text)
+    image_features, text_features = model(image, text)
+    scale, bias = model.logit_scale, model.logit_bias
     turns = world_size if case.pool == "local" else 1
     parts = []
     for turn in range(turns):
         rows = slice(turn, None, turns)
         inputs = (image_features[rows], text_features[rows], scale)
         mine = {"ids": None if ids is None else ids[rows], "past": past}
-        if "triplet" in case.loss:
+        if case.loss == "triplet":
             parts.append(hardest_triplets(*inputs[:2]))
-        elif "infonce" in case.loss:
+        elif case.loss == "infonce":
             parts.append(infonce_rows(*inputs, label_smoothing=case.label_smoothing, **mine))
         else:
             parts.append(sigmoid_rows(*inputs, bias, **mine))

@@ -56,6 +56,8 @@ def test_gradients_equal_those_of_one_process(ranks: Ranks, kind: str, name: str
     # float32 sums in another order; 16-bit arithmetic rounds each of them to 2^-8 or 2^-11, and
     # sharding rounds the weights too, where autocast leaves norms and biases in float32
     to = {"bf16": 5e-2, "fp16": 2e-2}.get(name, 5e-6)
+    if name.startswith("two views"):
+        to = 2e-5  # log_scale's gradient of 0.01 is a difference of terms a hundred times as large
     for rank in ranks:
         found = rank["gradients"][kind, name]
         assert_close(found["gradients"], expected["gradients"], to=to)
@@ -106,7 +108,7 @@ def test_every_rank_evaluates_a_copy_of_the_averages(ranks: Ranks) -> None:
 def test_one_process_has_no_group_and_no_hooks() -> None:
     model = torch.nn.Linear(2, 2)
     runtime = start("cpu")
-    assert isinstance(wrap(model, model, runtime, parallel="fsdp2"), Alone)  # type: ignore[arg-type]
+    assert isinstance(wrap(model, runtime, parallel="fsdp2"), Alone)
     assert not dist.is_initialized()
     assert not model._forward_hooks
     assert not model._backward_hooks
@@ -148,4 +150,6 @@ def go_on_with_three(runtime: Runtime) -> dict[str, Any]:
 
 
 def test_training_holds_what_a_checkpoint_needs() -> None:
-    assert {"optimizer", "random", "scaler", "pool", "ema"} == set(Training.__dataclass_fields__)
+    assert {"optimizer", "random", "scaler", "objective", "ema"} == set(
+        Training.__dataclass_fields__
+    )

@@ -11,23 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plain_losses
 import torch
 from torch import Tensor, nn
+from two_views import TwoViews
 
 from clipx.checkpoints.format import Checkpoint, Training, TrainState
 from clipx.checkpoints.sharded import whole
+from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import PoolConfig, build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import Parallel, wrap
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
-from clipx.training.compiling import compile_towers
+from clipx.objectives.image_text import ImageText
+from clipx.objectives.objective import Objective
+from clipx.training.build import compile_towers
 from clipx.training.ema import Ema
+from clipx.training.learner import Learner
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.precision import build_precision
-from clipx.training.state import Parts
-from clipx.training.step import Step, Stepped
+from clipx.training.step import Step, StepResult
 from clipx.types import Batch
 
 LOCAL_ROWS = 4
@@ -44,6 +47,7 @@ MODEL: dict[str, Any] = {
     },
     "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 2},
 }
+WITHOUT_DROPOUT = MODEL | {"vision_cfg": MODEL["vision_cfg"] | {"patch_dropout": 0.0}}
 Arrays = dict[str, np.ndarray]
 
 
@@ -56,7 +60,8 @@ def batch(step: int, *, rank: int, world_size: int, image: int | None = None) ->
     text[:, 5] = 49
     mine = slice(rank, size, world_size)
     keys = [f"{step}-{row}" for row in range(size)][mine]
-    return Batch(pixels[mine], text[mine], keys, list(range(size))[mine], {})
+    views = {"image": pixels[mine], "text": text[mine]}
+    return Batch(views, keys, list(range(size))[mine], {})
 
 
 class Recording(torch.optim.SGD):
@@ -74,15 +79,16 @@ class Recording(torch.optim.SGD):
 def build(
     runtime: Runtime,
     parallel: Parallel,
-    optimizer: Callable[[DualEncoder], torch.optim.Optimizer],
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
     *,
+    two_views: bool = False,
     precision: Any = "fp32",
     checkpointing: bool = False,
     compiled: bool = False,
     locked: tuple[str, ...] = (),
-    plain_loss: bool = False,
+    normalize: Callable[[Tensor], Tensor] = normalize,
     **settings: Any,
-) -> Parts:
+) -> Step:
     torch.manual_seed(0)
     encoder = DualEncoder(MODEL)
     encoder.lock(locked)
@@ -93,21 +99,19 @@ def build(
     chosen = build_precision(precision, runtime.device)
     if chosen.scaler is not None:
         chosen.scaler.factor = 64.0  # no overflow in the one step that is looked at
-    step = Step(
-        model=wrap(encoder, encoder, runtime, parallel=parallel, dtype=chosen.dtype),
-        encoder=encoder,
-        optimizer=optimizer(encoder),
-        loss=plain_losses.PlainInfoNCE() if plain_loss else InfoNCE(),
-        pool=build_pool(PoolConfig(), world_size=runtime.world_size),
-        precision=chosen,
-        device=runtime.device,
-        average=runtime.average,
-        **settings,
-    )
-    return Parts(runtime, encoder, step, Ema(encoder, 0.9))
+    objective: Objective = ImageText(encoder, InfoNCE(), normalize=normalize)
+    if two_views:
+        tower = DualEncoder(WITHOUT_DROPOUT).visual
+        objective = TwoViews(tower, MODEL["embed_dim"], normalize=normalize)
+    model = wrap(objective, runtime, parallel=parallel, dtype=chosen.dtype)
+    trained: Any = objective if two_views else encoder
+    averages = Ema(trained, 0.9)
+    learner = Learner(runtime, trained, objective, model, optimizer(trained), chosen, averages)
+    pool = build_pool(PoolConfig(), world_size=runtime.world_size)
+    return Step(learner, pool, average=runtime.average, **settings)
 
 
-def adamw(encoder: DualEncoder) -> torch.optim.Optimizer:
+def adamw(encoder: Any) -> torch.optim.Optimizer:
     optimizer = build_optimizer(encoder, OptimConfig(weight_decay=0.5))
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
@@ -118,31 +122,33 @@ def arrays(tensors: dict[str, Tensor]) -> Arrays:
     return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
 
 
-def take(parts: Parts, steps: range) -> list[Stepped]:
-    share = {"rank": parts.runtime.rank, "world_size": parts.runtime.world_size}
-    done = []
+def take(step: Step, steps: range) -> list[StepResult]:
+    runtime, ema = step.learner.runtime, step.learner.ema
+    assert ema is not None
+    results = []
     for number in steps:
-        done.append(parts.step(batch(number, **share)))
-        assert parts.ema is not None
-        parts.ema.update()
-    return done
+        rows = batch(number, rank=runtime.rank, world_size=runtime.world_size)
+        results.append(step(rows))
+        ema.update()
+    return results
 
 
 def gradients(runtime: Runtime, parallel: Parallel, **settings: Any) -> dict[str, Any]:
     """Of one step, and what it told."""
-    parts = build(runtime, parallel, Recording, **settings)
-    (stepped,) = take(parts, range(1))
-    recording = parts.step.optimizer
+    step = build(runtime, parallel, Recording, **settings)
+    (stepped,) = take(step, range(1))
+    recording = step.learner.optimizer
     assert isinstance(recording, Recording)
     metrics = {name: value.item() for name, value in stepped.metrics.items()}
     return {"gradients": arrays(recording.gradients), "metrics": metrics}
 
 
-def trained(parts: Parts) -> dict[str, Any]:
+def trained(step: Step) -> dict[str, Any]:
     """Weights and averages, whole."""
-    weights = whole(parts.encoder.state_dict(), copy=torch.Tensor.cpu)
-    assert parts.ema is not None
-    averages = whole(parts.ema.state_dict(), copy=torch.Tensor.cpu)
+    learner = step.learner
+    weights = whole(learner.encoder.state_dict(), copy=torch.Tensor.cpu)
+    assert learner.ema is not None
+    averages = whole(learner.ema.state_dict(), copy=torch.Tensor.cpu)
     return {"weights": arrays(weights), "ema": arrays(averages)}
 
 
@@ -150,11 +156,11 @@ def handed_over(runtime: Runtime, first: Parallel, second: Parallel) -> dict[str
     """Two steps one way, a checkpoint, two steps the other way."""
     before = build(runtime, first, adamw, clip_grad_norm=0.5)
     take(before, range(2))
-    weights, training = before.collect()
+    weights, training = before.learner.collect()
     kept = [t is not None for t in weights.values()]
     assert all(kept) if runtime.is_main else not any(kept), "rank 0 alone holds it"
     # The optimizer's parts travel over a file: see test_sharded_checkpoints.py.
-    optimizer = whole(before.step.optimizer.state_dict(), copy=torch.Tensor.clone)
+    optimizer = whole(before.learner.optimizer.state_dict(), copy=torch.Tensor.clone)
     training = replace(training, optimizer=optimizer)
     weights, training = runtime.from_main((dict(weights), training))
     return go_on(runtime, second, weights, training)
@@ -165,9 +171,9 @@ def go_on(
 ) -> dict[str, Any]:
     after = build(runtime, parallel, adamw, clip_grad_norm=0.5)
     with torch.no_grad():
-        for parameter in after.encoder.parameters():
+        for parameter in after.learner.encoder.parameters():
             parameter.zero_()  # so that what is not loaded shows
-    after.take_up(Checkpoint(Path("saved"), TrainState(), weights, training))
+    after.learner.load(Checkpoint(Path("saved"), TrainState(), weights, training))
     take(after, range(2, 4))
     return trained(after)
 
@@ -182,12 +188,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "compiled": {"compiled": True},
     "locked": {"locked": ("visual",)},
     "locked scalars": {"locked": ("logit_scale", "logit_bias"), "micro_batch_size": 2},
-    "loss over primitives": {"plain_loss": True},
-    "loss over primitives, compiled micro-batches": {
-        "plain_loss": True,
-        "compiled": True,
-        "micro_batch_size": 2,
-    },
+    "compiled micro-batches": {"compiled": True, "micro_batch_size": 2},
+    "two views": {"two_views": True},
+    "two views in micro-batches": {"two_views": True, "micro_batch_size": 3},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16", "micro_batch_size": 2},
 }
@@ -217,32 +220,31 @@ def poisoned(runtime: Runtime, parallel: Parallel) -> dict[str, Any]:
             image[1] = torch.nan
         return image
 
-    parts = build(runtime, parallel, adamw, normalize=spoil)
-    before = trained(parts)["weights"]
-    share = {"rank": runtime.rank, "world_size": runtime.world_size}
-    stepped = parts.step(batch(0, **share))
-    after = trained(parts)["weights"]
+    step = build(runtime, parallel, adamw, normalize=spoil)
+    before = trained(step)["weights"]
+    stepped = step(batch(0, rank=runtime.rank, world_size=runtime.world_size))
+    after = trained(step)["weights"]
     return {
         "outcome": stepped.outcome,
         "bad_rows": stepped.bad_rows,
         "same": all(np.array_equal(before[name], after[name]) for name in before),
-        "no gradient": all(p.grad is None for p in parts.encoder.parameters()),
+        "no gradient": all(p.grad is None for p in step.learner.encoder.parameters()),
     }
 
 
 def copied(runtime: Runtime) -> dict[str, Any]:
     """What every rank evaluates of a sharded model, and what is left of the model afterwards."""
-    parts = build(runtime, "fsdp2", adamw)
-    take(parts, range(2))
-    before = trained(parts)
+    step = build(runtime, "fsdp2", adamw)
+    take(step, range(2))
+    before = trained(step)
     random = torch.get_rng_state()
-    with parts.evaluated(MODEL) as model:
+    with step.learner.evaluated(MODEL) as model:
         seen = arrays(model.state_dict())
         features = encoded(model)
     assert torch.equal(random, torch.get_rng_state()), "an evaluation never changes training"
-    return before | {"seen": seen, "features": features, "after": trained(parts)["weights"]}
+    return before | {"seen": seen, "features": features, "after": trained(step)["weights"]}
 
 
 def encoded(model: DualEncoder) -> np.ndarray:
     with torch.no_grad():
-        return model.eval().encode_text(batch(0, rank=0, world_size=1).text).numpy()
+        return model.eval().encode_text(batch(0, rank=0, world_size=1).views["text"]).numpy()

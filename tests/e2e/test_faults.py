@@ -14,8 +14,8 @@ from samples import as_bytes, jpeg, pair, png, png_claiming, write_shard
 from tiny_runs import metrics, write_config
 
 from clipx import cli
-from clipx.data.index import load_index
 from clipx.data.loader import load
+from clipx.data.tar_index import load_index
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "truncated-jpeg": ({"jpg": jpeg(1, (400, 300))[:-3000], "txt": "a"}, "image"),

@@ -12,7 +12,7 @@ from torch.nn.functional import relu
 
 from clipx.config import config
 from clipx.losses.primitives import nearest_candidates
-from clipx.types import LossOutput
+from clipx.types import Loss, LossOutput
 
 
 @config
@@ -23,9 +23,7 @@ class Config:
         return Triplet(self.margin)
 
 
-class Triplet:
-    id_kinds = ()
-
+class Triplet(Loss):
     def __init__(self, margin):
         self.margin = margin
 

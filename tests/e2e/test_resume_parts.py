@@ -58,16 +58,19 @@ def test_a_stopped_run_is_bit_identical(name: str, pairs: Path, tmp_path: Path) 
     once = saved(run(tmp_path / "once", pairs, name, LAST))
     stopped = saved(run(tmp_path / "stopped", pairs, name, 3, 5, LAST))
     assert stopped.state == once.state
-    for part in ("optimizer", "random", "scaler", "pool", "ema"):
+    for part in ("optimizer", "random", "scaler", "objective", "ema"):
         assert equal(vars(stopped.training)[part], vars(once.training)[part]), part
     assert equal(stopped.weights, once.weights)
     lines = [metrics(tmp_path / which / "run") for which in ("once", "stopped")]
     by_step = [{line["step"]: line for line in found} for found in lines]
     for step in (2, 4, 6, 8, LAST):
         assert by_step[0][step] == by_step[1][step]
-    for what in ("ema", "pool", "scaler"):
-        asked = what in SETTINGS[name] or (what == "scaler" and name == "fp16")
-        assert bool(vars(once.training)[what]) == asked, what
+    for part, is_set in {
+        "ema": "ema" in SETTINGS[name],
+        "objective": "pool" in SETTINGS[name],
+        "scaler": name == "fp16",
+    }.items():
+        assert bool(vars(once.training)[part]) == is_set, part
 
 
 def test_how_a_step_is_computed_may_change_and_what_is_computed_may_not(

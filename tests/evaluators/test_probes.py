@@ -1,26 +1,25 @@
-"""Logistic regression, k-shot and nearest neighbors against scikit-learn; the sweep by hand."""
+"""Probes, clusters, duplicates and anomalies by hand; nearest neighbors against scikit-learn."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from samples import solid
-from sklearn import linear_model
 from sklearn.neighbors import KNeighborsClassifier
 from test_class_folders import Knowing, write_folders
 from torch import Tensor
 from torch.nn import functional as F
 
 from clipx.evaluators import anomaly, clustering, dedup, knn, linear_probe
-from clipx.evaluators._classes import read_labeled
-from clipx.evaluators._logistic import best_strength, fit, logits
 from clipx.evaluators.anomaly import anomaly_score
 from clipx.evaluators.dedup import dedup_result
-from clipx.evaluators.linear_probe import sweep
+from clipx.evaluators.labeled_set import read_labeled
+from clipx.evaluators.linear_probe import best_strength, class_scores, sweep
 from clipx.metrics import top_k_accuracy
-from clipx.types import Setting, UserError
+from clipx.types import Setting, StopRequested, UserError
 
 
 def noisy_classes(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -30,19 +29,54 @@ def noisy_classes(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return F.normalize(rows, dim=-1), label
 
 
+def optimum(features: Tensor, label: Tensor, test: Tensor, strength: float) -> Tensor:
+    """Log-probabilities of test rows where the sum of cross-entropies plus strength / 2 |w|^2 is
+    least, the bias left free. Of two classes, the first has no weights."""
+    x = F.pad(features.double(), (0, 1), value=1.0)
+    num_classes = int(label.max()) + 1
+    weights = torch.zeros(x.shape[1], num_classes - (num_classes == 2), dtype=x.dtype)
+    weights.requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        [weights],
+        max_iter=1000,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-15,
+        line_search_fn="strong_wolfe",
+    )
+
+    def scores(rows: Tensor) -> Tensor:
+        return F.pad(rows @ weights, (num_classes - weights.shape[1], 0))
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(scores(x), label)
+        value = value + strength / (2 * len(x)) * weights[:-1].square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    return scores(F.pad(test.double(), (0, 1), value=1.0)).detach().log_softmax(1)
+
+
 @pytest.mark.parametrize("strength", [1e-3, 1.0, 30.0])
-def test_the_fit_is_scikit_learns_to_the_last_digits(strength: float) -> None:
+@pytest.mark.parametrize("classes", [[0, 1, 2, 3], [1, 3], [0, 2, 3]])
+def test_a_fit_is_the_optimum_over_the_classes_that_occur(
+    classes: list[int], strength: float
+) -> None:
     features, label = noisy_classes(150, 0)
     test, _ = noisy_classes(60, 1)
-    model = linear_model.LogisticRegression(C=1 / strength, tol=1e-10, max_iter=10_000)
-    model.fit(features.double().numpy(), label.numpy())
-    weights = fit(features, label, 4, strength)
-    found = logits(test, weights).softmax(1)
-    expected = torch.from_numpy(model.predict_proba(test.double().numpy()))
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
-    torch.testing.assert_close(
-        weights[:-1], torch.from_numpy(model.coef_.T), rtol=0, atol=1e-5 / min(1, strength)
-    )
+    occurs = torch.isin(label, torch.tensor(classes))
+    features = features[occurs]
+    label = label[occurs]
+    scores = class_scores(features, label, test, 4, strength)
+    absent = [c for c in range(4) if c not in classes]
+    assert (scores[:, absent] == -torch.inf).all()
+    found = scores[:, classes]
+    if len(classes) == 2:  # plus and minus the logit
+        found = found.sub(found[:, :1]) / 2
+    numbered = torch.searchsorted(torch.tensor(classes), label)
+    expected = optimum(features, numbered, test, strength)
+    torch.testing.assert_close(found.softmax(1), expected.exp(), rtol=0, atol=2e-5)
 
 
 def test_the_sweep_finds_the_peak_to_an_eighth_of_a_decade() -> None:
@@ -69,17 +103,17 @@ def test_of_equally_good_strengths_the_sweep_takes_the_middle() -> None:
 
 @pytest.mark.parametrize("seed", [2, 4])
 def test_the_middle_of_a_tie_is_better_on_test_than_its_weakest_end(seed: int) -> None:
-    """Four validation samples cannot tell strengths apart over decades; 1000 test samples can."""
+    """Four validation samples cannot separate strengths over decades; 1000 test samples can."""
     train, label = noisy_classes(20, seed)
     test, truth = noisy_classes(1000, 100 + seed)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     held, kept = order[:4], order[4:]
     on_held, on_test = {}, {}
-    for strength in (sweep(train, label, 4, 0), 1e-6):
-        weights = fit(train[kept], label[kept], 4, strength)
-        on_held[strength] = top_k_accuracy(logits(train[held], weights), label[held], 1)
-        weights = fit(train, label, 4, strength)
-        on_test[strength] = top_k_accuracy(logits(test, weights), truth, 1)
+    for strength in (sweep(train, label, 4, 0, Setting()), 1e-6):
+        scores = class_scores(train[kept], label[kept], train[held], 4, strength)
+        on_held[strength] = top_k_accuracy(scores, label[held], 1)
+        scores = class_scores(train, label, test, 4, strength)
+        on_test[strength] = top_k_accuracy(scores, truth, 1)
     chosen, weakest = on_test
     assert on_held[chosen] == on_held[weakest]
     assert on_test[chosen] > on_test[weakest] + 0.015
@@ -132,9 +166,18 @@ def test_shots_are_drawn_from_each_class(folder: Path) -> None:
         anomaly.Config(path=str(folder), normal=["d"]).build()
 
 
+@pytest.mark.parametrize("kind", [linear_probe, knn])
+def test_splits_with_other_classes_are_refused(tmp_path: Path, kind: Any) -> None:
+    """Folders are numbered by their names, so that class 1 would be another in each split."""
+    write_folders(tmp_path / "train", ["a", "c"], images=2)
+    write_folders(tmp_path / "test", ["a", "b"], images=2)
+    with pytest.raises(UserError, match="has other classes in its training split than in its test"):
+        kind.Config(path=str(tmp_path)).build()
+
+
 def test_dedup_by_hand() -> None:
     rows = torch.tensor([[1.0, 0], [0.98, 0.199], [0, 1], [-1, 0], [0.6, 0.8]])
-    found = dedup_result(rows, torch.tensor([0, 0, 1, 2, 3]), 0.9)
+    found = dedup_result(rows, torch.tensor([0, 0, 1, 2, 3]), 0.9, list("abcd"))
     # nearest others: 0.98, 0.98, 0.8 (the last), 0 (the third), 0.8
     # One value for a group: its two images are found together.
     assert found.samples["duplicate_share"].tolist() == [1, 0, 0, 0]
@@ -142,10 +185,10 @@ def test_dedup_by_hand() -> None:
     assert found.metrics["dedup-auroc"] == 1.0
     assert found.metrics["dedup-nearest_recall"] == 1.0
     assert found.metrics["duplicate_share"] == 0.4
-    nothing = dedup_result(rows, torch.arange(5), 0.9)
+    nothing = dedup_result(rows, torch.arange(5), 0.9, list("abcde"))
     assert "dedup-auroc" not in nothing.metrics
     # Of two as near, one of another group: a tie counts against the model.
-    same = dedup_result(torch.ones(4, 2), torch.tensor([0, 0, 1, 2]), 0.9)
+    same = dedup_result(torch.ones(4, 2), torch.tensor([0, 0, 1, 2]), 0.9, list("abc"))
     assert same.metrics["dedup-nearest_recall"] == 0
 
 
@@ -166,6 +209,26 @@ def test_clusters_that_agree_whatever_the_model_is_are_refused(
     write_folders(tmp_path, classes, images=images)
     with pytest.raises(UserError, match="clusters agree with them whatever the model is"):
         clustering.Config(path=str(tmp_path)).build()
+
+
+class Blind(Knowing):
+    """Gives all images the same embedding."""
+
+    def encode_image(self, images: Any) -> Tensor:
+        return torch.tensor([[1.0, 0, 0]]).expand(len(images), 3)
+
+
+def test_clusters_of_equal_embeddings_agree_with_the_classes_by_chance_only(folder: Path) -> None:
+    found = clustering.Config(path=str(folder)).build().evaluate(Blind(["a"]), Setting())
+    assert found.metrics["nmi"] == found.metrics["ari"] == 0
+
+
+def test_a_sweep_ends_when_this_rank_has_to_stop(folder: Path) -> None:
+    """A fit takes minutes at the size of ImageNet."""
+    probe = linear_probe.Config(path=str(folder)).build()
+    features = torch.eye(18)
+    with pytest.raises(StopRequested, match="SIGTERM"):
+        sweep(features, probe.train.label, 3, 0, Setting(stop_reason=lambda: "SIGTERM"))
 
 
 def test_the_anomaly_score_is_the_mean_distance_to_the_nearest_normal_rows() -> None:

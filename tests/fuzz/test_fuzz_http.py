@@ -1,8 +1,9 @@
-"""Any answer of a web server: the file as it is, or an error that can be told."""
+"""Any answer of a web server gives the file as it is, or an error."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ ANSWERS = [
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[bytes]]]:
-    """(its URL, what it answers to whatever it is sent, in a list of one)"""
+    """(its URL, its answer to any request, in a list of one)"""
     content = [b""]
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -80,7 +81,8 @@ def test_any_answer_is_the_file_or_an_error(
             find([url], allow_pipe=False, patience=ONCE)
         file = ShardFile(url, len(BODY), "", "")
         with contextlib.suppress(OSError, UserError):
-            path = cache.path(file)
+            os.close(cache.open(file))
+            path = cache.place(file)
             assert path.stat().st_size == len(BODY)
             path.unlink()
 
@@ -90,7 +92,7 @@ def test_any_answer_is_the_file_or_an_error(
 def test_a_header_that_is_damaged_changes_no_byte(
     fuzz: Fuzz, server: tuple[str, list[bytes]]
 ) -> None:
-    """Where the head alone is damaged, what comes is the body or the beginning of it."""
+    """If only the header is damaged, the bytes are the body or its beginning."""
     url, content = server
     heads = [ANSWERS[0][: -len(BODY)], ANSWERS[2][: -len(BODY)]]
 
@@ -104,7 +106,7 @@ def test_a_header_that_is_damaged_changes_no_byte(
     fuzz(mutations(heads), check)
 
 
-def test_any_header_tells_a_time_to_wait(fuzz: Fuzz) -> None:
+def test_any_retry_after_header_is_a_time(fuzz: Fuzz) -> None:
     texts = ["120", "Fri, 31 Dec 1999 23:59:59 GMT", "Wed, 21 Oct 9999 07:28:00 -9959", "\u0663"]
     some = mutations([text.encode() for text in texts]).map(lambda d: d.decode("latin-1"))
 
@@ -114,7 +116,7 @@ def test_any_header_tells_a_time_to_wait(fuzz: Fuzz) -> None:
     fuzz(st.one_of(some, st.text(max_size=40)), check)
 
 
-def test_damage_is_shown_by_how_it_was_made() -> None:
+def test_damage_is_shown_by_its_recipe() -> None:
     content = Content(damaged(b"abc", [("end", 2**15, 0, b"x")]))
     content.made = "made"
     assert (bytes(content), repr(content)) == (b"a", "made")

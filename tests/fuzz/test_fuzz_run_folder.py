@@ -17,10 +17,11 @@ import torch
 import yaml
 from fuzzing import Fuzz
 from hypothesis import strategies as st
-from stepping import CPU, model
+from stepping import CPU, learner, model
 
 from clipx.checkpoints import format as checkpoints
-from clipx.checkpoints.format import About, Training, TrainState, manifest
+from clipx.checkpoints import manifest
+from clipx.checkpoints.format import About, Training, TrainState
 from clipx.distributed.runtime import Job, Runtime
 from clipx.report.record import read_record
 from clipx.report.seen import Seen
@@ -28,11 +29,11 @@ from clipx.report.write import render
 from clipx.results import read_samples
 from clipx.training import corpus, resume, runs
 from clipx.training import run_status as status
-from clipx.training.log_files import Logs
+from clipx.training.learner import Learner
+from clipx.training.logging import LogFiles
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.run_folder import RunFolder
 from clipx.training.run_lock import RunLock
-from clipx.training.state import Parts
 from clipx.types import UserError
 
 CONFIG: dict[str, Any] = {
@@ -173,9 +174,9 @@ def test_the_record_of_a_run(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.Mon
         with contextlib.suppress(UserError):
             run = RunFolder(folder, CONFIG, yaml.safe_dump(CONFIG), total_steps=5)
             run.close("stopped", None)
-        logs = Logs(folder, 2, tensorboard=False)
+        logs = LogFiles(folder, 2, tensorboard=False)
         logs.close()
-        assert {1, 2} <= logs.evaluated
+        assert {1, 2} <= logs.evaluated_steps
         kept = (folder / "metrics.jsonl").read_bytes().split(b"\n")
         good = [json.dumps(METRICS | {"step": step}).encode() for step in (1, 2)]
         assert all(line in kept for line in good)
@@ -197,7 +198,7 @@ def test_the_lock_and_the_table_of_a_corpus(
         for name, data in zip(("lock", "status.json", "corpus.tsv"), case, strict=True):
             (tmp_path / name).write_bytes(data)
         RunLock(tmp_path, Job(host="n1", id="7", attempt=2)).release()
-        status.Status(tmp_path / "status.json", Job(host="n1"), total_steps=5).end("stopped")
+        status.RunStatus(tmp_path / "status.json", Job(host="n1"), total_steps=5).end("stopped")
         with contextlib.suppress(UserError):
             corpus.changes(tmp_path, table)
 
@@ -205,22 +206,21 @@ def test_the_lock_and_the_table_of_a_corpus(
 
 
 @pytest.fixture
-def parts() -> Parts:
+def trained() -> Learner:
     encoder = model(SMALL)
-    step = SimpleNamespace(optimizer=build_optimizer(encoder, OptimConfig()), model=None)
-    return Parts(ALONE, encoder, step, None)  # type: ignore[arg-type]
+    return learner(encoder, build_optimizer(encoder, OptimConfig()))
 
 
-def test_a_checkpoint_and_its_manifest(fuzz: Fuzz, tmp_path: Path, parts: Parts) -> None:
+def test_a_checkpoint_and_its_manifest(fuzz: Fuzz, tmp_path: Path, trained: Learner) -> None:
     """One file of the newest is damaged, and its manifest is made to fit or not. The checkpoint
     before it is found in any case."""
-    sum(p.sum() for p in parts.encoder.parameters()).backward()  # type: ignore[union-attr]
-    parts.step.optimizer.step()
+    sum(p.sum() for p in trained.encoder.parameters()).backward()  # type: ignore[union-attr]
+    trained.optimizer.step()
     for step in (1, 2):
         random = [{"torch": torch.get_rng_state(), "cuda": None}]
-        training = Training(parts.step.optimizer.state_dict(), random)
+        training = Training(trained.optimizer.state_dict(), random)
         state = TrainState(step=step, position=8 * step, corpus_digest="ab")
-        weights = parts.encoder.state_dict()
+        weights = trained.encoder.state_dict()
         checkpoints.save(tmp_path / "checkpoints", state, weights, training, About(SMALL))
     newest = tmp_path / "checkpoints/step_00000002"
     names = ["training.pt", "state.json", "manifest.json", "open_clip_config.json"]
@@ -249,7 +249,9 @@ def test_a_checkpoint_and_its_manifest(fuzz: Fuzz, tmp_path: Path, parts: Parts)
             found, _ = checkpoints.newest_valid(tmp_path / "checkpoints")
             assert found is not None
             with contextlib.suppress(checkpoints.LaterVersion):
-                saved, _ = resume.newest(ALONE, run, CORPUS, parts, accept=True)
+                saved, _ = resume.load_newest(
+                    ALONE, run, CORPUS, trained, accept_changed_corpus=True
+                )
                 assert saved is not None
                 assert saved.state.step in (1, 2)
         finally:

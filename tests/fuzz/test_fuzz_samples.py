@@ -19,8 +19,8 @@ from clipx.data.captions import CaptionFields
 from clipx.data.config import DataConfig
 from clipx.data.decode import BadImage
 from clipx.data.sample import Raw, SampleError
-from clipx.data.shard_index import build_index
 from clipx.data.sources import webdataset
+from clipx.data.tar_index import build_index
 from clipx.data.transfer.common import ShardFile
 from clipx.types import UserError
 
@@ -160,7 +160,7 @@ def test_any_sizes_json_is_numbers_or_refused(fuzz: Fuzz, monkeypatch: Any) -> N
     def check(data: bytes) -> None:
         content[0] = data
         with contextlib.suppress(UserError):
-            told = shards.told_sizes([ShardFile("s3://bucket/0.tar", 1, "", "")])
-            assert all(0 <= count < 2**31 for count in told.values())
+            sizes = shards.declared_sizes([ShardFile("s3://bucket/0.tar", 1, "", "")])
+            assert all(0 <= count < 2**31 for count in sizes.values())
 
     fuzz(mutations(originals), check)

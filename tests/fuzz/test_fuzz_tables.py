@@ -1,4 +1,4 @@
-"""Any bytes in place of a table: rows beside a damaged one stay."""
+"""Any bytes as a table: rows beside a damaged one can be read."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_a_damaged_line_of_csv_costs_no_other(fuzz: Fuzz, folder: Path) -> None:
         lines = [text.encode() for text in good]
         content = b"\n".join([b"path,caption", *lines[:at], line, *lines[at:], b""])
         (folder / "t.csv").write_bytes(content)
-        found = read_all(table.Config(path=str(folder / "t.csv")).build())
-        assert {(b"%d" % n, f"caption {n}") for n in range(4)} <= {(i, c[0]) for i, c in found}
+        samples = read_all(table.Config(path=str(folder / "t.csv")).build())
+        assert {(b"%d" % n, f"caption {n}") for n in range(4)} <= {(i, c[0]) for i, c in samples}
 
     fuzz(st.tuples(st.one_of(noise, quotes), place), check)
 
@@ -110,7 +110,7 @@ def test_any_parquet_is_rows_or_refused(fuzz: Fuzz, folder: Path) -> None:
 
 
 def test_any_bytes_of_parquet_texts_cost_their_row(fuzz: Fuzz, folder: Path) -> None:
-    """Arrow checks no UTF-8 when it reads."""
+    """Arrow does not check UTF-8 when it reads."""
     values = st.lists(st.one_of(st.binary(max_size=9), st.just(b"fine")), min_size=1, max_size=6)
 
     def check(case: tuple[list[bytes], bool]) -> None:
@@ -131,7 +131,7 @@ def test_any_bytes_of_parquet_texts_cost_their_row(fuzz: Fuzz, folder: Path) -> 
 
 
 class _Shards:
-    """As much of a corpus as a skip list looks at."""
+    """The part of a corpus that a skip list needs."""
 
     num_shards = 2
 

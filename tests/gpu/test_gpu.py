@@ -6,19 +6,16 @@ from unittest import mock
 
 import pytest
 import torch
+from stepping import stepper
 from tiny_runs import MODEL
 from torch import Tensor
 
-from clipx.distributed.pool import LocalPool
-from clipx.distributed.wrap import Alone
-from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.packing import group_by_length
 from clipx.models.text_transformer import PADDING, end_of
 from clipx.models.transformer import Transformer
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.precision import build_precision, compute_dtype
-from clipx.training.step import Step
 from clipx.types import Batch
 
 pytestmark = [
@@ -41,23 +38,16 @@ def captions(rows: int) -> Tensor:
 def batch(rows: int = 16) -> Batch:
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(0, 256, (rows, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    return Batch(image, captions(rows), [str(i) for i in range(rows)], list(range(rows)), {})
+    views = {"image": image, "text": captions(rows)}
+    return Batch(views, [str(i) for i in range(rows)], list(range(rows)), {})
 
 
 def test_bf16_steps_on_one_batch_lower_its_loss_and_keep_weights_in_float32() -> None:
     torch.manual_seed(0)
     model = DualEncoder(MODEL).to(CUDA)
     optimizer = build_optimizer(model, OptimConfig(lr=1e-3))
-    step = Step(
-        model=Alone(model),
-        encoder=model,
-        optimizer=optimizer,
-        loss=InfoNCE(),
-        pool=LocalPool(),
-        precision=build_precision("bf16", CUDA),
-        device=CUDA,
-        clip_grad_norm=1.0,
-    )
+    dtype = build_precision("bf16", CUDA).dtype
+    step = stepper(model, optimizer, dtype=dtype, device=CUDA, clip_grad_norm=1.0)
     losses = []
     for _ in range(30):
         metrics = step(batch()).metrics

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipx.types import LossOutput
+from clipx.types import LossOutput, Negatives
 
 # Sums of up to some hundred terms of size 1 to 100 in another order: 1e-13 off. Nothing wrong is
 # that close.
@@ -20,8 +20,8 @@ EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 @dataclass(frozen=True)
 class Inputs:
-    """image, text: (B, D) matched unit rows; ids: (B, K) with many equal ones, or None; past: as
-    `Pool.past`"""
+    """image, text: (B, D) matched unit rows; ids: (B, K) with many equal ones, or None; past:
+    image, text and ids of earlier batches"""
 
     image: Tensor
     text: Tensor
@@ -63,6 +63,10 @@ class Inputs:
             pairs(num_past) if num_past else None,
         )
 
+    @property
+    def negatives(self) -> Negatives | None:
+        return None if self.past is None else Negatives(*self.past)
+
     def leaves(self, *, bias: bool) -> list[Tensor]:
         return [self.image, self.text, self.logit_scale, *([self.logit_bias] if bias else [])]
 
@@ -92,7 +96,7 @@ def small_tiles(
     set_attribute: Callable[[str, object], None], *, rows: int, size_bytes: int, kept: int
 ) -> None:
     """Cut even small matrices into many tiles. set_attribute: monkeypatch's"""
-    module = "clipx.losses._streaming."
+    module = "clipx.losses._tiles."
     set_attribute(module + "TILE_ROWS", rows)
     set_attribute(module + "CPU_TILE_BYTES", size_bytes)
     set_attribute(module + "KEPT_TILES", kept)

@@ -26,6 +26,7 @@ def run(given: Inputs, pool: Pool | None = None, **config: float) -> LossOutput:
         logit_scale=given.logit_scale,
         pool=pool or LocalPool(),
         ids=given.ids,
+        negatives=given.negatives,
     )
 
 
@@ -70,7 +71,7 @@ def test_any_cut_into_blocks_and_tiles_equals_the_reference(
     """With label smoothing, one or two kinds of ids, past rows, and some tiles remembered."""
     with pytest.MonkeyPatch.context() as patch:
         small_tiles(patch.setattr, rows=tile_rows, size_bytes=tile_bytes, kept=kept)
-        found = run(given, BlockPool(block, first, given.past), label_smoothing=smoothing)
+        found = run(given, BlockPool(block, first), label_smoothing=smoothing)
     leaves = given.leaves(bias=False)
     rows = infonce_rows(*leaves, ids=given.ids, label_smoothing=smoothing, past=given.past)
     assert_same(found, rows.mean(), leaves)
@@ -117,7 +118,7 @@ def test_a_masked_candidate_is_as_good_as_absent() -> None:
 
 def test_without_gradients_the_value_is_the_same() -> None:
     given = Inputs.draw(9, kinds=1, num_past=3)
-    pool = BlockPool(4, 0, given.past)
+    pool = BlockPool(4)
     with torch.no_grad():
         found = run(given, pool, label_smoothing=0.1)
     assert not found.loss.requires_grad
@@ -130,19 +131,6 @@ def test_backward_twice_adds_the_gradient_twice_and_weighs_it() -> None:
     (once,) = torch.autograd.grad(out.loss, given.image, retain_graph=True)
     (thrice,) = torch.autograd.grad(3 * out.loss, given.image)
     torch.testing.assert_close(thrice, 3 * once, **EXACT)
-
-
-def test_a_logit_bias_has_a_gradient_of_zero() -> None:
-    """A data-parallel wrapper waits for the gradient of every parameter."""
-    given = Inputs.draw(5)
-    out = Config().build()(
-        given.image,
-        given.text,
-        logit_scale=given.logit_scale,
-        logit_bias=given.logit_bias,
-        pool=LocalPool(),
-    )
-    assert torch.autograd.grad(out.loss, given.logit_bias)[0].item() == 0
 
 
 def test_one_row_has_no_negatives_so_nothing_to_learn() -> None:

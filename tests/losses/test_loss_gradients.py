@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from clipx.losses._gradients import full_precision
+from clipx.losses._tiles import full_precision
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import plain_losses
 import pytest
 import torch
 from blocks import BlockPool
@@ -17,35 +16,53 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipx.distributed.pool import LocalPool
-from clipx.losses import _streaming
-from clipx.losses.infonce import InfoNCE
+from clipx.losses import _tiles
 from clipx.losses.primitives import nearest_candidates, pairwise_logsumexp, pairwise_sum
-from clipx.losses.sigmoid import Sigmoid
 from clipx.types import Pool
 
+OWN = st.sampled_from(["counts", "left out"])
 POOLS = st.one_of(st.just(LocalPool()), st.builds(BlockPool, st.integers(1, 5), st.integers(0, 9)))
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles for a dozen rows."""
-    monkeypatch.setattr(_streaming, "TILE_ROWS", 3)
-    monkeypatch.setattr(_streaming, "CPU_TILE_BYTES", 8 * 3 * 4)
+    monkeypatch.setattr(_tiles, "TILE_ROWS", 3)
+    monkeypatch.setattr(_tiles, "CPU_TILE_BYTES", 8 * 3 * 4)
 
 
-def counts(ids: Tensor | None, size: int, *, own: bool) -> Tensor:
-    """(B, B) bool: which pairs count."""
-    diagonal = torch.eye(size, dtype=torch.bool)
-    out = torch.ones(size, size, dtype=torch.bool)
-    if ids is not None:
-        out &= ~(ids[:, None] == ids[None]).any(-1)
-    return (out | diagonal) if own else (out & ~diagonal)
+def counts(ids: Tensor | None, other_ids: Tensor | None, shape: torch.Size, own: str) -> Tensor:
+    """(B, N) bool: pairs that count."""
+    out = torch.ones(shape, dtype=torch.bool)
+    if ids is not None and other_ids is not None:
+        out &= ~(ids[:, None] == other_ids[None]).any(-1)
+    diagonal = torch.eye(*shape, dtype=torch.bool)
+    if own == "absent":
+        return out
+    return (out | diagonal) if own == "counts" else (out & ~diagonal)
 
 
-def dense(given: Inputs, *, own: bool) -> tuple[Tensor, Tensor]:
+def dense(given: Inputs, own: str) -> tuple[Tensor, Tensor]:
     """(B, B) logits without bias, and which count."""
     logits = given.logit_scale.exp() * given.image @ given.text.T
-    return logits, counts(given.ids, len(logits), own=own)
+    return logits, counts(given.ids, given.ids, logits.shape, own)
+
+
+def dense_past(given: Inputs) -> list[tuple[Tensor, Tensor]]:
+    """The same for images against past texts, and for texts against past images: (B, Q)."""
+    if given.past is None:
+        return []
+    past_image, past_text, past_ids = given.past
+    out = []
+    for rows, columns in ((given.image, past_text), (given.text, past_image)):
+        logits = given.logit_scale.exp() * rows @ columns.T
+        out.append((logits, counts(given.ids, past_ids, logits.shape, "absent")))
+    return out
+
+
+def positive_weights(size: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(size, generator=generator, dtype=torch.float64) + 0.5
 
 
 def gradients(value: Tensor, given: Inputs, *, bias: bool = False) -> list[Tensor]:
@@ -67,36 +84,90 @@ def weighted(values: Tensor, seed: int) -> Tensor:
     return (weights * values.masked_fill(values == -torch.inf, 0)).sum()
 
 
-@settings(max_examples=60, deadline=None)
-@given(given=inputs(), pool=POOLS, own=st.booleans())
-def test_logsumexp_of_both_directions(given: Inputs, pool: Pool, own: bool) -> None:
-    scale = given.logit_scale.exp()
-    found = pairwise_logsumexp(given.image, given.text, pool, scale=scale, ids=given.ids, own=own)
-    logits, count = dense(given, own=own)
+@settings(max_examples=100, deadline=None)
+@given(given=inputs(), pool=POOLS, own=OWN, weigh_rows=st.booleans(), weigh_columns=st.booleans())
+def test_logsumexp_of_both_directions(
+    given: Inputs, pool: Pool, own: str, weigh_rows: bool, weigh_columns: bool
+) -> None:
+    size = len(given.image)
+    row_weights = positive_weights(size, 0) if weigh_rows else None
+    column_weights = positive_weights(size, 1) if weigh_columns else None
+    out = pairwise_logsumexp(
+        given.image,
+        given.text,
+        pool,
+        scale=given.logit_scale.exp(),
+        ids=given.ids,
+        own=own,
+        row_weights=row_weights,
+        column_weights=column_weights,
+        negatives=given.negatives,
+    )
+    logits, count = dense(given, own)
     logits = logits.masked_fill(~count, -torch.inf)
-    expected = logits.logsumexp(1), logits.logsumexp(0)
-    assert_equal(list(found), list(expected))
-    values = [weighted(one, 0) + weighted(other, 1) for one, other in (found, expected)]
+    sides = [
+        logits + (0 if column_weights is None else column_weights.log()),
+        logits.T + (0 if row_weights is None else row_weights.log()),
+    ]
+    for number, (past_logits, past_count) in enumerate(dense_past(given)):
+        past_logits = past_logits.masked_fill(~past_count, -torch.inf)
+        sides[number] = torch.cat([sides[number], past_logits], 1)
+    expected = [side.logsumexp(1) for side in sides]
+    assert_equal([out.rows, out.columns], expected)
+    values = [
+        weighted(one, 0) + weighted(other, 1) for one, other in ((out.rows, out.columns), expected)
+    ]
     assert_equal(gradients(values[0], given), gradients(values[1], given))
 
 
 @pytest.mark.parametrize(
     "function", [F.softplus, lambda z: F.relu(z + 0.3).square(), torch.tanh], ids=str
 )
-@settings(max_examples=30, deadline=None)
-@given(given=inputs(), pool=POOLS, own=st.booleans())
+@settings(max_examples=40, deadline=None)
+@given(given=inputs(), pool=POOLS, own=OWN, weigh=st.booleans())
 def test_sum_of_a_function_of_pairs(
-    function: Callable[[Tensor], Tensor], given: Inputs, pool: Pool, own: bool
+    function: Callable[[Tensor], Tensor], given: Inputs, pool: Pool, own: str, weigh: bool
 ) -> None:
-    scale, bias = given.logit_scale.exp(), given.logit_bias
-    found = pairwise_sum(
-        function, given.image, given.text, pool, scale=scale, bias=bias, ids=given.ids, own=own
+    weights = positive_weights(len(given.image), 0) if weigh else None
+    out = pairwise_sum(
+        function,
+        given.image,
+        given.text,
+        pool,
+        scale=given.logit_scale.exp(),
+        bias=given.logit_bias,
+        ids=given.ids,
+        own=own,
+        column_weights=weights,
+        negatives=given.negatives,
     )
-    logits, count = dense(given, own=own)
-    expected = (function(logits + bias) * count).sum(1)
-    assert_equal([found], [expected])
-    sums = [gradients(weighted(values, 0), given, bias=True) for values in (found, expected)]
+    logits, count = dense(given, own)
+    expected = (
+        function(logits + given.logit_bias) * count * (1 if weights is None else weights)
+    ).sum(1)
+    for past_logits, past_count in dense_past(given):
+        expected = expected + (function(past_logits + given.logit_bias) * past_count).sum(1)
+    assert_equal([out.rows], [expected])
+    sums = [gradients(weighted(values, 0), given, bias=True) for values in (out.rows, expected)]
     assert_equal(*sums)
+
+
+@settings(max_examples=40, deadline=None)
+@given(given=inputs(), pool=POOLS)
+def test_an_own_column_is_nearest_if_it_beats_all_others(given: Inputs, pool: Pool) -> None:
+    options: dict[str, Any] = {"ids": given.ids, "negatives": given.negatives}
+    lse = pairwise_logsumexp(given.image, given.text, pool, **options)
+    total = pairwise_sum(torch.tanh, given.image, given.text, pool, **options)
+    similarity = given.image @ given.text.T
+    count = counts(given.ids, given.ids, similarity.shape, "left out")
+    others = [similarity.masked_fill(~count, -torch.inf)]
+    if given.past is not None:
+        past = given.image @ given.past[1].T
+        past_count = counts(given.ids, given.past[2], past.shape, "absent")
+        others.append(past.masked_fill(~past_count, -torch.inf))
+    expected = similarity.diagonal() > torch.cat(others, 1).amax(1)
+    assert lse.own_is_nearest.tolist() == expected.tolist()
+    assert total.own_is_nearest.tolist() == expected.tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,7 +175,7 @@ def test_sum_of_a_function_of_pairs(
 def test_nearest_candidates(given: Inputs, pool: Pool, k: int) -> None:
     found = nearest_candidates(given.image, given.text, pool, k, ids=given.ids)
     similarity = given.image @ given.text.T
-    count = counts(given.ids, len(similarity), own=False)
+    count = counts(given.ids, given.ids, similarity.shape, "left out")
     padded = F.pad(similarity.masked_fill(~count, -torch.inf), (0, k), value=-torch.inf)
     expected = padded.topk(k, dim=1).values
     assert_equal([found], [expected])
@@ -114,21 +185,9 @@ def test_nearest_candidates(given: Inputs, pool: Pool, k: int) -> None:
     )
 
 
-@settings(max_examples=30, deadline=None)
-@given(given=inputs(), pool=POOLS)
-def test_the_losses_of_clip_and_siglip_in_a_few_lines(given: Inputs, pool: Pool) -> None:
-    """Value and gradients are those of the fused ones."""
-    settings: dict[str, Any] = {"logit_scale": given.logit_scale, "logit_bias": given.logit_bias}
-    settings |= {"pool": pool, "ids": given.ids}
-    for plain, fused in ((plain_losses.infonce, InfoNCE()), (plain_losses.sigmoid, Sigmoid())):
-        values = [loss(given.image, given.text, **settings).loss for loss in (plain, fused)]
-        torch.testing.assert_close(*values, **EXACT)
-        assert_equal(*(gradients(value, given, bias=True) for value in values))
-
-
 def test_logits_of_a_hundred_are_finite_in_float32() -> None:
     given = Inputs.draw(6, scale=100.0, dtype=torch.float32, noise=3.0)
-    row, column = pairwise_logsumexp(given.image, given.text, LocalPool(), scale=100.0)
+    row, column, _ = pairwise_logsumexp(given.image, given.text, LocalPool(), scale=100.0)
     expected = 100 * given.image.double() @ given.text.double().T
     # float32 products of 8 terms near 100: some 1e-5
     torch.testing.assert_close(row.double(), expected.logsumexp(1), rtol=0, atol=1e-4)
@@ -137,7 +196,7 @@ def test_logits_of_a_hundred_are_finite_in_float32() -> None:
 
 def test_bfloat16_rows_are_summed_in_float32() -> None:
     given = Inputs.draw(6, dtype=torch.bfloat16)
-    row, _ = pairwise_logsumexp(given.image, given.text, LocalPool(), scale=50.0)
+    row, *_ = pairwise_logsumexp(given.image, given.text, LocalPool(), scale=50.0)
     assert row.dtype == torch.float32
     expected = (50 * given.image.float() @ given.text.float().T).logsumexp(1)
     torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
@@ -148,8 +207,8 @@ def test_bfloat16_rows_are_summed_in_float32() -> None:
 
 @pytest.mark.parametrize("kind", ["logsumexp", "sum", "nearest"])
 def test_the_matrix_is_never_held(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_streaming, "TILE_ROWS", 64)
-    monkeypatch.setattr(_streaming, "CPU_TILE_BYTES", 64 * 64 * 4)
+    monkeypatch.setattr(_tiles, "TILE_ROWS", 64)
+    monkeypatch.setattr(_tiles, "CPU_TILE_BYTES", 64 * 64 * 4)
     generator = torch.Generator().manual_seed(0)
     image, text = (
         F.normalize(torch.randn(1024, 16, generator=generator), dim=-1).requires_grad_()
@@ -157,10 +216,10 @@ def test_the_matrix_is_never_held(kind: str, monkeypatch: pytest.MonkeyPatch) ->
     )
     with LiveBytes() as live:
         if kind == "logsumexp":
-            row, column = pairwise_logsumexp(image, text, LocalPool(), scale=10.0)
-            value = row.sum() + column.sum()
+            lse = pairwise_logsumexp(image, text, LocalPool(), scale=10.0)
+            value = lse.rows.sum() + lse.columns.sum()
         elif kind == "sum":
-            value = pairwise_sum(F.softplus, image, text, LocalPool(), scale=10.0).sum()
+            value = pairwise_sum(F.softplus, image, text, LocalPool(), scale=10.0).rows.sum()
         else:
             value = nearest_candidates(image, text, LocalPool(), 3).sum()
         value.backward()

@@ -14,7 +14,7 @@ from reference import accuracy, sigmoid_rows
 from torch.nn import functional as F
 
 from clipx.distributed.pool import LocalPool
-from clipx.losses.sigmoid import Config, softplus_sum
+from clipx.losses.sigmoid import Config, softplus_row_sums
 from clipx.types import LossOutput, Pool, UserError
 
 
@@ -26,6 +26,7 @@ def run(given: Inputs, pool: Pool | None = None) -> LossOutput:
         logit_bias=given.logit_bias,
         pool=pool or LocalPool(),
         ids=given.ids,
+        negatives=given.negatives,
     )
 
 
@@ -42,7 +43,7 @@ def test_any_cut_into_blocks_and_tiles_equals_the_reference(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         small_tiles(patch.setattr, rows=tile_rows, size_bytes=tile_bytes, kept=1)
-        found = run(given, BlockPool(block, first, given.past))
+        found = run(given, BlockPool(block, first))
     leaves = given.leaves(bias=True)
     assert_same(found, sigmoid_rows(*leaves, ids=given.ids, past=given.past).mean(), leaves)
 
@@ -68,12 +69,12 @@ def test_logits_of_100_and_more_stay_finite_and_exact(cosine: float) -> None:
     assert all(torch.isfinite(value).all() for value in gradients)
 
 
-def test_softplus_sum_of_float32_has_the_digits_of_float32() -> None:
+def test_softplus_sums_of_float32_has_the_digits_of_float32() -> None:
     """At a bias of -10 a negative adds 4.5e-5, of which a sum over 1 + 4.5e-5 would lose most."""
     for center in (-30.0, -10.0, 0.0, 30.0, 100.0):
         logits = torch.full((4, 1030), center) + torch.linspace(-1, 1, 1030)
         expected = F.softplus(logits.double(), threshold=1e6).sum()
-        found = softplus_sum(logits, torch.empty_like(logits))
+        found = softplus_row_sums(logits.clone()).double().sum()
         # at -30 the float64 factors of 1 + 1e-13 have three digits left, of a sum of 4e-10
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
 
@@ -107,7 +108,7 @@ def test_id_kinds_say_which_ids_the_loss_wants() -> None:
 
 def test_without_gradients_the_value_is_the_same() -> None:
     given = Inputs.draw(9, kinds=1, num_past=3)
-    pool = BlockPool(4, 0, given.past)
+    pool = BlockPool(4)
     with torch.no_grad():
         found = run(given, pool).loss
     assert not found.requires_grad

@@ -11,7 +11,7 @@ import yaml
 
 from clipx.data.sample import BadSample
 from clipx.trackers.jsonl import JsonLines, keep_until, read_lines
-from clipx.training.log_files import Logs
+from clipx.training.logging import LogFiles
 from clipx.training.run_folder import RunFolder
 from clipx.types import UserError
 
@@ -53,17 +53,17 @@ def test_a_resumed_run_forgets_what_it_does_again(tmp_path: Path) -> None:
 
 
 def test_logs_know_what_was_evaluated_up_to_their_step(tmp_path: Path) -> None:
-    first = Logs(tmp_path, 0, tensorboard=False)
+    first = LogFiles(tmp_path, 0, tensorboard=False)
     for step in (1, 2, 3):
         first.log(
             {"step": step, "loss": 1.0 / step},
             [BadSample("0.tar", f"k{step}", step, "read", "OSError", "gone")],
         )
-        first.results({"step": step, "top1": 0.5})
+        first.log_results({"step": step, "top1": 0.5})
     first.close()
-    again = Logs(tmp_path, 2, tensorboard=False)
+    again = LogFiles(tmp_path, 2, tensorboard=False)
     again.close()
-    assert again.evaluated == {1, 2}
+    assert again.evaluated_steps == {1, 2}
     assert [r["step"] for r in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
     quarantine = read_lines(tmp_path / "quarantine.jsonl")
     assert [(line["step"], line["key"]) for line in quarantine] == [(1, "k1"), (2, "k2")]
@@ -88,9 +88,9 @@ def test_a_line_without_a_step_ends_no_run_and_stays(tmp_path: Path) -> None:
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 2, "text": "\xff"}\n')
-    logs = Logs(tmp_path, 2, tensorboard=False)
+    logs = LogFiles(tmp_path, 2, tensorboard=False)
     logs.close()
-    assert logs.evaluated == {1}
+    assert logs.evaluated_steps == {1}
     kept = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
     assert kept == [*FOREIGN, '{"step": 1}']
     assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b'{"step": 2, "text": "\xff"}\n')
@@ -101,10 +101,10 @@ def test_tensorboard_holds_the_numbers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logs = Logs(tmp_path, 0, tensorboard=True)
+    logs = LogFiles(tmp_path, 0, tensorboard=True)
     for step in (1, 2):
         logs.log({"step": step, "train/loss": 1 / step, "fingerprint": "ab"}, [])
-    logs.results({"step": 2, "top1": 0.25})
+    logs.log_results({"step": 2, "top1": 0.25})
     logs.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

@@ -94,13 +94,13 @@ def test_a_signal_while_features_are_cached_stops_the_run_which_then_goes_on(
 ) -> None:
     whole = config(data, cache_features=str(tmp_path / "whole"), run_dir=str(tmp_path / "whole"))
     train(whole)
-    stop, images = Stop(), feature_build._images
+    stop, images = Stop(), feature_build._embed_images
 
     def signaled(*arguments: Any) -> Any:
-        stop._heard(signal.SIGTERM)
+        stop._receive(signal.SIGTERM)
         return images(*arguments)
 
-    monkeypatch.setattr(feature_build, "_images", signaled)
+    monkeypatch.setattr(feature_build, "_embed_images", signaled)
     cached = config(data, cache_features=str(tmp_path / "features"))
     with pytest.raises(Stopped, match=r"by SIGTERM while features are cached; those in .* are ke"):
         train(cached, stop)
@@ -116,7 +116,7 @@ def test_a_signal_before_the_first_step_leaves_no_folder(
     data: dict[str, Any], tmp_path: Path
 ) -> None:
     stop = Stop()
-    stop._heard(signal.SIGINT)
+    stop._receive(signal.SIGINT)
     with pytest.raises(Stopped, match="stopped by SIGINT before the first step of this start"):
         train(config(data), stop)
     assert not (tmp_path / "run").exists()

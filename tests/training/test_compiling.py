@@ -9,7 +9,7 @@ import torch
 from stepping import PATCH_DROPOUT, batch, model, stepper
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from clipx.training.compiling import compile_towers
+from clipx.training.build import compile_towers
 from clipx.types import Batch
 
 LENGTHS = (8, 10, 9, 12, 11, 16)
@@ -26,9 +26,10 @@ def fresh() -> Iterator[None]:
 def captions_of(length: int) -> Batch:
     found = batch(seed=length)
     text = torch.zeros(6, length, dtype=torch.int64)
-    text[:, :8] = found.text
+    text[:, :8] = found.views["text"]
     text[0, : length - 1], text[0, length - 1] = torch.arange(1, length), 49407
-    return Batch(found.image, text, found.keys, found.positions, {})
+    views = {"image": found.views["image"], "text": text}
+    return Batch(views, found.keys, found.positions, {})
 
 
 @pytest.mark.parametrize(("size", "most"), [(None, 3), (3, 6)])

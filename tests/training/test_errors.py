@@ -13,7 +13,7 @@ from clipx.config import load
 from clipx.distributed.runtime import Job
 from clipx.durations import parse_seconds
 from clipx.training.config import Plan, TrainConfig
-from clipx.training.errors import judged
+from clipx.training.errors import explain
 from clipx.types import PeerError, RankError, UserError
 
 
@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 def say(error: BaseException, config: TrainConfig, *, ranks: int = 4, first: bool = True) -> Any:
-    return judged(error, config, Here(ranks), Watching(first))  # type: ignore[arg-type]
+    return explain(error, config, Here(ranks), Watching(first))  # type: ignore[arg-type]
 
 
 RESET = RuntimeError("[/a/gloo/transport/tcp/pair.cc:545] Read error [::1]:4: Connection reset")

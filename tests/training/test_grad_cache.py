@@ -16,8 +16,9 @@ from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
-from clipx.training.device_batch import draws_of
-from clipx.training.loss_scale import LossScaler
+from clipx.objectives.identities import position_draws
+from clipx.training.precision import LossScaler
+from clipx.types import Loss
 
 ROWS = 12
 RATE = 1.0  # by plain gradient descent: Adam's step hides the size of the gradient
@@ -73,10 +74,8 @@ def test_micro_batches_equal_the_big_batch_with_patch_dropout(
         torch.testing.assert_close(told_too[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-class Shifted:
+class Shifted(Loss):
     """A loss that reads the bias, so that its gradient is counted too."""
-
-    id_kinds = ()
 
     def __call__(self, image: Tensor, text: Tensor, **other: Any) -> Any:
         out = InfoNCE()(image, text, **other)
@@ -89,10 +88,10 @@ def test_patch_dropout_follows_the_position_of_a_sample() -> None:
     losses = {seed: updates(model(PATCH_DROPOUT), 5, seed=seed)[1]["loss"] for seed in (0, 1)}
     assert losses[0] != losses[1]
     encoder = model(PATCH_DROPOUT)
-    draws = draws_of(1, range(ROWS), encoder.num_draws)
-    image, text, scale, bias = encoder(normalize(batch(ROWS).image), batch(ROWS).text, draws)
-    pool = LocalPool()
-    loss = InfoNCE()(image, text, logit_scale=scale, logit_bias=bias, pool=pool).loss
+    draws = position_draws(1, range(ROWS), encoder.num_draws)
+    views = batch(ROWS).views
+    image, text = encoder(normalize(views["image"]), views["text"], draws)
+    loss = InfoNCE()(image, text, logit_scale=encoder.logit_scale, pool=LocalPool()).loss
     assert loss.item() == pytest.approx(losses[1].item(), rel=1e-5)
 
 
@@ -119,9 +118,10 @@ def test_dropout_draws_the_same_in_both_passes_and_the_stream_goes_on_after_them
 
     encoder = dropping()
     torch.manual_seed(7)
-    rows = batch(ROWS)
-    image = torch.cat([encoder.encode_image(normalize(part)) for part in rows.image.split(5)])
-    text = encoder.encode_text(rows.text)
+    views = batch(ROWS).views
+    parts = views["image"].split(5)
+    image = torch.cat([encoder.encode_image(normalize(part)) for part in parts])
+    text = encoder.encode_text(views["text"])
     out = InfoNCE()(image, text, logit_scale=encoder.logit_scale, logit_bias=None, pool=LocalPool())
     out.loss.backward()
     assert torch.equal(after, torch.rand(3))

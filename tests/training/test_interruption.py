@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from tiny_runs import ROOT, environment
 
-from clipx.training.interruption import REPEAT_SECONDS, Interrupted, Stop
+from clipx.training.interruption import REPEAT_SECONDS, Stop
 
 # A test runner that `nohup` has started passes on that SIGHUP is ignored.
 HANGUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 SETUP = """
 import os, signal, sys, time
-from clipx.training.interruption import Interrupted, Stop
+from clipx.training.interruption import Stop
 def send(number, wait=0.1):
     os.kill(os.getpid(), number)
     time.sleep(wait)
@@ -129,41 +129,6 @@ def test_afterwards_a_repetition_cannot_kill_a_process_that_is_done() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_part_that_may_be_interrupted_is_left_at_once() -> None:
-    body = """
-try:
-    with stop.interrupting():
-        send(signal.SIGUSR1, 5)
-except Interrupted:
-    print("left")
-send(signal.SIGUSR1)
-try:
-    with stop.interrupting():
-        print("never")
-except Interrupted:
-    print("not entered")
-"""
-    done = run(body)
-    assert done.stdout == "left\nnot entered\n", done.stderr
-
-
-def test_what_is_done_with_peers_is_done_to_its_end_first() -> None:
-    body = """
-try:
-    with stop.interrupting():
-        with stop.held():
-            send(signal.SIGUSR1)
-            print("done", stop.reason)
-        print("never")
-except Interrupted as signal:
-    print("left by", signal)
-with stop.held():
-    print("held alone")
-"""
-    done = run(body)
-    assert done.stdout == "done SIGUSR1\nleft by SIGUSR1\nheld alone\n", done.stderr
-
-
 def test_a_forked_child_lives_on_and_its_signals_are_not_its_parents() -> None:
     body = """
 child = os.fork()
@@ -198,10 +163,3 @@ def test_asking_costs_a_step_next_to_nothing() -> None:
         assert stop.reason is None
     after = os.times()
     assert after.user - before.user < 1.0
-
-
-def test_nothing_to_interrupt_without_signals() -> None:
-    with Stop().interrupting():
-        pass
-    with pytest.raises(Interrupted), Stop().interrupting():
-        raise Interrupted

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clipx.config import build, to_data
 from clipx.models.dual_encoder import DualEncoder
-from clipx.training.optim import Joined, OptimConfig, build_optimizer
+from clipx.training.optim import JoinedOptimizer, OptimConfig, build_optimizer
 from clipx.types import UserError
 
 BLOCK = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -271,7 +271,7 @@ def test_a_run_that_was_saved_goes_on_with_the_same_bits(kind: Any) -> None:
 def test_joined_optimizers_take_a_closure_and_forget_gradients_like_one() -> None:
     model = encoder()
     optimizer = build_optimizer(model, OptimConfig(kind="muon"))
-    assert isinstance(optimizer, Joined)
+    assert isinstance(optimizer, JoinedOptimizer)
 
     def closure() -> float:
         assert torch.is_grad_enabled()

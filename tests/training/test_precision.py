@@ -12,9 +12,14 @@ from torch import nn
 from clipx.models.dual_encoder import DualEncoder
 from clipx.training import precision
 from clipx.training.gradients import clip_gradients
-from clipx.training.loss_scale import LossScaler
 from clipx.training.optim import OptimConfig, build_optimizer
-from clipx.training.precision import PrecisionKind, autocast, build_precision, compute_dtype
+from clipx.training.precision import (
+    LossScaler,
+    PrecisionKind,
+    autocast,
+    build_precision,
+    compute_dtype,
+)
 from clipx.types import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -69,8 +74,8 @@ def train(scaler: LossScaler | None, dtype: torch.dtype) -> tuple[list[float], A
     losses, norms = [], []
     while len(losses) < 12:
         with autocast(CPU, dtype):
-            image_features, text_features, logit_scale, _ = model(image, text)
-        logits = logit_scale.exp() * image_features @ text_features.T
+            image_features, text_features = model(image, text)
+        logits = model.logit_scale.exp() * image_features @ text_features.T
         loss = nn.functional.cross_entropy(logits, torch.arange(6))
         (loss if scaler is None else scaler.scale(loss)).backward()
         if scaler is not None:

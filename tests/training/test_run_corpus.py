@@ -17,8 +17,8 @@ from tiny_runs import train as train_processes
 from clipx.config import load as load_config
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus
-from clipx.data.index import load_index
 from clipx.data.loader import load
+from clipx.data.tar_index import load_index
 from clipx.training.config import TrainConfig
 from clipx.training.corpus import changes, describe, write_table
 from clipx.training.trainer import train

@@ -13,7 +13,7 @@ from clipx.distributed.runtime import Job
 from clipx.training import run_lock as lock
 from clipx.training import run_status as status
 from clipx.training.run_lock import RunLock
-from clipx.training.run_status import Status
+from clipx.training.run_status import RunStatus
 from clipx.types import UserError
 
 HERE, THERE = Job(host="n1"), Job(host="n2", id="7")
@@ -54,7 +54,7 @@ def test_what_a_dead_process_left_is_taken_over_with_a_word(tmp_path: Path) -> N
 def test_a_holder_elsewhere_whose_heart_beats_is_left_alone(tmp_path: Path) -> None:
     """Though the file system knows of no lock."""
     left_over(tmp_path, THERE)
-    beating = Status(tmp_path / "status.json", THERE, total_steps=5)
+    beating = RunStatus(tmp_path / "status.json", THERE, total_steps=5)
     with pytest.raises(UserError, match="in use by process 4711 on n2 of job 7"):
         RunLock(tmp_path, HERE)
     assert json.loads((tmp_path / "lock").read_text())["pid"] == 4711, "it is still theirs"
@@ -84,7 +84,7 @@ def test_a_clock_that_is_off_changes_nothing(
         time = staticmethod(lambda: clock() - 3600 * hours)
 
     monkeypatch.setattr(status, "time", Elsewhere)
-    beating = Status(tmp_path / "status.json", THERE, total_steps=5)
+    beating = RunStatus(tmp_path / "status.json", THERE, total_steps=5)
     with pytest.raises(UserError, match="in use by process 4711 on n2 of job 7"):
         RunLock(tmp_path, HERE)
     beating.end("stopped")
@@ -111,7 +111,7 @@ def test_one_elsewhere_whose_disk_is_full_is_left_alone(
 ) -> None:
     """Its status can no longer be written, but its time changes."""
     left_over(tmp_path, THERE)
-    beating = Status(tmp_path / "status.json", THERE, total_steps=5)
+    beating = RunStatus(tmp_path / "status.json", THERE, total_steps=5)
 
     def full(path: Path, text: str, **_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -152,19 +152,19 @@ def test_the_next_start_of_a_job_does_not_wait_for_the_one_before(tmp_path: Path
 
 def test_a_status_is_fresh_while_its_process_lives_and_whole_at_any_time(tmp_path: Path) -> None:
     path = tmp_path / "status.json"
-    one = Status(path, THERE, total_steps=50)
-    first = status.read(path)
+    one = RunStatus(path, THERE, total_steps=50)
+    first = status.read_status(path)
     assert first["state"] == "running"
     assert (first["host"], first["job"], first["attempt"]) == ("n2", "7", 0)
     deadline = time.monotonic() + 20
-    while status.read(path)["updated"] == first["updated"]:
+    while status.read_status(path)["updated"] == first["updated"]:
         assert time.monotonic() < deadline
     ended = threading.Event()
     torn = []
 
     def look() -> None:
         while not ended.is_set():
-            torn.append(bool(status.read(path)))
+            torn.append(bool(status.read_status(path)))
 
     reader = threading.Thread(target=look)
     reader.start()
@@ -174,17 +174,17 @@ def test_a_status_is_fresh_while_its_process_lives_and_whole_at_any_time(tmp_pat
     reader.join()
     assert all(torn)
     one.end("failed", "why")
-    found = status.read(path)
+    found = status.read_status(path)
     assert (found["step"], found["state"], found["reason"]) == (299, "failed", "why")
-    again = Status(path, HERE, total_steps=60)
-    found = status.read(path)
+    again = RunStatus(path, HERE, total_steps=60)
+    found = status.read_status(path)
     assert (found["step"], found["loss"], found["total_steps"]) == (299, 1.5, 60)
     assert (found["state"], found["reason"]) == ("running", None)
     again.end("stopped")
 
 
 def test_a_status_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
-    one = Status(tmp_path / "status.json", HERE, total_steps=1)
+    one = RunStatus(tmp_path / "status.json", HERE, total_steps=1)
     (tmp_path / "status.json").unlink()
     tmp_path.rename(tmp_path.with_name("gone"))
     one.update(step=1)

@@ -13,15 +13,16 @@ from clipx.distributed.pool import LocalPool
 from clipx.losses import infonce
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
-from clipx.training.device_batch import caption_ids, draws_of, ids_of
+from clipx.objectives.identities import caption_ids, position_draws, row_ids
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.types import LossOutput
 
 
 def loss_of(encoder: DualEncoder) -> LossOutput:
     """Of the batch, in float32."""
-    image, text, scale, bias = encoder(normalize(batch().image), batch().text)
-    return InfoNCE()(image, text, logit_scale=scale, logit_bias=bias, pool=LocalPool())
+    views = batch().views
+    image, text = encoder(normalize(views["image"]), views["text"])
+    return InfoNCE()(image, text, logit_scale=encoder.logit_scale, pool=LocalPool())
 
 
 def gradients(encoder: DualEncoder) -> dict[str, torch.Tensor]:
@@ -99,10 +100,10 @@ def test_the_scale_is_clamped_after_the_step_and_that_is_told(
 
 
 def test_draws_are_a_function_of_seed_and_position_alone() -> None:
-    all_of_them = draws_of(3, range(1000), 7)
+    all_of_them = position_draws(3, range(1000), 7)
     assert all_of_them.dtype == torch.float32
-    assert torch.equal(draws_of(3, [17, 5], 7), all_of_them[[17, 5]])
-    assert not torch.equal(draws_of(4, range(1000), 7), all_of_them)
+    assert torch.equal(position_draws(3, [17, 5], 7), all_of_them[[17, 5]])
+    assert not torch.equal(position_draws(4, range(1000), 7), all_of_them)
     assert 0 <= all_of_them.min() <= all_of_them.max() < 1
     # 7,000 uniform numbers: mean 1/2 with a standard error of 0.0035, and no two columns alike
     assert abs(all_of_them.mean().item() - 0.5) < 0.015
@@ -110,7 +111,7 @@ def test_draws_are_a_function_of_seed_and_position_alone() -> None:
 
 
 def test_caption_ids_know_a_caption_whatever_it_is_padded_to() -> None:
-    text = batch(12).text
+    text = batch(12).views["text"]
     wider = torch.nn.functional.pad(text, (0, 5))
     ids = caption_ids(text, pad_id=0)
     assert len(set(ids.tolist())) == 12
@@ -125,7 +126,7 @@ def test_caption_ids_know_a_caption_whatever_it_is_padded_to() -> None:
 def test_a_loss_that_masks_false_negatives_is_told_the_ids() -> None:
     """With one caption for all rows, nothing but positives is left: InfoNCE is 0."""
     rows = batch()
-    rows.text[:] = rows.text[0]
+    rows.views["text"][:] = rows.views["text"][0]
     for kind, losses in (("none", (1.0, 3.0)), ("caption", (0.0, 0.0)), ("image", (1.0, 3.0))):
         encoder = model()
         sgd = torch.optim.SGD(encoder.parameters(), lr=0.1)
@@ -136,11 +137,8 @@ def test_a_loss_that_masks_false_negatives_is_told_the_ids() -> None:
 
 def test_ids_have_one_column_a_kind() -> None:
     one, two = batch(4), batch(4, seed=6)
-    both = ids_of(one, ("caption", "image"), pad_id=0)
-    assert both is not None
+    both = row_ids(one.views["text"], one.keys, ("caption", "image"), pad_id=0)
     assert both.shape == (4, 2)
     assert both.dtype == torch.int64
-    image = ids_of(two, ("image",), pad_id=0)
-    assert image is not None
+    image = row_ids(two.views["text"], two.keys, ("image",), pad_id=0)
     assert torch.equal(image[:, 0], both[:, 1]), "by the key, whatever the pixels"
-    assert ids_of(one, (), pad_id=0) is None

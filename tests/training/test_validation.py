@@ -15,6 +15,8 @@ from torch import nn
 
 from clipx.config import build, load
 from clipx.distributed.runtime import Runtime
+from clipx.losses.infonce import InfoNCE
+from clipx.losses.sigmoid import Sigmoid
 from clipx.training.config import Plan, TrainConfig
 from clipx.training.validation import check, check_plan, with_defaults
 from clipx.types import UserError
@@ -91,9 +93,9 @@ def test_a_sigmoid_run_starts_from_the_papers_temperature_and_bias(
     json: dict[str, Any], scale: float, bias: float
 ) -> None:
     """Where the model's JSON is silent (arXiv:2303.15343, 3.2)."""
-    found = with_defaults(json, sigmoid=True)
+    found = with_defaults(json, Sigmoid())
     assert (found["init_logit_scale"], found["init_logit_bias"]) == (scale, bias)
-    assert with_defaults(json, sigmoid=False) == json
+    assert with_defaults(json, InfoNCE()) == json
 
 
 ALONE = Runtime(SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1))

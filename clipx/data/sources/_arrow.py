@@ -1,4 +1,4 @@
-"""What tables of samples need of Arrow: types, texts that may be no UTF-8, digests."""
+"""Arrow types of text and images, and digests of row groups."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def faults() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for files that are damaged."""
+def errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for damaged files."""
     import pyarrow
 
     return (OSError, ValueError, MemoryError, pyarrow.ArrowException)
 
 
 def as_bytes(table: pyarrow.Table) -> pyarrow.Table:
-    """With bytes for texts, so that one row which is not UTF-8 costs that row."""
+    """Cast text columns to bytes, so that a row which is not UTF-8 costs that row only."""
     import pyarrow
 
     fields = [field.with_type(_bytes_type(field.type)) for field in table.schema]
@@ -34,8 +34,8 @@ def _bytes_type(kind: pyarrow.DataType) -> pyarrow.DataType:
     from pyarrow import types
 
     if types.is_struct(kind):
-        inner = [kind.field(n) for n in range(kind.num_fields)]
-        return pyarrow.struct([field.with_type(_bytes_type(field.type)) for field in inner])
+        fields = [kind.field(number) for number in range(kind.num_fields)]
+        return pyarrow.struct([field.with_type(_bytes_type(field.type)) for field in fields])
     if types.is_list(kind) or types.is_large_list(kind):
         item = kind.value_field.with_type(_bytes_type(kind.value_type))
         return pyarrow.list_(item) if types.is_list(kind) else pyarrow.large_list(item)
@@ -46,18 +46,6 @@ def _bytes_type(kind: pyarrow.DataType) -> pyarrow.DataType:
     if types.is_large_string(kind):
         return pyarrow.large_binary()
     return pyarrow.binary() if types.is_string(kind) else kind
-
-
-def decoded(value: Any) -> Any:
-    """Texts of bytes that are UTF-8, also in lists; other bytes as they are."""
-    if isinstance(value, list):
-        return [decoded(item) for item in value]
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value
 
 
 def is_text(kind: pyarrow.DataType) -> bool:
@@ -79,16 +67,33 @@ def is_image(kind: pyarrow.DataType) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
-def content_digest(file: Path, chunks: Sequence[Any]) -> str:
-    """SHA-1 over the first and last SIDE bytes of each column of a row group. Raises OSError."""
-    sha = hashlib.sha1()
+def group_digest(file: Path, chunks: Sequence[Any], *identity: object) -> str:
+    """`layout:content` of a row group: a digest of the sizes and extreme values of its columns, and
+    one of the first and last SIDE bytes of each. Raises OSError.
+
+    identity: further values that the layout covers
+    """
+    layout = hashlib.sha1(ascii(identity).encode())
+    content = hashlib.sha1()
     with file.open("rb") as opened:
         for chunk in chunks:
-            start = chunk.data_page_offset
+            sizes = (chunk.total_compressed_size, chunk.total_uncompressed_size)
+            extremes = _extremes(chunk.statistics)
+            layout.update(ascii((chunk.path_in_schema, sizes, extremes)).encode())
+            begin = chunk.data_page_offset
             if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-                start = min(start, chunk.dictionary_page_offset)
-            end = start + chunk.total_compressed_size
-            for place in (start, max(start, end - SIDE)):
+                begin = min(begin, chunk.dictionary_page_offset)
+            end = begin + chunk.total_compressed_size
+            for place in (begin, max(begin, end - SIDE)):
                 opened.seek(max(0, place))
-                sha.update(opened.read(min(SIDE, max(0, end - place))))
-    return sha.hexdigest()
+                content.update(opened.read(min(SIDE, max(0, end - place))))
+    return f"{layout.hexdigest()}:{content.hexdigest()}"
+
+
+def _extremes(statistics: Any) -> tuple[Any, Any] | None:
+    if statistics is None or not statistics.has_min_max:
+        return None
+    try:
+        return statistics.min, statistics.max
+    except UnicodeDecodeError:
+        return statistics.min_raw, statistics.max_raw

@@ -1,22 +1,22 @@
-"""What tells the contents of many files from others, without reading them at every start.
+"""Digests of the contents of many files, which are not read again at every start.
 
-A digest is of contents alone, so that a copy on another machine has the same. When files were
-changed last only decides whether their digest is computed anew.
+A digest covers contents alone, so that a copy on another machine has the same. Times of the last
+change only decide whether it is computed anew.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from clipx.data.files import read_ends
+from clipx.data.sample_files import read_ends
 from clipx.data.shards import in_threads
 from clipx.data.tar import SIDE
-from clipx.files import write_whole
+from clipx.files import cache_folder, digest_path, write_whole
 
 Entry = tuple[bytes, int, int]
 """path below the folder, bytes, time of the last change in ns"""
@@ -25,17 +25,33 @@ Entry = tuple[bytes, int, int]
 def content_digests(folder: Path, shards: Sequence[list[Entry]]) -> list[str]:
     """For each shard, the SHA-1 over the first and last SIDE bytes of its files, in order.
 
-    Those of a folder are kept in the user's cache directory.
+    They are stored in the user's cache directory, one file for each folder.
     """
-    store = _store(folder)
-    known = _recall(store)
-    found: dict[str, str] = {}
+    store = store_path(folder)
+    known = _load(store)
+    digests: dict[str, str] = {}
     for entries in shards:
         stamp = hashlib.sha1(repr(entries).encode()).hexdigest()
-        found[stamp] = known.get(stamp) or _digest(folder, entries)
-    if found != known:
-        _save(store, found)
-    return list(found.values())
+        digests[stamp] = known.get(stamp) or _digest(folder, entries)
+    if digests != known:
+        with suppress(OSError):  # a disk that is full or read-only costs the next start
+            store.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(store, json.dumps(digests))
+    return list(digests.values())
+
+
+def store_path(folder: Path) -> Path:
+    return cache_folder("contents") / f"{digest_path(folder)}.json"
+
+
+def _load(store: Path) -> dict[str, str]:
+    try:
+        known = json.loads(store.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}  # only a cache: a missing or damaged one is written anew
+    if not isinstance(known, dict) or not all(isinstance(v, str) for v in known.values()):
+        return {}
+    return known
 
 
 def _digest(folder: Path, entries: list[Entry]) -> str:
@@ -44,26 +60,3 @@ def _digest(folder: Path, entries: list[Entry]) -> str:
     for ends in in_threads(lambda entry: read_ends(root + entry[0], SIDE), entries):
         sha.update(b"%d\0" % len(ends) + ends)
     return sha.hexdigest()
-
-
-def _store(folder: Path) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha1(os.fsencode(folder.resolve())).hexdigest()
-    return root / "clipx" / "contents" / f"{name}.json"
-
-
-def _recall(store: Path) -> dict[str, str]:
-    try:
-        known = json.loads(store.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}  # only a cache: a missing or damaged one is made anew
-    if not isinstance(known, dict) or not all(isinstance(v, str) for v in known.values()):
-        return {}
-    return known
-
-
-def _save(store: Path, found: dict[str, str]) -> None:
-    """A disk that is full or read-only only costs the next start."""
-    with contextlib.suppress(OSError):
-        store.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(store, json.dumps(found))

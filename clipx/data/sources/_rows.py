@@ -1,4 +1,4 @@
-"""What the rows of a table are, whatever kind of file they come from."""
+"""The rows of a table, whatever kind of file they come from."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Rows(Protocol):
     def digest(self) -> str: ...
     def __len__(self) -> int: ...
     def path(self, row: int) -> str:
-        """Path of the image as the table has it; empty where it has none."""
+        """Path of the image as the table has it, or ""."""
         ...
 
     def image(self, row: int) -> bytes | None:
-        """The image, if the table holds it. Raises OSError."""
+        """The image, if the table holds it. Raises SampleError and OSError."""
         ...
 
     def text(self, row: int) -> dict[str, Any]:
@@ -39,11 +39,30 @@ class Rows(Protocol):
 
 
 def image_column(file: Path, columns: Collection[str], wanted: Sequence[str], hint: str) -> str:
-    """The first of the wanted columns that there is. Raises UserError."""
-    found = next((name for name in wanted if name in columns), None)
-    if found is None:
-        raise UserError(
-            f"table {file} has no image column {' or '.join(wanted)}; "
-            f"its columns are {', '.join(map(repr, columns))}{hint}; set image_column"
-        )
-    return found
+    """Choose the first of the wanted columns that exists. Raises UserError."""
+    for name in wanted:
+        if name in columns:
+            return name
+    raise UserError(
+        f"table {file} has no image column {' or '.join(wanted)}; "
+        f"its columns are {', '.join(map(repr, columns))}{hint}; set image_column"
+    )
+
+
+def check_names(file: Path, names: Sequence[str]) -> None:
+    """Raises UserError if two columns have the same name."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"table {file} has two columns {name!r}; rename one")
+
+
+def decode_text(value: Any) -> Any:
+    """Decode bytes that are UTF-8, also in lists; return other values as they are."""
+    if isinstance(value, list):
+        return [decode_text(item) for item in value]
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value

@@ -1,4 +1,4 @@
-"""Many short byte strings, compactly."""
+"""Many short byte strings in little memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Strings:
-    """A list of N byte strings in one blob and (N,) int64 ends: a few objects instead of N, so that
+    """A list of N byte strings as one blob and (N,) int64 ends: a few objects instead of N, so that
     it pickles fast and forked processes share its memory."""
 
     def __init__(self, items: Sequence[bytes]) -> None:

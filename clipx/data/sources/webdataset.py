@@ -1,7 +1,7 @@
-"""WebDataset tars, local or remote: what img2dataset writes and open_clip reads.
+"""WebDataset tars, local or remote, as img2dataset writes and open_clip reads them.
 
-Remote shards (any fsspec URL: s3, gs, https, hf) come through a bounded cache on the local disk,
-which all processes of a machine share. Pickled members are never opened.
+Remote shards (any fsspec URL: s3, gs, https, hf) are downloaded into a bounded cache on the local
+disk, which all processes of a machine share. Pickled members are never opened.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pydantic import Field
 
 from clipx.config import config
 from clipx.data import decode
-from clipx.data.catalog import TOLD, Catalog, open_catalog, remote_stamp
-from clipx.data.files import MAX_TEXT_BYTES, TOO_MUCH_TEXT, check_size
-from clipx.data.index import load_index, sidecars_of, stamp_of
+from clipx.data.catalog import DECLARED, Catalog, open_catalog, remote_stamp
 from clipx.data.remote import is_remote
 from clipx.data.sample import BadSample, Raw, SampleError
+from clipx.data.sample_files import MAX_TEXT_BYTES, TOO_MUCH_TEXT, check_size
 from clipx.data.shard_cache import ShardCache
-from clipx.data.shard_index import ShardIndex
 from clipx.data.shards import expand
+from clipx.data.tar_index import ShardIndex, load_index, sidecars_of
 from clipx.data.transfer.common import ShardFile
+from clipx.files import stamp_of
 from clipx.types import UserError
 
 TEXT = ("txt", "json", "cls")
 _REST_SECONDS = 60
-"""Before a remote shard is tried again that all attempts have failed to bring: a store that is down
+"""Time before a remote shard is tried again after all attempts have failed: a store that is down
 for minutes must not cost minutes for each sample."""
 
 
@@ -62,9 +62,10 @@ class Webdataset:
     fields = None
 
     def __init__(self, catalog: Catalog, cache: ShardCache) -> None:
-        self.catalog, self.cache = catalog, cache
+        self.catalog = catalog
+        self.cache = cache
         self.sizes = catalog.samples
-        self._failed: dict[int, tuple[float, str]] = {}
+        self._failed: dict[int, tuple[float, str]] = {}  # shard -> (time to try again, error)
 
     @property
     def digests(self) -> Sequence[str]:
@@ -84,38 +85,57 @@ class Webdataset:
     def key(self, shard: int, sample: int) -> str:
         index = self._open(shard).index
         if sample >= len(index):
-            counted = self.sizes[shard]
-            raise OSError(f"sizes.json counts {counted} samples, the tar has {len(index)}")
+            declared = self.sizes[shard]
+            raise OSError(f"sizes.json counts {declared} samples, the tar has {len(index)}")
         return index.key(sample)
 
     def read(self, shard: int, sample: int, *, max_image_bytes: int = decode.MAX_BYTES) -> Raw:
-        key, opened = self.key(shard, sample), self._open(shard)
+        key = self.key(shard, sample)
+        opened = self._open(shard)
         index = opened.index
         if index.duplicate[sample]:
             raise SampleError("key", "the shard has an earlier sample of this key")
         members = {name: (offset, size) for name, offset, size in index.members(sample)}
+
+        # The first extension in the order of EXTENSIONS, whatever their order in the tar.
         image = next((members[name] for name in decode.EXTENSIONS if name in members), None)
         if image is None:
-            looked = ", ".join(decode.EXTENSIONS)
-            raise SampleError("image", f"no image member; looked for {looked}")
-        check_size(image[1], max_image_bytes)
-        text = {name: _text(opened, name, *members[name]) for name in TEXT if name in members}
-        return Raw(key, opened.pread(*image), text, self._note(shard, sample, len(index)))
+            raise SampleError(
+                "image", f"no image member; looked for {', '.join(decode.EXTENSIONS)}"
+            )
+        offset, size = image
+        check_size(size, max_image_bytes)
 
-    def _note(self, shard: int, sample: int, there: int) -> str:
-        """A message, with the last sample that sizes.json counts, that the shard has more."""
-        counted = int(self.sizes[shard])
-        if sample != counted - 1 or there == counted:
+        text: dict[str, bytes] = {}
+        for name in TEXT:
+            if name in members:
+                text_offset, text_size = members[name]
+                if text_size > MAX_TEXT_BYTES:
+                    raise SampleError(
+                        "caption", f"the .{name} member has {text_size:,} bytes, {TOO_MUCH_TEXT}"
+                    )
+                text[name] = opened.pread(text_offset, text_size)
+        return Raw(key, opened.pread(offset, size), text, self._note(shard, sample, len(index)))
+
+    def _note(self, shard: int, sample: int, count: int) -> str:
+        """A message, with the last sample that sizes.json counts, if the shard has more."""
+        declared = int(self.sizes[shard])
+        if sample != declared - 1 or count == declared:
             return ""
         return (
-            f"sizes.json counts {counted} samples and the tar has {there}: the last "
-            f"{there - counted} are not used; correct sizes.json or remove it"
+            f"sizes.json counts {declared} samples and the tar has {count}: the last "
+            f"{count - declared} are not used; correct sizes.json or remove it"
         )
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        if self.is_remote:
-            files = [self.catalog.files[shard] for shard in shards if not self._rests(shard)]
-            self.cache.prefetch([file for file in files if is_remote(file.url)])
+        if not self.is_remote:
+            return
+        files = []
+        for shard in shards:
+            file = self.catalog.files[shard]
+            if is_remote(file.url) and not self._rests(shard):
+                files.append(file)
+        self.cache.prefetch(files)
 
     def _rests(self, shard: int) -> bool:
         until, _ = self._failed.get(shard, (0.0, ""))
@@ -129,20 +149,22 @@ class Webdataset:
             return _opened(file, self.catalog.digest(shard), self.cache)
         except OSError as error:
             if is_remote(file.url):
+                # The samples of this shard are replaced at once until it is tried again.
                 self._failed[shard] = (time.monotonic() + _REST_SECONDS, str(error))
             raise
 
 
 class OpenShard:
-    """An open file and its index, closed when nobody holds it: a thread may still be reading what
-    another has pushed out of the cache."""
+    """An open file and its index. It is closed with its last reference, since one thread may still
+    be reading a shard when another one displaces it from the table of open shards."""
 
     def __init__(self, descriptor: int, index: ShardIndex, url: str) -> None:
-        self._descriptor, self.index, self._url = descriptor, index, url
+        self.index = index
+        self._descriptor = descriptor
+        self._url = url
 
     def pread(self, offset: int, size: int) -> bytes:
-        """One positioned read. Raises OSError where the shard has become shorter than its index
-        says."""
+        """Read once at a position. Raises OSError if the shard is shorter than its index says."""
         data = os.pread(self._descriptor, size, offset)
         if len(data) < size:
             end = offset + len(data)
@@ -153,15 +175,8 @@ class OpenShard:
         os.close(self._descriptor)
 
 
-def _text(opened: OpenShard, name: str, offset: int, size: int) -> bytes:
-    """Raises SampleError and OSError."""
-    if size > MAX_TEXT_BYTES:
-        raise SampleError("caption", f"the .{name} member has {size:,} bytes, {TOO_MUCH_TEXT}")
-    return opened.pread(offset, size)
-
-
 def open_shard(path: Path) -> OpenShard:
-    """A local shard. Raises UserError where it is no tar, OSError where it cannot be read."""
+    """Open a local shard. Raises UserError if it is not a tar, OSError if it cannot be read."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         stamp = stamp_of(os.fstat(descriptor))
@@ -172,33 +187,33 @@ def open_shard(path: Path) -> OpenShard:
     return OpenShard(descriptor, index, str(path))
 
 
+def _open_remote(file: ShardFile, cache: ShardCache) -> OpenShard:
+    descriptor = cache.open(file)
+    try:
+        # By the descriptor, since another process may evict the file before its index is built.
+        path = cache.place(file)
+        has_index = sidecars_of(path)[0].exists()
+        index = load_index(path, stamp=remote_stamp(file), descriptor=descriptor)
+        if not has_index:
+            cache.trim()  # the new sidecar takes room in the cache too
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return OpenShard(descriptor, index, file.url)
+
+
 @lru_cache(maxsize=512)  # half of the usual limit of open files
 def _opened(file: ShardFile, digest: str, cache: ShardCache) -> OpenShard:
-    """Raises OSError, also where the shard is no longer what the run began with."""
+    """Raises OSError, also if the shard has changed since the run began."""
     try:
         opened = _open_remote(file, cache) if is_remote(file.url) else open_shard(Path(file.url))
     except UserError as error:
-        raise OSError(str(error)) from error
-    if opened.index.head.digest != digest and not digest.startswith(TOLD):
+        raise OSError(str(error)) from error  # one shard must not end the run
+    if opened.index.head.digest != digest and not digest.startswith(DECLARED):
         raise OSError(f"{file.url} has changed since it was indexed")
     return opened
 
 
 def close_shards() -> None:
-    """Close what reading has left open in this process; what is needed again is opened again."""
+    """Close the shards that this process has open; they are opened again when needed."""
     _opened.cache_clear()
-
-
-def _open_remote(file: ShardFile, cache: ShardCache) -> OpenShard:
-    descriptor = cache.open(file)
-    try:
-        # By the descriptor: others may push the file out of the cache before its index is made.
-        place = cache.place(file)
-        has_index = sidecars_of(place)[0].exists()
-        index = load_index(place, stamp=remote_stamp(file), descriptor=descriptor)
-        if not has_index:
-            cache.trim()
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return OpenShard(descriptor, index, file.url)

@@ -19,8 +19,10 @@ def is_pipe(url: str) -> bool:
 def stream(
     file: ShardFile, offset: int, stall_seconds: float
 ) -> Generator[tuple[int, bytes], None, None]:
-    """(place of the first byte, bytes), in order, from `offset` on; from 0 where the store cannot
-    begin in the middle. Raises OSError, also where the file is no longer what it was."""
+    """Yield (place of the first byte, bytes) in order, from `offset` on, or from 0 if the store
+    cannot start in the middle. Raises OSError, also if the file has changed since it was found."""
     if is_pipe(file.url):
         return pipe.stream(file.url.removeprefix("pipe:"), stall_seconds)
-    return (http if is_http(file.url) else store).stream(file, offset, stall_seconds)
+    if is_http(file.url):
+        return http.stream(file, offset, stall_seconds)
+    return store.stream(file, offset, stall_seconds)

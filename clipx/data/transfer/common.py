@@ -1,4 +1,8 @@
-"""What all ways to a remote file share: its description, patience, deadlines."""
+"""What all transfers share: the description of a file, attempts and deadlines.
+
+One loop of attempts serves HTTP, object stores and pipes, and continues where an answer broke off.
+urllib3's Retry ends at the headers of an answer, and knows none of the others.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MAX_WAIT_SECONDS = 300.0  # of what a store asks for; longer would look like a hang
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A file of a store, as it was when it was found.
+    """A file of a store, in the state in which it was found.
 
     url: as the user wrote it, after expansion
-    size: bytes; -1 where the store does not tell
-    stamp: changes when the file changes (ETag, else the time of modification), else ""
-    md5: hex MD5 of the content where the store gives one, else ""
+    size: bytes; -1 if the store does not give it
+    stamp: changes when the file does (ETag, else the time of modification), or ""
+    md5: hexadecimal MD5 of the content if the store gives one, or ""
     """
 
     url: str
@@ -31,8 +36,10 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Patience:
-    """attempts: per file, the first included; stall_seconds: without a byte, or without an answer;
-    backoff_seconds: before the second attempt, twice as long before each further one."""
+    """attempts: for one file, including the first
+    stall_seconds: deadline for the next byte or an answer
+    backoff_seconds: wait before the second attempt, doubled before each further one
+    """
 
     attempts: int = 5
     stall_seconds: float = 60.0
@@ -43,44 +50,36 @@ PATIENCE = Patience()
 
 
 class Refused(OSError):
-    """An answer that stays the same however often one asks."""
+    """An answer that another attempt would not change."""
 
 
 class Busy(OSError):
-    """A store that asks to be left alone for a while."""
+    """An answer with the time after which the store may be asked again."""
 
     def __init__(self, message: str, wait_seconds: float) -> None:
         super().__init__(message)
         self.wait_seconds = wait_seconds
 
 
-MOST_WAIT_SECONDS = 300.0  # of what a store asks for: longer looks like a hang
-_FINAL = (FileNotFoundError, PermissionError, Refused)
-
-
 def retry(attempt: Callable[[], T], patience: Patience, url: str) -> T:
-    """What the first attempt that succeeds returns. Raises OSError with the url and the cause:
-    FileNotFoundError, PermissionError and Refused at once."""
+    """Return the result of the first attempt that succeeds. Raises OSError with the url and the
+    cause; FileNotFoundError, PermissionError and Refused after the first attempt."""
+    assert patience.attempts > 0
     for number in range(1, patience.attempts + 1):
-        asked_seconds = 0.0
         try:
             return attempt()
         except OSError as error:
-            final = next((kind for kind in _FINAL if isinstance(error, kind)), None)
-            if final is not None:
-                raise final(f"{url}: {_text(error)}") from error
+            cause = str(error) or type(error).__name__
+            for kind in (FileNotFoundError, PermissionError, Refused):
+                if isinstance(error, kind):
+                    raise kind(f"{url}: {cause}") from error
             if number == patience.attempts:
-                raise OSError(f"{url}: {_text(error)} (attempt {number})") from error
-            if isinstance(error, Busy):
-                asked_seconds = min(error.wait_seconds, MOST_WAIT_SECONDS)
-        wait = patience.backoff_seconds * 2 ** (number - 1)
-        # Ranks must not return in step.
-        time.sleep(asked_seconds + min(wait, 30.0) * random.uniform(0.5, 1.5))
-    raise ValueError(f"{patience.attempts} attempts: at least one is needed")
-
-
-def _text(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+                raise OSError(f"{url}: {cause} (attempt {number})") from error
+            busy_seconds = error.wait_seconds if isinstance(error, Busy) else 0.0
+        backoff = min(patience.backoff_seconds * 2 ** (number - 1), 30.0)
+        jitter = random.uniform(0.5, 1.5)  # ranks that failed together must not return together
+        time.sleep(min(busy_seconds, MAX_WAIT_SECONDS) + backoff * jitter)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def check_stamp(file: ShardFile, now: ShardFile) -> None:
@@ -88,14 +87,15 @@ def check_stamp(file: ShardFile, now: ShardFile) -> None:
         raise OSError(f"has changed since the start: was {file.stamp}, is {now.stamp}")
 
 
-def within(seconds: float, call: Callable[..., T], *args: Any, **more: Any) -> T:
-    """What the call returns. Raises OSError, and TimeoutError where it has not come back: fsspec
-    has no deadline that holds for all stores, so a call that hangs stays behind in its thread."""
+def within(seconds: float, call: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Call with a deadline. Raises OSError for any error of the call, TimeoutError if it has not
+    returned in time."""
+    # fsspec has no deadline that holds for all stores, so a call that hangs is left in its thread.
     answer: queue.SimpleQueue[tuple[list[T], Exception | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            answer.put(([call(*args, **more)], None))
+            answer.put(([call(*args, **options)], None))
         except Exception as error:  # noqa: BLE001 raised by the caller
             answer.put(([], error))
 

@@ -1,4 +1,4 @@
-"""What a shell command writes to its standard output."""
+"""The standard output of a shell command."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import IO
 
 
 def stream(command: str, stall_seconds: float) -> Generator[tuple[int, bytes], None, None]:
+    """See `clipx.data.transfer.stream`. Raises OSError if the command fails."""
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
@@ -29,13 +30,13 @@ def stream(command: str, stall_seconds: float) -> Generator[tuple[int, bytes], N
                 yield place, chunk
                 place += len(chunk)
             code = process.wait(stall_seconds)
-        except subprocess.TimeoutExpired as error:
+        except subprocess.TimeoutExpired:
             raise TimeoutError(
-                f"closed its output, but runs on after {error.timeout:g} s"
+                f"closed its output, but runs on after {stall_seconds:g} s"
             ) from None
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with what bash has started
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that bash has started
         if code:
             log.seek(0)
             tail = log.read()[-500:].decode("utf-8", "replace").strip()

@@ -11,7 +11,7 @@ import pytest
 # A large block is freed and asked for again: the second time its pages are there.
 CODE = """
 import ctypes, resource
-from clipx.training.allocator import keep_freed_memory
+from clipx.distributed.runtime import keep_freed_memory
 
 {setting}
 libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""A shard's index is tarfile's own listing."""
+"""The index of a shard equals the listing of tarfile."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import png, write_shard, write_tar
 
-from clipx.data import index as index_module
-from clipx.data.index import load_head, load_index
-from clipx.data.shard_index import ShardIndex, build_index
+from clipx.data import tar_index as index_module
+from clipx.data.tar_index import ShardIndex, build_index, load_head, load_index
 from clipx.types import UserError
 
 
@@ -50,7 +49,7 @@ NAMES = {
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("names", NAMES)
-def test_index_is_tarfiles_own_listing(tmp_path: Path, format: str, names: str) -> None:
+def test_an_index_equals_the_listing_of_tarfile(tmp_path: Path, format: str, names: str) -> None:
     members = {
         name: None if name in ("a", "a/b") else bytes(700 * i)
         for i, name in enumerate(NAMES[names])
@@ -75,7 +74,7 @@ def test_index_is_tarfiles_own_listing(tmp_path: Path, format: str, names: str) 
     sizes=st.lists(st.integers(0, 1500), min_size=8, max_size=8),
     format=st.sampled_from(["gnu", "pax"]),
 )
-def test_index_of_any_names_is_tarfiles(
+def test_an_index_of_any_names_equals_the_listing_of_tarfile(
     tmp_path: Path, names: list[str], sizes: list[int], format: str
 ) -> None:
     members = {name: bytes(size) for name, size in zip(names, sizes, strict=False)}
@@ -123,7 +122,7 @@ def test_a_same_sized_rewrite_is_noticed_by_its_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut short"])
-def test_a_broken_sidecar_is_made_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_broken_sidecar_is_rebuilt(tmp_path: Path, content: bytes) -> None:
     path = write_shard(tmp_path / "0.tar", TWO)
     sidecar = tmp_path / "0.tar.clipx-index"
     sidecar.write_bytes(content)
@@ -131,7 +130,7 @@ def test_a_broken_sidecar_is_made_anew(tmp_path: Path, content: bytes) -> None:
     assert sidecar.read_bytes() != content
 
 
-def test_a_sidecar_cut_short_anywhere_is_made_anew(tmp_path: Path) -> None:
+def test_a_sidecar_truncated_anywhere_is_rebuilt(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "0.tar", TWO)
     whole = listing(load_index(path))
     sidecar = tmp_path / "0.tar.clipx-index"
@@ -142,14 +141,16 @@ def test_a_sidecar_cut_short_anywhere_is_made_anew(tmp_path: Path) -> None:
         assert sidecar.read_bytes() == content
 
 
-def test_a_head_is_that_of_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_is_read_from_the_first_line_of_the_sidecar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_shard(tmp_path / "0.tar", TWO)
     assert load_head(path) == load_index(path).head
     monkeypatch.setattr(index_module, "load_index", None)  # the first line of the sidecar is enough
     assert load_head(path).samples == 2
 
 
-def test_a_key_that_comes_again_is_a_duplicate(tmp_path: Path) -> None:
+def test_a_repeated_key_is_a_duplicate(tmp_path: Path) -> None:
     names = ["a.jpg", "a.txt", "a.jpg", "b.jpg", "a.png", "b.jpg", "c.jpg"]
     path = tmp_path / "0.tar"
     with tarfile.open(path, "w") as tar:
@@ -165,14 +166,12 @@ def test_sidecars_go_to_the_cache_where_the_folder_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_shard(tmp_path / "data" / "0.tar", TWO)
-    (
-        tmp_path / "data" / "0.tar.clipx-index"
-    ).mkdir()  # root may write anywhere, but not over a folder
+    (tmp_path / "data" / "0.tar.clipx-index").mkdir()  # even root cannot write over a folder
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert load_index(path).keys == ["1", "2"]
     assert len(list((tmp_path / "cache/clipx/index").glob("*.clipx-index"))) == 1
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["0.tar", "0.tar.clipx-index"]
-    monkeypatch.setattr(index_module, "build_index", None)  # the second time needs no walk
+    monkeypatch.setattr(index_module, "build_index", None)  # the second time reads the sidecar
     assert load_index(path).keys == ["1", "2"]
 
 
@@ -198,7 +197,7 @@ def test_a_truncated_tar_keeps_its_whole_samples(tmp_path: Path, format: str, cu
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>" * 100, b"x", png(1)])
-def test_what_is_no_tar_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_tar_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "0.tar"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"0\.tar is not a tar file or is cut"):
@@ -211,7 +210,7 @@ def test_an_empty_tar_has_no_samples(tmp_path: Path) -> None:
     assert not index.head.truncated
 
 
-# --- beside other tools, and in a cache that others clear ---
+# --- beside other tools, and in a cache that other processes clear ---
 
 
 def test_an_index_of_another_tool_stays_as_it_is(tmp_path: Path) -> None:
@@ -225,7 +224,7 @@ def test_an_index_of_another_tool_stays_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "0.tar.clipx-index").exists()
 
 
-def test_a_sidecar_that_is_evicted_while_it_is_read_is_no_fault(
+def test_a_sidecar_may_be_evicted_while_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process clears the shared cache between the first line and the arrays."""

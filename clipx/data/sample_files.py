@@ -1,4 +1,4 @@
-"""Reading a sample's files whole: regular files of a bounded size, and nothing else."""
+"""Read the files of a sample whole: regular files of a bounded size, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from clipx.data.decode import TooLarge
 from clipx.data.sample import SampleError
 from clipx.types import UserError
 
-MAX_TEXT_BYTES = 16 << 20
-"""Of a text file, which is one caption or a JSON object with captions."""
+MAX_TEXT_BYTES = 16 << 20  # of a text file, which is one caption or a JSON object with captions
 TOO_MUCH_TEXT = f"more than the {MAX_TEXT_BYTES:,} that are read for a caption"
+AnyPath = str | bytes | os.PathLike[str]
 
 
 def local_path(text: str) -> str:
-    """The path of a `file://` URL, any other text as it is. Raises UserError for another host's."""
+    """Convert a `file://` URL to a path; return any other text as it is. Raises UserError for a URL
+    of another host."""
     if not text.lower().startswith("file://"):
         return text
     host, slash, rest = text[len("file://") :].partition("/")
@@ -34,20 +35,20 @@ def check_size(size: int, max_image_bytes: int) -> None:
         raise TooLarge(f"{size} bytes", "max_image_bytes", max_image_bytes)
 
 
-def read_image_file(path: str | bytes | os.PathLike[str], max_image_bytes: int) -> bytes:
-    """Raises TooLarge where the file is larger, OSError where it is no regular file."""
+def read_image_file(path: AnyPath, max_image_bytes: int) -> bytes:
+    """Raises TooLarge where the file is larger, OSError where it is not a regular file."""
     descriptor, size = _open(path)
     try:
         check_size(size, max_image_bytes)
         data = _read(descriptor, size, max_image_bytes + 1)
     finally:
         os.close(descriptor)
-    check_size(len(data), max_image_bytes)  # it may have grown, or be of a kind without a size
+    check_size(len(data), max_image_bytes)  # some file systems report a size of 0
     return data
 
 
-def read_text_file(path: str | bytes | os.PathLike[str]) -> bytes:
-    """Raises SampleError where the file is too large, OSError where it is no regular file."""
+def read_text_file(path: AnyPath) -> bytes:
+    """Raises SampleError where the file is too large, OSError where it is not a regular file."""
     descriptor, size = _open(path)
     try:
         data = b"" if size > MAX_TEXT_BYTES else _read(descriptor, size, MAX_TEXT_BYTES + 1)
@@ -60,24 +61,26 @@ def read_text_file(path: str | bytes | os.PathLike[str]) -> bytes:
 
 
 def read_ends(path: bytes, side: int) -> bytes:
-    """The first and the last `side` bytes of a file; nothing of one that cannot be read."""
+    """Read the first and the last `side` bytes of a file. Empty for one that cannot be read."""
     try:
         descriptor, size = _open(path)
     except OSError:
-        return b""  # reading the sample tells why
+        return b""  # reading the sample raises the reason
     try:
-        head = os.pread(descriptor, side, 0)
-        tail_at = max(side, size - side)
-        return head + (os.pread(descriptor, side, tail_at) if tail_at < size else b"")
+        ends = os.pread(descriptor, side, 0)
+        tail = max(side, size - side)
+        if tail < size:
+            ends += os.pread(descriptor, side, tail)
+        return ends
     except OSError:
         return b""
     finally:
         os.close(descriptor)
 
 
-def _open(path: str | bytes | os.PathLike[str]) -> tuple[int, int]:
-    """(descriptor, size). Raises OSError."""
-    # Without O_NONBLOCK, opening a named pipe would wait for a writer for ever.
+def _open(path: AnyPath) -> tuple[int, int]:
+    """Returns (descriptor, size). Raises OSError."""
+    # Without O_NONBLOCK, opening a named pipe would wait for a writer forever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -87,7 +90,7 @@ def _open(path: str | bytes | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _read(descriptor: int, size: int, limit: int) -> bytes:
-    """All bytes, or the first `limit` of them. size: how many the file says it has"""
+    """Read all bytes, at most `limit`. size: as the file system reports it"""
     parts = []
     while limit > 0:
         part = os.read(descriptor, min(size + 1, limit, 1 << 24))

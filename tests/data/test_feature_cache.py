@@ -1,4 +1,4 @@
-"""Cached features are what the trunks make of the samples that `Batches` would load."""
+"""Cached features equal the output of the trunks for the samples that `Batches` would load."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from clipx.data import feature_build, feature_cache
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Used
 from clipx.data.feature_build import build_images, build_texts
-from clipx.data.feature_cache import FeatureCache, Trunks
-from clipx.data.features import FeatureBatches, augmentation_faults
+from clipx.data.feature_cache import FeatureBatches, FeatureCache, Trunks, augmentation_faults
 from clipx.data.loader import Loaded
 from clipx.data.preprocessing import center
 from clipx.training.cached_features import silent
@@ -30,12 +29,12 @@ PLAIN: dict[str, Any] = {"crop_scale": (1, 1), "crop_ratio": (1, 1), "workers": 
 
 
 def image_trunk(pixels: Tensor) -> Tensor:
-    """Something that tells pictures apart."""
+    """Different for different pictures."""
     return pixels.float().mean(-1).flatten(1) / 255
 
 
 def text_trunk(ids: Tensor) -> Tensor:
-    """Something that tells captions apart, whatever their padding."""
+    """Different for different captions, whatever their padding."""
     return torch.stack([(ids % 97 + 1).float().log().mul(ids != 0).sum(1), (ids != 0).sum(1)], 1)
 
 
@@ -68,7 +67,7 @@ def one(source: FeatureBatches, k: int) -> Loaded:
 
 @pytest.fixture
 def spoiled(tmp_path: Path) -> Path:
-    """Three shards, of which the second has a sample without a caption and one that is no image."""
+    """Three shards. The second has a sample without a caption, and one that is not an image."""
     samples = {f"k{n:02d}": pair(n) for n in range(13)}
     samples["k06"] = {"png": samples["k06"]["png"]}
     samples["k07"] = {"jpg": b"\xff\xd8\xff no picture", "txt": "a picture"}
@@ -78,9 +77,7 @@ def spoiled(tmp_path: Path) -> Path:
     return tmp_path / "corpus"
 
 
-def test_features_are_those_of_the_batches_that_would_be_loaded(
-    spoiled: Path, tmp_path: Path
-) -> None:
+def test_features_equal_those_of_the_loaded_batches(spoiled: Path, tmp_path: Path) -> None:
     """Order, captions, replacements of bad samples, fingerprints: through three epochs."""
     pixels = batches(spoiled, **PLAIN)
     features = feature_batches(cache(spoiled, tmp_path / "features"))
@@ -89,9 +86,11 @@ def test_features_are_those_of_the_batches_that_would_be_loaded(
         loaded, expected = one(features, k), batch(pixels, k)
         plain = ("keys", "positions", "state", "fingerprint", "bad")
         assert all(getattr(loaded, name) == getattr(expected, name) for name in plain)
-        half = {"atol": 1e-6, "rtol": 2**-11}  # what float16 keeps
-        torch.testing.assert_close(loaded.image, image_trunk(expected.image), **half)
-        torch.testing.assert_close(loaded.text, text_trunk(expected.text), **half)
+        half = {"atol": 1e-6, "rtol": 2**-11}  # the precision of float16
+        torch.testing.assert_close(
+            loaded.views["image"], image_trunk(expected.views["image"]), **half
+        )
+        torch.testing.assert_close(loaded.views["text"], text_trunk(expected.views["text"]), **half)
 
 
 def test_ranks_share_the_work_and_the_batch(
@@ -103,9 +102,20 @@ def test_ranks_share_the_work_and_the_batch(
     shared = cache(corpus, tmp_path / "three", ranks=2)
     for rank in range(2):
         part = one(feature_batches(shared, rank, 2), 2)
-        torch.testing.assert_close(part.image, whole.image[rank::2])
-        torch.testing.assert_close(part.text, whole.text[rank::2])
+        torch.testing.assert_close(part.views["image"], whole.views["image"][rank::2])
+        torch.testing.assert_close(part.views["text"], whole.views["text"][rank::2])
         assert part.keys == whole.keys[rank::2]
+
+
+def test_a_shard_without_samples_has_no_features(corpus: Path, tmp_path: Path) -> None:
+    write_shard(corpus / "00001b.tar", {})
+    features = feature_batches(cache(corpus, tmp_path))
+    expected = batches(corpus, **PLAIN)
+    for k in range(3):
+        loaded = one(features, k)
+        assert loaded.keys == batch(expected, k).keys
+        pixels = image_trunk(batch(expected, k).views["image"])
+        torch.testing.assert_close(loaded.views["image"], pixels, atol=1e-6, rtol=2**-11)
 
 
 def test_other_contents_of_the_same_sizes_have_other_features(tmp_path: Path) -> None:
@@ -128,7 +138,7 @@ def test_equal_captions_are_encoded_once(tmp_path: Path) -> None:
     assert texts.ids.tolist() == [0, 0, 0, 1]
 
 
-def test_a_stopped_build_goes_on_with_what_is_missing(
+def test_a_stopped_build_continues_with_the_missing_files(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = cache(corpus, tmp_path)
@@ -140,8 +150,8 @@ def test_a_stopped_build_goes_on_with_what_is_missing(
     again = cache(corpus, tmp_path)
     assert again.complete
     assert all((again.folder / name).stat().st_mtime_ns == t for name, t in times.items())
-    feature_cache._mapped.cache_clear()
-    torch.testing.assert_close(one(feature_batches(again), 0).image, before.image)
+    feature_cache._open_array.cache_clear()
+    torch.testing.assert_close(one(feature_batches(again), 0).views["image"], before.views["image"])
 
 
 def stop_after(count: int) -> Any:
@@ -160,10 +170,10 @@ def stop_after(count: int) -> Any:
     return progress
 
 
-def test_a_build_that_is_stopped_inside_a_shard_goes_on_there(
+def test_a_build_stopped_inside_a_shard_continues_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every picture and text that was in a finished part is computed once."""
+    """Pictures and texts of a finished part are computed once."""
     write_shard(tmp_path / "corpus/0.tar", {f"k{n:02d}": pair(n) for n in range(40)})
     whole = one(feature_batches(cache(tmp_path / "corpus", tmp_path / "whole")), 1)
     for name in ("SAMPLES_PER_PART", "TEXTS_PER_PART"):
@@ -180,8 +190,8 @@ def test_a_build_that_is_stopped_inside_a_shard_goes_on_there(
 
         return run
 
-    told = [counted("image", image_trunk), counted("text", text_trunk)]
-    kept = Trunks(*told, FIT, 12, TOKENIZER, TOKENS, None, "a")
+    trunk_functions = [counted("image", image_trunk), counted("text", text_trunk)]
+    kept = Trunks(*trunk_functions, FIT, 12, TOKENIZER, TOKENS, None, "a")
     made = FeatureCache(tmp_path / "stopped", config.open(seed=0), kept, config)
     for build, kind in ((build_images, "image"), (build_texts, "text")):
         for _ in range(2):  # each stop comes after two more parts, in the middle of the next
@@ -194,8 +204,8 @@ def test_a_build_that_is_stopped_inside_a_shard_goes_on_there(
     made.finish()
     assert not list(made.folder.glob("*part*"))
     again = one(feature_batches(made), 1)
-    assert torch.equal(again.image, whole.image)
-    assert torch.equal(again.text, whole.text)
+    assert torch.equal(again.views["image"], whole.views["image"])
+    assert torch.equal(again.views["text"], whole.views["text"])
 
 
 def test_other_trunks_or_another_corpus_get_features_of_their_own(
@@ -209,7 +219,7 @@ def test_other_trunks_or_another_corpus_get_features_of_their_own(
     assert len(folders) == 3
 
 
-def test_a_sample_that_was_bad_when_the_features_were_made_and_is_good_now_is_told(
+def test_a_sample_that_has_become_good_is_refused(
     spoiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = feature_batches(cache(spoiled, tmp_path / "features"))

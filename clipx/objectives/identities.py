@@ -1,0 +1,57 @@
+"""What a row is, whichever rank computes it: random draws and ids as functions of the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipx.data.loader import key_hash
+from clipx.data.order import hash_of, mix, uniforms
+
+_DRAWS_KEY = 0xD4A3  # separates these draws from those of the augmentation
+
+
+def position_draws(seed: int, positions: Sequence[int], count: int) -> Tensor:
+    """(B, count) float32 in [0, 1), a function of (seed, position)."""
+    key = int(hash_of(seed, _DRAWS_KEY)[0])
+    draws = uniforms(key, np.asarray(positions)[:, None], count).astype(np.float32)
+    largest = np.float32(1 - 2**-24)  # rounding to float32 may give 1
+    return torch.from_numpy(np.minimum(draws, largest))
+
+
+def row_ids(text: Tensor, keys: Sequence[str], kinds: Sequence[str], *, pad_id: int) -> Tensor:
+    """(B, K) int64, one column for each of `kinds` (caption, image). Rows with the same caption, or
+    the same picture, have equal numbers.
+
+    Pictures are told apart by sample key: keys that a corpus uses for several pictures, such as a
+    number that starts anew in every shard, would hide true negatives.
+    """
+    columns = []
+    for kind in kinds:
+        if kind == "caption":
+            columns.append(caption_ids(text, pad_id=pad_id))
+        else:
+            columns.append(np.array([key_hash(key) for key in keys], dtype=np.int64))
+    return torch.from_numpy(np.stack(columns, axis=1))
+
+
+def caption_ids(text: Tensor, *, pad_id: int) -> np.ndarray:
+    """(B,) int64 hash of each caption. Padding does not change it, for ranks pad to the longest of
+    their own rows.
+
+    text: (B, T) token ids, or (B, width) float features of a locked tower
+    """
+    if text.is_floating_point():
+        values = text.float().contiguous().view(torch.int32).numpy().astype(np.uint64)
+        is_real = np.ones(values.shape, dtype=bool)
+    else:
+        values = text.numpy().astype(np.uint64)
+        is_real = text.numpy() != pad_id
+    place = mix(np.arange(values.shape[1]))
+    with np.errstate(over="ignore"):
+        # A sum does not depend on how many padding tokens follow.
+        hashes = np.where(is_real, mix(values ^ place), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+    return hashes.view(np.int64)

@@ -1,0 +1,96 @@
+"""Image-text pairs: CLIP (arXiv:2103.00020), SigLIP (arXiv:2303.15343), and any other loss of
+`clipx.losses`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from clipx.models.dual_encoder import DualEncoder
+from clipx.objectives.identities import position_draws, row_ids
+from clipx.objectives.objective import Features, Objective, Views
+from clipx.objectives.queue import PairQueue
+from clipx.types import Batch, Loss, LossOutput, Pool
+
+
+class ImageText(Objective):
+    """Each image against the captions of the global batch, and the other way round.
+
+    Views: image (B, 3, H, W) uint8, text (B, T) int64 (or features of locked towers in their
+    place), draws (B, num_draws) where the image tower needs random numbers, ids (B, K) where the
+    loss masks by them. Features: image and text (B, D) of unit norm, ids.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        loss: Loss,
+        *,
+        normalize: Callable[[Tensor], Tensor],
+        seed: int = 0,
+        pad_id: int = 0,
+        queue: int = 0,
+    ) -> None:
+        """
+        normalize: images of a batch on the device -> the model's input
+        seed: of a sample's draws (patch dropout); pad_id: the token that pads captions
+        queue: pairs of earlier steps that serve as further negatives
+        """
+        super().__init__(encoder)
+        self.pair_loss = loss
+        self.queue = PairQueue(queue) if queue else None
+        self._normalize = normalize
+        self._seed, self._pad_id = seed, pad_id
+
+    def prepare(self, batch: Batch) -> Views:
+        views = dict(batch.views)
+        if num_draws := self.encoder.num_draws:
+            views["draws"] = position_draws(self._seed, batch.positions, num_draws)
+        if kinds := self.pair_loss.id_kinds:
+            views["ids"] = row_ids(batch.views["text"], batch.keys, kinds, pad_id=self._pad_id)
+        return views
+
+    def embed(self, views: Views) -> Features:
+        image = self._normalize(views["image"])
+        features = {
+            "image": self.encoder.encode_image(image, views.get("draws")),
+            "text": self.encoder.encode_text(views["text"]),
+        }
+        if "ids" in views:
+            features["ids"] = views["ids"]
+        return features
+
+    def loss(self, features: Features, pool: Pool) -> LossOutput:
+        image, text, ids = features["image"], features["text"], features.get("ids")
+        scale, bias = self.encoder.logit_scale, self.encoder.logit_bias
+        negatives = self.queue.negatives(ids, image.device) if self.queue else None
+        out = self.pair_loss(
+            image,
+            text,
+            logit_scale=scale,
+            logit_bias=bias,
+            pool=pool,
+            ids=ids,
+            negatives=negatives,
+        )
+        if self.queue is not None and torch.is_grad_enabled():
+            self.queue.push(image, text, ids, pool)
+        # A loss may use no temperature or no bias, and their gradients are waited for.
+        unused = 0 * scale if bias is None else 0 * (scale + bias)
+        return LossOutput(out.loss + unused, out.metrics)
+
+    def shards(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        return self.encoder.blocks(), [self.encoder.visual, self.encoder.text]
+
+    def after_update(self) -> dict[str, Tensor]:
+        """Clamp the temperature. `clamped` is 1 where that changed it."""
+        before = self.encoder.logit_scale.detach().clone()
+        self.encoder.clamp_logit_scale()
+        after = self.encoder.logit_scale.detach()
+        return {"scale": after.exp(), "clamped": (after != before).float()}
+
+    def after_skip(self) -> dict[str, Tensor]:
+        scale = self.encoder.logit_scale.detach()
+        return {"scale": scale.exp(), "clamped": torch.zeros_like(scale)}

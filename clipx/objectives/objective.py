@@ -1,0 +1,72 @@
+"""What training optimizes: rows to features, features to a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from clipx.types import Batch, LossOutput, Pool
+
+Views = dict[str, Tensor]
+"""Row-wise tensors by name, (B, ...) each: what a batch has of each sample."""
+Features = dict[str, Tensor]
+"""Row-wise tensors by name, (B, ...) each: what the loss compares, float32, and ids."""
+
+
+class Objective(nn.Module, ABC):
+    """A model together with the loss that trains it.
+
+    The cut between `embed` and `loss` is all that training needs to know. `embed` needs no other
+    row, so a batch can be embedded in micro-batches (GradCache) and under DDP or FSDP2; `loss`
+    needs all rows of all ranks, and is called once for each step.
+
+    encoder: the model whose weights a checkpoint holds as model.safetensors. Whatever else a
+    subclass keeps from step to step belongs into its `state_dict`, and is saved and resumed.
+    """
+
+    encoder: Any
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def prepare(self, batch: Batch) -> Views:
+        """The views that `embed` takes, on the CPU. They may depend on samples, their positions and
+        the run's seed, not on ranks or on the step."""
+        return batch.views
+
+    @abstractmethod
+    def embed(self, views: Views) -> Features:
+        """Features of some rows, each computed from its row alone."""
+
+    @abstractmethod
+    def loss(self, features: Features, pool: Pool) -> LossOutput:
+        """The mean over this rank's rows, contrasted with those of all ranks. Every trained
+        parameter must take part in `embed` or here, for data-parallel training waits for its
+        gradient."""
+
+    @abstractmethod
+    def shards(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """(blocks, roots) for FSDP2: modules to shard one by one, and the modules around them that
+        `embed` calls. Parameters outside of all roots stay whole on every rank."""
+
+    def after_update(self) -> dict[str, Tensor]:
+        """Called after each optimizer step. Returns detached scalars for the log."""
+        return {}
+
+    def after_skip(self) -> dict[str, Tensor]:
+        """Called instead where a step was skipped. Returns the same scalars."""
+        return {}
+
+    def forward(self, views: Views) -> Features:
+        return self.embed(views)
+
+    def own_state(self) -> dict[str, Any]:
+        """`state_dict` without the encoder."""
+        state = self.state_dict()
+        return {name: value for name, value in state.items() if not name.startswith("encoder.")}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.load_state_dict(state, strict=False)

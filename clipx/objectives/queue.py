@@ -1,0 +1,65 @@
+"""Rows of earlier steps as further negatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipx.types import Negatives, Pool
+
+
+class PairQueue(nn.Module):
+    """The newest `size` pairs of features of earlier steps, over all ranks, without gradient
+    (arXiv:1912.06798; arXiv:1911.05722 without its second encoder).
+
+    All ranks hold the same rows in the order in which one process would have met them, so that any
+    of them can write the checkpoint.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self._rows: dict[str, Tensor] = {}
+
+    def negatives(self, ids: Tensor | None, device: torch.device) -> Negatives | None:
+        """Rows to use beside a batch with these ids; None where there are none, or where they were
+        stored without these kinds of ids, so that it is unknown which of them are negatives."""
+        if not self._rows:
+            return None
+        # A state that was loaded is on the CPU.
+        self._rows = {name: rows.to(device) for name, rows in self._rows.items()}
+        past_ids = self._rows.get("ids")
+        if ids is None:
+            return Negatives(self._rows["image"], self._rows["text"])
+        if past_ids is None or past_ids.shape[1] != ids.shape[1]:
+            return None
+        return Negatives(self._rows["image"], self._rows["text"], past_ids)
+
+    def push(self, image: Tensor, text: Tensor, ids: Tensor | None, pool: Pool) -> None:
+        """Add this rank's rows. All ranks take part.
+
+        A batch with rows that are not finite is left out: it would spoil many steps to come.
+        """
+        new = {"image": pool.gather(image), "text": pool.gather(text)}
+        if ids is not None:
+            new["ids"] = pool.gather(ids)
+        if not (new["image"].isfinite().all() & new["text"].isfinite().all()):
+            return
+        if not self._fits(new):
+            # The run was resumed with other kinds of ids than it had: the queue starts anew.
+            self._rows = {name: rows[:0] for name, rows in new.items()}
+        for name, rows in new.items():
+            self._rows[name] = torch.cat([self._rows[name], rows])[-self.size :]
+
+    def _fits(self, new: dict[str, Tensor]) -> bool:
+        if self._rows.keys() != new.keys():
+            return False
+        return all(rows.shape[1:] == self._rows[name].shape[1:] for name, rows in new.items())
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        return dict(self._rows)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._rows = {name: rows[-self.size :] for name, rows in state.items()}

@@ -1,0 +1,189 @@
+"""What a run writes while it trains: log files, messages and progress for a person, and speed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from clipx.data.sample import BadSample
+from clipx.progress import ProgressBar
+from clipx.trackers.jsonl import JsonLines, keep_until, read_lines, step_of
+from clipx.trackers.tensorboard import TensorBoard
+from clipx.types import Tracker
+
+T = TypeVar("T")
+
+
+class LogFiles:
+    """The log files of a run folder, written by rank 0."""
+
+    def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
+        """Removes lines after `step`, since a resumed run takes these steps again."""
+        for name in ("metrics", "results", "quarantine", "nonfinite"):
+            keep_until(folder / f"{name}.jsonl", step)
+        results = folder / "results.jsonl"
+        evaluated = [step_of(record) for record in read_lines(results)]
+        self.evaluated_steps = {step for step in evaluated if step is not None}
+        self._metrics = JsonLines(folder / "metrics.jsonl")
+        self._results = JsonLines(results)
+        self._quarantine = JsonLines(folder / "quarantine.jsonl")
+        self._tensorboard: Tracker | None = None
+        if tensorboard:
+            self._tensorboard = TensorBoard(folder / "tensorboard", purge_step=step)
+
+    def log(self, record: dict[str, Any], bad: list[BadSample]) -> None:
+        """One line of metrics, and one for each bad sample since the last call."""
+        self._metrics.log(record)
+        if self._tensorboard is not None:
+            self._tensorboard.log(record)
+        for sample in bad:
+            self._quarantine.log({"step": record["step"], **sample.record()})
+
+    def log_results(self, record: dict[str, Any]) -> None:
+        self._results.log(record)
+        self.evaluated_steps.add(record["step"])
+        if self._tensorboard is not None:
+            self._tensorboard.log(record)
+
+    @property
+    def fault(self) -> str | None:
+        """Why lines could not be written yet; None if all are written."""
+        files = (self._metrics, self._results, self._quarantine)
+        return next((file.fault for file in files if file.fault), None)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        for file in (self._metrics, self._results, self._quarantine):
+            file.close()
+
+
+def append_bad_samples(folder: Path, step: int, bad: list[BadSample]) -> None:
+    """Write the bad samples of a rank that ends before the next log step."""
+    file = JsonLines(folder / "quarantine.jsonl")
+    for sample in bad:
+        file.log({"step": step, **sample.record()})
+    file.close()
+
+
+class Reporter:
+    """Messages and progress on stderr, so that stdout is free for results: a progress bar on a
+    terminal, else a line for each log step. Silent on all ranks but the first."""
+
+    def __init__(self, *, total_steps: int, first_step: int, show: bool) -> None:
+        self._console = Console(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
+        self._total = total_steps
+        self._first = first_step
+        self._start = time.perf_counter()
+        self._bar: ProgressBar | None = None
+        if show and self._console.is_terminal:
+            self._bar = ProgressBar(
+                "training", total_steps, done=first_step, console=self._console
+            ).__enter__()
+
+    def say(self, text: str) -> None:
+        # Writing to a terminal that was closed raises OSError. The SIGHUP that follows stops the
+        # run with a checkpoint, which must not be lost to a message.
+        with contextlib.suppress(OSError):
+            self._console.print(text, markup=False)
+
+    def step(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(step)
+
+    def log(self, record: dict[str, Any]) -> None:
+        step = record["step"]
+        text = _log_line(record)
+        if self._bar is not None:
+            self._bar.update(step, text)
+            return
+        seconds_per_step = (time.perf_counter() - self._start) / (step - self._first)
+        left = _clock(seconds_per_step * (self._total - step))
+        self.say(f"step {step}/{self._total}  {text}  {left} left")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.__exit__()
+
+
+def _log_line(record: dict[str, Any]) -> str:
+    parts = [f"loss {record['train/loss']:.4f}"]
+    # Not every objective has a temperature, nor every loss an accuracy.
+    if "train/scale" in record:
+        parts.append(f"scale {record['train/scale']:.2f}{_counts(record)}")
+    if "train/image_to_text_accuracy" in record:
+        parts.append(f"accuracy {record['train/image_to_text_accuracy']:.0%}")
+    parts += [
+        f"gradient {record['train/grad_norm']:.3g}",
+        f"lr {record['train/lr']:.2g}",
+        f"{record['train/samples_per_second']:.0f} samples/s",
+        f"data wait {record['data_wait_fraction']:.0%}",
+        f"{record['memory_gib']:.1f} GiB",
+    ]
+    return "  ".join(parts)
+
+
+def _counts(record: dict[str, Any]) -> str:
+    """Counts of unusual steps; empty if there are none."""
+    counts = {
+        "clamped": record["train/clamped_steps"],
+        "skipped": record["skipped_steps"],
+        "overflowed": record["overflowed_steps"],
+    }
+    shown = [f"{count} {name}" for name, count in counts.items() if count]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class Throughput:
+    """Samples per second and the share of time spent waiting for data, since the last `read`. Time
+    in checkpoints and evaluations is not counted, by `pause`."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start = time.perf_counter()
+        self._wait_seconds = 0.0
+        self._paused_seconds = 0.0
+        self._num_samples = 0
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same items. The time until each arrives counts as waiting for data."""
+        iterator = iter(batches)
+        while True:
+            wait_start = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._wait_seconds += time.perf_counter() - wait_start
+            yield item
+
+    def add(self, num_samples: int) -> None:
+        self._num_samples += num_samples
+
+    def pause(self, seconds: float) -> None:
+        self._paused_seconds += seconds
+
+    def read(self) -> dict[str, float]:
+        """train/samples_per_second of all samples added, data_wait_fraction in [0, 1]. Starts a new
+        interval."""
+        seconds = max(1e-9, time.perf_counter() - self._start - self._paused_seconds)
+        record = {
+            "train/samples_per_second": self._num_samples / seconds,
+            "data_wait_fraction": min(1.0, self._wait_seconds / seconds),
+        }
+        self._reset()
+        return record
