@@ -60,7 +60,7 @@ def _install(packages: list[str], prefix: Path) -> None:
     command = [*npm_command(), "install", *options, "--prefix", str(prefix), *packages]
     names = ", ".join(packages)
     note(f"installing {names} with npm into {prefix}")
-    prefix.mkdir(parents=True, exist_ok=True)  # else npm would install into a parent folder
+    prefix.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
         last_lines = "\n".join(done.stderr.strip().splitlines()[-15:])
