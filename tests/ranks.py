@@ -155,6 +155,15 @@ def start(
     return Ranks(processes, log)
 
 
+def _enter(variables: dict[str, str]) -> None:
+    """Make this fork like a process of its own: with these variables of the environment, and
+    Python's own way to start a loader's workers, which multiprocessing set to this one's."""
+    os.environ.clear()
+    os.environ.update(variables)
+    multiprocessing.set_start_method(None, force=True)
+    torch.set_num_threads(1)
+
+
 def _run_command(
     arguments: list[str],
     log: Path,
@@ -164,8 +173,7 @@ def _run_command(
 ) -> None:
     from clipx import cli
 
-    os.environ.clear()
-    os.environ.update(variables)
+    _enter(variables)
     os.chdir(ROOT)
     streams = (Path(os.devnull), log.with_name(log.name + ".stdout"), log)
     for number, file in enumerate(streams):
@@ -234,8 +242,7 @@ def _run_rank(
     answers: Any,
 ) -> None:
     faulthandler.enable()  # a crash in a library's native code leaves a traceback
-    os.environ.update(variables)
-    torch.set_num_threads(1)
+    _enter(variables)
     try:
         runtime = start_runtime(device, timeout_minutes=1)
         value = function(runtime)
@@ -285,8 +292,7 @@ class RankGroup:
 
 
 def _serve(rank: int, world_size: int, variables: dict[str, str], pipe: Connection) -> None:
-    os.environ.update(variables)
-    torch.set_num_threads(1)
+    _enter(variables)
     runtime = start_runtime("cpu", timeout_minutes=1)
     if not dist.is_initialized():  # one process needs no group, but pools can be tried in one
         dist.init_process_group("gloo", rank=rank, world_size=world_size)
