@@ -17,8 +17,6 @@ from clipx.models import text_transformer as own_text
 from clipx.models import vit as own_vision
 from clipx.models.initial import Initial, pretrained
 from clipx.models.model_json import (
-    PLAIN_TEXT,
-    PLAIN_VISION,
     covers,
     read_model_json,
     without_pretrained_towers,
@@ -204,13 +202,13 @@ def build_towers(cfg: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     visual: nn.Module
     text: nn.Module
     # open_clip is imported where it is needed: it takes seconds.
-    if covers(own_vision.FIELDS, PLAIN_VISION, vision_cfg) and _is_vit(vision_cfg):
+    if covers(own_vision.FIELDS, own_vision.NEUTRAL, vision_cfg) and _is_vit(vision_cfg):
         visual = own_vision.VisionTransformer(embed_dim, vision_cfg, quick_gelu=quick_gelu)
     else:
         from clipx.models.open_clip_towers import image_tower
 
         visual = image_tower(cfg)
-    if covers(own_text.FIELDS, PLAIN_TEXT, text_cfg):
+    if covers(own_text.FIELDS, own_text.NEUTRAL, text_cfg):
         text = own_text.TextTransformer(embed_dim, text_cfg, quick_gelu=quick_gelu)
     else:
         from clipx.models.open_clip_towers import text_tower

@@ -88,22 +88,6 @@ def context_length(cfg: dict[str, Any]) -> int:
     return cfg["text_cfg"].get("context_length", 77)
 
 
-# Settings of open_clip's native towers that change nothing with these values: whether a JSON spells
-# them out or not, it describes the towers of CLIP's paper.
-PLAIN_VISION: dict[str, Any] = {
-    "patch_dropout": 0,
-    "pool_type": "tok",
-    "no_ln_pre": False,
-    "attentional_pool": False,
-    "final_ln_after_pool": False,
-}
-PLAIN_TEXT: dict[str, Any] = {
-    "no_causal_mask": False,
-    "pool_type": "argmax",
-    "embed_cls": False,
-    "proj_type": "linear",
-    "proj_bias": False,
-}
 NOT_OF_A_TOWER = {"output_tokens", "pad_id", "eos_id", "hf_tokenizer_name", "tokenizer_kwargs"}
 
 

@@ -11,8 +11,8 @@ from tiny_runs import MODEL
 from torch import Tensor
 
 from clipx.models.dual_encoder import DualEncoder
-from clipx.models.packing import group_by_length
-from clipx.models.text_transformer import PADDING, end_of
+from clipx.models.packing import PADDING, group_by_length
+from clipx.models.text_transformer import end_of
 from clipx.models.transformer import Transformer
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.precision import build_precision, compute_dtype

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from same_gradients import assert_same_with_gradients
 from torch import Tensor, nn
 
-from clipx.models.kernels import fused_attention, packed_attention
+from clipx.models.attention import fused_attention, packed_attention
 from clipx.models.packing import Groups, Packing
 from clipx.models.text_transformer import TextTransformer
 from clipx.models.transformer import Block, Transformer
