@@ -88,7 +88,7 @@ def test_a_wrong_command_exits_with_2(
         ("duration=soon", "duration: 'soon' is not a duration; write for example '2000 steps'"),
         ("data.shards=nowhere/*.tar", "no shard matches 'nowhere/*.tar'"),
         ("data.shards=nowhere.tar", "shard nowhere.tar does not exist"),
-        ("model.name=nowhere.json", "model.name nowhere.json does not exist"),
+        ("model.name=nowhere.json", "model file nowhere.json does not exist"),
         ("model.name=ViT-B-33", "did you mean ViT-B-32"),
         ("loss=infonc", "did you mean 'infonce'?"),
         ("run_dir={file}/run", "cannot be written: "),

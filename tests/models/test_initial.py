@@ -413,7 +413,7 @@ def test_a_tag_that_cannot_be_had_is_told(tmp_path: Path, published: Path) -> No
     with pytest.raises(UserError, match=r"no weights for 'm\.json'; set model\.initial\.model"):
         model_config("m.json").build_initial()
     with pytest.raises(
-        UserError, match=r"quick_gelu True.*False: take model.name ViT-S-32-quickgelu"
+        UserError, match=r"quick_gelu True.*False: use model.name ViT-S-32-quickgelu,"
     ):
         model_config("ViT-S-32", model="ViT-S-32-quickgelu").read()
 
