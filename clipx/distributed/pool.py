@@ -1,8 +1,8 @@
-"""Where a loss finds its candidates. Losses know arithmetic; pools know ranks.
+"""Pools: the candidates of a loss, from this rank or from all. Losses know arithmetic; pools know
+ranks.
 
 With B rows on each of R ranks, all pools but the local one show the same R * B candidates and give
-the same losses. They differ in what travels and in what a rank holds: docs/distributed.md has the
-formulas.
+the same losses. They differ in communication and memory: docs/distributed.md has the formulas.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PoolConfig:
     kind: Literal["auto", "local", "gathered", "chunked", "ring"] = "auto"
     """local: this rank's own. The others: those of all ranks; gathered holds all at once, chunked
     `chunk` rows of each rank at a time, ring those of one rank at a time. auto: gathered, or
-    local where there is one rank."""
+    local with a single rank."""
     chunk: int = Field(default=64, ge=1)
     """Rows of each rank that a chunked pool gathers at a time."""
     queue: int = Field(default=0, ge=0)
@@ -174,7 +174,8 @@ class _Ring:
         `compute` works on these. Results follow their rows one step behind: the first other rank
         starts them, each adds its own, and the last one's right neighbor is the owner.
         """
-        size, last = len(self.rows[0]), dist.get_world_size() - 1
+        size = len(self.rows[0])
+        last = dist.get_world_size() - 1
         rows = (*self.rows, *extra)
         own_results: tuple[Tensor, ...] = ()
         arriving: Callable[[], tuple[Tensor, ...]] | None = None
