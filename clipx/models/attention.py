@@ -33,6 +33,7 @@ class Attention(nn.Module):
         if packing is None:
             mixed = attention(qkv, heads=self.heads, causal=self.causal)
         else:
+            # Rows that sequences share are copied to each only here; all other layers see them once.
             qkv = packing.to_places(qkv)
             mixed = packed_attention(qkv, packing.groups, heads=self.heads, causal=self.causal)
             mixed = packing.to_rows(mixed)
@@ -58,6 +59,8 @@ class Attention(nn.Module):
         all tokens, which softmax ignores; the mean of values W_v x + b_v is W_v mean(x) + b_v.
         """
         batch, _, width = x.shape
+        # The two products with x cost 2 x heads x width a token, where its key and value would cost
+        # 2 x width x width.
         weight = self.in_proj_weight
         q_bias, _, v_bias = self.in_proj_bias.view(3, width)
         w_k, w_v = weight[width:].view(2, self.heads, -1, width)
@@ -110,7 +113,7 @@ class _PackedAttention(torch.autograd.Function):
             by_head = _split_heads(sequences, 3, heads)
             q, k, v = by_head
             mask = q.new_zeros(q.shape[1], q.shape[1])
-            if causal:
+            if causal:  # baddbmm adds -inf to the scores of later tokens
                 mask.fill_(-torch.inf).triu_(1)
             scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=_scale(q))
             weights = scores.softmax(-1, dtype=_at_least_float32(q)).to(q.dtype)
@@ -130,7 +133,7 @@ class _PackedAttention(torch.autograd.Function):
         grads_out = split_groups(grad_qkv, ctx.groups)
         saved = iter(ctx.saved_tensors)
         for grad_in, grad_out in zip(grads_in, grads_out, strict=True):
-            by_head = next(saved)
+            by_head = next(saved)  # in the order of `forward`
             weights = next(saved)
             q, k, v = by_head
             grad_by_head = torch.empty_like(by_head)

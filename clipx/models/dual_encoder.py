@@ -66,7 +66,7 @@ class DualEncoder(nn.Module):
     def __init__(
         self, cfg: dict[str, Any], towers: tuple[nn.Module, nn.Module] | None = None
     ) -> None:
-        """towers: (visual, text) to use instead of those that `cfg` describes"""
+        """towers: (visual, text) to use instead of building them from `cfg`"""
         super().__init__()
         self.visual, self.text = towers or (build_image_tower(cfg), build_text_tower(cfg))
         visual: Any = self.visual
@@ -129,8 +129,8 @@ class DualEncoder(nn.Module):
         """Stop training the parameters under these prefixes, and keep their modules in evaluation
         mode, so that batch norm keeps its statistics. Raises UserError.
 
-        unlocked_groups: number of groups of layers, counted from the output, of those that the
-        prefixes lock in a tower, to train all the same
+        unlocked_groups: number of locked groups of layers in a tower, counted from the output, to
+        train all the same
         """
         locked: set[str] = set()
         for prefix in prefixes:
@@ -148,7 +148,7 @@ class DualEncoder(nn.Module):
         for name in locked:
             self.get_parameter(name).requires_grad_(False)
         self._locked += prefixes
-        self.train(self.training)
+        self.train(self.training)  # puts locked modules into evaluation mode
 
     def _last_groups(self, tower: Tower, count: int, locked: set[str]) -> set[str]:
         """The locked parameters in the last `count` groups of a tower. Raises UserError."""
@@ -166,6 +166,7 @@ class DualEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> DualEncoder:
         super().train(mode)
+        # The trainer calls this for the whole model; locked parts must not follow.
         modules = dict(self.named_modules())
         for prefix in self._locked:
             if prefix in modules:  # else it is the name of a parameter

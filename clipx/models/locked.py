@@ -42,6 +42,7 @@ def split_locked(model: DualEncoder, cfg: dict[str, Any]) -> Split:
             f"cache_features needs both trunks locked, but {num_trained} of their parameters are "
             "trained; set model.locked: [visual.trunk, text.transformer]"
         )
+    # The heads share the model's parameters, so training them trains the model.
     heads = DualEncoder(cfg, (image_head, text_head))
     heads.logit_scale = model.logit_scale
     heads.logit_bias = model.logit_bias

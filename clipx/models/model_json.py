@@ -87,6 +87,7 @@ def _checked(name: str, content: dict[str, Any]) -> dict[str, Any]:
     faults = find_faults(cfg)
     if faults:
         raise UserError("\n  ".join([f"model.name {name} does not describe a model:", *faults]))
+    # One number, present in all: the loader and the towers read it.
     cfg["vision_cfg"] = {**cfg["vision_cfg"], "image_size": image_size(cfg)}
     return cfg
 

@@ -55,6 +55,7 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
+        # The variances of two branches a block add up, so each is divided by their number.
         branch_std = (2 * width * len(self.transformer.resblocks)) ** -0.5
         for block in self.transformer.resblocks:
             assert isinstance(block, Block)
@@ -67,6 +68,7 @@ class TextTransformer(nn.Module):
         self.transformer.set_grad_checkpointing(enable)
 
     def forward(self, text: Tensor) -> Tensor:
+        # As rows without padding and without repeated prefixes where that is quicker.
         captions = pack_captions(text, end_of(text))
         x = self.token_embedding(captions.ids)
         x = x + F.embedding(captions.positions, self.positional_embedding)

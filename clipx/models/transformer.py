@@ -47,18 +47,18 @@ class Block(nn.Module):
         self,
         width: int,
         heads: int,
-        mlp_width: int,
         *,
-        causal: bool,
-        quick_gelu: bool,
-        layer_scale: float | None,
+        mlp_ratio: float = 4.0,
+        causal: bool = False,
+        quick_gelu: bool = False,
+        layer_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads, causal=causal)
         self.ls_1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, mlp_width, quick_gelu=quick_gelu)
+        self.mlp = MLP(width, int(width * mlp_ratio), quick_gelu=quick_gelu)
         self.ls_2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
     def forward(
@@ -85,31 +85,12 @@ def take_token(x: Tensor, token: Tensor, packing: Packing | None) -> Tensor:
 
 
 class Transformer(nn.Module):
-    def __init__(
-        self,
-        width: int,
-        layers: int,
-        heads: int,
-        *,
-        mlp_ratio: float = 4.0,
-        causal: bool = False,
-        quick_gelu: bool = False,
-        layer_scale: float | None = None,
-    ) -> None:
+    def __init__(self, width: int, layers: int, heads: int, **settings: Any) -> None:
+        """settings: the optional ones of `Block`"""
         super().__init__()
         assert layers > 0
         self.grad_checkpointing = False
-        self.resblocks = nn.ModuleList()
-        for _ in range(layers):
-            block = Block(
-                width,
-                heads,
-                int(width * mlp_ratio),
-                causal=causal,
-                quick_gelu=quick_gelu,
-                layer_scale=layer_scale,
-            )
-            self.resblocks.append(block)
+        self.resblocks = nn.ModuleList(Block(width, heads, **settings) for _ in range(layers))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only the input of each block for backward, which computes its forward again
@@ -123,7 +104,7 @@ class Transformer(nn.Module):
         last block computes its queries, output projection and MLP for that token only: the same
         numbers for a seventh less work in a tower of six blocks.
         """
-        if packing is None:
+        if packing is None:  # images; the text tower packs its captions itself
             x, packing = pack_images(x)
         for block in self.resblocks[:-1]:
             x = self._run(block, x, None, packing)
@@ -131,5 +112,6 @@ class Transformer(nn.Module):
 
     def _run(self, block: nn.Module, *args: Any) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
+            # Not the reentrant kind, which needs an input with a gradient and disturbs DDP.
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)

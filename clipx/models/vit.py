@@ -46,7 +46,7 @@ class VisionTransformer(nn.Module):
         num_patches = (self.image_size // self.patch_size) ** 2
         self.num_kept = max(1, int(num_patches * (1 - cfg.get("patch_dropout", 0.0))))
         self.num_draws = num_patches if self.num_kept < num_patches else 0
-        scale = width**-0.5
+        scale = width**-0.5  # OpenAI's initialization
         self.conv1 = nn.Conv2d(3, width, self.patch_size, stride=self.patch_size, bias=False)
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(num_patches + 1, width))
@@ -74,6 +74,7 @@ class VisionTransformer(nn.Module):
         if self.training and self.num_draws > 0:
             if draws is None:
                 draws = torch.rand(x.shape[:2], device=x.device)
+            # After the positions are added, so that kept patches have their own.
             x = keep_patches(x, draws, self.num_kept)
         class_token = self.class_embedding.to(x.dtype) + position[0]
         x = self.ln_pre(torch.cat([class_token.expand(len(x), 1, -1), x], dim=1))

@@ -29,7 +29,7 @@ def stirred(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 def block(*, causal: bool, quick_gelu: bool = False, layer_scale: float | None = None) -> Block:
     torch.manual_seed(0)
-    made = Block(32, 4, 48, causal=causal, quick_gelu=quick_gelu, layer_scale=layer_scale)
+    made = Block(32, 4, mlp_ratio=1.5, causal=causal, quick_gelu=quick_gelu, layer_scale=layer_scale)
     stirred(made)
     return made
 
