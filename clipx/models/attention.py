@@ -33,7 +33,7 @@ class Attention(nn.Module):
         if packing is None:
             mixed = attention(qkv, heads=self.heads, causal=self.causal)
         else:
-            # Rows that sequences share are copied to each only here; all other layers see them once.
+            # Only here is a row that sequences share copied to each of them.
             qkv = packing.to_places(qkv)
             mixed = packed_attention(qkv, packing.groups, heads=self.heads, causal=self.causal)
             mixed = packing.to_rows(mixed)

@@ -84,10 +84,10 @@ def test_embeddings_on_the_device_equal_those_of_the_cpu() -> None:
     with torch.no_grad():
         expected = model.encode_image(image), model.encode_text(text)
         model = model.to(CUDA)
-        found = model.encode_image(image.to(CUDA)), model.encode_text(text.to(CUDA))
-    for mine, theirs in zip(found, expected, strict=True):
+        actual = model.encode_image(image.to(CUDA)), model.encode_text(text.to(CUDA))
+    for value, reference in zip(actual, expected, strict=True):
         # unit rows; float32 sums in another order (TF32 is off by default for matmuls)
-        torch.testing.assert_close(mine.cpu(), theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(value.cpu(), reference, rtol=0, atol=1e-5)
 
 
 def test_packed_captions_on_the_device_equal_those_of_the_cpu_with_gradients() -> None:

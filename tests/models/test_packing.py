@@ -83,9 +83,9 @@ def test_rows_that_are_taken_get_the_sum_of_their_gradients(index: list[int]) ->
     """A row that is not taken gets zero."""
     rows = torch.tensor(index)
     x = torch.randn(10, 8, dtype=torch.float64, requires_grad=True)
-    found, expected = RowIndex.of(rows, 10).take(x), x[rows]
-    assert torch.equal(found, expected)
-    assert_same_with_gradients(found, expected, [x], 3e-14)
+    actual, expected = RowIndex.of(rows, 10).take(x), x[rows]
+    assert torch.equal(actual, expected)
+    assert_same_with_gradients(actual, expected, [x], 3e-14)
 
 
 def test_a_row_that_all_captions_take_loses_no_gradient_in_bfloat16() -> None:

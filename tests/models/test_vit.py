@@ -29,8 +29,8 @@ def images(count: int = 3) -> Tensor:
 def test_as_many_patches_are_kept_as_in_open_clip(probability: float) -> None:
     from open_clip.transformer import PatchDropout
 
-    theirs = PatchDropout(probability, exclude_first_token=False)
-    expected = theirs(torch.zeros(2, 16, 5)).shape[1]
+    reference = PatchDropout(probability, exclude_first_token=False)
+    expected = reference(torch.zeros(2, 16, 5)).shape[1]
     made = tower(patch_dropout=probability)
     assert made.num_kept == expected
     assert made.num_draws == (16 if probability > 0 else 0)
