@@ -157,5 +157,5 @@ def verdict(rank: int, before: list[Beat], after: list[Beat]) -> str:
 
 def _describe(ranks: list[int], beats: list[Beat]) -> str:
     shown = ", ".join(f"rank {r} on {beats[r].host}" for r in ranks[:4])
-    more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
-    return f"{shown}{more} {'has' if len(ranks) == 1 else 'have'}"
+    rest = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
+    return f"{shown}{rest} {'has' if len(ranks) == 1 else 'have'}"
