@@ -17,17 +17,17 @@ from torch.distributions import Beta, Geometric
 from torch.nn import functional as F
 
 from clipx import metrics
-from clipx.compare import difference
-from clipx.evaluators._classes import LabeledSet
-from clipx.evaluators._sets import Images
 from clipx.evaluators.dedup import dedup_result
 from clipx.evaluators.embedding_health import health
 from clipx.evaluators.fairness import slice_result
+from clipx.evaluators.labeled_set import LabeledSet
 from clipx.evaluators.prompt_sensitivity import sensitivity_result
 from clipx.evaluators.retrieval import pair_ranks, retrieval_result
 from clipx.evaluators.robustness import robustness_result
+from clipx.evaluators.test_sets import Images
 from clipx.evaluators.zero_shot import classification_result, per_class
 from clipx.metrics import embedding
+from clipx.results import difference
 from clipx.types import Result, Setting
 
 
@@ -213,7 +213,7 @@ def duplicates(draws: int, name: str, groups: int, size: int, alone: int) -> Sce
         # Groups differ by how much their copies were changed.
         change = 0.3 + 0.5 * torch.rand(groups + alone, 1)
         rows = center[group] + change[group] * torch.randn(len(group), 12)
-        return dedup_result(F.normalize(rows, dim=-1), group, 0.9)
+        return dedup_result(F.normalize(rows, dim=-1), group, 0.9, keys(len(group)))
 
     names = ["duplicate_share", "dedup-auroc", "dedup-nearest_recall"]
     return Scenario(name, draw, mean_of_draws(draw, names, draws))

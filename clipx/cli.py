@@ -234,14 +234,14 @@ def _eval(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from clipx.compare import as_records, compare, print_comparison
+    from clipx import eval_verb, results
 
-    found = compare(arguments.first, arguments.second)
+    differences = results.compare(arguments.first, arguments.second)
     if arguments.json:
-        for record in as_records(found):
-            print(strict_json.dumps(record))
+        for difference in differences:
+            print(strict_json.dumps(vars(difference)))
     else:
-        print_comparison(found)
+        eval_verb.print_comparison(differences)
 
 
 def _report(arguments: argparse.Namespace) -> None:

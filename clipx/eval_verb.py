@@ -1,12 +1,11 @@
-"""`clipx eval`: the numbers of a trained model, a table for people, and a picture of what it
-sees."""
+"""`clipx eval` and `clipx compare`: tables for people, and a picture of a model's guesses."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,16 @@ from clipx.config import Data, build, component, config, merge, parse_override, 
 from clipx.distributed.runtime import Runtime, start
 from clipx.embed import Encoder
 from clipx.evaluators import zero_shot
-from clipx.evaluators._classes import classifier
+from clipx.evaluators.classifier import classifier
+from clipx.results import Difference
 from clipx.training.config import TrainConfig
 from clipx.training.evaluation import evaluate_each, evaluator_for, faults_of
 from clipx.training.precision import PrecisionKind, build_precision
 from clipx.types import Result, Setting, UserError
 from clipx.viz.contact_sheet import Guess, contact_sheet
+
+WIDTH = 140  # of tables in a log file, which has no terminal to fit
+RATES = ("top", "R@", "mAP", "recall", "ece", "accuracy", "share", "gap", "worst", "slice")
 
 
 @config
@@ -36,8 +39,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """results: the same on all ranks; evaluators: those with a result; faults: why others have
-    none"""
+    """results: the same on all ranks; evaluators: those with a result; faults: errors of others"""
 
     encoder: Encoder
     evaluators: Mapping[str, Any]
@@ -65,24 +67,20 @@ def run(
     if picture and not any(isinstance(e, zero_shot.Config) for e in evaluators.values()):
         raise UserError("no classification set among the test sets, so there is nothing to draw")
     runtime = start("auto")
-    device = runtime.device
-    dtype = build_precision(precision, device).dtype  # which also sets TF32
+    dtype = build_precision(precision, runtime.device).dtype  # sets TF32 too
+    # Report all sets that cannot be read before minutes of embedding; a single one fails by itself.
     faults = faults_of(evaluators) if runtime.is_main and len(evaluators) > 1 else []
     runtime.agree("\n".join(faults) or None)
     encoder = runtime.main_first(
-        lambda: embed.load(model, device=device, dtype=dtype, averaged=averaged)
+        lambda: embed.load(model, device=runtime.device, dtype=dtype, averaged=averaged)
     )
-    setting = Setting(
-        ranks=runtime,
-        cache=classifier_folder(),
-        progress=show_progress if runtime.is_main and sys.stderr.isatty() else _silent,
-        device=device,
-    )
+    setting = Setting(ranks=runtime, cache=classifier_folder(), device=runtime.device)
+    if runtime.is_main and sys.stderr.isatty():
+        setting = replace(setting, progress=show_progress)
     results, faults = evaluate_each(encoder, evaluators, setting)
     if faults and not results:
         raise UserError("\n".join(faults))
-    done = {name: evaluators[name] for name in results}
-    return Evaluation(encoder, done, results, faults, runtime)
+    return Evaluation(encoder, {n: evaluators[n] for n in results}, results, faults, runtime)
 
 
 def classifier_folder() -> Path:
@@ -94,21 +92,19 @@ def show_progress(done: int, total: int) -> None:
     print(f"\rimages {done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr)
 
 
-def _silent(done: int, total: int) -> None:
-    pass
-
-
 def chosen_evaluators(
     model: str, sets: Sequence[Path], suite: Path | None, overrides: Sequence[str]
 ) -> Mapping[str, Any]:
-    """The given test sets and suite, else those of the run's config. Raises UserError.
+    """The given test sets and suite, else the evaluators of the run's config. Raises UserError.
 
     overrides: `evaluators.NAME.key=value` changes an evaluator of the suite or the run;
-    `key=value` is a setting of every test set in `sets`
+        `key=value` is a setting of all test sets in `sets`
     """
-    parsed = [parse_override(text) for text in overrides]
-    for_evaluators = [data for data in parsed if "evaluators" in data]
-    for_sets = [data for data in parsed if "evaluators" not in data]
+    for_evaluators = []
+    for_sets = []
+    for text in overrides:
+        data = parse_override(text)
+        (for_evaluators if "evaluators" in data else for_sets).append(data)
     if for_sets and not sets:
         raise UserError(
             f"{next(iter(for_sets[0]))}= is a setting of test sets that are named by --set; "
@@ -119,14 +115,14 @@ def chosen_evaluators(
             "evaluators.NAME.KEY=VALUE changes an evaluator of a suite or a run; "
             "a setting of the test sets of --set is KEY=VALUE"
         )
-    chosen: dict[str, Any] = {
-        name: evaluator_for(folder, for_sets) for name, folder in named_sets(sets).items()
-    }
+    chosen: dict[str, Any] = {}
+    for name, folder in named_sets(sets).items():
+        chosen[name] = evaluator_for(folder, for_sets)
     if suite is not None:
         of_suite = build(Suite, _layers(suite, for_evaluators), where=str(suite)).evaluators
-        if twice := set(chosen) & set(of_suite):
+        if repeated := set(chosen) & set(of_suite):
             raise UserError(
-                f"--set and --suite both have a test set named {', '.join(sorted(twice))}; "
+                f"--set and --suite both have a test set named {', '.join(sorted(repeated))}; "
                 "leave one out"
             )
         chosen |= of_suite
@@ -134,8 +130,8 @@ def chosen_evaluators(
 
 
 def named_sets(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name -> folder: the last part of the path, or as many as tell the sets apart. Raises
-    UserError where a folder is given twice."""
+    """Name -> folder. The name is the last part of the path, or as many parts as tell the sets
+    apart. Raises UserError for a folder that is given twice."""
     resolved = [folder.resolve() for folder in folders]
     for folder in resolved:
         if resolved.count(folder) > 1:
@@ -147,7 +143,7 @@ def named_sets(folders: Sequence[Path]) -> dict[str, Path]:
     names = {}
     for folder in resolved:
         num_parts = 1
-        while sum(name(other, num_parts) == name(folder, num_parts) for other in resolved) > 1:
+        while [name(other, num_parts) for other in resolved].count(name(folder, num_parts)) > 1:
             num_parts += 1
         names[name(folder, num_parts)] = folder
     return names
@@ -161,6 +157,7 @@ def _layers(path: Path, changes: Sequence[Data]) -> Data:
 
 
 def _evaluators_of_run(model: str, changes: Sequence[Data]) -> Mapping[str, Any]:
+    """model: a run, or a checkpoint in its folder"""
     path = Path(model)
     folder = next((p for p in (path, path.parent.parent) if (p / "config.yaml").exists()), None)
     if folder is None:
@@ -177,30 +174,49 @@ def _evaluators_of_run(model: str, changes: Sequence[Data]) -> Mapping[str, Any]
 
 def print_table(title: str, results: Mapping[str, Result]) -> None:
     """One row for each metric of each set, with its 95 % interval."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)  # a log file does not wrap
     table = Table("set", "samples", "metric", "value", "95 % interval", title=title)
+    alarms = []
     for name, result in results.items():
-        first = (name, f"{int(result.metrics['num_samples']):,}")
+        first_cells = (name, f"{int(result.metrics['num_samples']):,}")
         for metric, value in result.metrics.items():
             if metric.startswith("num_"):
                 continue
-            interval = result.intervals.get(metric)
-            shown = " to ".join(_cell(metric, v) for v in interval) if interval else ""
-            table.add_row(*first, metric, _cell(metric, value), shown)
-            first = ("", "")
+            interval = ""
+            if metric in result.intervals:
+                low, high = result.intervals[metric]
+                interval = f"{_cell(metric, low)} to {_cell(metric, high)}"
+            table.add_row(*first_cells, metric, _cell(metric, value), interval)
+            first_cells = ("", "")
         table.add_section()
+        alarms += [f"{name}: {alarm}" for alarm in result.alarms]
+    console = _console()
     console.print(table)
-    for name, result in results.items():
-        for alarm in result.alarms:
-            console.print(f"{name}: {alarm}", markup=False)
+    for alarm in alarms:
+        console.print(alarm, markup=False)
+
+
+def print_comparison(differences: Sequence[Difference]) -> None:
+    table = Table("set", "metric", "samples", "A", "B", "B - A (95 %)", "p", "verdict")
+    for one in differences:
+        verdict = "not distinguishable"
+        if one.distinguishable:
+            verdict = "B is higher" if one.second > one.first else "A is higher"
+        change = f"{one.second - one.first:+.2%}"
+        if one.low is not None and one.high is not None:
+            change += f" ({one.low:+.2%} to {one.high:+.2%})"
+        values = (f"{one.first:.2%}", f"{one.second:.2%}", change, f"{one.p:.2g}")
+        table.add_row(one.set, one.metric, f"{one.num_samples:,}", *values, verdict)
+    _console().print(table)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def _cell(metric: str, value: float) -> str:
     """Rates in percent."""
-    rates = ("top", "R@", "mAP", "recall", "ece", "accuracy", "share", "gap", "worst", "slice")
-    return f"{value:.2%}" if any(word in metric for word in rates) else f"{value:.4g}"
+    return f"{value:.2%}" if any(word in metric for word in RATES) else f"{value:.4g}"
 
 
 def write_picture(
@@ -208,25 +224,24 @@ def write_picture(
 ) -> None:
     """Some images of each classification set with the model's three best guesses, as one PNG."""
     guesses: list[Guess] = []
-    for name, chosen in evaluators.items():
-        if isinstance(chosen, zero_shot.Config):
-            guesses += guess(chosen.build(), encoder, name, per_set)
+    for name, evaluator in evaluators.items():
+        if isinstance(evaluator, zero_shot.Config):
+            guesses += guess(evaluator.build(), encoder, name, per_set)
     out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(guesses, columns=per_set // 2).save(out)
 
 
 def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str, count: int) -> list[Guess]:
-    """Evenly spaced images of a set: not chosen by how well they do."""
+    """Guesses for evenly spaced images of a set, not chosen by how well the model does on them."""
     labeled = evaluator.set
     weights = classifier(encoder, labeled.names, evaluator.templates)
-    out = []
+    guesses = []
     for number in range(0, len(labeled), max(1, len(labeled) // count))[:count]:
         image = labeled.images.shown(number)
-        probability = (encoder.logit_scale * encoder.encode_image(image) @ weights.T).softmax(-1)[0]
-        best = probability.topk(min(3, len(labeled.names)))
-        rows = [
-            (labeled.names[int(i)], float(p))
-            for p, i in zip(best.values, best.indices, strict=True)
-        ]
-        out.append(Guess(image, labeled.names[int(labeled.label[number])], rows, name))
-    return out
+        logits = encoder.logit_scale * encoder.encode_image(image)[0] @ weights.T
+        probability = logits.softmax(-1)
+        best = probability.argsort(descending=True)[:3].tolist()
+        classes = [(labeled.names[number], float(probability[number])) for number in best]
+        truth = labeled.names[int(labeled.label[number])]
+        guesses.append(Guess(image, truth, classes, name))
+    return guesses

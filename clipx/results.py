@@ -1,34 +1,43 @@
-"""What an evaluation leaves in a folder, for people, for other programs, and for `clipx compare`.
+"""Write, read and compare the results of evaluators, in a folder.
 
 results.jsonl          one line per set and metric, with its 95 % interval
 clip_benchmark/        one JSON per set, as CLIP_benchmark writes them
 samples/<set>.npz      one value a sample: `keys`, and an array for each metric that is a mean, with
-                       `weights/<metric>` beside it where it is a weighted mean
+                       `weights/<metric>` beside it if the mean is weighted
 tables/<set>.json      per-class recall, confusions and the like
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from clipx import strict_json
+from clipx import metrics, strict_json
+from clipx.files import write_whole
 from clipx.types import Result, UserError
 
 WEIGHTS = "weights/"
-_KS = (1, 5, 10)
-# Our metric -> CLIP_benchmark's, by its task. There an image is what is retrieved by a text.
+# Our metric -> CLIP_benchmark's, by its task. There, an image is retrieved by a text.
 CLIP_BENCHMARK = {
     "zeroshot_classification": {
         "zeroshot-top1": "acc1",
         "zeroshot-top5": "acc5",
         "zeroshot-mean_per_class_recall": "mean_per_class_recall",
     },
-    "zeroshot_retrieval": {f"text_to_image_R@{k}": f"image_retrieval_recall@{k}" for k in _KS}
-    | {f"image_to_text_R@{k}": f"text_retrieval_recall@{k}" for k in _KS},
+    "zeroshot_retrieval": {
+        "text_to_image_R@1": "image_retrieval_recall@1",
+        "text_to_image_R@5": "image_retrieval_recall@5",
+        "text_to_image_R@10": "image_retrieval_recall@10",
+        "image_to_text_R@1": "text_retrieval_recall@1",
+        "image_to_text_R@5": "text_retrieval_recall@5",
+        "image_to_text_R@10": "text_retrieval_recall@10",
+    },
     "linear_probe": {
         "probe-top1": "lp_acc1",
         "probe-top5": "lp_acc5",
@@ -38,7 +47,7 @@ CLIP_BENCHMARK = {
 
 
 def check_out(folder: Path) -> None:
-    """Before an evaluation, that its results may be written to `folder`. Raises UserError."""
+    """Raise UserError if results must not be written to `folder`."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; give the name of a folder")
     if is_run(folder):
@@ -51,91 +60,176 @@ def check_out(folder: Path) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    own = ("config.yaml", "status.json", "metrics.jsonl", "checkpoints")
-    return any((folder / name).exists() for name in own)
+    files = ("config.yaml", "status.json", "metrics.jsonl", "checkpoints")
+    return any((folder / name).exists() for name in files)
 
 
 def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> None:
-    """Raises OSError."""
+    """results: set -> Result. Raises OSError."""
     for name in ("samples", "tables", "clip_benchmark"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    with (folder / "results.jsonl").open("w", encoding="utf-8") as file:
-        for name, result in results.items():
-            for line in lines_of(model, name, result):
-                file.write(strict_json.dumps(line) + "\n")
+    lines = []
     for name, result in results.items():
-        arrays: dict[str, Any] = {
-            metric: values.numpy() for metric, values in result.samples.items()
-        }
-        arrays |= {WEIGHTS + metric: weights.numpy() for metric, weights in result.weights.items()}
-        arrays["keys"] = np.array(result.keys, dtype=str)
-        file: Any = folder / "samples" / f"{name}.npz"
-        np.savez_compressed(file, **arrays)
-        (folder / "tables" / f"{name}.json").write_text(strict_json.dumps(result.tables, indent=1))
+        lines += [strict_json.dumps(record) + "\n" for record in lines_of(model, name, result)]
+        arrays: dict[str, Any] = {"keys": np.array(result.keys, dtype=str)}
+        for metric, values in result.samples.items():
+            arrays[metric] = values.numpy()
+        for metric, weights in result.weights.items():
+            arrays[WEIGHTS + metric] = weights.numpy()
+        with (folder / "samples" / f"{name}.npz").open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        write_whole(folder / "tables" / f"{name}.json", strict_json.dumps(result.tables, indent=1))
         for task, record in clip_benchmark_records(model, name, result).items():
             text = strict_json.dumps(record, indent=1)
-            (folder / "clip_benchmark" / f"{name}_{task}.json").write_text(text)
+            write_whole(folder / "clip_benchmark" / f"{name}_{task}.json", text)
+    write_whole(folder / "results.jsonl", "".join(lines))
 
 
 def lines_of(model: str, name: str, result: Result) -> list[dict[str, Any]]:
-    """One record for each metric."""
-    return [
-        {
-            "model": model,
-            "set": name,
-            "metric": metric,
-            "value": value,
-            "low": result.intervals[metric][0] if metric in result.intervals else None,
-            "high": result.intervals[metric][1] if metric in result.intervals else None,
-            "num_samples": int(result.metrics["num_samples"]),
-        }
-        for metric, value in result.metrics.items()
-        if metric != "num_samples"
-    ]
+    """One record for each metric of a set."""
+    records = []
+    for metric, value in result.metrics.items():
+        if metric == "num_samples":
+            continue
+        record = {"model": model, "set": name, "metric": metric, "value": value}
+        record |= metrics.ends(result.intervals.get(metric))
+        record["num_samples"] = int(result.metrics["num_samples"])
+        records.append(record)
+    return records
 
 
 def clip_benchmark_records(model: str, name: str, result: Result) -> dict[str, dict[str, Any]]:
-    """By task, for what CLIP_benchmark has."""
-    out = {}
-    for task, names in CLIP_BENCHMARK.items():
-        metrics = {
-            theirs: result.metrics[ours] for ours, theirs in names.items() if ours in result.metrics
-        }
-        if metrics:
-            out[task] = {
+    """Task -> record, for the metrics that CLIP_benchmark has too."""
+    records = {}
+    for task, its_name in CLIP_BENCHMARK.items():
+        shared = [metric for metric in its_name if metric in result.metrics]
+        if shared:
+            records[task] = {
                 "dataset": name,
                 "model": model,
                 "pretrained": model,
                 "task": task,
-                "metrics": metrics,
+                "metrics": {its_name[metric]: result.metrics[metric] for metric in shared},
                 "language": "en",
             }
-    return out
+    return records
 
 
 def read_samples(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Set -> `keys` and metrics, of each (N,), as `write_results` left them. Raises UserError."""
+    """Set -> `keys` and metrics, (N,) each, as written by `write_results`. Raises UserError."""
     files = sorted((folder / "samples").glob("*.npz"))
     if not files:
         raise UserError(f"{folder} has no per-sample results; {_remedy(folder)}")
-    out = {}
-    for file in files:
+    sets = {}
+    for path in files:
         try:
-            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-                out[file.stem] = {name: arrays[name] for name in arrays.files}
-            keys = out[file.stem]["keys"]
-        except Exception as error:  # numpy, zipfile and zlib raise about any at a damaged file
-            raise UserError(f"per-sample results {file} cannot be read: {error}") from error
-        if any(array.shape != (len(keys),) for array in out[file.stem].values()):
-            raise UserError(f"per-sample results {file} are not one value a sample")
-    return out
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
+                arrays = {name: npz[name] for name in npz.files}
+            num_samples = len(arrays["keys"])
+        except Exception as error:  # numpy, zipfile and zlib have many for a damaged file
+            raise UserError(f"per-sample results {path} cannot be read: {error}") from error
+        if any(array.shape != (num_samples,) for array in arrays.values()):
+            raise UserError(f"per-sample results {path} are not one value a sample")
+        sets[path.stem] = arrays
+    return sets
 
 
 def _remedy(folder: Path) -> str:
-    """The command that writes per-sample results, or the place where a run already has some."""
+    """How to get per-sample results if `folder` has none."""
     if not is_run(folder):
         return f"write them by `clipx eval MODEL --out {folder}`"
     inside = folder / "evaluations"
     if (inside / "samples").is_dir():
         return f"those of this run are in {inside}"
     return f"write them by `clipx eval {folder} --out {inside}`, and compare {inside}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two values of one metric over the samples that both have. `distinguishable`, p and the
+    interval come from one test: the interval holds 0 exactly if the two are not distinguishable.
+
+    low, high: 95 % of the difference second - first, None if too few samples differ
+    p: of McNemar's exact test if all samples are right or wrong, else of sign flips
+    """
+
+    set: str
+    metric: str
+    first: float
+    second: float
+    low: float | None
+    high: float | None
+    p: float
+    distinguishable: bool
+    num_samples: int
+
+
+def compare(first: Path, second: Path) -> list[Difference]:
+    """All metrics of all sets that both folders have. Raises UserError."""
+    sets_first = read_samples(first)
+    sets_second = read_samples(second)
+    shared = [name for name in sets_first if name in sets_second]
+    if not shared:
+        raise UserError(
+            f"{first} and {second} have no set in common: {', '.join(sets_first)} and "
+            f"{', '.join(sets_second)}"
+        )
+    differences = []
+    for name in shared:
+        differences += _compare_set(name, sets_first[name], sets_second[name])
+    return differences
+
+
+def _compare_set(
+    name: str, first: dict[str, np.ndarray], second: dict[str, np.ndarray]
+) -> list[Difference]:
+    keys, rows_first, rows_second = np.intersect1d(
+        first["keys"], second["keys"], return_indices=True
+    )
+    if len(keys) < max(len(first["keys"]), len(second["keys"])):
+        raise UserError(
+            f"set {name} has {len(first['keys'])} and {len(second['keys'])} samples, of which "
+            f"{len(keys)} are the same: the two were not evaluated on the same test set"
+        )
+    values_first = _rows(first, rows_first)
+    values_second = _rows(second, rows_second)
+    differences = []
+    for metric, values in values_first.items():
+        if metric.startswith(WEIGHTS) or metric not in values_second:
+            continue
+        weights = values_first.get(WEIGHTS + metric)
+        weights_second = values_second.get(WEIGHTS + metric)
+        if weights is None:
+            weights = weights_second  # results of an older clipx have none
+        elif weights_second is not None and not torch.equal(weights, weights_second):
+            raise UserError(
+                f"set {name} has other numbers of captions an image in one of the two: they were "
+                "not evaluated on the same test set"
+            )
+        differences.append(difference(name, metric, values, values_second[metric], weights))
+    return differences
+
+
+def _rows(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Tensor]:
+    """Metric -> (n,) values of these samples."""
+    names = [name for name in arrays if name != "keys"]
+    return {name: torch.from_numpy(arrays[name][rows]) for name in names}
+
+
+def difference(
+    name: str, metric: str, first: Tensor, second: Tensor, weights: Tensor | None = None
+) -> Difference:
+    """first, second: (N,) values of the same samples; weights: (N,) of the samples in the mean"""
+    test = metrics.paired_test(first, second, weights)
+    low, high = test.interval or (None, None)
+    return Difference(
+        set=name,
+        metric=metric,
+        first=metrics.weighted_mean(first, weights),
+        second=metrics.weighted_mean(second, weights),
+        low=low,
+        high=high,
+        p=test.p,
+        distinguishable=test.distinguishable,
+        num_samples=len(first),
+    )

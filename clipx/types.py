@@ -8,6 +8,7 @@ Dimension letters used in every docstring:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # `clipx --help` must not wait for torch
 
     import torch
     from torch import Tensor
+
+Interval = tuple[float, float]
 
 
 class UserError(Exception):
@@ -169,43 +172,73 @@ class Alone:
         return [value]
 
 
+class StopRequested(Exception):
+    """A rank was asked to stop during an evaluation; the message names the signal or time limit."""
+
+
 @dataclass(frozen=True)
 class Setting:
-    """Where an evaluator runs.
+    """How an evaluator runs.
 
-    cache: folder where text classifiers are kept; None: not, as for a model in training
-    progress: told how many of how many samples are embedded
-    device: for large products of embeddings
-    undecodable: messages of images that are scored as gray ones, filled by an evaluator
+    cache: folder of text classifiers; None in training, where the text tower changes
+    progress: called with the number of embedded images and of all images
+    stop_reason: why this rank has to stop, or None
+    undecodable: messages of the images that `embed_images` replaced by gray ones
     """
 
     ranks: Ranks = field(default_factory=Alone)
     cache: Path | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
     device: torch.device | str = "cpu"
+    stop_reason: Callable[[], str | None] = lambda: None
     undecodable: dict[str, None] = field(default_factory=dict)
+
+    def check_stop(self) -> None:
+        """Raise StopRequested if this rank has to stop. Long computations call it now and then."""
+        if reason := self.stop_reason():
+            raise StopRequested(reason)
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> float:
+    """Mean of (N,) values with (N,) weights; the same bits in any order of the samples."""
+    if weights is None:
+        return math.fsum(values.tolist()) / len(values)
+    products = weights.double() * values.double()
+    return math.fsum(products.tolist()) / math.fsum(weights.tolist())
 
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluator found; the same on all ranks.
+    """The metrics of one test set; equal on all ranks.
 
-    metrics: name (without the name of the set) -> value, a fraction where it is a rate
+    metrics: name without that of the set -> value, a fraction where it is a rate
     intervals: name -> (low, high) of 95 %
-    keys: one a sample, by which two models' results are paired
-    samples: name -> (N,) float, one value a sample, of which the metric is the mean
-    weights: name -> (N,) of the samples in that mean, where they differ
-    tables: name -> rows for people and reports, plain data
-    alarms: what a person should look at
+    keys: of the N samples, by which the results of two models are paired
+    samples: name -> (N,) float64 whose mean, with (N,) weights if they differ, is the metric
+    tables, alarms: rows of plain data and messages, for people and reports
     """
 
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    keys: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    keys: Sequence[str] = field(default_factory=list)
     samples: dict[str, Tensor] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, value: float, interval: Interval | None = None) -> None:
+        self.metrics[name] = value
+        if interval is not None:
+            self.intervals[name] = interval
+
+    def add_rate(
+        self, name: str, values: Tensor, weights: Tensor | None = None, *, interval: Interval | None
+    ) -> None:
+        """Add the mean of (N,) values in [0, 1], and the values for `compare` and `fairness`."""
+        self.samples[name] = values.double()
+        if weights is not None:
+            self.weights[name] = weights.double()
+        self.add(name, weighted_mean(values, weights), interval)
 
 
 class Evaluator(Protocol):

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from clipx import cli
-from clipx.compare import compare
-from clipx.results import check_out, read_samples, write_results
+from clipx.results import check_out, compare, read_samples, write_results
 from clipx.types import Result, UserError
 
 RESULT = Result(

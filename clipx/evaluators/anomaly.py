@@ -11,9 +11,8 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators._classes import read_labeled
-from clipx.evaluators._means import add_value
-from clipx.evaluators._ranks import main_only
+from clipx.evaluators.distributed import on_main
+from clipx.evaluators.labeled_set import read_labeled
 from clipx.types import Encoder, Result, Setting, UserError
 
 
@@ -39,36 +38,40 @@ class Config:
 
 class Anomaly:
     def __init__(self, settings: Config) -> None:
-        path, classes = Path(settings.path), settings.classes
-        train = read_labeled(path, settings.train_split, classes)
-        self.test = read_labeled(path, settings.split, classes)
-        for name in settings.normal:
+        path = Path(settings.path)
+        normal = settings.normal
+        train = read_labeled(path, settings.train_split, settings.classes)
+        self.test = read_labeled(path, settings.split, settings.classes)
+        for name in normal:
             if name not in train.names or name not in self.test.names:
                 raise UserError(
                     f"normal class {name!r} is none of {path}'s: {', '.join(train.names)}"
                 )
-        normal = settings.normal
-        chosen = [n for n, c in enumerate(train.label.tolist()) if train.names[c] in normal]
-        self.train = train.subset(torch.tensor(chosen, dtype=torch.int64))
+        train_is_normal = torch.tensor([train.names[c] in normal for c in train.label.tolist()])
+        self.train = train.subset(train_is_normal.nonzero().flatten())
         self.anomalous = torch.tensor(
-            [self.test.names[label] not in normal for label in self.test.label.tolist()]
+            [self.test.names[c] not in normal for c in self.test.label.tolist()]
         )
         self.k = settings.k
-        if len(chosen) < self.k:
-            raise UserError(f"k {self.k} is more than the {len(chosen)} normal training samples")
+        if len(self.train) < self.k:
+            raise UserError(
+                f"k {self.k} is more than the {len(self.train)} normal training samples"
+            )
         if self.anomalous.all() or not self.anomalous.any():
             raise UserError(f"test split of {path} needs images of normal and of other classes")
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
-        score = main_only(setting.ranks, lambda: anomaly_score(train, test, self.k))
-        result = Result({"num_samples": len(score)})
-        interval = metrics.auroc_interval(score, self.anomalous)
-        add_value(result, "anomaly-auroc", metrics.auroc(score, self.anomalous), interval)
+        score = on_main(setting, anomaly_score, train, test, self.k)
+        result = Result()
+        area = metrics.auroc(score, self.anomalous)
+        result.add("anomaly-auroc", area, metrics.auroc_interval(score, self.anomalous))
+        result.add("num_samples", len(score))
         return result
 
 
 def anomaly_score(normal: Tensor, features: Tensor, k: int) -> Tensor:
     """(N,) mean cosine distance to the k nearest normal rows."""
-    return 1 - metrics.nearest_neighbors(features, normal, k)[0].mean(1)
+    similarity, _ = metrics.nearest_neighbors(features, normal, k)
+    return 1 - similarity.mean(1)

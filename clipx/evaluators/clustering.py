@@ -1,16 +1,20 @@
-"""k-means on image features, compared with the classes: what a model groups by itself."""
+"""k-means on image features, compared with the classes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from pydantic import Field
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch import Tensor
 
-from clipx import metrics
 from clipx.config import config
-from clipx.evaluators._classes import read_labeled
-from clipx.evaluators._ranks import main_only
+from clipx.evaluators.distributed import on_main
+from clipx.evaluators.labeled_set import read_labeled
 from clipx.types import Encoder, Result, Setting, UserError
+
+STARTS = 10  # of k-means; the best is kept
 
 
 @config
@@ -33,28 +37,33 @@ class Clustering:
     def __init__(self, settings: Config) -> None:
         self.set = read_labeled(Path(settings.path), settings.split, settings.classes)
         self.seed = settings.seed
-        clusters = len(self.set.label.unique())
-        if not 1 < clusters < len(self.set):
+        self.num_clusters = len(self.set.label.unique())
+        if not 1 < self.num_clusters < len(self.set):
             raise UserError(
-                f"test set {settings.path} has {clusters} classes in {len(self.set)} images: "
-                "clusters agree with them whatever the model is; it needs two classes or more, "
-                "and more images than classes"
+                f"test set {settings.path} has {self.num_clusters} classes in {len(self.set)} "
+                "images: clusters agree with them whatever the model is; it needs two classes or "
+                "more, and more images than classes"
             )
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         features = self.set.features(encoder, setting)
-        label = self.set.label
-        clusters = len(label.unique())
-        found = main_only(
-            setting.ranks, lambda: metrics.k_means(features, clusters, seed=self.seed)
-        )
-
+        nmi, ari = on_main(setting, self._agreement, features)
         # No intervals: k-means sees the very images that are counted, and both measures shift with
         # the number of images a class, by as much as an interval would be wide.
-        return Result(
-            {
-                "nmi": metrics.normalized_mutual_information(found, label),
-                "ari": metrics.adjusted_rand_index(found, label),
-                "num_samples": len(label),
-            }
-        )
+        result = Result()
+        result.add("nmi", nmi)
+        result.add("ari", ari)
+        result.add("num_samples", len(self.set))
+        return result
+
+    def _agreement(self, features: Tensor) -> tuple[float, float]:
+        """(normalized mutual information, adjusted Rand index) of clusters and classes."""
+        # A model that collapses gives fewer distinct rows than clusters, and k-means warns of it.
+        num_distinct = len(features.unique(dim=0))
+        num_clusters = min(self.num_clusters, num_distinct)
+        k_means = KMeans(num_clusters, n_init=STARTS, random_state=self.seed)
+        clusters = k_means.fit_predict(features.numpy())
+        label = self.set.label.numpy()
+        nmi = normalized_mutual_info_score(label, clusters)
+        ari = adjusted_rand_score(label, clusters)
+        return float(nmi), float(ari)

@@ -1,5 +1,5 @@
-"""Near-duplicates by embeddings: how similar each image is to its nearest other, and how well that
-tells images with a duplicate from those without where labels say which have one."""
+"""Near-duplicates by embeddings: the similarity of each image to its nearest other, and how well it
+separates images with a duplicate from those without, if labels name the duplicates."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators._classes import read_labeled
-from clipx.evaluators._means import add_mean, add_value
-from clipx.evaluators._ranks import main_only
+from clipx.evaluators.distributed import on_main
+from clipx.evaluators.labeled_set import read_labeled
 from clipx.types import Encoder, Result, Setting, UserError
 
 
@@ -44,59 +43,60 @@ class Dedup:
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         features = self.set.features(encoder, setting)
-        found = main_only(
-            setting.ranks,
-            lambda: dedup_result(features, self.set.label, self.threshold),
-        )
-        first = first_of_groups(self.set.label)
-        found.keys.extend(self.set.images.keys[row] for row in first.tolist())
-        return found
+        keys = [self.set.images.keys[row] for row in first_of_groups(self.set.label)]
+        return on_main(setting, dedup_result, features, self.set.label, self.threshold, keys)
 
 
-def dedup_result(features: Tensor, group: Tensor, threshold: float) -> Result:
-    """The samples are groups of duplicates, by the key of their first image: those of one group are
-    found together or missed together, so they are no independent trials.
+def dedup_result(features: Tensor, group: Tensor, threshold: float, keys: list[str]) -> Result:
+    """The samples are groups of duplicates: the images of one group are found together or missed
+    together, so they are not independent trials.
 
-    features: (N, D); group: (N,) int64
+    features: (N, D); group: (N,) int64; keys: of the G groups, in the order of first_of_groups
     """
-    similarity, has_right_neighbor = nearest_others(features, group)
-    above = (similarity >= threshold).double()
+    result = Result(keys=keys)
+    similarity, nearest_is_right = nearest_others(features, group)
+    shares, sizes = metrics.by_group(similarity >= threshold, group)
+    interval = metrics.rate_interval(shares, sizes)
+    result.add_rate("duplicate_share", shares, sizes, interval=interval)
+
     has_duplicate = (torch.bincount(group) > 1)[group]
-    result = Result({"num_samples": len(group)})
-    add_mean(result, "duplicate_share", *metrics.by_group(above, group))
     if has_duplicate.any() and not has_duplicate.all():
+        area = metrics.auroc(similarity, has_duplicate)
         interval = metrics.auroc_interval(similarity, has_duplicate, group)
-        add_value(result, "dedup-auroc", metrics.auroc(similarity, has_duplicate), interval)
+        result.add("dedup-auroc", area, interval)
     if has_duplicate.any():
-        right = has_right_neighbor[has_duplicate].double()
-        shares = metrics.share_interval(*metrics.by_group(right, group[has_duplicate]))
-        add_value(result, "dedup-nearest_recall", right.mean().item(), shares)
+        right = nearest_is_right[has_duplicate].double()
+        shares, sizes = metrics.by_group(right, group[has_duplicate])
+        interval = metrics.rate_interval(shares, sizes)
+        result.add("dedup-nearest_recall", right.mean().item(), interval)
+    result.add("num_samples", len(group))
     return result
 
 
-def first_of_groups(group: Tensor) -> Tensor:
-    """(G,) rows, in the order of `metrics.by_group`."""
-    _, member = group.unique(return_inverse=True)
-    rows = torch.arange(len(group))
-    first = torch.full((int(member.max()) + 1,), len(group))
-    return first.scatter_reduce(0, member, rows, "amin")
+def first_of_groups(group: Tensor) -> list[int]:
+    """The first row of each group, in the order of metrics.by_group."""
+    row_of: dict[int, int] = {}
+    for row, number in enumerate(group.tolist()):
+        row_of.setdefault(number, row)
+    return [row_of[number] for number in sorted(row_of)]
 
 
 def nearest_others(features: Tensor, group: Tensor, *, block: int = 1024) -> tuple[Tensor, Tensor]:
-    """((N,) similarity to the nearest other image, (N,) bool: whether one of the own group is
+    """((N,) similarity to the nearest other image, (N,) bool: whether an image of the same group is
     nearer than all of other groups). Ties count against the model.
 
     features: (N, D); group: (N,) int64
     """
     ids = metrics.row_ids(features)
-    nearest, right = [], []
+    nearest = []
+    right = []
     for start in range(0, len(features), block):
         rows = torch.arange(start, min(start + block, len(features)))
         scores = metrics.similarities(features[rows], features, ids)
         scores[rows - start, rows] = -torch.inf
         same = group[rows, None] == group[None, :]
-        of_own_group = scores.masked_fill(~same, -torch.inf).amax(1)
-        of_others = scores.masked_fill(same, -torch.inf).amax(1)
-        nearest.append(torch.maximum(of_own_group, of_others))
-        right.append(of_own_group > of_others)
+        nearest_same = scores.masked_fill(~same, -torch.inf).amax(1)
+        nearest_different = scores.masked_fill(same, -torch.inf).amax(1)
+        nearest.append(torch.maximum(nearest_same, nearest_different))
+        right.append(nearest_same > nearest_different)
     return torch.cat(nearest), torch.cat(right)

@@ -6,17 +6,15 @@ import csv
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from clipx import metrics
 from clipx.config import component, config
-from clipx.evaluators._means import add_mean, add_value
 from clipx.types import Encoder, Evaluator, Result, Setting, UserError
 
 
 @config
 class Config:
-    """Another evaluator, and a table that says which slice each of its samples belongs to."""
+    """Another evaluator, and a table with the slice of each of its samples."""
 
     of: component("clipx.evaluators")  # type: ignore[valid-type]
     """The evaluator, one that has a value for each sample, such as zero_shot or retrieval."""
@@ -38,18 +36,20 @@ def read_column(path: Path, column: str) -> dict[str, str]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"table of slices {path} cannot be read: {error}") from error
-    there = list(rows[0]) if rows else []
+    columns = list(rows[0]) if rows else []
     for name in ("key", column):
-        if name not in there:
+        if name not in columns:
             raise UserError(
-                f"table of slices {path} has no column {name!r}, but {', '.join(there) or 'none'}"
+                f"table of slices {path} has no column {name!r}, but {', '.join(columns) or 'none'}"
             )
     return {row["key"]: row[column] for row in rows}
 
 
 class Fairness:
     def __init__(self, inner: Evaluator, slices: dict[str, str]) -> None:
-        self.inner, self.slices = inner, slices
+        """slices: key of a sample -> its slice"""
+        self.inner = inner
+        self.slices = slices
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         whole = self.inner.evaluate(encoder, setting)
@@ -74,26 +74,31 @@ def slice_result(whole: Result, slices: list[str]) -> Result:
     """slices: of each sample"""
     names = sorted(set(slices))
     number = torch.tensor([names.index(name) for name in slices])
-    result = Result({"num_samples": len(slices), "num_slices": len(names)}, keys=whole.keys)
-    table = []
+    result = Result(keys=whole.keys)
+    result.tables["slices"] = []
     for metric, values in whole.samples.items():
         weights = whole.weights.get(metric)
-        add_mean(result, metric, values, weights)
-        groups = [_slice(values, weights, number == n) for n in range(len(names))]
-        means = [metrics.weighted_mean(*group) for group in groups]
-        for n in sorted(range(len(names)), key=means.__getitem__):
-            row = {"metric": metric, "slice": names[n], "samples": len(groups[n][0])}
-            interval = metrics.share_interval(*groups[n])
-            table.append(row | {"value": means[n]} | metrics.ends(interval))
+        interval = metrics.rate_interval(values, weights)
+        result.add_rate(metric, values, weights, interval=interval)
 
-        # Selected among the slices by the samples it is measured on: the interval allows for that.
-        add_value(result, f"{metric}-worst_slice", min(means), metrics.worst_interval(groups))
+        groups = []
+        means = []
+        rows = []
+        for slice_number, name in enumerate(names):
+            members = number == slice_number
+            of_slice = weights[members] if weights is not None else None
+            groups.append((values[members], of_slice))
+            mean = metrics.weighted_mean(values[members], of_slice)
+            means.append(mean)
+            ends = metrics.ends(metrics.rate_interval(values[members], of_slice))
+            row = {"metric": metric, "slice": name, "samples": int(members.sum()), "value": mean}
+            rows.append(row | ends)
+        result.tables["slices"] += sorted(rows, key=lambda row: row["value"])
 
+        # The worst slice is selected by the samples it is measured on: the interval allows for it.
+        result.add(f"{metric}-worst_slice", min(means), metrics.worst_interval(groups))
         # No interval: the best less the worst of equal slices is above 0 by noise alone.
-        add_value(result, f"{metric}-slice_gap", max(means) - min(means))
-    result.tables["slices"] = table
+        result.add(f"{metric}-slice_gap", max(means) - min(means))
+    result.add("num_samples", len(slices))
+    result.add("num_slices", len(names))
     return result
-
-
-def _slice(values: Tensor, weights: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    return values[rows], None if weights is None else weights[rows]

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators._classes import read_labeled
-from clipx.evaluators._means import add_mean
+from clipx.evaluators.labeled_set import read_labeled
 from clipx.types import Encoder, Result, Setting, UserError
 
 
@@ -26,7 +25,7 @@ class Config:
     classes: str | None = None
     """As of zero_shot."""
     k: int = Field(default=20, ge=1)
-    """Neighbors that vote, each with one vote."""
+    """Neighbors, each with one vote."""
     every: str | None = None
 
     def build(self) -> Knn:
@@ -35,10 +34,10 @@ class Config:
 
 class Knn:
     def __init__(self, settings: Config) -> None:
-        path, classes = Path(settings.path), settings.classes
+        path = Path(settings.path)
         self.k = settings.k
-        self.train = read_labeled(path, settings.train_split, classes)
-        self.test = read_labeled(path, settings.split, classes)
+        self.train = read_labeled(path, settings.train_split, settings.classes)
+        self.test = read_labeled(path, settings.split, settings.classes)
         if len(self.train.label.unique()) < 2:
             raise UserError(f"training split of {path} has samples of one class only")
         if self.k > len(self.train):
@@ -48,13 +47,16 @@ class Knn:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
         predicted = vote(train, self.train.label, test, self.k, len(self.train.names))
-        result = Result({"num_samples": len(predicted)}, keys=list(self.test.images.keys))
-        add_mean(result, "knn-top1", predicted == self.test.label)
+        hits = predicted == self.test.label
+        result = Result(keys=self.test.images.keys)
+        result.add_rate("knn-top1", hits, interval=metrics.rate_interval(hits))
+        result.add("num_samples", len(hits))
         return result
 
 
 def vote(train: Tensor, label: Tensor, test: Tensor, k: int, num_classes: int) -> Tensor:
-    """(N,) the class that most of the k nearest training rows have; of equals the first."""
+    """(N,) the class of most of the k nearest training rows; of equal ones the first."""
     _, nearest = metrics.nearest_neighbors(test, train, k)
     votes = torch.zeros(len(test), num_classes, dtype=torch.int64)
-    return votes.scatter_add_(1, label[nearest], torch.ones_like(nearest)).argmax(1)
+    votes.scatter_add_(1, label[nearest], torch.ones_like(nearest))
+    return votes.argmax(1)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators._classes import LabeledSet, read_labeled
-from clipx.evaluators._logistic import best_strength, fit, logits
-from clipx.evaluators._means import accuracy_result, add_value
-from clipx.evaluators._ranks import main_only
+from clipx.evaluators.classifier import add_accuracy
+from clipx.evaluators.distributed import on_main
+from clipx.evaluators.labeled_set import LabeledSet, read_labeled
+from clipx.evaluators.logistic import best_strength, fit, logits
 from clipx.types import Encoder, Result, Setting, UserError
 
 
@@ -42,10 +42,10 @@ class Config:
 class LinearProbe:
     def __init__(self, settings: Config) -> None:
         self.settings = settings
-        path, classes = Path(settings.path), settings.classes
-        train = read_labeled(path, settings.train_split, classes)
+        path = Path(settings.path)
+        train = read_labeled(path, settings.train_split, settings.classes)
         self.train = few_shot(train, settings.shots, settings.seed)
-        self.test = read_labeled(path, settings.split, classes)
+        self.test = read_labeled(path, settings.split, settings.classes)
         if list(train.names) != list(self.test.names):
             raise UserError(
                 f"test set {path} has other classes in its training split than in its test split"
@@ -56,43 +56,50 @@ class LinearProbe:
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
-        scores, strength = main_only(setting.ranks, lambda: self._scores(train, test))
-        result = accuracy_result("probe", scores, self.test)
-        add_value(result, "probe-strength", strength)
+        scores, strength = on_main(setting, self._fit_and_score, train, test, setting)
+        result = Result(keys=self.test.images.keys)
+        add_accuracy(result, "probe", scores, self.test)
+        result.add("probe-strength", strength)
         return result
 
-    def _scores(self, train: Tensor, test: Tensor) -> tuple[Tensor, float]:
-        label, count = self.train.label, len(self.train.names)
-        strength = self.settings.strength or sweep(train, label, count, self.settings.seed)
-        return logits(test, fit(train, label, count, strength)), strength
+    def _fit_and_score(self, train: Tensor, test: Tensor, setting: Setting) -> tuple[Tensor, float]:
+        """((N, C) scores of the test samples, strength of regularization)"""
+        label = self.train.label
+        num_classes = len(self.train.names)
+        strength = self.settings.strength
+        if strength is None:
+            strength = sweep(train, label, num_classes, self.settings.seed, setting)
+        weights = fit(train, label, num_classes, strength, setting.check_stop)
+        return logits(test, weights), strength
 
 
 def few_shot(labeled: LabeledSet, shots: int | None, seed: int) -> LabeledSet:
-    """`shots` samples of each class, drawn at random. Raises UserError where there are fewer."""
+    """`shots` samples of each class, drawn at random. Raises UserError if a class has fewer."""
     if shots is None:
         return labeled
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for number, name in enumerate(labeled.names):
-        places = (labeled.label == number).nonzero().flatten()
-        if len(places) < shots:
+        rows = (labeled.label == number).nonzero().flatten()
+        if len(rows) < shots:
             raise UserError(
-                f"{labeled.images.path} has {len(places)} training samples of {name!r}; "
+                f"{labeled.images.path} has {len(rows)} training samples of {name!r}; "
                 f"shots {shots} needs as many of each class"
             )
-        chosen.append(places[torch.randperm(len(places), generator=generator)[:shots]])
+        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:shots]])
     return labeled.subset(torch.cat(chosen).sort().values)
 
 
-def sweep(features: Tensor, label: Tensor, num_classes: int, seed: int) -> float:
+def sweep(features: Tensor, label: Tensor, num_classes: int, seed: int, setting: Setting) -> float:
     """The strength that is best on a fifth of the samples after a fit to the others. The final fit
     is then to all of them."""
     order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
-    cut = max(1, len(label) // 5)
-    held, kept = order[:cut], order[cut:]
+    num_held = max(1, len(label) // 5)
+    held = order[:num_held]
+    kept = order[num_held:]
 
     def accuracy(strength: float) -> float:
-        weights = fit(features[kept], label[kept], num_classes, strength)
+        weights = fit(features[kept], label[kept], num_classes, strength, setting.check_stop)
         return metrics.top_k_accuracy(logits(features[held], weights), label[held], 1)
 
     return best_strength(accuracy)

@@ -1,8 +1,9 @@
-"""How much zero-shot accuracy depends on the wording: each template alone, their spread, and what
-taking all of them together gains."""
+"""How much zero-shot accuracy depends on the wording: each template alone, their spread, and the
+gain of the mean of all of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators._classes import classifier
-from clipx.evaluators._means import add_mean, add_value, zero_shot_hits
+from clipx.evaluators.classifier import classifier, nearest_class_hits
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.types import Encoder, Result, Setting
 
@@ -28,52 +28,51 @@ class Config:
     every: str | None = None
 
     def build(self) -> PromptSensitivity:
-        return PromptSensitivity(self)
+        return PromptSensitivity(
+            ZeroShot(Path(self.path), self.split, self.classes, self.templates)
+        )
 
 
 class PromptSensitivity:
-    def __init__(self, settings: Config) -> None:
-        self.inner = ZeroShot(
-            Path(settings.path),
-            split=settings.split,
-            classes=settings.classes,
-            templates=settings.templates,
-        )
+    def __init__(self, zero_shot: ZeroShot) -> None:
+        self.set = zero_shot.set
+        self.templates = zero_shot.templates
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
-        labeled, templates = self.inner.set, self.inner.templates
-        features = labeled.features(encoder, setting)
-
-        def hits(chosen: list[str]) -> Tensor:
-            weights = classifier(encoder, labeled.names, chosen, setting)
-            return zero_shot_hits(features, weights, labeled.label)
-
-        alone = {template: hits([template]) for template in templates}
-        return sensitivity_result(alone, hits(templates), list(labeled.images.keys))
+        features = self.set.features(encoder, setting)
+        hits = []
+        for templates in [*([template] for template in self.templates), self.templates]:
+            weights = classifier(encoder, self.set.names, templates, setting)
+            hits.append(nearest_class_hits(features, weights, self.set.label))
+        alone = dict(zip(self.templates, hits[:-1], strict=True))
+        return sensitivity_result(alone, hits[-1], self.set.images.keys)
 
 
-def sensitivity_result(alone: dict[str, Tensor], together: Tensor, keys: list[str]) -> Result:
-    """alone: by template (N,) hits"""
-    rates = torch.stack(list(alone.values()))  # (templates, N)
-    single = rates.mean(0)
-    result = Result({"num_samples": len(together)}, keys=keys)
-    add_mean(result, "ensemble-top1", together)
-    add_mean(result, "single-top1", single)
+def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequence[str]) -> Result:
+    """alone: template -> (N,) hits of its classifier; ensemble: (N,) hits of that of all"""
+    result = Result(keys=keys)
+    hits = torch.stack(list(alone.values()))  # (templates, N)
+    single = hits.mean(0)
+    result.add_rate("ensemble-top1", ensemble, interval=metrics.rate_interval(ensemble))
+    result.add_rate("single-top1", single, interval=metrics.rate_interval(single))
 
     # Selected among the templates by the images they are measured on: intervals allow for that.
-    means, groups = rates.mean(1), [(hits, None) for hits in rates]
-    add_value(result, "best-top1", means.max().item(), metrics.best_interval(groups))
-    add_value(result, "worst-top1", means.min().item(), metrics.worst_interval(groups))
-
+    rates = hits.mean(1)
+    best = rates.max().item()
+    worst = rates.min().item()
+    groups = [(of_template, None) for of_template in hits]
+    result.add("best-top1", best, metrics.best_interval(groups))
+    result.add("worst-top1", worst, metrics.worst_interval(groups))
     # No interval: the best less the worst of equal templates is above 0 by noise alone.
-    add_value(result, "template_gap", (means.max() - means.min()).item())
+    result.add("template_gap", best - worst)
 
-    gain = together - single
-    add_value(result, "ensemble_gain", gain.mean().item(), metrics.student_interval(gain))
-    table = [
-        {"template": template, "top1": hits.mean().item()}
-        | metrics.ends(metrics.share_interval(hits))
-        for template, hits in alone.items()
-    ]
-    result.tables["templates"] = sorted(table, key=lambda row: row["top1"])
+    gain = ensemble - single
+    result.add("ensemble_gain", gain.mean().item(), metrics.student_interval(gain))
+    result.add("num_samples", len(ensemble))
+
+    rows = []
+    for template, of_template in alone.items():
+        row = {"template": template, "top1": of_template.mean().item()}
+        rows.append(row | metrics.ends(metrics.rate_interval(of_template)))
+    result.tables["templates"] = sorted(rows, key=lambda row: row["top1"])
     return result

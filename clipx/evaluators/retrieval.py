@@ -4,7 +4,6 @@ caption among all images."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,10 +11,8 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators._means import add_mean, add_value
-from clipx.evaluators._ranks import embed_images, embed_texts, together
-from clipx.evaluators._sets import Images, read_shards, split_folder
-from clipx.metrics.retrieval import blocks_of
+from clipx.evaluators.distributed import embed_images, embed_texts, exchange
+from clipx.evaluators.test_sets import CaptionedSet, read_captioned
 from clipx.types import Encoder, Result, Setting, UserError
 
 RECALLS = (1, 5, 10)
@@ -29,30 +26,10 @@ class Config:
     split: str | None = None
     """Folder of the split; null: `test` or `val` where there is one."""
     every: str | None = None
-    """How often in training, as a duration; null: at the end only."""
+    """Interval in training, as a duration; null: at the end only."""
 
     def build(self) -> Retrieval:
         return Retrieval(read_captioned(Path(self.path), self.split))
-
-
-@dataclass(frozen=True)
-class CaptionedSet:
-    """captions: of each image at least one; owner: (M,) the image of each"""
-
-    images: Images
-    captions: Sequence[str]
-    owner: Tensor
-
-
-def read_captioned(path: Path, split: str | None = None) -> CaptionedSet:
-    """Raises UserError."""
-    images, texts = read_shards(split_folder(path, split), "txt")
-    captions = [[line for line in text.splitlines() if line.strip()] for text in texts]
-    for key, own in zip(images.keys, captions, strict=True):
-        if not own:
-            raise UserError(f"test set {path} has an image without a caption, {key}")
-    owner = torch.tensor([row for row, own in enumerate(captions) for _ in own])
-    return CaptionedSet(images, [text for own in captions for text in own], owner)
 
 
 class Retrieval:
@@ -72,41 +49,54 @@ class Retrieval:
 
 
 def pair_ranks(image: Tensor, text: Tensor, owner: Tensor, setting: Setting) -> metrics.PairRanks:
-    """The blocks of scores are shared out over the ranks, and their counts added.
+    """Ranks of processes share the blocks of scores, and add their counts.
 
-    image: (N, D); text: (M, D); owner: (M,)
+    image: (N, D); text: (M, D); owner: (M,) the image of each caption
     """
-    ranks = setting.ranks
-    mine = blocks_of(len(image))[ranks.rank :: ranks.world_size]
-    parts = together(
-        ranks,
-        lambda: torch.stack(metrics.count_closer(image, text, owner, mine, device=setting.device)),
-    )
-    images, captions = torch.stack(parts).sum(0)
+    world_size = setting.ranks.world_size
+    blocks = metrics.image_blocks(len(image))[setting.ranks.rank :: world_size]
+    counter = metrics.PairCounter(image, text, owner, device=setting.device)
+    for block in blocks:
+        setting.check_stop()  # minutes at 100,000 images
+        counter.count(block)
+    counts = torch.stack([counter.closer_images, counter.closer_captions])
+    images, captions = torch.stack(exchange(setting, counts)).sum(0)
     return metrics.PairRanks(images, captions, owner)
 
 
 def retrieval_result(ranks: metrics.PairRanks, keys: Sequence[str]) -> Result:
-    """The samples are images: captions of one image are no independent trials, so of each image
-    there is the mean over its captions, weighted by their number.
+    """The samples are images. Captions of one image are not independent trials, so each image has
+    the mean over its captions, weighted by their number.
 
     keys: of the N images
     """
-    by_image, by_caption, owner = ranks.image_to_text(), ranks.text_to_image(), ranks.owner
-    result = Result({}, keys=list(keys))
+    result = Result(keys=list(keys))
+    owner = ranks.owner
+    by_image = ranks.image_to_text()
+    by_caption = ranks.text_to_image()
+
     for k in RECALLS:
-        add_mean(result, f"image_to_text_R@{k}", by_image <= k)
+        hits = by_image <= k
+        result.add_rate(f"image_to_text_R@{k}", hits, interval=metrics.rate_interval(hits))
     for k in RECALLS:
-        add_mean(result, f"text_to_image_R@{k}", *metrics.by_group(by_caption <= k, owner))
-    add_mean(result, "image_to_text_mAP", ranks.image_average_precision())
-    add_mean(result, "text_to_image_mAP", *metrics.by_group(1 / by_caption.double(), owner))
-    images = torch.arange(len(keys))
-    for direction, rank, image in (
-        ("image_to_text", by_image, images),
-        ("text_to_image", by_caption, owner),
-    ):
-        median = rank.double().quantile(0.5).item()
-        add_value(result, f"{direction}_median_rank", median, metrics.median_interval(rank, image))
-    add_value(result, "num_samples", len(keys))
-    add_value(result, "num_captions", len(owner))
+        means, weights = metrics.by_group(by_caption <= k, owner)
+        interval = metrics.rate_interval(means, weights)
+        result.add_rate(f"text_to_image_R@{k}", means, weights, interval=interval)
+
+    precision = ranks.image_average_precision()
+    result.add_rate("image_to_text_mAP", precision, interval=metrics.rate_interval(precision))
+    # A caption has one image, so its average precision is one over the rank.
+    means, weights = metrics.by_group(1 / by_caption.double(), owner)
+    interval = metrics.rate_interval(means, weights)
+    result.add_rate("text_to_image_mAP", means, weights, interval=interval)
+
+    median = by_image.double().quantile(0.5).item()
+    interval = metrics.median_interval(by_image, torch.arange(len(keys)))
+    result.add("image_to_text_median_rank", median, interval)
+    median = by_caption.double().quantile(0.5).item()
+    interval = metrics.median_interval(by_caption, owner)
+    result.add("text_to_image_median_rank", median, interval)
+
+    result.add("num_samples", len(keys))
+    result.add("num_captions", len(owner))
     return result

@@ -1,5 +1,5 @@
-"""Typographic attack: the name of another class is written across each picture (Goh et al., Distill
-2021). How often does the model read instead of look?"""
+"""Typographic attack (Goh et al., Distill 2021): the name of another class is written across each
+picture, and the model may read it instead of looking at the object."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 from torch import Tensor
 
+from clipx import metrics
 from clipx.config import config
 from clipx.data.decode import pixels_of
-from clipx.evaluators._classes import classifier
-from clipx.evaluators._means import add_mean, zero_shot_hits
-from clipx.evaluators._ranks import embed_images
-from clipx.evaluators.robustness import evenly_spaced
+from clipx.evaluators.classifier import classifier, nearest_class_hits
+from clipx.evaluators.corruptions import fitted_picture
+from clipx.evaluators.distributed import embed_images
 from clipx.evaluators.zero_shot import ZeroShot
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import Encoder, Result, Setting
 
 
 @config
@@ -40,38 +40,36 @@ class Config:
 
 class Typographic:
     def __init__(self, settings: Config) -> None:
-        found = ZeroShot(
-            Path(settings.path),
-            split=settings.split,
-            classes=settings.classes,
-            templates=settings.templates,
+        zero_shot = ZeroShot(
+            Path(settings.path), settings.split, settings.classes, settings.templates
         )
-        self.templates = found.templates
-        self.set = evenly_spaced(found.set, settings.limit)
-        count = len(self.set.names)
-        if count < 2:
-            raise UserError(f"test set {settings.path} has one class: there is no other to write")
+        self.templates = zero_shot.templates
+        self.set = zero_shot.set.evenly_spaced(settings.limit)
+        num_classes = len(self.set.names)
         generator = torch.Generator().manual_seed(settings.seed)
-        others = torch.randint(1, count, (len(self.set),), generator=generator)
-        self.written = (self.set.label + others) % count  # any class but the picture's own
+        offset = torch.randint(1, num_classes, (len(self.set),), generator=generator)
+        self.written = (self.set.label + offset) % num_classes  # any class but the picture's own
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
+        keys = self.set.images.keys
         clean = self.set.features(encoder, setting)
-        attacked = embed_images(
-            encoder, lambda n: self.attacked(n, encoder), self.set.images.keys, setting
-        )
-        result = Result({"num_samples": len(clean)}, keys=list(self.set.images.keys))
-        add_mean(result, "clean-top1", zero_shot_hits(clean, weights, self.set.label))
-        add_mean(result, "attacked-top1", zero_shot_hits(attacked, weights, self.set.label))
-        add_mean(result, "read_share", zero_shot_hits(attacked, weights, self.written))
+        attacked = embed_images(encoder, lambda n: self.attacked(n, encoder), keys, setting)
+        result = Result(keys=keys)
+        for name, features, label in (
+            ("clean-top1", clean, self.set.label),
+            ("attacked-top1", attacked, self.set.label),
+            ("read_share", attacked, self.written),
+        ):
+            hits = nearest_class_hits(features, weights, label)
+            result.add_rate(name, hits, interval=metrics.rate_interval(hits))
+        result.add("num_samples", len(self.set))
         return result
 
     def attacked(self, number: int, encoder: Encoder) -> Tensor:
-        """(3, size, size) uint8: what the model would see, with the other class written on it."""
-        pixels = encoder.fit(self.set.images.image(number))
-        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-        return pixels_of(written_on(image, self.set.names[int(self.written[number])]))
+        """(3, size, size) uint8: the model's view of an image with the other class on it."""
+        picture = fitted_picture(self.set.images.image(number), encoder)
+        return pixels_of(written_on(picture, self.set.names[int(self.written[number])]))
 
 
 def written_on(image: Image.Image, text: str) -> Image.Image:
@@ -79,12 +77,11 @@ def written_on(image: Image.Image, text: str) -> Image.Image:
     image = image.copy()
     draw = ImageDraw.Draw(image)
     width, height = image.size
-    font = ImageFont.load_default(100.0)
-    box = font.getbbox(text)
-    points = min(100 * 0.9 * width / max(1.0, box[2]), height / 4)
+    text_width = max(1.0, ImageFont.load_default(100.0).getbbox(text)[2])
+    points = min(100 * 0.9 * width / text_width, height / 4)
     font = ImageFont.load_default(max(4.0, points))
-    place = (width / 2, height / 2)
-    around = draw.textbbox(place, text, font=font, anchor="mm")
-    draw.rectangle(around, fill="white")
-    draw.text(place, text, fill="black", font=font, anchor="mm")
+    center = (width / 2, height / 2)
+    box = draw.textbbox(center, text, font=font, anchor="mm")
+    draw.rectangle(box, fill="white")
+    draw.text(center, text, fill="black", font=font, anchor="mm")
     return image

@@ -1,5 +1,4 @@
-"""Zero-shot classification: class names put into prompts are the classifier (arXiv:2103.00020,
-3.1)."""
+"""Zero-shot classification: prompts with class names are the classifier (arXiv:2103.00020, 3.1)."""
 
 from __future__ import annotations
 
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators._classes import LabeledSet, classifier, read_labeled, read_templates
-from clipx.evaluators._means import accuracy_result
+from clipx.evaluators.classifier import add_accuracy, classifier, read_templates
+from clipx.evaluators.labeled_set import LabeledSet, read_labeled
 from clipx.types import Encoder, Result, Setting, UserError
 
 
@@ -29,19 +28,16 @@ class Config:
     templates: str | None = None
     """openai (80 prompts), simple (7), or a file with one prompt a line; null: the set's own."""
     every: str | None = None
-    """How often in training, as a duration; null: at the end only."""
+    """Interval in training, as a duration; null: at the end only."""
 
     def build(self) -> ZeroShot:
-        return ZeroShot(
-            Path(self.path), split=self.split, classes=self.classes, templates=self.templates
-        )
+        return ZeroShot(Path(self.path), self.split, self.classes, self.templates)
 
 
 class ZeroShot:
     def __init__(
         self,
         path: Path,
-        *,
         split: str | None = None,
         classes: str | None = None,
         templates: str | None = None,
@@ -53,8 +49,9 @@ class ZeroShot:
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
+        features = self.set.features(encoder, setting)
         ids = metrics.row_ids(weights)
-        scores = metrics.similarities(self.set.features(encoder, setting), weights, ids)
+        scores = metrics.similarities(features, weights, ids)
         return classification_result(scores, encoder.logit_scale, self.set, ids)
 
 
@@ -62,16 +59,18 @@ def classification_result(
     scores: Tensor, logit_scale: float, labeled: LabeledSet, ids: Tensor
 ) -> Result:
     """scores: (N, C) cosine similarities; ids: (C,) as of metrics.top_k_hits"""
-    label = labeled.label
-    result = accuracy_result("zeroshot", scores, labeled, ids)
-    predicted = metrics.predictions(scores, label, ids)
-    result.tables["per_class"] = per_class(predicted, label, labeled.names)
-    result.tables["confusion"] = confused(predicted, label, labeled.names)
+    result = Result(keys=labeled.images.keys)
+    add_accuracy(result, "zeroshot", scores, labeled, ids)
 
-    # No interval: the gaps of the bins are absolute values, so noise only adds to them. Of a
-    # perfectly calibrated model the error is 0, which no resample gives.
+    # No interval: the gaps of the bins are absolute values, so noise only adds to them. The error
+    # of a perfectly calibrated model is 0, which no resample gives.
+    predicted = metrics.predictions(scores, labeled.label, ids)
     confidence = (logit_scale * scores).softmax(1).amax(1)
-    result.metrics["zeroshot-ece"] = metrics.calibration_error(confidence, predicted == label)
+    correct = predicted == labeled.label
+    result.add("zeroshot-ece", metrics.calibration_error(confidence, correct))
+
+    result.tables["per_class"] = per_class(predicted, labeled.label, labeled.names)
+    result.tables["confusion"] = confusions(predicted, labeled.label, labeled.names)
     return result
 
 
@@ -79,27 +78,25 @@ def per_class(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[di
     """Recall of each class that occurs, worst first, with the interval of that class alone."""
     rows = []
     for number, name in enumerate(names):
-        of_class = predicted[label == number]
-        if len(of_class) == 0:
+        hits = predicted[label == number] == number
+        if len(hits) == 0:
             continue
-        hits = of_class == number
-        row = {"class": name, "samples": len(of_class), "recall": metrics.weighted_mean(hits)}
-        rows.append(row | metrics.ends(metrics.share_interval(hits)))
+        row = {"class": name, "samples": len(hits), "recall": metrics.weighted_mean(hits)}
+        rows.append(row | metrics.ends(metrics.rate_interval(hits)))
     return sorted(rows, key=lambda row: row["recall"])
 
 
-def confused(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Which class is taken for which other and how often, most often first."""
-    counts = metrics.confusion(predicted, label, len(names)).fill_diagonal_(0)
-    order = counts.flatten().argsort(descending=True, stable=True)[: int((counts > 0).sum())]
-    return [
-        {
-            "class": names[place // len(names)],
-            "taken_for": names[place % len(names)],
-            "count": int(counts.flatten()[place]),
-        }
-        for place in order.tolist()
-    ]
+def confusions(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The pairs of classes of which one is taken for the other, most frequent first."""
+    counts = metrics.confusion(predicted, label, len(names)).fill_diagonal_(0).flatten()
+    rows = []
+    for place in counts.argsort(descending=True, stable=True).tolist():
+        count = int(counts[place])
+        if count == 0:
+            break
+        right, wrong = divmod(place, len(names))
+        rows.append({"class": names[right], "taken_for": names[wrong], "count": count})
+    return rows
 
 
 def zero_shot(
@@ -108,10 +105,10 @@ def zero_shot(
     class_names: Sequence[str],
     templates: Sequence[str] = ("{c}",),
 ) -> Tensor:
-    """(N, C) probabilities of the classes for each image, at the temperature the model learned.
+    """(N, C) probabilities of the classes for each image, at the learned temperature.
 
-    images: whatever `model.encode_image` takes
-    templates: prompts with {c} where the class name goes
+    images: as for `model.encode_image`
+    templates: prompts with {c} in place of the class name
     """
     weights = classifier(model, class_names, templates)
     return (model.logit_scale * model.encode_image(images) @ weights.T).softmax(-1)

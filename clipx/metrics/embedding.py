@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from clipx.metrics.distributions import student_quantile
-from clipx.metrics.intervals import Interval
+from clipx.types import Interval
 
 
 def not_unit(features: Tensor, *, tolerance: float = 1e-2) -> list[int]:
     """Numbers of the rows that are not finite or not of unit norm."""
-    norm = features.float().norm(dim=1)
-    return torch.nonzero(~((norm - 1).abs() < tolerance)).flatten().tolist()
+    error = (features.float().norm(dim=1) - 1).abs()
+    is_unit = error < tolerance  # False for NaN
+    return torch.nonzero(~is_unit).flatten().tolist()
 
 
 def alignment(image: Tensor, text: Tensor) -> float:
@@ -23,8 +24,8 @@ def alignment(image: Tensor, text: Tensor) -> float:
 
 
 def uniformity(features: Tensor, *, temperature: float = 2.0, block: int = 4096) -> float:
-    """Log of the mean over pairs of exp(-t d^2) (arXiv:2005.10242): 0 where all rows are one
-    point, near -2 t = -4 where they are spread over the whole sphere."""
+    """Log of the mean over pairs of exp(-t d^2) (arXiv:2005.10242): 0 if all rows are one point,
+    near -2 t = -4 if they are spread over the whole sphere."""
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(features), block):
         similarity = features[start : start + block] @ features.T
@@ -32,19 +33,21 @@ def uniformity(features: Tensor, *, temperature: float = 2.0, block: int = 4096)
         rows = torch.arange(len(similarity))
         squared[rows, rows + start] = torch.inf  # a row is no pair with itself
         total += (-temperature * squared).exp().sum()
-    return (total / (len(features) * (len(features) - 1))).log().item()
+    num_pairs = len(features) * (len(features) - 1)
+    return (total / num_pairs).log().item()
 
 
 def effective_rank(features: Tensor) -> float:
-    """Exponential of the entropy of the singular values' shares, 1 to D (Roy and Vetterli, 2007),
-    of centered features: how many dimensions are in use."""
+    """Number of dimensions in use, 1 to D: the exponential of the entropy of the singular values'
+    shares (Roy and Vetterli, 2007), of centered features."""
     centered = features.double() - features.double().mean(0)
-    share = torch.linalg.svdvals(centered)
-    total = share.sum()
+    singular = torch.linalg.svdvals(centered)
+    total = singular.sum()
     if total < 1e-9:
         return 1.0
-    share = share[share > 1e-12 * total] / total
-    return (-(share * share.log()).sum()).exp().item()
+    share = singular[singular > 1e-12 * total] / total
+    entropy = -(share * share.log()).sum()
+    return entropy.exp().item()
 
 
 def modality_gap(image: Tensor, text: Tensor) -> float:
@@ -53,7 +56,7 @@ def modality_gap(image: Tensor, text: Tensor) -> float:
 
 
 def modality_gap_interval(image: Tensor, text: Tensor) -> Interval | None:
-    """Of the distance of the two means, by Student's t of the pairs' differences along it.
+    """Student's t of the pairs' differences along the gap.
 
     The noise of the means makes their distance too long (by half its variance across the distance,
     over the distance). The interval is of the distance without that, and reaches to the value
@@ -66,35 +69,36 @@ def modality_gap_interval(image: Tensor, text: Tensor) -> Interval | None:
     if count < 10 or gap == 0:
         return None
     along = difference @ (mean / gap)
-    variance = along.var().item() / count
-    across = difference.var(0).sum().item() / count - variance
-    if gap < 3 * math.sqrt(across + variance):
+    variance_along = along.var().item() / count
+    variance_across = difference.var(0).sum().item() / count - variance_along
+    if gap < 3 * math.sqrt(variance_along + variance_across):
         return None
-    center = gap - across / (2 * gap)
-    spread = student_quantile(count - 1) * math.sqrt(variance)
-    return max(0.0, center - spread), max(gap, center + spread)
+    center = gap - variance_across / (2 * gap)
+    reach = student_quantile(count - 1) * math.sqrt(variance_along)
+    return max(0.0, center - reach), max(gap, center + reach)
 
 
 def mean_norm(features: Tensor) -> float:
-    """Norm of the mean row: 0 where directions cancel out, 1 where all are the same."""
+    """Norm of the mean row: 0 if directions cancel out, 1 if all are the same."""
     return features.double().mean(0).norm().item()
 
 
 def dead_dimensions(features: Tensor, *, threshold: float = 0.01) -> float:
-    """Share of the dimensions that hardly vary: by less than `threshold` of what each would if the
-    rows were spread evenly, 1 / sqrt(D)."""
+    """Share of the dimensions that vary by less than `threshold` of 1 / sqrt(D), the deviation of
+    rows that are spread evenly."""
     even = features.shape[1] ** -0.5
-    return (features.double().std(0, correction=0) < threshold * even).double().mean().item()
+    deviation = features.double().std(0, correction=0)
+    return (deviation < threshold * even).double().mean().item()
 
 
 def hubness(neighbors: Tensor, num_candidates: int) -> float:
     """Skewness of how often a candidate is among the k nearest (Radovanovic et al., JMLR 2010):
-    about 0 where all are found alike, large where a few are found by everybody.
+    about 0 if all are equally frequent, large if a few are neighbors of most queries.
 
-    neighbors: (N, k) indices of candidates
+    neighbors: (N, k) int64 candidates
     """
     count = torch.bincount(neighbors.flatten(), minlength=num_candidates).double()
-    spread = count.std(correction=0)
-    if spread == 0:
+    deviation = count.std(correction=0)
+    if deviation == 0:
         return 0.0
-    return ((count - count.mean()) / spread).pow(3).mean().item()
+    return ((count - count.mean()) / deviation).pow(3).mean().item()

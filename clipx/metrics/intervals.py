@@ -1,6 +1,6 @@
-"""How far a number can be trusted. Intervals are of 95 %; None where none can be had.
+"""Intervals of 95 %; None if the samples are too few or too alike for one.
 
-docs/evaluation.md has the coverage of each, as benchmarks/interval_coverage.py simulates it.
+docs/evaluation.md has the coverage of each, simulated by benchmarks/interval_coverage.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from clipx.metrics.distributions import TAIL, binomial_interval, student_quantile
+from clipx.types import Interval, weighted_mean
 
-Interval = tuple[float, float]
-FEWEST = 10
-"""Deviating values without which an interval by Student's t would rest on next to nothing."""
+MIN_DEVIATING = 10  # values that differ from the most frequent one, for Student's t
 
 
 def ends(interval: Interval | None) -> dict[str, Any]:
@@ -25,140 +24,145 @@ def ends(interval: Interval | None) -> dict[str, Any]:
     return {"low": low, "high": high}
 
 
-def weighted_mean(values: Tensor, weights: Tensor | None = None) -> float:
-    """Mean of (N,) values, by (N,) weights where they differ; the same bits in any order."""
-    if weights is None:
-        return math.fsum(values.tolist()) / len(values)
-    weights = weights.double()
-    return math.fsum((weights * values.double()).tolist()) / math.fsum(weights.tolist())
-
-
-def by_group(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """((G,) mean of each group's values, (G,) size of each group), to be weighted by.
+def by_group(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor | None]:
+    """((G,) mean of each group's values, (G,) size of each group or None if all are equal).
 
     values: (N,); group: (N,) int64, any numbers
     """
     _, member = group.unique(return_inverse=True)
     size = torch.bincount(member)
-    return torch.bincount(member, values.double()) / size, size
+    mean = torch.bincount(member, values.double()) / size
+    return mean, None if _all_equal(size) else size
 
 
-def share_interval(
+def _all_equal(values: Tensor) -> bool:
+    return bool((values == values[0]).all())
+
+
+def rate_interval(
     values: Tensor, weights: Tensor | None = None, *, tail: float = TAIL
 ) -> Interval | None:
-    """Of the mean of (N,) independent values in [0, 1]; None where some are not.
+    """Interval of the mean of (N,) independent values in [0, 1]; None if some are outside.
 
-    Of zeros and ones it is the exact binomial interval. Others have that of the number of samples
-    of zeros and ones that would have the variance of this mean (Korn and Graubard, Survey
-    Methodology 1998).
+    Zeros and ones have the exact binomial interval. Other values have that of as many zeros and
+    ones as would give the variance of this mean (Korn and Graubard, Survey Methodology 1998).
 
-    weights: (N,) how many equal parts each value is the mean of, such as the captions of an image
+    weights: (N,) number of equal parts each value is the mean of, such as the captions of an image
     """
     values = values.double()
     count = len(values)
     if values.min() < 0 or values.max() > 1:
         return None
     weights = torch.ones_like(values) if weights is None else weights.double()
-    mean = weighted_mean(values, weights)
-    alike = bool((weights == weights[0]).all())
-    if alike and bool(((values == 0) | (values == 1)).all()):
+    is_binary = bool(((values == 0) | (values == 1)).all())
+    if is_binary and _all_equal(weights):
         return binomial_interval(float(values.sum()), float(count), tail)
     if count < 2:
         return None
+    mean = weighted_mean(values, weights)
     total = weights.sum()
     deviation = weights * (values - mean) / total
     variance = deviation.square().sum().item() * count / (count - 1)
-    independent = (total.square() / weights.square().sum()).item()
+    trials = (total.square() / weights.square().sum()).item()
     # Half a sample at 0 and half a one at 1: of 100 images of which 3 fail altogether, a set often
-    # shows none that does. Without these halves that covers at 91 %, with them at 95 %.
-    variance += (mean**2 + (1 - mean) ** 2) / 2 / independent**2
-    return effective_interval(mean, variance, independent, count - 1, tail=tail)
+    # has none that does. Without these halves that covers at 91 %, with them at 95 %.
+    variance += (mean**2 + (1 - mean) ** 2) / 2 / trials**2
+    return effective_interval(mean, variance, trials, count - 1, tail=tail)
 
 
 def effective_interval(
-    rate: float, variance: float, independent: float, freedom: float, *, tail: float = TAIL
+    rate: float, variance: float, trials: float, freedom: float, *, tail: float = TAIL
 ) -> Interval:
-    """Of a rate whose estimate has a variance that was estimated with some degrees of freedom.
+    """Interval of a rate with an estimated variance.
 
-    independent: trials that the rate is worth at least. Near 0 and 1 the estimated variance means
-        nothing: 50 images with all their captions found have none. Then these trials count instead.
+    trials: number of binomial trials that the rate is worth at least. Near 0 and 1 the estimated
+        variance means nothing: 50 images with all their captions found have none. Then these trials
+        count instead.
+    freedom: degrees of freedom of the variance
     """
     spread = rate * (1 - rate)
-    # The chance that these trials would all have been alike, and so have shown no variance.
-    unseen = math.exp(-independent * spread)
+    # The probability that these trials would all have been alike, and so have shown no variance.
+    unseen = math.exp(-trials * spread)
     wider = student_quantile(freedom, tail) / student_quantile(math.inf, tail)
     seen = (1 - unseen) * variance * wider**2 / spread if spread > 0 else 0.0
-    count = 1 / (seen + unseen / independent)
+    count = 1 / (seen + unseen / trials)
     return binomial_interval(min(1.0, rate) * count, count, tail)
 
 
 def class_mean_interval(hits: Tensor, label: Tensor) -> Interval | None:
-    """Of the mean of the classes' rates, for other images of the same classes.
-
-    A class with one image shows no variance, and one with a few not much. So each class's variance
-    is shrunk toward that of all images together, as if by one more image: that is too large rather
-    than too small, since classes differ.
+    """Interval of the mean of the classes' rates, for other images of the same classes.
 
     hits: (N,) bool; label: (N,) int64
     """
     _, label, size = label.unique(return_inverse=True, return_counts=True)
-    size, num_classes = size.double(), len(size)
+    size = size.double()
+    num_classes = len(size)
     rate = torch.bincount(label, hits.double()) / size
     mean = rate.mean().item()
-    scatter = size * rate * (1 - rate)  # the sum of squared deviations, of size - 1 free ones
-    by_class = (scatter + mean * (1 - mean)) / size
-    parts = by_class / size / num_classes**2
+    # A class with one image shows no variance, and one with a few not much. So each variance is
+    # shrunk toward that of all images, as if by one more image: too large rather than too small.
+    squares = size * rate * (1 - rate)
+    variance_of_class = (squares + mean * (1 - mean)) / size
+    parts = variance_of_class / size / num_classes**2
     variance = parts.sum().item()
-    freedom = variance**2 / (parts.square() / size).sum().item() if variance else math.inf
-    independent = num_classes**2 / (1 / size).sum().item()
-    return effective_interval(mean, variance, independent, freedom)
+    freedom = math.inf
+    if variance > 0:
+        freedom = variance**2 / (parts.square() / size).sum().item()
+    trials = num_classes**2 / (1 / size).sum().item()
+    return effective_interval(mean, variance, trials, freedom)
 
 
 def worst_interval(groups: Sequence[tuple[Tensor, Tensor | None]]) -> Interval | None:
-    """Of the lowest mean among groups of (values, weights), corrected for the selection of it.
-
-    The lowest of the groups' lower ends is below the truth wherever that of the worst group is. For
-    the upper end, all groups' ends must hold at once: their tails are divided by the number of
-    groups (Bonferroni).
-    """
-    lows = [share_interval(values, weights) for values, weights in groups]
-    divided = TAIL / len(groups)
-    highs = [share_interval(values, weights, tail=divided) for values, weights in groups]
-    known = [interval for interval in (*lows, *highs) if interval is not None]
-    if len(known) < 2 * len(groups):
-        return None
-    return min(low for low, _ in known[: len(groups)]), min(
-        high for _, high in known[len(groups) :]
-    )
+    """Interval of the lowest mean among groups of (values, weights), corrected for selection."""
+    lows = []
+    highs = []
+    for values, weights in groups:
+        alone = rate_interval(values, weights)
+        # All groups' upper ends must hold at once, so each has a part of the tail (Bonferroni).
+        simultaneous = rate_interval(values, weights, tail=TAIL / len(groups))
+        if alone is None or simultaneous is None:
+            return None
+        # The lowest of the lower ends is below the truth wherever that of the worst group is.
+        lows.append(alone[0])
+        highs.append(simultaneous[1])
+    return min(lows), min(highs)
 
 
 def best_interval(groups: Sequence[tuple[Tensor, Tensor | None]]) -> Interval | None:
-    """Of the highest mean among groups of (values, weights) in [0, 1], as of the lowest."""
-    found = worst_interval([(1 - values.double(), weights) for values, weights in groups])
-    return None if found is None else (1 - found[1], 1 - found[0])
+    """Interval of the highest mean among groups of (values, weights) in [0, 1], corrected alike."""
+    mirrored = worst_interval([(1 - values.double(), weights) for values, weights in groups])
+    if mirrored is None:
+        return None
+    low, high = mirrored
+    return 1 - high, 1 - low
 
 
 def student_interval(values: Tensor) -> Interval | None:
-    """Of the mean of (N,) independent values that may be any numbers, by Student's t. None where
-    fewer than FEWEST of them deviate from the most frequent one."""
+    """Interval of the mean of (N,) independent values of any size, by Student's t. None if fewer
+    than MIN_DEVIATING of them differ from the most frequent one."""
     values = values.double()
     count = len(values)
-    if count - int(values.unique(return_counts=True)[1].max()) < FEWEST:
+    _, frequency = values.unique(return_counts=True)
+    if count - int(frequency.max()) < MIN_DEVIATING:
         return None
     mean = values.mean().item()
-    spread = student_quantile(count - 1) * values.std().item() / math.sqrt(count)
-    return mean - spread, mean + spread
+    reach = student_quantile(count - 1) * values.std().item() / math.sqrt(count)
+    return mean - reach, mean + reach
 
 
 def ratio_interval(numerator: Tensor, denominator: Tensor) -> Interval | None:
-    """Of mean(numerator) / mean(denominator), where that is at most 1, over the same (N,) samples.
+    """Interval of mean(numerator) / mean(denominator) by the delta method; None above 1.
 
-    numerator: values in [0, 1]; denominator: of zeros and ones
+    numerator: (N,) in [0, 1]; denominator: (N,) zeros and ones of the same samples
     """
-    numerator, denominator = numerator.double(), denominator.double()
-    total, count = denominator.sum().item(), len(denominator)
-    ratio = numerator.sum().item() / total if total else math.inf
-    if ratio > 1 or count < 2:
+    numerator = numerator.double()
+    denominator = denominator.double()
+    count = len(denominator)
+    total = denominator.sum().item()
+    if total == 0 or count < 2:
+        return None
+    ratio = numerator.sum().item() / total
+    if ratio > 1:
         return None
     deviation = numerator - ratio * denominator
     variance = deviation.square().sum().item() / total**2 * count / (count - 1)
@@ -166,25 +170,25 @@ def ratio_interval(numerator: Tensor, denominator: Tensor) -> Interval | None:
 
 
 def median_interval(values: Tensor, owner: Tensor) -> Interval | None:
-    """Of the median of (M,) values, which may be spread in any way: the values where their
+    """Interval of the median of (M,) values of any distribution: the values at which their
     cumulative share enters and leaves the interval of one half (Woodruff, JASA 1952).
 
-    owner: (M,) int64, which of the independent images each value belongs to
+    owner: (M,) int64 number of the independent image of each value
     """
     values = values.double()
-    size = torch.bincount(owner).double()
-    num_images, num_values = len(size), len(values)
-    if num_images < FEWEST:
+    num_images = int(owner.max()) + 1
+    num_values = len(values)
+    if num_images < 10:
         return None
     ordered = values.sort().values
     below = (values <= ordered.quantile(0.5)).double()
     share = below.mean().item()
     error = 0.5 / math.sqrt(num_images)
     if share < 1 and num_values > num_images:
-        # Values of one image may be alike: the error of the share below the median shows how much.
+        # Values of one image may be alike: take the error of the share below the median instead.
         by_image = torch.bincount(owner, below - share)
         clustered = by_image.square().sum().item() / num_values**2
         error = 0.5 * math.sqrt(clustered / (share * (1 - share)))
-    outside = num_values * (0.5 - student_quantile(num_images - 1) * error)
-    first = max(1, math.ceil(outside))
+    num_outside = num_values * (0.5 - student_quantile(num_images - 1) * error)
+    first = max(1, math.ceil(num_outside))
     return ordered[first - 1].item(), ordered[num_values - first].item()

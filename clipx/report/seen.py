@@ -14,11 +14,10 @@ from clipx import embed, metrics
 from clipx.embed import Encoder
 from clipx.eval_verb import chosen_evaluators
 from clipx.evaluators import embedding_health, retrieval, zero_shot
-from clipx.evaluators._classes import LabeledSet, classifier
-from clipx.evaluators._ranks import embed_images, embed_texts
-from clipx.evaluators._sets import Images
-from clipx.evaluators.retrieval import CaptionedSet
-from clipx.evaluators.robustness import evenly_spaced
+from clipx.evaluators.classifier import classifier
+from clipx.evaluators.distributed import embed_images, embed_texts
+from clipx.evaluators.labeled_set import LabeledSet
+from clipx.evaluators.test_sets import CaptionedSet, read_captioned
 from clipx.training.precision import compute_dtype
 from clipx.types import Setting, UserError
 
@@ -59,8 +58,7 @@ class Paired:
     @property
     def first_caption(self) -> Tensor:
         """(N,) which of the M captions is the first of each image."""
-        owner = self.captioned.owner
-        return torch.cat([torch.tensor([True]), owner[1:] != owner[:-1]]).nonzero().flatten()
+        return torch.tensor(self.captioned.first_captions())
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def in_order(evaluators: Any) -> list[tuple[str, Any]]:
 
 def classify(name: str, config: zero_shot.Config, encoder: Encoder, setting: Setting) -> Classified:
     built = config.build()
-    labeled = evenly_spaced(built.set, LIMIT)
+    labeled = built.set.evenly_spaced(LIMIT)
     weights = classifier(encoder, labeled.names, built.templates, setting)
     ids = metrics.row_ids(weights)
     scores = metrics.similarities(labeled.features(encoder, setting), weights, ids)
@@ -143,7 +141,7 @@ def pair(
     encoder: Encoder,
     setting: Setting,
 ) -> Paired:
-    whole = retrieval.read_captioned(Path(config.path), config.split)
+    whole = read_captioned(Path(config.path), config.split)
     captioned = some(whole, evenly(len(whole.images), LIMIT))
     images = captioned.images
     image = embed_images(encoder, images.image, images.keys, setting)
@@ -164,7 +162,7 @@ def some(captioned: CaptionedSet, rows: Sequence[int]) -> CaptionedSet:
     place = {row: n for n, row in enumerate(rows)}
     kept = [m for m, row in enumerate(captioned.owner.tolist()) if row in place]
     return CaptionedSet(
-        Images(images.path, [images.keys[r] for r in rows], lambda n: images.read(rows[n])),
+        images.subset(rows),
         [captioned.captions[m] for m in kept],
         torch.tensor([place[int(captioned.owner[m])] for m in kept]),
     )

@@ -6,7 +6,6 @@ import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,99 +14,90 @@ import torch
 
 from clipx.config import Data, build, merge
 from clipx.evaluators import retrieval, zero_shot
-from clipx.evaluators._ranks import Known, alike
-from clipx.evaluators._sets import is_classification
-from clipx.evaluators._undecodable import with_undecodable
-from clipx.types import Encoder, Result, Setting, UserError
-
-
-def evaluate(
-    encoder: Encoder, evaluators: Mapping[str, Any], setting: Setting | None = None
-) -> dict[str, Result]:
-    """What each evaluator found, by its name. The first that fails on any rank raises on all.
-
-    evaluators: name -> Config with `build()`
-    """
-    setting, results = setting or Setting(), {}
-    for name, config in evaluators.items():
-
-        def run(config: Any = config) -> Result:
-            own = replace(setting, undecodable={})
-            return with_undecodable(config.build().evaluate(encoder, own), own)
-
-        results[name] = alike(setting.ranks, run)
-    return results
+from clipx.evaluators.distributed import Agreed, run_evaluator
+from clipx.evaluators.test_sets import is_classification
+from clipx.types import Encoder, Result, Setting, StopRequested, UserError
 
 
 def evaluate_each(
     encoder: Encoder, evaluators: Mapping[str, Any], setting: Setting
 ) -> tuple[dict[str, Result], list[str]]:
-    """(results, faults of the user by which evaluators have failed). One that fails does not end
-    the others. All ranks take part."""
+    """(results, errors of the user in the others): one that fails does not end the others."""
     results: dict[str, Result] = {}
-    faults: list[str] = []
+    errors: list[str] = []
     for name, config in evaluators.items():
         try:
-            results |= evaluate(encoder, {name: config}, setting)
+            results[name] = run_evaluator(config, encoder, setting)
         except UserError as error:
-            faults.append(f"evaluator {name} failed: {error}")
-    return results, faults
-
-
-def faults_of(evaluators: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the files and settings of evaluators, all of it at once: each is built,
-    which reads its paths, splits, templates and class lists, and no image."""
-    faults = []
-    for name, config in evaluators.items():
-        try:
-            config.build()
-        except (UserError, OSError) as error:
-            faults.append(f"evaluators.{name}: {error}")
-    return faults
+            errors.append(f"evaluator {name} failed: {error}")
+    return results, errors
 
 
 def evaluate_in_training(
     encoder: Encoder,
     evaluators: Mapping[str, Any],
     setting: Setting,
-    say: Callable[[str], None],
+    print_message: Callable[[str], None],
 ) -> dict[str, Result]:
-    """The same, but an evaluator that fails is reported and left out: training is worth more than
-    one number. All ranks take part, and no random state changes."""
+    """The results of the evaluators that do not fail, since a run is worth more than one number.
+    All ranks take part, and no random state changes. Raises StopRequested on all ranks if one has
+    to stop."""
     results: dict[str, Result] = {}
     with unchanged_random_state(setting.device):
         for name, config in evaluators.items():
             try:
-                results |= evaluate(encoder, {name: config}, setting)
+                results[name] = run_evaluator(config, encoder, setting)
+            except StopRequested:
+                raise
             except UserError as error:
-                say(f"evaluator {name} failed, training goes on: {error}")
+                print_message(f"evaluator {name} failed, training goes on: {error}")
             except Exception as error:
-                if setting.ranks.world_size > 1 and not isinstance(error, Known):
-                    raise  # a peer is gone
-                say(f"evaluator {name} failed, training goes on:\n{traceback.format_exc()}")
+                # Several ranks agree on a failure. Any other exception comes from the collective
+                # itself: a rank is gone, and training cannot go on.
+                if setting.ranks.world_size > 1 and not isinstance(error, Agreed):
+                    raise
+                trace = traceback.format_exc()
+                print_message(f"evaluator {name} failed, training goes on:\n{trace}")
     return results
 
 
 @contextmanager
 def unchanged_random_state(device: torch.device | str) -> Iterator[None]:
-    """Python's, NumPy's and torch's generators end as they began."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """Restore the generators of Python, NumPy and torch at the end."""
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def faults_of(evaluators: Mapping[str, Any]) -> list[str]:
+    """The errors in files and settings of all evaluators. Each is built, which reads its paths,
+    splits, templates and class lists, and no image."""
+    errors = []
+    for name, config in evaluators.items():
+        try:
+            config.build()
+        except (UserError, OSError) as error:
+            errors.append(f"evaluators.{name}: {error}")
+    return errors
 
 
 def flat(results: Mapping[str, Result]) -> dict[str, float]:
     """`<set>-<metric>` -> value, over all sets."""
-    return {f"{n}-{k}": v for n, result in results.items() for k, v in result.metrics.items()}
+    values = {}
+    for name, result in results.items():
+        for metric, value in result.metrics.items():
+            values[f"{name}-{metric}"] = value
+    return values
 
 
 def evaluator_for(path: Path, settings: Sequence[Data] = ()) -> zero_shot.Config | retrieval.Config:
-    """Choose by a test set's files: classes make it zero-shot classification, captions retrieval.
+    """Choose by a test set's files: zero-shot classification for classes, retrieval for captions.
     Raises UserError.
 
     settings: of the evaluator, such as {"templates": "openai"}

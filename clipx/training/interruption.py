@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from clipx.types import Ranks, Stopped
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 NOTICES = (signal.SIGUSR1, signal.SIGHUP)
 """Signals that may come again, or together with another, without asking for an end at once:
@@ -138,6 +140,14 @@ class Stop:
         if number in NOTICES or not ends:
             return False
         return not any(n is number and now - t < REPEAT_SECONDS for n, t in ends)
+
+
+def leave_if_signaled(ranks: Ranks, stop: Stop) -> None:
+    """Raise Stopped on all ranks if one has had a signal. For use before the first step, when there
+    is nothing to save. All ranks take part."""
+    signals = ranks.gather(stop.signaled_by)
+    if name := next((name for name in signals if name), None):
+        raise Stopped(f"stopped by {name} before the first step of this start")
 
 
 def _is_nohup(number: signal.Signals) -> bool:

@@ -26,10 +26,9 @@ from clipx.training.config import Plan, TrainConfig
 from clipx.training.corpus import describe, open_together, write_table
 from clipx.training.ema import Ema
 from clipx.training.errors import judged
-from clipx.training.interruption import Stop
+from clipx.training.interruption import Stop, leave_if_signaled
 from clipx.training.precision import build_precision
 from clipx.training.resume import newest
-from clipx.training.rounds import leave_if_signaled
 from clipx.training.run_folder import CORPUS, RunFolder, open_by_main
 from clipx.training.run_status import State
 from clipx.training.schedule import rate

@@ -15,14 +15,13 @@ from clipx.training.config import TrainConfig, due
 from clipx.training.console import Reporter
 from clipx.training.errors import judged
 from clipx.training.evaluation import evaluate_in_training, flat
-from clipx.training.interruption import Interrupted, Stop
+from clipx.training.interruption import Stop
 from clipx.training.log_files import Logs, append_bad
-from clipx.training.rounds import in_rounds
 from clipx.training.run_folder import unwritable
 from clipx.training.run_status import State
 from clipx.training.session import Session
 from clipx.training.throughput import Meter
-from clipx.types import Ranks, Result, Setting, Stopped, UserError
+from clipx.types import Result, Setting, Stopped, StopRequested, UserError
 
 
 def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
@@ -159,15 +158,11 @@ def evaluate_if_due(session: Session, logs: Logs | None, report: Reporter, stop:
     with session.parts.evaluated(session.model_json) as model:
         device, dtype = runtime.device, session.precision.dtype
         encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
-
-        def evaluate(ranks: Ranks) -> dict[str, Result]:
-            setting = Setting(ranks=ranks, device=device)
-            return evaluate_in_training(encoder, chosen, setting, report.say)
-
+        setting = Setting(ranks=runtime, device=device, stop_reason=lambda: stop.reason)
         try:
-            results = in_rounds(runtime, stop, evaluate)
-        except Interrupted as asked:
-            raise stopped(session, str(asked)) from None
+            results = evaluate_in_training(encoder, chosen, setting, report.say)
+        except StopRequested as request:
+            raise stopped(session, str(request)) from None
     tell(results, session, logs, report)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from clipx.distributed.runtime import Runtime
 from clipx.training import cached_features as features
 from clipx.training import resume
-from clipx.training.interruption import Interrupted, Stop
-from clipx.training.rounds import leave_if_signaled
+from clipx.training.interruption import Interrupted, Stop, leave_if_signaled
 from clipx.types import Stopped, UserError
 
 

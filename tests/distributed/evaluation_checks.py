@@ -12,18 +12,19 @@ from typing import Any
 
 import torch
 from tiny_runs import MODEL
+from torch import Tensor
 
 from clipx.distributed.runtime import Runtime
 from clipx.embed import Encoder
-from clipx.evaluators import retrieval, zero_shot
-from clipx.evaluators._ranks import PIECES, main_only, shared_out, together
+from clipx.evaluators import distributed, retrieval, zero_shot
+from clipx.evaluators.distributed import embed_images, exchange, on_main
 from clipx.models.dual_encoder import DualEncoder
-from clipx.training.evaluation import evaluate, evaluate_in_training, flat
-from clipx.training.interruption import Interrupted, Stop
-from clipx.training.rounds import in_rounds
-from clipx.types import Ranks, Result, Setting, UserError
+from clipx.training.evaluation import evaluate_each, evaluate_in_training, flat
+from clipx.training.interruption import Stop
+from clipx.types import Result, Setting, StopRequested, UserError
 
 FOLDER = "CLIPX_TEST_SETS"
+NUM_IMAGES = 400  # 25 exchanges of two ranks that embed 8 batches of one image each
 
 
 def encoder() -> Encoder:
@@ -36,14 +37,16 @@ def encoder() -> Encoder:
 
 
 def evaluated(runtime: Runtime) -> dict[str, Any]:
-    """Plain numbers of both kinds of set, and whether this rank embedded its share alone."""
-    folder, seen = Path(os.environ[FOLDER]), []
-    setting = Setting(ranks=runtime, progress=lambda done, total: seen.append(done))
+    """Plain numbers of both kinds of set, and how many batches this rank embedded."""
+    folder = Path(os.environ[FOLDER])
+    batches = []
+    setting = Setting(ranks=runtime, progress=lambda done, total: batches.append(done))
     sets = {
         "classes": zero_shot.Config(path=str(folder / "classes")),
         "captions": retrieval.Config(path=str(folder / "captions")),
     }
-    results = evaluate(encoder(), sets, setting)
+    results, errors = evaluate_each(encoder(), sets, setting)
+    assert errors == []
     plain = {
         name: {
             "metrics": result.metrics,
@@ -53,11 +56,35 @@ def evaluated(runtime: Runtime) -> dict[str, Any]:
         }
         for name, result in results.items()
     }
-    return {"results": plain, "batches": len(seen)}
+    return {"results": plain, "batches": len(batches)}
+
+
+class Slow:
+    """Embeds an image in a millisecond."""
+
+    image_size = 8
+
+    def encode_image(self, images: list[Tensor]) -> Tensor:
+        time.sleep(0.001)
+        return torch.ones(len(images), 1)
+
+
+def embed(setting: Setting, count: int, failing_row: int | None = None) -> Tensor:
+    """Features of `count` images, each a batch, so that ranks exchange after 8 of their own."""
+    distributed.IMAGES_PER_BATCH = 1  # this process is for tests alone
+
+    def read(row: int) -> Tensor:
+        if row == failing_row:
+            raise ZeroDivisionError("on one rank")
+        return torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+    slow: Any = Slow()
+    return embed_images(slow, read, [str(n) for n in range(count)], setting)
 
 
 class FailsOnLast:
-    """Fails on the last rank: when its set is read, in its own work, or between two rounds."""
+    """Fails on the last rank: when it is built, while images are embedded, before a collective of
+    the others, at the very end, or by having another test set."""
 
     def __init__(self, when: str) -> None:
         self.when = when
@@ -68,94 +95,76 @@ class FailsOnLast:
         return self
 
     def evaluate(self, encoder: Any, setting: Setting) -> Result:
-        def work() -> int:
-            if setting.ranks.rank == setting.ranks.world_size - 1:
-                raise ZeroDivisionError("on one rank")
-            return 1
-
-        if self.when == "between":
-            together(setting.ranks, lambda: 1)
-            if setting.ranks.rank == setting.ranks.world_size - 1:
-                raise MemoryError("on one rank, in no round")
-            return Result({"sum": float(sum(together(setting.ranks, lambda: 1)))})
-        if self.when == "end":
-            together(setting.ranks, lambda: 1)
-            return Result({"sum": work()})
-        if self.when == "size":
-            count = 5 * PIECES - setting.ranks.rank
-            return Result({"sum": float(sum(shared_out(setting.ranks, count, int)))})
-        return Result({"sum": float(sum(together(setting.ranks, work)))})
-
-
-class Fine(FailsOnLast):
-    def evaluate(self, encoder: Any, setting: Setting) -> Result:
-        return Result({"sum": float(sum(together(setting.ranks, lambda: 1)))})
+        ranks = setting.ranks
+        is_last = ranks.rank == ranks.world_size - 1
+        if self.when == "embed":
+            embed(setting, 60, failing_row=55)  # batch 55 is one of the last rank of two
+        embed(setting, 50 + (is_last and self.when == "size"))
+        if is_last and self.when == "between":
+            raise MemoryError("on one rank, before a collective")
+        total = on_main(setting, sum, [1, 2])
+        if is_last and self.when == "end":
+            raise ZeroDivisionError("at the end")
+        return Result({"sum": float(total)})
 
 
 def failing(runtime: Runtime) -> dict[str, Any]:
-    said: list[str] = []
-    kinds = ("build", "work", "between", "end", "size")
-    found = evaluate_in_training(
-        encoder(),
-        {kind: FailsOnLast(kind) for kind in kinds} | {"fine": Fine("never")},
-        Setting(ranks=runtime),
-        said.append,
-    )
-    return {"said": said, "metrics": {name: result.metrics for name, result in found.items()}}
+    messages: list[str] = []
+    kinds = ("build", "embed", "between", "end", "size", "fine")
+    evaluators = {kind: FailsOnLast(kind) for kind in kinds}
+    results = evaluate_in_training(encoder(), evaluators, Setting(ranks=runtime), messages.append)
+    return {"messages": messages, "metrics": {name: r.metrics for name, r in results.items()}}
 
 
-class Rounds:
-    """An evaluator with all that evaluators do: shared work in rounds, work of rank 0 alone, and
-    work that each does for itself."""
+class Complete:
+    """Does all that evaluators do: embeds with the others, computes on rank 0, and on each rank."""
 
-    def build(self) -> Rounds:
+    def build(self) -> Complete:
         return self
 
     def evaluate(self, encoder: Any, setting: Setting) -> Result:
-        def piece(number: int) -> int:
-            time.sleep(0.001 * (number % 3))
-            return number
-
-        found = shared_out(setting.ranks, 5 * PIECES, piece)
-        total = main_only(setting.ranks, lambda: sum(map(piece, found)))
-        busy = sum(piece(number) for number in range(10))
-        return Result({"sum": float(total), "busy": float(busy)})
+        features = embed(setting, NUM_IMAGES)
+        total = on_main(setting, float, features.sum())
+        time.sleep(0.01)
+        return Result({"sum": total, "ranks": float(len(exchange(setting, None)))})
 
 
 def signaled(runtime: Runtime) -> list[tuple[bool, str | None]]:
     """Many evaluations, in each of which one rank, all or none get a signal at some time. Of each:
     whether any did, and how it ended. A rank that left alone would leave its peers in a collective,
     or in another than its own, until the test's timeout."""
-    draw, outcomes = random.Random(runtime.rank), []
+    draw = random.Random(runtime.rank)
+    outcomes = []
     for trial in range(40):
         runtime.barrier()
         with Stop().listening() as stop:
-            asked = trial % (runtime.world_size + 2)  # which rank, all, or none
-            timer = threading.Timer(draw.uniform(0, 0.12), os.kill, (os.getpid(), signal.SIGUSR1))
-            if asked in (runtime.rank, runtime.world_size):
+            receiver = trial % (runtime.world_size + 2)  # a rank, all, or none
+            delay = draw.uniform(0, 1.2 / runtime.world_size)
+            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGUSR1))
+            if receiver in (runtime.rank, runtime.world_size):
                 timer.start()
-            ended = ended_by(runtime, stop)
+            reason = stopped_by(runtime, stop)
             timer.cancel()
-        outcomes.append((asked <= runtime.world_size, ended))
+        outcomes.append((receiver <= runtime.world_size, reason))
     return outcomes
 
 
-NO_ENCODER: Any = None
-
-
-def ended_by(runtime: Runtime, stop: Stop) -> str | None:
-    def evaluate_two(ranks: Ranks) -> dict[str, Result]:
-        sets = {"a": Rounds(), "b": Rounds()}
-        return evaluate_in_training(
-            encoder=None, evaluators=sets, setting=Setting(ranks), say=print
-        )
-
+def stopped_by(runtime: Runtime, stop: Stop) -> str | None:
+    """Why two evaluations ended early."""
+    setting = Setting(runtime, stop_reason=lambda: stop.reason)
+    sets = {"a": Complete(), "b": Complete()}
+    unused: Any = None
     try:
-        found = in_rounds(runtime, stop, evaluate_two)
-    except Interrupted as interrupted:
-        return str(interrupted)
-    count = sum(range(5 * PIECES))
-    assert flat(found) == {"a-sum": count, "a-busy": 45, "b-sum": count, "b-busy": 45}
+        results = evaluate_in_training(unused, sets, setting, print)
+    except StopRequested as request:
+        return str(request)
+    ranks = runtime.world_size
+    assert flat(results) == {
+        "a-sum": NUM_IMAGES,
+        "a-ranks": ranks,
+        "b-sum": NUM_IMAGES,
+        "b-ranks": ranks,
+    }
     return None
 
 
@@ -164,4 +173,4 @@ def overdue(runtime: Runtime) -> str | None:
     stop = Stop()
     if runtime.rank == runtime.world_size - 1:
         stop.deadline = time.time() + 0.02
-    return ended_by(runtime, stop)
+    return stopped_by(runtime, stop)

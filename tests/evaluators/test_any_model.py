@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from clipx import embed
 from clipx.evaluators import zero_shot
-from clipx.evaluators._classes import classifier
+from clipx.evaluators.classifier import classifier
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import Setting, UserError
 

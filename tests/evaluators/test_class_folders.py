@@ -16,7 +16,8 @@ from clipx.config import load
 from clipx.data.class_lists import SUBSETS, known_classes, known_templates
 from clipx.eval_verb import Suite
 from clipx.evaluators import zero_shot
-from clipx.evaluators._classes import classifier, read_labeled
+from clipx.evaluators.classifier import classifier
+from clipx.evaluators.labeled_set import read_labeled
 from clipx.training.evaluation import evaluator_for
 from clipx.types import Setting, UserError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipx.evaluators import anomaly, clustering, dedup, knn, linear_probe
-from clipx.evaluators._classes import read_labeled
-from clipx.evaluators._logistic import best_strength, fit, logits
 from clipx.evaluators.anomaly import anomaly_score
 from clipx.evaluators.dedup import dedup_result
+from clipx.evaluators.labeled_set import read_labeled
 from clipx.evaluators.linear_probe import sweep
+from clipx.evaluators.logistic import best_strength, fit, logits
 from clipx.metrics import top_k_accuracy
-from clipx.types import Setting, UserError
+from clipx.types import Setting, StopRequested, UserError
 
 
 def noisy_classes(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +76,7 @@ def test_the_middle_of_a_tie_is_better_on_test_than_its_weakest_end(seed: int) -
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     held, kept = order[:4], order[4:]
     on_held, on_test = {}, {}
-    for strength in (sweep(train, label, 4, 0), 1e-6):
+    for strength in (sweep(train, label, 4, 0, Setting()), 1e-6):
         weights = fit(train[kept], label[kept], 4, strength)
         on_held[strength] = top_k_accuracy(logits(train[held], weights), label[held], 1)
         weights = fit(train, label, 4, strength)
@@ -134,7 +135,7 @@ def test_shots_are_drawn_from_each_class(folder: Path) -> None:
 
 def test_dedup_by_hand() -> None:
     rows = torch.tensor([[1.0, 0], [0.98, 0.199], [0, 1], [-1, 0], [0.6, 0.8]])
-    found = dedup_result(rows, torch.tensor([0, 0, 1, 2, 3]), 0.9)
+    found = dedup_result(rows, torch.tensor([0, 0, 1, 2, 3]), 0.9, list("abcd"))
     # nearest others: 0.98, 0.98, 0.8 (the last), 0 (the third), 0.8
     # One value for a group: its two images are found together.
     assert found.samples["duplicate_share"].tolist() == [1, 0, 0, 0]
@@ -142,10 +143,10 @@ def test_dedup_by_hand() -> None:
     assert found.metrics["dedup-auroc"] == 1.0
     assert found.metrics["dedup-nearest_recall"] == 1.0
     assert found.metrics["duplicate_share"] == 0.4
-    nothing = dedup_result(rows, torch.arange(5), 0.9)
+    nothing = dedup_result(rows, torch.arange(5), 0.9, list("abcde"))
     assert "dedup-auroc" not in nothing.metrics
     # Of two as near, one of another group: a tie counts against the model.
-    same = dedup_result(torch.ones(4, 2), torch.tensor([0, 0, 1, 2]), 0.9)
+    same = dedup_result(torch.ones(4, 2), torch.tensor([0, 0, 1, 2]), 0.9, list("abc"))
     assert same.metrics["dedup-nearest_recall"] == 0
 
 
@@ -166,6 +167,26 @@ def test_clusters_that_agree_whatever_the_model_is_are_refused(
     write_folders(tmp_path, classes, images=images)
     with pytest.raises(UserError, match="clusters agree with them whatever the model is"):
         clustering.Config(path=str(tmp_path)).build()
+
+
+class Blind(Knowing):
+    """Gives all images the same embedding."""
+
+    def encode_image(self, images: Any) -> Tensor:
+        return torch.tensor([[1.0, 0, 0]]).expand(len(images), 3)
+
+
+def test_clusters_of_equal_embeddings_agree_with_the_classes_by_chance_only(folder: Path) -> None:
+    found = clustering.Config(path=str(folder)).build().evaluate(Blind(["a"]), Setting())
+    assert found.metrics["nmi"] == found.metrics["ari"] == 0
+
+
+def test_a_probe_leaves_a_fit_when_this_rank_has_to_stop(folder: Path) -> None:
+    """A fit takes an hour at the size of ImageNet."""
+    probe = linear_probe.Config(path=str(folder)).build()
+    features = torch.eye(18)
+    with pytest.raises(StopRequested, match="SIGTERM"):
+        sweep(features, probe.train.label, 3, 0, Setting(stop_reason=lambda: "SIGTERM"))
 
 
 def test_the_anomaly_score_is_the_mean_distance_to_the_nearest_normal_rows() -> None:

@@ -14,8 +14,8 @@ from samples import png, solid, write_test_set
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipx.evaluators import retrieval
-from clipx.evaluators._ranks import embed_images, embed_texts
+from clipx.evaluators import distributed, retrieval
+from clipx.evaluators.distributed import embed_images, embed_texts
 from clipx.evaluators.retrieval import pair_ranks, retrieval_result
 from clipx.metrics import retrieval as blocks
 from clipx.types import Result, Setting, UserError
@@ -111,8 +111,8 @@ def test_any_number_of_captions_and_any_blocks_equal_the_whole_matrix(
     image = F.normalize(torch.randn(len(captions), 8, generator=generator), dim=-1)
     text = F.normalize(image[owner] + torch.randn(len(owner), 8, generator=generator), dim=-1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "IMAGES", size[0])
-        patch.setattr(blocks, "CAPTIONS", size[1])
+        patch.setattr(blocks, "IMAGES_PER_BLOCK", size[0])
+        patch.setattr(blocks, "CAPTIONS_PER_BLOCK", size[1])
         found = retrieval_result(
             pair_ranks(image, text, owner, Setting()), [str(n) for n in range(len(image))]
         )
@@ -140,7 +140,9 @@ def test_every_image_twice_finds_nothing_whatever_the_shape_of_the_blocks(count:
         assert (ranks.image_to_text() >= 2).all()
 
 
-def test_equal_images_and_texts_have_equal_features_whatever_batch_they_are_in() -> None:
+def test_equal_images_and_texts_have_equal_features_whatever_batch_they_are_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A last batch of two is computed by other kernels than one of 64."""
     torch.manual_seed(0)
     layer = torch.nn.Sequential(torch.nn.Linear(768, 512), torch.nn.Linear(512, 512))
@@ -163,7 +165,8 @@ def test_equal_images_and_texts_have_equal_features_whatever_batch_they_are_in()
     found = embed_images(encoder, lambda n: pictures[n % 65], names, Setting())
     assert torch.equal(found[:65], found[65:])
     assert sizes == [64, 64, 64]
-    texts = embed_texts(encoder, ["1", "2", "1", "3", "2"], Setting(), batch=2)
+    monkeypatch.setattr(distributed, "TEXTS_PER_BATCH", 2)
+    texts = embed_texts(encoder, ["1", "2", "1", "3", "2"], Setting())
     assert torch.equal(texts[0], texts[2])
     assert torch.equal(texts[1], texts[4])
 

@@ -30,7 +30,7 @@ from clipx.evaluators import (
     typographic,
     zero_shot,
 )
-from clipx.evaluators._corruptions import CORRUPTIONS
+from clipx.evaluators.corruptions import CORRUPTIONS
 from clipx.evaluators.embedding_health import health
 from clipx.evaluators.fairness import slice_result
 from clipx.evaluators.retrieval import retrieval_result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,8 @@ from samples import encoded, png_claiming, solid, write_test_set
 
 from clipx.data import decode
 from clipx.evaluators import zero_shot
-from clipx.evaluators._ranks import embed_images
-from clipx.evaluators._undecodable import UndecodableImage
-from clipx.training.evaluation import evaluate
+from clipx.evaluators.distributed import embed_images, run_evaluator
+from clipx.evaluators.test_sets import UndecodableImage
 from clipx.types import Ranks, Result, Setting, UserError
 
 ENCODER = ColorEncoder({"red": (1, 0, 0), "blue": (0, 0, 1)})
@@ -28,7 +28,7 @@ def evaluated(folder: Path, pictures: dict[str, bytes]) -> Result:
         key: {"png": data, "cls": str(n % 2)} for n, (key, data) in enumerate(pictures.items())
     }
     path = write_test_set(folder, samples, **FILES)
-    return evaluate(ENCODER, {"set": zero_shot.Config(path=str(path))})["set"]
+    return run_evaluator(zero_shot.Config(path=str(path)), ENCODER, Setting())
 
 
 def good(count: int) -> dict[str, bytes]:
@@ -82,10 +82,14 @@ class Pair(Ranks):
     rank, world_size = 1, 2
 
     def gather(self, value: Any) -> list[Any]:
-        fault, own = value
-        if isinstance(own, dict):
-            return [(fault, {64: "of rank 0"}), value]
-        return [(None, (own[0], [torch.ones(64, 3), torch.ones(8, 3)])), value]
+        own = value.value
+        if own == 200:  # the size of the set
+            other = own
+        elif 70 in own:  # undecodable images by row
+            other = {64: "of rank 0"}
+        else:  # features by the first row of their batch
+            other = {0: torch.ones(64, 3), 128: torch.ones(64, 3)}
+        return [replace(value, value=other), value]
 
 
 def test_all_ranks_know_what_each_has_found() -> None:

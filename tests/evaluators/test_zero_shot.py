@@ -14,7 +14,7 @@ from samples import png, solid, write_shard, write_test_set
 import clipx
 from clipx.data.decode import decode
 from clipx.evaluators import retrieval, zero_shot
-from clipx.evaluators._classes import classifier
+from clipx.evaluators.classifier import classifier
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.metrics.distributions import binomial_interval
 from clipx.training.evaluation import evaluator_for

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipx.training.evaluation import evaluate, evaluate_each, evaluate_in_training, flat
-from clipx.types import Result, Setting, UserError
+from clipx.training.evaluation import evaluate_each, evaluate_in_training, flat
+from clipx.types import Result, Setting, StopRequested, UserError
 
 
 @dataclass
@@ -42,13 +42,9 @@ GOOD = {"a-top1": 0.5, "a-num_samples": 2, "b-top1": 0.25, "b-num_samples": 2}
 ENCODER: Any = None
 
 
-def test_results_are_named_by_their_set() -> None:
-    assert flat(evaluate(ENCODER, {"a": SETS["a"], "b": SETS["b"]})) == GOOD
-
-
-def test_from_the_command_line_a_fault_is_raised() -> None:
-    with pytest.raises(UserError, match="no such set"):
-        evaluate(ENCODER, SETS)
+def test_a_failure_of_clipx_ends_a_command_with_its_own_traceback() -> None:
+    with pytest.raises(ZeroDivisionError, match="of ours"):
+        evaluate_each(ENCODER, SETS, Setting())
 
 
 def test_a_fault_of_the_user_does_not_end_the_other_evaluators() -> None:
@@ -58,13 +54,19 @@ def test_a_fault_of_the_user_does_not_end_the_other_evaluators() -> None:
     assert faults == ["evaluator user failed: no such set"]
 
 
-def test_in_training_a_fault_is_told_and_the_others_go_on() -> None:
-    said: list[str] = []
-    assert flat(evaluate_in_training(ENCODER, SETS, Setting(), said.append)) == GOOD
-    assert said[0] == "evaluator user failed, training goes on: no such set"
-    assert said[1].startswith("evaluator ours failed, training goes on:\nTraceback")
-    assert "ZeroDivisionError: of ours" in said[1]
-    assert len(said) == 2
+def test_in_training_a_failure_is_printed_and_the_others_go_on() -> None:
+    messages: list[str] = []
+    assert flat(evaluate_in_training(ENCODER, SETS, Setting(), messages.append)) == GOOD
+    assert messages[0] == "evaluator user failed, training goes on: no such set"
+    assert messages[1].startswith("evaluator ours failed, training goes on:\nTraceback")
+    assert "ZeroDivisionError: of ours" in messages[1]
+    assert len(messages) == 2
+
+
+def test_a_request_to_stop_ends_all_evaluators() -> None:
+    setting = Setting(stop_reason=lambda: "SIGTERM")
+    with pytest.raises(StopRequested, match="SIGTERM"):
+        evaluate_in_training(ENCODER, SETS, setting, lambda text: None)
 
 
 def drawn() -> tuple[float, float, float]:

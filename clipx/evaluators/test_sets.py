@@ -1,4 +1,4 @@
-"""Test sets on disk, in one of two layouts.
+"""Test sets on disk: images with keys, and a text or a class for each.
 
 CLIP_benchmark's webdataset layout:
 <set>/classnames.txt, zeroshot_classification_templates.txt, <split>/0.tar, 1.tar ...
@@ -10,26 +10,28 @@ Folders of classes, as torchvision's ImageFolder has them:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from clipx.data import decode
 from clipx.data.files import read_image_file
 from clipx.data.sources.webdataset import OpenShard, open_shard
-from clipx.evaluators._undecodable import UndecodableImage, gray
 from clipx.types import UserError
 
-MAX_PIXELS = 178_956_970
-"""Of an image, as Pillow's own bound has it, so that a set is read as everybody reads it."""
+MAX_PIXELS = 178_956_970  # Pillow's own bound: other libraries evaluate the same images
+
+
+class UndecodableImage(UserError):
+    """An image of a test set cannot be decoded; the message names it."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """keys: one an image, unique in the set; read: of the image of a number, its bytes"""
+    """keys: of the images, unique in the set; read: number of an image -> its bytes"""
 
     path: Path
     keys: Sequence[str]
@@ -39,68 +41,113 @@ class Images:
         return len(self.keys)
 
     def image(self, number: int) -> Tensor:
-        """(3, H, W) uint8. Raises UndecodableImage, and UserError where it cannot be read."""
+        """(3, H, W) uint8. Raises UndecodableImage, or UserError if it cannot be read."""
         sample = f"test set sample {self.keys[number]} of {self.path} does not decode"
         try:
             return decode.decode(self.read(number), max_pixels=MAX_PIXELS)
         except decode.BadImage as error:
             raise UndecodableImage(f"{sample}: {error}") from error
-        except OSError as error:  # of the disk, and maybe not the next time: no fault of the image
+        except OSError as error:  # of the disk: the image itself may be fine
             raise UserError(f"{sample}: {error}") from error
 
     def shown(self, number: int) -> Tensor:
-        """The same for a person to look at, gray where it cannot be decoded."""
+        """The image for a page, a gray one if it does not decode."""
         try:
             return self.image(number)
         except UndecodableImage:
             return gray(64)
 
+    def subset(self, numbers: Sequence[int]) -> Images:
+        keys = [self.keys[number] for number in numbers]
+        return Images(self.path, keys, lambda n: self.read(numbers[n]))
+
+
+def gray(size: int) -> Tensor:
+    """(3, size, size) uint8"""
+    return torch.full((3, size, size), 127, dtype=torch.uint8)
+
+
+@dataclass(frozen=True)
+class CaptionedSet:
+    """captions: M, at least one of each image; owner: (M,) int64 image of each caption, not
+    decreasing"""
+
+    images: Images
+    captions: Sequence[str]
+    owner: Tensor
+
+    def first_captions(self) -> list[int]:
+        """N, the number of the first caption of each image."""
+        is_first = torch.ones(len(self.owner), dtype=torch.bool)
+        is_first[1:] = self.owner[1:] != self.owner[:-1]
+        return is_first.nonzero().flatten().tolist()
+
+
+def read_captioned(path: Path, split: str | None = None) -> CaptionedSet:
+    """Raises UserError."""
+    images, texts = read_shards(split_folder(path, split), "txt")
+    captions: list[str] = []
+    owner: list[int] = []
+    for number, text in enumerate(texts):
+        own = [line for line in text.splitlines() if line.strip()]
+        if not own:
+            raise UserError(
+                f"test set {path} has an image without a caption, {images.keys[number]}"
+            )
+        captions += own
+        owner += [number] * len(own)
+    return CaptionedSet(images, captions, torch.tensor(owner))
+
 
 def is_classification(path: Path) -> bool:
-    """True for a folder of images with classes, False for one of images with captions. Raises
-    UserError."""
+    """Whether a set has classes; otherwise it has captions. Raises UserError."""
     folder = split_folder(path, None)
     return (path / "classnames.txt").exists() or not any(folder.glob("*.tar"))
 
 
 def split_folder(path: Path, split: str | None) -> Path:
-    """Where a split lies: the one that is named, else `test` or `val`, else the set's own folder.
-    Raises UserError."""
+    """The folder of a split; without a name `test` or `val`, or the set's own folder. Raises
+    UserError."""
     if not path.is_dir():
         raise UserError(f"test set {path} does not exist; the demo's are made by `clipx data demo`")
     if split is None:
-        return next((path / s for s in ("test", "val") if (path / s).is_dir()), path)
+        for name in ("test", "val"):
+            if (path / name).is_dir():
+                return path / name
+        return path
     if not (path / split).is_dir():
-        there = [p.name for p in sorted(path.iterdir()) if p.is_dir()] or ["no folders"]
-        shown = ", ".join(there[:5]) + (" ..." if len(there) > 5 else "")
+        folders = [p.name for p in sorted(path.iterdir()) if p.is_dir()] or ["no folders"]
+        names = ", ".join(folders[:5]) + (" ..." if len(folders) > 5 else "")
         raise UserError(
-            f"test set {path} has no split {split!r}; it has {shown}. Give the folder above, "
+            f"test set {path} has no split {split!r}; it has {names}. Give the folder above, "
             "another split, or split=null where these are the classes"
         )
     return path / split
 
 
-def lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """The non-empty lines of a text file. Raises UserError."""
     try:
-        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"test set file {path} cannot be read: {why}") from error
-    if not found:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"test set file {path} cannot be read: {reason}") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines:
         raise UserError(f"test set file {path} is empty")
-    return found
+    return lines
 
 
 def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
-    """The samples of a split's shards and the text of each one's `.<label>` member. Raises
-    UserError at the first sample that lacks an image or the member."""
-    paths = sorted(folder.glob("*.tar"), key=lambda p: (len(p.stem), p.stem))
+    """The images of a split's shards, and the text of each one's `.<label>` member. Raises
+    UserError at the first sample without an image or the member."""
+    # By length first, so that 10.tar follows 9.tar.
+    paths = sorted(folder.glob("*.tar"), key=lambda path: (len(path.stem), path.stem))
     if not paths:
         raise UserError(f"test set {folder} has no shards *.tar; is it the folder of the set?")
     keys: list[str] = []
-    places: list[tuple[OpenShard, int, int]] = []
     texts: list[str] = []
+    places: list[tuple[OpenShard, int, int]] = []  # shard, offset, size
     for path in paths:
         shard = open_shard(path)
         for sample, key in enumerate(shard.index.keys):
@@ -129,35 +176,33 @@ def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
 
 
 def read_class_folders(folder: Path, classes: Sequence[str]) -> tuple[Images, list[int]]:
-    """The images of a split, class by class, and the place of each one's folder in `classes`.
-    Raises UserError."""
+    """The images of a split, class by class, and the number of each one's class. Raises UserError.
+
+    classes: names of their folders
+    """
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).rglob("*") if _is_image(p))
-        files += found
-        labels += [label] * len(found)
+        of_class = sorted(path for path in (folder / name).rglob("*") if _is_image(path))
+        files += of_class
+        labels += [label] * len(of_class)
     if not files:
         raise UserError(
             f"test set {folder} has no images in its {len(classes)} class folders; "
             f"looked for {', '.join(decode.EXTENSIONS)}"
         )
     keys = [file.relative_to(folder).as_posix() for file in files]
-
-    def read(number: int) -> bytes:
-        return read_image_file(files[number], decode.MAX_BYTES)
-
-    return Images(folder, keys, read), labels
+    return Images(folder, keys, lambda n: read_image_file(files[n], decode.MAX_BYTES)), labels
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the folders in it, numbers in the order of numbers. Raises UserError."""
-    names = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    """The names of the folders in it, sorted, numbers by their value. Raises UserError."""
+    names = [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
     if names:
-        return sorted(
-            names, key=lambda n: (0, int(n), n) if re.fullmatch("[0-9]+", n) else (1, 0, n)
-        )
-    if any(map(_is_image, folder.iterdir())):
+        numbers = [name for name in names if name.isascii() and name.isdecimal()]
+        others = [name for name in names if name not in numbers]
+        return sorted(numbers, key=lambda name: (int(name), name)) + sorted(others)
+    if any(_is_image(path) for path in folder.iterdir()):
         raise UserError(
             f"test set {folder} has images but no class folders: move each image into a folder "
             "named by its class, as torchvision's ImageFolder wants it (for the validation images "

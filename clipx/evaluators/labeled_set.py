@@ -1,0 +1,137 @@
+"""Test sets whose images have classes, in either layout of test_sets.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clipx.data.class_lists import (
+    OBJECTNET,
+    SUBSETS,
+    ClassList,
+    known_classes,
+    objectnet_classes,
+)
+from clipx.evaluators.distributed import embed_images
+from clipx.evaluators.test_sets import (
+    Images,
+    class_folders,
+    read_class_folders,
+    read_lines,
+    read_shards,
+    split_folder,
+)
+from clipx.types import Encoder, Setting, UserError
+
+
+@dataclass(frozen=True)
+class LabeledSet:
+    """label: (N,) int64; names: of the C classes"""
+
+    images: Images
+    label: Tensor
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, rows: Tensor) -> LabeledSet:
+        """rows: (n,) int64 numbers of samples"""
+        return LabeledSet(self.images.subset(rows.tolist()), self.label[rows], self.names)
+
+    def evenly_spaced(self, limit: int | None) -> LabeledSet:
+        """At most `limit` samples, from the first to the last."""
+        if limit is None or limit >= len(self):
+            return self
+        return self.subset(torch.arange(limit) * len(self) // limit)
+
+    def features(self, encoder: Encoder, setting: Setting) -> Tensor:
+        """(N, D)"""
+        return embed_images(encoder, self.images.image, self.images.keys, setting)
+
+
+def read_labeled(path: Path, split: str | None = None, classes: str | None = None) -> LabeledSet:
+    """Raises UserError.
+
+    classes: one of class_lists.SUBSETS, `objectnet`, or a file with one name a line; by default
+        classnames.txt, or the names of the folders
+    """
+    folder = split_folder(path, split)
+    if any(folder.glob("*.tar")):
+        names = _read_classes(path, classes or str(path / "classnames.txt")).names
+        images, texts = read_shards(folder, "cls")
+        labels = [
+            _parse_label(images, number, texts[number], names) for number in range(len(texts))
+        ]
+        return LabeledSet(images, torch.tensor(labels), list(names))
+
+    if classes is None and (path / "classnames.txt").exists():
+        classes = str(path / "classnames.txt")
+    folders = class_folders(folder)
+    if classes is None:
+        class_list = ClassList([name.replace("_", " ") for name in folders], folders)
+    else:
+        class_list = _read_classes(path, classes)
+        if class_list.folders is None and len(class_list.names) != len(folders):
+            raise UserError(
+                f"test set {folder} has {len(folders)} class folders, and {classes} names "
+                f"{len(class_list.names)} classes; it must name one a folder, in sorted order"
+            )
+        if class_list.folders is not None:
+            _check_folders(folder, folders, class_list, classes)
+            folders = list(class_list.folders)
+    images, labels = read_class_folders(folder, folders)
+    return LabeledSet(images, torch.tensor(labels), list(class_list.names))
+
+
+def _read_classes(path: Path, classes: str) -> ClassList:
+    if classes in SUBSETS:
+        return known_classes(classes)
+    if classes == OBJECTNET:
+        return objectnet_classes(path)
+    if not Path(classes).exists() and "/" not in classes:
+        raise UserError(
+            f"classes {classes!r} of test set {path} is neither a file nor one of "
+            f"{', '.join([*SUBSETS, OBJECTNET])}"
+        )
+    return ClassList(read_lines(Path(classes)))
+
+
+def _parse_label(images: Images, number: int, text: str, names: Sequence[str]) -> int:
+    text = text.strip()
+    # isdecimal, since isdigit accepts a superscript two, which int() refuses.
+    if not text.isdecimal() or int(text) >= len(names):
+        raise UserError(
+            f"test set {images.path} has the label {text!r} at sample "
+            f"{images.keys[number]}, but classnames.txt names {len(names)} classes, from 0 on"
+        )
+    return int(text)
+
+
+def _check_folders(folder: Path, folders: list[str], class_list: ClassList, classes: str) -> None:
+    """Raise UserError unless the folders are those of the classes."""
+    wanted = list(class_list.folders or ())
+    missing = [name for name in wanted if name not in folders]
+    if len(missing) == len(wanted):
+        raise UserError(
+            f"test set {folder} has none of the {len(wanted)} class folders of {classes}, such as "
+            f"{wanted[0]}; it has {', '.join(folders[:5])}{' ...' if len(folders) > 5 else ''}. "
+            "Give the folder that holds the class folders, or its name as split"
+        )
+    if missing:
+        name = class_list.names[wanted.index(missing[0])]
+        raise UserError(
+            f"test set {folder} lacks {len(missing)} of the {len(wanted)} class folders of "
+            f"{classes}, first {missing[0]} ({name}): unpack it again; accuracy over fewer "
+            "classes would not compare with anybody's"
+        )
+    unknown = [name for name in folders if name not in wanted]
+    if unknown and not class_list.has_others:
+        raise UserError(
+            f"test set {folder} has folders that are no class of {classes}: "
+            f"{', '.join(unknown[:5])}; take them out, or choose another list with classes"
+        )
