@@ -1,4 +1,4 @@
-"""A trained model as a person uses it: pictures and sentences in, unit vectors out."""
+"""A trained model for use: pictures and sentences in, unit vectors out."""
 
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ from clipx.models.model_json import context_length, fixed_text_length, image_siz
 from clipx.types import EmbeddingError, UserError
 
 Picture = Image.Image | Tensor | str | Path
+OPEN_CLIP = "open_clip:"
+# Texts whose embeddings are part of a digest: case, digits, punctuation, other scripts, a long one.
+PROBES = ("a photo of a cat", "Two RED cars, 1998!", "x", "naïve café – 東京", "word " * 200)
 
 
 class Encoder:
     """Both towers with their preprocessing.
 
-    dtype: what matmuls run in; features are float32 and of unit norm whatever it is
-    source: where the model came from, for titles
+    dtype: of matrix products; features are float32 and of unit norm for any
+    source: where the model came from, for titles and errors
     """
 
     def __init__(
@@ -50,9 +53,9 @@ class Encoder:
         self.dtype = dtype
         self.source = source
         self.model = model.to(self.device)
-        # What describes the text tower, at whatever level of the JSON (quick_gelu is at the top).
-        images = ("vision_cfg", "preprocess_cfg")
-        self._text_settings = {k: v for k, v in model_json.items() if k not in images}
+        # All settings of the text tower, at any level of the JSON: quick_gelu is at the top.
+        of_images = ("vision_cfg", "preprocess_cfg")
+        self._text_settings = {k: v for k, v in model_json.items() if k not in of_images}
         self.text_cfg: dict[str, Any] = model_json["text_cfg"]
         self.tokenizer: Tokenizer = build_tokenizer(self.text_cfg)
         self.embed_dim: int = model_json["embed_dim"]
@@ -63,7 +66,7 @@ class Encoder:
 
     @property
     def logit_scale(self) -> float:
-        """The learned inverse temperature: what turns cosines into logits."""
+        """The learned inverse temperature, by which cosines become logits."""
         scale = self.model.logit_scale.exp().item()
         if not math.isfinite(scale):
             raise UserError(f"logit_scale is {scale}: the weights of {self.source} are damaged")
@@ -79,71 +82,65 @@ class Encoder:
         """(N, D) float32 of unit norm, on the CPU.
 
         images: a Pillow image, a path, a (3, H, W) uint8 tensor, a sequence of these, or a (N, 3,
-        H, W) uint8 tensor
-        max_image_pixels: of a file; a larger one is refused by its name
+            H, W) uint8 tensor
+        max_image_pixels: of a file; a larger one is an error
         """
-        if isinstance(images, (str, Path, Image.Image)) or (
+        if isinstance(images, str | Path | Image.Image) or (
             isinstance(images, Tensor) and images.ndim == 3
         ):
             images = [images]
-        rows = [torch.empty(0, self.embed_dim)]
+        features = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(images), batch_size):
-            part = [
-                self.fit(self._pixels(p, max_image_pixels))
-                for p in images[start : start + batch_size]
-            ]
-            pixels = torch.stack(part).to(self.device)
+            batch = images[start : start + batch_size]
+            fitted = [self.fit(_to_pixels(picture, max_image_pixels)) for picture in batch]
+            pixels = self.preprocessing(torch.stack(fitted).to(self.device))
             with self._inference():
-                features = self.model.encode_image(self.preprocessing(pixels)).cpu()
-            names = [_name(p, start + n) for n, p in enumerate(images[start : start + batch_size])]
-            self._check("image", features, names)
-            rows.append(features)
-        return torch.cat(rows)
+                rows = self.model.encode_image(pixels).cpu()
+            names = [_name(picture, start + n) for n, picture in enumerate(batch)]
+            self._check("image", rows, names)
+            features.append(rows)
+        return torch.cat(features)
 
     def fit(self, image: Tensor) -> Tensor:
-        """(3, H, W) uint8 -> (3, image_size, image_size) uint8: what the model sees of it. An image
+        """(3, H, W) uint8 -> (3, image_size, image_size) uint8: the model's view of an image. One
         of that size is returned unchanged."""
         return self.preprocessing.fit(image, self.image_size)
 
     def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 1024) -> Tensor:
         """(N, D) float32 of unit norm, on the CPU."""
         texts = [texts] if isinstance(texts, str) else texts
-        rows = [torch.empty(0, self.embed_dim)]
+        features = [torch.empty(0, self.embed_dim)]
         for start in range(0, len(texts), batch_size):
-            ids = [
-                self.tokenizer.encode(t, self.context_length)
-                for t in texts[start : start + batch_size]
-            ]
-            padded = pad(ids, self.tokenizer.pad_id, self.pad_to).to(self.device)
+            batch = texts[start : start + batch_size]
+            ids = [self.tokenizer.encode(text, self.context_length) for text in batch]
+            tokens = pad(ids, self.tokenizer.pad_id, self.pad_to).to(self.device)
             with self._inference():
-                features = self.model.encode_text(padded).cpu()
-            self._check("text", features, [repr(t) for t in texts[start : start + batch_size]])
-            rows.append(features)
-        return torch.cat(rows)
+                rows = self.model.encode_text(tokens).cpu()
+            self._check("text", rows, [repr(text) for text in batch])
+            features.append(rows)
+        return torch.cat(features)
 
     def text_digest(self) -> str:
-        """Different for two models whose text embeddings differ.
-
-        Weights alone do not say what a tower computes: its activation may stand in the model JSON
-        or in a transformers config, and its words in the tokenizer's files. So this digest covers
-        the tokenizer's state, the settings, the weights, and the embeddings of a few texts.
-        """
+        """Different for two models whose text embeddings differ."""
+        # Weights do not determine what a tower computes: its activation may stand in the model JSON
+        # or in a transformers config, and its words in the tokenizer's files.
         settings = [self._text_settings, self.tokenizer.state, str(self.dtype), self.device.type]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, tensor in self.model.text.state_dict().items():
             digest.update(name.encode())
             digest.update(_bytes(tensor))
-        digest.update(_bytes(self.encode_text(_PROBES)))
+        digest.update(_bytes(self.encode_text(PROBES)))
         return digest.hexdigest()
 
-    def _check(self, what: Literal["image", "text"], features: Tensor, names: list[str]) -> None:
-        """Raises EmbeddingError with the samples and the parameter that may be the cause."""
-        if not (wrong := not_unit(features)):
+    def _check(self, kind: Literal["image", "text"], features: Tensor, names: list[str]) -> None:
+        """Raise EmbeddingError with the samples and a likely cause if rows are not of unit norm."""
+        wrong = not_unit(features)
+        if not wrong:
             return
-        tower = self.model.visual if what == "image" else self.model.text
-        tensors = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
-        damaged = [name for name, t in tensors.items() if not t.isfinite().all()]
-        prefix = "visual" if what == "image" else "text"
+        prefix = "visual" if kind == "image" else "text"
+        tower = self.model.get_submodule(prefix)
+        tensors = dict(tower.named_parameters()) | dict(tower.named_buffers())
+        damaged = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
         if damaged:
             reason = f"{len(damaged)} parameters are not finite, first {prefix}.{damaged[0]}"
         else:
@@ -152,44 +149,41 @@ class Encoder:
                 f"all parameters of {prefix} are finite, so the tower gives zeros or overflows in "
                 f"{dtype}"
             )
-        raise EmbeddingError(what, wrong, names, f"{reason} ({self.source or 'this model'})")
-
-    def _pixels(self, picture: Picture, max_image_pixels: int) -> Tensor:
-        if isinstance(picture, Tensor):
-            if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
-                raise UserError(
-                    "an image tensor must be (3, H, W) uint8, "
-                    f"not {tuple(picture.shape)} {picture.dtype}"
-                )
-            return picture
-        if isinstance(picture, Image.Image):
-            return decode.pixels_of(picture)
-        try:
-            data = read_image_file(picture, decode.MAX_BYTES)
-            return decode.decode(data, max_pixels=max_image_pixels)
-        except decode.BadImage as error:
-            is_large = isinstance(error, decode.TooLarge) and error.setting == "max_image_pixels"
-            remedy = "; raise max_image_pixels" if is_large else ""
-            raise UserError(f"image {picture}: {error}{remedy}") from error
+        raise EmbeddingError(kind, wrong, names, f"{reason} ({self.source or 'this model'})")
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """No graph, evaluation behavior, and the model left in the mode it was in."""
-        training = self.model.training
+        """Evaluation mode without a graph; the model's own mode is restored, since training goes on
+        after an evaluation, also after one that failed."""
+        was_training = self.model.training
         self.model.eval()
-        enabled = self.dtype != torch.float32
+        is_mixed = self.dtype != torch.float32
+        autocast = torch.autocast(self.device.type, self.dtype if is_mixed else None, is_mixed)
         try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.device.type, self.dtype if enabled else None, enabled),
-            ):
+            with torch.inference_mode(), autocast:
                 yield
-        finally:  # training goes on after an evaluator that failed
-            self.model.train(training)
+        finally:
+            self.model.train(was_training)
 
 
-_PROBES = ("a photo of a cat", "Two RED cars, 1998!", "x", "naïve café – 東京", "word " * 200)
-"""Texts whose embeddings go into a digest: case, digits, punctuation, other scripts, a long one."""
+def _to_pixels(picture: Picture, max_image_pixels: int) -> Tensor:
+    """(3, H, W) uint8. Raises UserError."""
+    if isinstance(picture, Tensor):
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
+            raise UserError(
+                "an image tensor must be (3, H, W) uint8, "
+                f"not {tuple(picture.shape)} {picture.dtype}"
+            )
+        return picture
+    if isinstance(picture, Image.Image):
+        return decode.pixels_of(picture)
+    try:
+        data = read_image_file(picture, decode.MAX_BYTES)
+        return decode.decode(data, max_pixels=max_image_pixels)
+    except decode.BadImage as error:
+        is_large = isinstance(error, decode.TooLarge) and error.setting == "max_image_pixels"
+        remedy = "; raise max_image_pixels" if is_large else ""
+        raise UserError(f"image {picture}: {error}{remedy}") from error
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -198,9 +192,6 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _name(picture: Picture, number: int) -> str:
     return str(picture) if isinstance(picture, str | Path) else f"number {number}"
-
-
-OPEN_CLIP = "open_clip:"
 
 
 def load(
@@ -213,35 +204,41 @@ def load(
     """A trained model to embed with. Raises UserError.
 
     model: a run folder (its newest valid checkpoint), a checkpoint,
-    `open_clip:ARCHITECTURE/TAG` or `open_clip:ARCHITECTURE/FILE`, `local-dir:FOLDER` or
-    `hf-hub:ORGANIZATION/REPOSITORY` in open_clip's layout, or a folder with a CLIPModel or
-    SiglipModel of transformers
-    averaged: of a run's checkpoint, as for `checkpoints.load_model`
+        `open_clip:ARCHITECTURE/TAG` or `open_clip:ARCHITECTURE/FILE`, `local-dir:FOLDER` or
+        `hf-hub:ORGANIZATION/REPOSITORY` in open_clip's layout, or a folder with a CLIPModel or
+        SiglipModel of transformers
+    averaged: the averaged weights of a run with `ema`
     """
-    name, folder = str(model), Path(model)
+    name = str(model)
+    folder = Path(model)
     if name.startswith(OPEN_CLIP):
-        architecture, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
-        if not tag:
-            raise UserError(
-                f"{name} names no weights; write open_clip:ARCHITECTURE/TAG, for example "
-                "open_clip:ViT-B-32/laion2b_s34b_b79k"
-            )
-        initial = checkpoint.Config(tag) if Path(tag).is_file() else pretrained.Config(tag)
-        found, model_json = _published(ModelConfig(name=architecture, initial=initial))
+        towers, model_json = _published(_open_clip_config(name))
     elif name.startswith((LOCAL, HUB)):
-        config = ModelConfig(name=name, initial=checkpoint.Config(name))
-        found, model_json = _published(config)
+        towers, model_json = _published(ModelConfig(name=name, initial=checkpoint.Config(name)))
     elif is_transformers(folder):
-        found, model_json = load_transformers(folder)
+        towers, model_json = load_transformers(folder)
     else:
-        found, model_json, state = checkpoints.load_model(folder, averaged=averaged)
+        towers, model_json, state = checkpoints.load_model(folder, averaged=averaged)
         name = f"{folder} at step {state.step:,}, {state.position:,} samples seen"
-    return Encoder(found, model_json, device=device, dtype=dtype, source=name)
+    return Encoder(towers, model_json, device=device, dtype=dtype, source=name)
+
+
+def _open_clip_config(name: str) -> ModelConfig:
+    architecture, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
+    if not tag:
+        raise UserError(
+            f"{name} names no weights; write open_clip:ARCHITECTURE/TAG, for example "
+            "open_clip:ViT-B-32/laion2b_s34b_b79k"
+        )
+    is_file = Path(tag).is_file()
+    initial = checkpoint.Config(tag) if is_file else pretrained.Config(tag)
+    return ModelConfig(name=architecture, initial=initial)
 
 
 def _published(config: ModelConfig) -> tuple[DualEncoder, dict[str, Any]]:
     """A model with the weights that its config names."""
-    model_json, initial = config.read(), config.build_initial()
+    model_json = config.read()
+    initial = config.build_initial()
     assert initial is not None, "the config names weights"
     initial.prepare()
     model = DualEncoder(model_json)

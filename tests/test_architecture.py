@@ -66,7 +66,6 @@ NO_COMPONENTS = {  # modules that components share
     "corruptions",
     "distributed",
     "labeled_set",
-    "logistic",
     "test_sets",
 }
 

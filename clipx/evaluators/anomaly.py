@@ -25,7 +25,7 @@ class Config:
     """The names of the normal classes; training images of others are left out."""
     train_split: str = "train"
     split: str | None = None
-    """Of the test samples; null: `test` or `val` where there is one."""
+    """Of the test samples; null: `test` or `val` if it has one."""
     classes: str | None = None
     """As of zero_shot."""
     k: int = Field(default=5, ge=1)

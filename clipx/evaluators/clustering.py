@@ -23,7 +23,7 @@ class Config:
 
     path: str
     split: str | None = None
-    """Folder of the split; null: `test` or `val` where there is one."""
+    """Folder of the split; null: `test` or `val` if it has one."""
     classes: str | None = None
     """As of zero_shot."""
     seed: int = Field(default=0, ge=0)

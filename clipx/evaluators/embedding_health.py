@@ -32,7 +32,7 @@ class Config:
 
     path: str
     split: str | None = None
-    """Folder of the split; null: `test` or `val` where there is one."""
+    """Folder of the split; null: `test` or `val` if it has one."""
     every: str | None = None
 
     def build(self) -> EmbeddingHealth:

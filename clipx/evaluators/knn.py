@@ -21,7 +21,7 @@ class Config:
     path: str
     train_split: str = "train"
     split: str | None = None
-    """Of the test samples; null: `test` or `val` where there is one."""
+    """Of the test samples; null: `test` or `val` if it has one."""
     classes: str | None = None
     """As of zero_shot."""
     k: int = Field(default=20, ge=1)

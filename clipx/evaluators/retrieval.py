@@ -24,7 +24,7 @@ class Config:
 
     path: str
     split: str | None = None
-    """Folder of the split; null: `test` or `val` where there is one."""
+    """Folder of the split; null: `test` or `val` if it has one."""
     every: str | None = None
     """Interval in training, as a duration; null: at the end only."""
 

@@ -16,7 +16,7 @@ from clipx import metrics
 from clipx.config import config
 from clipx.data.decode import pixels_of
 from clipx.evaluators.classifier import classifier, nearest_class_hits
-from clipx.evaluators.corruptions import CORRUPTIONS, fitted_picture
+from clipx.evaluators.corruptions import CORRUPTIONS, corrupt, fitted_picture
 from clipx.evaluators.distributed import embed_images
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.types import Encoder, Result, Setting, UserError
@@ -28,7 +28,7 @@ class Config:
 
     path: str
     split: str | None = None
-    """Folder of the split; null: `test` or `val` where there is one."""
+    """Folder of the split; null: `test` or `val` if it has one."""
     classes: str | None = None
     templates: str | None = None
     corruptions: list[str] = Field(default_factory=lambda: list(CORRUPTIONS), min_length=1)
@@ -83,7 +83,7 @@ class Robustness:
             # Draws depend on the seed and the key, not on ranks or order.
             key = zlib.crc32(f"{images.keys[number]}/{name}/{severity}".encode())
             random = np.random.default_rng((self.settings.seed, key))
-            return pixels_of(CORRUPTIONS[name](picture, severity, random))
+            return pixels_of(corrupt(picture, name, severity, random))
 
         return embed_images(encoder, read, images.keys, setting)
 

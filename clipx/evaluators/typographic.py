@@ -26,7 +26,7 @@ class Config:
 
     path: str
     split: str | None = None
-    """Folder of the split; null: `test` or `val` where there is one."""
+    """Folder of the split; null: `test` or `val` if it has one."""
     classes: str | None = None
     templates: str | None = None
     limit: int | None = Field(default=None, ge=1)

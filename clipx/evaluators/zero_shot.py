@@ -21,7 +21,7 @@ class Config:
 
     path: str
     split: str | None = None
-    """Folder of the split; null: `test` or `val` where there is one."""
+    """Folder of the split; null: `test` or `val` if it has one."""
     classes: str | None = None
     """imagenet, imagenet-v2, -a, -r or -sketch, objectnet, or a file with one class name a line;
     null: the set's classnames.txt, else the names of its folders."""

@@ -24,7 +24,7 @@ from clipx.training.interruption import Stop
 from clipx.types import Result, Setting, StopRequested, UserError
 
 FOLDER = "CLIPX_TEST_SETS"
-NUM_IMAGES = 400  # 25 exchanges of two ranks that embed 8 batches of one image each
+NUM_IMAGES = 96  # 6 exchanges of two ranks that embed 8 batches of one image each
 
 
 def encoder() -> Encoder:
@@ -139,7 +139,7 @@ def signaled(runtime: Runtime) -> list[tuple[bool, str | None]]:
         runtime.barrier()
         with Stop().listening() as stop:
             receiver = trial % (runtime.world_size + 2)  # a rank, all, or none
-            delay = draw.uniform(0, 1.2 / runtime.world_size)
+            delay = draw.uniform(0, 0.15)
             timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGUSR1))
             if receiver in (runtime.rank, runtime.world_size):
                 timer.start()

@@ -30,7 +30,7 @@ from clipx.evaluators import (
     typographic,
     zero_shot,
 )
-from clipx.evaluators.corruptions import CORRUPTIONS
+from clipx.evaluators.corruptions import CORRUPTIONS, corrupt
 from clipx.evaluators.embedding_health import health
 from clipx.evaluators.fairness import slice_result
 from clipx.evaluators.retrieval import retrieval_result
@@ -85,14 +85,14 @@ def distance(image: Image.Image, other: Image.Image) -> float:
 def test_a_corruption_grows_with_its_severity_and_keeps_the_size(name: str) -> None:
     pixels = np.random.default_rng(0).integers(60, 190, (64, 96, 3), dtype=np.uint8)
     image = Image.blend(picture(3, (96, 64)), Image.fromarray(pixels), 0.5)
-    corrupted = [CORRUPTIONS[name](image, s, np.random.default_rng(5)) for s in range(1, 6)]
+    corrupted = [corrupt(image, name, s, np.random.default_rng(5)) for s in range(1, 6)]
     assert {c.size for c in corrupted} == {(96, 64)}
     far = [distance(image, c) for c in corrupted]
     assert far[0] > 0.1
     # What a far rotation brings into view is gray, which may lie nearer than what it took away.
     assert all(b > 0.95 * a for a, b in pairwise(far)), far
     assert far[-1] > 1.2 * far[0]
-    again = CORRUPTIONS[name](image, 3, np.random.default_rng(5))
+    again = corrupt(image, name, 3, np.random.default_rng(5))
     assert distance(again, corrupted[2]) == 0
 
 
@@ -146,7 +146,7 @@ def test_an_identity_corruption_costs_nothing_whatever_the_resize_mode(
         classnames=["bright", "dark"],
         zeroshot_classification_templates=["{c}"],
     )
-    monkeypatch.setitem(CORRUPTIONS, "jpeg", lambda image, severity, random: image)
+    monkeypatch.setattr(robustness, "corrupt", lambda image, name, severity, random: image)
     config = robustness.Config(path=str(folder), corruptions=["jpeg"], severities=[1])
     found = config.build().evaluate(Wide(), Setting()).metrics
     assert found["clean-top1"] == 1.0
