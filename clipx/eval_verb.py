@@ -26,6 +26,7 @@ from clipx.training.precision import PrecisionKind, build_precision
 from clipx.types import Result, Setting, UserError
 from clipx.viz.contact_sheet import Guess, contact_sheet
 
+GUESSES = 12  # images of each set in the picture
 WIDTH = 140  # of tables in a log file, which has no terminal to fit
 RATES = ("top", "R@", "mAP", "recall", "ece", "accuracy", "share", "gap", "worst", "slice")
 
@@ -130,8 +131,8 @@ def chosen_evaluators(
 
 
 def named_sets(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name -> folder. The name is the last part of the path, or as many parts as tell the sets
-    apart. Raises UserError for a folder that is given twice."""
+    """Name -> folder. The name is the last part of the path, or as many parts as the sets need to
+    differ. Raises UserError for a folder that is given twice."""
     resolved = [folder.resolve() for folder in folders]
     for folder in resolved:
         if resolved.count(folder) > 1:
@@ -142,7 +143,7 @@ def named_sets(folders: Sequence[Path]) -> dict[str, Path]:
 
     names = {}
     for folder in resolved:
-        num_parts = 1
+        num_parts = 1  # of the path, from its end
         while [name(other, num_parts) for other in resolved].count(name(folder, num_parts)) > 1:
             num_parts += 1
         names[name(folder, num_parts)] = folder
@@ -219,24 +220,24 @@ def _cell(metric: str, value: float) -> str:
     return f"{value:.2%}" if any(word in metric for word in RATES) else f"{value:.4g}"
 
 
-def write_picture(
-    encoder: Encoder, evaluators: Mapping[str, Any], out: Path, *, per_set: int = 12
-) -> None:
+def write_picture(encoder: Encoder, evaluators: Mapping[str, Any], out: Path) -> None:
     """Some images of each classification set with the model's three best guesses, as one PNG."""
     guesses: list[Guess] = []
     for name, evaluator in evaluators.items():
         if isinstance(evaluator, zero_shot.Config):
-            guesses += guess(evaluator.build(), encoder, name, per_set)
+            guesses += guess(evaluator.build(), encoder, name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(guesses, columns=per_set // 2).save(out)
+    contact_sheet(guesses, columns=GUESSES // 2).save(out)
 
 
-def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str, count: int) -> list[Guess]:
+def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str) -> list[Guess]:
     """Guesses for evenly spaced images of a set, not chosen by how well the model does on them."""
     labeled = evaluator.set
     weights = classifier(encoder, labeled.names, evaluator.templates)
     guesses = []
-    for number in range(0, len(labeled), max(1, len(labeled) // count))[:count]:
+    # A few images: embedded one by one, they need no batch.
+    stride = max(1, len(labeled) // GUESSES)
+    for number in range(0, len(labeled), stride)[:GUESSES]:
         image = labeled.images.shown(number)
         logits = encoder.logit_scale * encoder.encode_image(image)[0] @ weights.T
         probability = logits.softmax(-1)

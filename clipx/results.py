@@ -76,12 +76,14 @@ def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> No
             arrays[metric] = values.numpy()
         for metric, weights in result.weights.items():
             arrays[WEIGHTS + metric] = weights.numpy()
+        # Opened here, since savez appends .npz to a name with another suffix.
         with (folder / "samples" / f"{name}.npz").open("wb") as file:
             np.savez_compressed(file, **arrays)
         write_whole(folder / "tables" / f"{name}.json", strict_json.dumps(result.tables, indent=1))
         for task, record in clip_benchmark_records(model, name, result).items():
             text = strict_json.dumps(record, indent=1)
             write_whole(folder / "clip_benchmark" / f"{name}_{task}.json", text)
+    # Last: a folder with results.jsonl has all of its files.
     write_whole(folder / "results.jsonl", "".join(lines))
 
 

@@ -63,8 +63,9 @@ class Anomaly:
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
+        # On rank 0: ranks of one machine share its cores, and would all compute the same.
         score = on_main(setting, anomaly_score, train, test, self.k)
-        result = Result()
+        result = Result()  # no keys: an area is no mean of samples that `compare` could pair
         area = metrics.auroc(score, self.anomalous)
         result.add("anomaly-auroc", area, metrics.auroc_interval(score, self.anomalous))
         result.add("num_samples", len(score))

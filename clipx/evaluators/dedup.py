@@ -15,6 +15,8 @@ from clipx.evaluators.distributed import on_main
 from clipx.evaluators.labeled_set import read_labeled
 from clipx.types import Encoder, Result, Setting, UserError
 
+BLOCK = 1024  # rows of the matrix of similarities that are held at a time
+
 
 @config
 class Config:
@@ -81,22 +83,23 @@ def first_of_groups(group: Tensor) -> list[int]:
     return [row_of[number] for number in sorted(row_of)]
 
 
-def nearest_others(features: Tensor, group: Tensor, *, block: int = 1024) -> tuple[Tensor, Tensor]:
+def nearest_others(features: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """((N,) similarity to the nearest other image, (N,) bool: whether an image of the same group is
     nearer than all of other groups). Ties count against the model.
 
     features: (N, D); group: (N,) int64
     """
-    ids = metrics.row_ids(features)
+    ids = metrics.row_ids(features)  # equal images get equal scores
     nearest = []
     right = []
-    for start in range(0, len(features), block):
-        rows = torch.arange(start, min(start + block, len(features)))
+    for start in range(0, len(features), BLOCK):
+        rows = torch.arange(start, min(start + BLOCK, len(features)))
         scores = metrics.similarities(features[rows], features, ids)
-        scores[rows - start, rows] = -torch.inf
+        scores[rows - start, rows] = -torch.inf  # an image is no duplicate of itself
         same = group[rows, None] == group[None, :]
         nearest_same = scores.masked_fill(~same, -torch.inf).amax(1)
         nearest_different = scores.masked_fill(same, -torch.inf).amax(1)
         nearest.append(torch.maximum(nearest_same, nearest_different))
+        # Strictly nearer, so that a model with equal embeddings for all images finds nothing.
         right.append(nearest_same > nearest_different)
     return torch.cat(nearest), torch.cat(right)

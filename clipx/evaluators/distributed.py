@@ -1,6 +1,6 @@
 """Evaluation shared among ranks: embed a whole test set on all of them, then compute.
 
-`exchange` is the only collective of an evaluation. A rank that fails, or is asked to stop, makes
+`exchange` is the only collective of an evaluation. A rank that fails, or has to stop, makes
 one last exchange and leaves. The other ranks get its message in the exchange that they are in or
 reach next, and leave there too, so no rank waits for one that has gone.
 """
@@ -31,7 +31,7 @@ class Agreed(Exception):
 
 
 class AgreedStop(Agreed, StopRequested):
-    """A rank was asked to stop."""
+    """A rank has to stop."""
 
 
 class AgreedUserError(Agreed, UserError):
@@ -54,7 +54,7 @@ class _Message:
 
 def exchange(setting: Setting, value: T, error: Exception | None = None) -> list[T]:
     """The values of all ranks, in rank order. Raises an Agreed on all ranks if one has an error or
-    was asked to stop."""
+    has to stop."""
     user_error = None
     failure = None
     if isinstance(error, UserError):
@@ -86,7 +86,7 @@ def run_evaluator(config: Any, encoder: Encoder, setting: Setting) -> Result:
 
     config: a component of this package or of another one
     """
-    setting = replace(setting, undecodable={})
+    setting = replace(setting, undecodable={})  # of this evaluator alone
     result = None
     error = None
     try:
@@ -95,10 +95,10 @@ def run_evaluator(config: Any, encoder: Encoder, setting: Setting) -> Result:
     except Agreed:
         raise
     except StopRequested:
-        pass  # the exchange below tells all ranks
+        pass  # the exchange below sends the reason to all ranks
     except Exception as caught:
         if setting.ranks.world_size == 1:
-            raise
+            raise  # with its own traceback
         error = caught
     exchange(setting, None, error)
     assert result is not None
@@ -178,6 +178,7 @@ def _embed_batches(
     features: dict[int, Tensor] = {}
     for begin in range(0, len(starts), BATCHES_PER_EXCHANGE * world_size):
         own: dict[int, Tensor] = {}
+        # Features travel with errors and requests to stop, in one collective.
         for first in starts[begin : begin + BATCHES_PER_EXCHANGE * world_size][rank::world_size]:
             setting.check_stop()
             own[first] = embed(first, min(first + batch_size, count))

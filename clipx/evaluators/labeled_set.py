@@ -69,6 +69,7 @@ def read_labeled(path: Path, split: str | None = None, classes: str | None = Non
         ]
         return LabeledSet(images, torch.tensor(labels), list(names))
 
+    # Folders: a file or a published list may name the classes, else the folders do.
     if classes is None and (path / "classnames.txt").exists():
         classes = str(path / "classnames.txt")
     folders = class_folders(folder)
@@ -82,6 +83,7 @@ def read_labeled(path: Path, split: str | None = None, classes: str | None = Non
                 f"{len(class_list.names)} classes; it must name one a folder, in sorted order"
             )
         if class_list.folders is not None:
+            # A published list has its own order of classes, which accuracy tables follow.
             _check_folders(folder, folders, class_list, classes)
             folders = list(class_list.folders)
     images, labels = read_class_folders(folder, folders)

@@ -70,6 +70,7 @@ class Robustness:
                 by_severity.append(hits)
                 row = {"corruption": name, "severity": severity, "top1": hits.mean().item()}
                 table.append(row | metrics.ends(metrics.rate_interval(hits)))
+            # Per image, because severities of one image are not independent samples.
             corrupted[f"{name}-top1"] = torch.stack(by_severity).mean(0)
         return robustness_result(clean, corrupted, table, self.set.images.keys)
 
@@ -99,7 +100,7 @@ def robustness_result(
     mean = torch.stack(list(corrupted.values())).mean(0)
     for name, values in {"clean-top1": clean, "corrupted-top1": mean, **corrupted}.items():
         result.add_rate(name, values, interval=metrics.rate_interval(values))
-    if clean.any():
+    if clean.any():  # else the ratio has no meaning
         relative = result.metrics["corrupted-top1"] / result.metrics["clean-top1"]
         result.add("relative-top1", relative, metrics.ratio_interval(mean, clean))
     result.add("num_samples", len(clean))

@@ -152,6 +152,7 @@ def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
         shard = open_shard(path)
         for sample, key in enumerate(shard.index.keys):
             members = {name: (offset, size) for name, offset, size in shard.index.members(sample)}
+            # A sample may have other members, which are ignored.
             image = next((members[name] for name in decode.EXTENSIONS if name in members), None)
             if image is None or label not in members:
                 raise UserError(
@@ -183,6 +184,7 @@ def read_class_folders(folder: Path, classes: Sequence[str]) -> tuple[Images, li
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
+        # Sorted, since file systems list in any order, and results must not depend on that.
         of_class = sorted(path for path in (folder / name).rglob("*") if _is_image(path))
         files += of_class
         labels += [label] * len(of_class)

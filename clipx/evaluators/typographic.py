@@ -77,6 +77,7 @@ def written_on(image: Image.Image, text: str) -> Image.Image:
     image = image.copy()
     draw = ImageDraw.Draw(image)
     width, height = image.size
+    # Measure at 100 points, then scale to 90 % of the width, at most a quarter of the height.
     text_width = max(1.0, ImageFont.load_default(100.0).getbbox(text)[2])
     points = min(100 * 0.9 * width / text_width, height / 4)
     font = ImageFont.load_default(max(4.0, points))

@@ -50,7 +50,7 @@ class ZeroShot:
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
         features = self.set.features(encoder, setting)
-        ids = metrics.row_ids(weights)
+        ids = metrics.row_ids(weights)  # ImageNet's list has two pairs of equal names
         scores = metrics.similarities(features, weights, ids)
         return classification_result(scores, encoder.logit_scale, self.set, ids)
 

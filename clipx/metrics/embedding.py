@@ -11,10 +11,10 @@ from clipx.metrics.distributions import student_quantile
 from clipx.types import Interval
 
 
-def not_unit(features: Tensor, *, tolerance: float = 1e-2) -> list[int]:
+def not_unit(features: Tensor) -> list[int]:
     """Numbers of the rows that are not finite or not of unit norm."""
     error = (features.float().norm(dim=1) - 1).abs()
-    is_unit = error < tolerance  # False for NaN
+    is_unit = error < 0.01  # False for NaN
     return torch.nonzero(~is_unit).flatten().tolist()
 
 
@@ -23,16 +23,16 @@ def alignment(image: Tensor, text: Tensor) -> float:
     return (image - text).double().square().sum(1).mean().item()
 
 
-def uniformity(features: Tensor, *, temperature: float = 2.0, block: int = 4096) -> float:
-    """Log of the mean over pairs of exp(-t d^2) (arXiv:2005.10242): 0 if all rows are one point,
-    near -2 t = -4 if they are spread over the whole sphere."""
+def uniformity(features: Tensor, *, block: int = 4096) -> float:
+    """Log of the mean over pairs of exp(-2 d^2) (arXiv:2005.10242): 0 if all rows are one point,
+    near -4 if they are spread over the whole sphere."""
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(features), block):
         similarity = features[start : start + block] @ features.T
         squared = (2 - 2 * similarity).clamp_(min=0).double()
         rows = torch.arange(len(similarity))
         squared[rows, rows + start] = torch.inf  # a row is no pair with itself
-        total += (-temperature * squared).exp().sum()
+        total += (-2 * squared).exp().sum()
     num_pairs = len(features) * (len(features) - 1)
     return (total / num_pairs).log().item()
 
@@ -83,12 +83,12 @@ def mean_norm(features: Tensor) -> float:
     return features.double().mean(0).norm().item()
 
 
-def dead_dimensions(features: Tensor, *, threshold: float = 0.01) -> float:
-    """Share of the dimensions that vary by less than `threshold` of 1 / sqrt(D), the deviation of
-    rows that are spread evenly."""
+def dead_dimensions(features: Tensor) -> float:
+    """Share of the dimensions that vary by less than 1 % of 1 / sqrt(D), the deviation of rows that
+    are spread evenly."""
     even = features.shape[1] ** -0.5
     deviation = features.double().std(0, correction=0)
-    return (deviation < threshold * even).double().mean().item()
+    return (deviation < 0.01 * even).double().mean().item()
 
 
 def hubness(neighbors: Tensor, num_candidates: int) -> float:

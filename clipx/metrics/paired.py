@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from scipy.special import bdtr
 from torch import Tensor
 
 from clipx.metrics.distributions import student_quantile
@@ -53,12 +54,7 @@ def paired_test(first: Tensor, second: Tensor, weights: Tensor | None = None) ->
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value of McNemar's test (Psychometrika 1947): the probability of so uneven
     a split of the samples that one model alone gets right, if the two were equally good."""
-    count = only_first + only_second
-    if count == 0:
-        return 1.0
-    k = torch.arange(min(only_first, only_second) + 1, dtype=torch.float64)
-    log_choose = math.lgamma(count + 1) - torch.lgamma(k + 1) - torch.lgamma(count - k + 1)
-    tail = (log_choose - count * math.log(2)).exp().sum().item()
+    tail = float(bdtr(min(only_first, only_second), only_first + only_second, 0.5))
     return min(1.0, 2 * tail)
 
 
