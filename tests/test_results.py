@@ -32,8 +32,8 @@ def test_results_never_go_into_the_folder_of_a_run(
     with pytest.raises(SystemExit) as stopped:
         cli.main(["eval", "open_clip:absent/absent", "--set", "nowhere", "--out", str(tmp_path)])
     assert stopped.value.code == 2
-    told = capsys.readouterr().err
-    assert f"give another folder, for example --out {tmp_path / 'evaluations'}" in told
+    printed = capsys.readouterr().err
+    assert f"give another folder, for example --out {tmp_path / 'evaluations'}" in printed
     check_out(tmp_path / "evaluations")
     assert (tmp_path / "results.jsonl").read_text() == '{"step": 1}\n'
 

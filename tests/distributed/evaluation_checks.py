@@ -31,7 +31,7 @@ def encoder() -> Encoder:
     torch.manual_seed(0)
     model = DualEncoder(MODEL)
     with torch.no_grad():
-        for parameter in model.parameters():  # far enough from one another to tell ranks apart
+        for parameter in model.parameters():  # far enough from zero that ranks would differ
             parameter.add_(0.05 * torch.randn_like(parameter))
     return Encoder(model, MODEL)
 

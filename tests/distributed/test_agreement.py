@@ -1,4 +1,4 @@
-"""What one rank meets alone, all ranks act on together."""
+"""All ranks act alike on an event of one of them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MODEL = {"vision_cfg": {}, "text_cfg": {}}
 
 
 def test_a_signal_to_one_rank_stops_all_while_features_are_cached(group: RankGroup) -> None:
-    for told in group(interrupted, False):
-        assert told.startswith("Stopped: stopped by SIGTERM while features are cached")
-    for told in group(interrupted, True):
-        assert told == "UserError: cache_features features cannot be written: full"
+    for outcome in group(interrupted, False):
+        assert outcome.startswith("Stopped: stopped by SIGTERM while features are cached")
+    for outcome in group(interrupted, True):
+        assert outcome == "UserError: cache_features features cannot be written: full"
 
 
 def test_a_signal_to_one_rank_before_the_first_step_stops_all(group: RankGroup) -> None:

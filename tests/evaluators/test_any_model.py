@@ -34,7 +34,7 @@ def images(count: int) -> list[Image.Image]:
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Any:
+def published(tmp_path: Path) -> Any:
     """A model that open_clip has built, in a folder with its weights."""
     folder = tmp_path / "open_clip"
     folder.mkdir()
@@ -51,9 +51,9 @@ def theirs(tmp_path: Path) -> Any:
 
 
 def test_zero_shot_of_open_clips_model_is_as_by_its_own_classifier(
-    theirs: Any, tmp_path: Path
+    published: Any, tmp_path: Path
 ) -> None:
-    model, folder = theirs
+    model, folder = published
     _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=16)
     with torch.no_grad():
@@ -62,9 +62,9 @@ def test_zero_shot_of_open_clips_model_is_as_by_its_own_classifier(
         pixels = torch.stack([preprocess(image) for image in images(9)])
         expected = model.logit_scale.exp() * model.encode_image(pixels, normalize=True) @ weights
     encoder = embed.load(f"local-dir:{folder}")
-    mine = classifier(encoder, NAMES, TEMPLATES)
-    logits = encoder.logit_scale * encoder.encode_image(images(9)) @ mine.T
-    torch.testing.assert_close(mine, weights.T, rtol=0, atol=1e-6)
+    own = classifier(encoder, NAMES, TEMPLATES)
+    logits = encoder.logit_scale * encoder.encode_image(images(9)) @ own.T
+    torch.testing.assert_close(own, weights.T, rtol=0, atol=1e-6)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)  # logits reach 14
     assert torch.equal(logits.argmax(1), expected.argmax(1))
     assert expected.std(0).min() > 1e-2, "images that are all alike would show nothing"
@@ -176,12 +176,12 @@ def test_the_digest_of_texts_covers_all_that_their_embeddings_depend_on(tmp_path
     assert len({encoder.text_digest() for encoder in encoders}) == 2
 
 
-def test_weights_of_open_clip_are_named_by_tag_or_file(theirs: Any, tmp_path: Path) -> None:
+def test_weights_of_open_clip_are_named_by_tag_or_file(published: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="open_clip:ViT-B-32 names no weights; write open_clip:A"):
         embed.load("open_clip:ViT-B-32")
     with pytest.raises(UserError, match="'nothing' is none of open_clip's for ViT-B-32"):
         embed.load("open_clip:ViT-B-32/nothing")
-    _, folder = theirs
+    _, folder = published
     with pytest.raises(UserError, match="does not fit the model"):
         embed.load(f"open_clip:ViT-B-32/{folder}/open_clip_model.safetensors")
 

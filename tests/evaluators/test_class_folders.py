@@ -1,4 +1,4 @@
-"""Folders of classes, ImageNet's names, and what is said of a folder that is not the right one."""
+"""Folders of classes, ImageNet's names, and the errors of a folder that is not the right one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_folders(folder: Path, names: list[str], *, images: int = 1) -> Path:
 
 
 class Knowing:
-    """Tells the classes of `write_folders` apart by their colors, by whatever name."""
+    """Knows the classes of `write_folders` by their colors, under any names."""
 
     image_size, logit_scale = 8, 1.0
 
@@ -95,7 +95,7 @@ def test_the_imagenet_suite_runs_on_a_tree_of_its_thousand_folders(tmp_path: Pat
     evaluator = suite.evaluators["imagenet"].build()
     assert evaluator.set.images.keys[1] == "n01443537/0.png"
     found = evaluator.evaluate(Knowing(list(listed.names)), Setting())
-    # OpenAI's list says "missile" and "sunglasses" twice: of two equal classes one is preferred.
+    # OpenAI's list has "missile" and "sunglasses" twice: of two equal classes one is preferred.
     assert found.metrics["zeroshot-top1"] == 0.998
     assert found.metrics["zeroshot-top5"] == 1.0
     assert found.metrics["num_samples"] == 1000
@@ -207,6 +207,6 @@ def test_a_classifier_is_embedded_once(tmp_path: Path) -> None:
 
 
 def test_without_a_cache_nothing_is_kept(tmp_path: Path, own_cache: Path) -> None:
-    before = set(own_cache.rglob("*"))  # other tests of the session keep theirs
+    before = set(own_cache.rglob("*"))  # other tests of the session keep files there
     classifier(Knowing(["a"]), ["a"], ["|{c}|"])
     assert set(own_cache.rglob("*")) == before

@@ -103,7 +103,7 @@ def test_of_equally_good_strengths_the_sweep_takes_the_middle() -> None:
 
 @pytest.mark.parametrize("seed", [2, 4])
 def test_the_middle_of_a_tie_is_better_on_test_than_its_weakest_end(seed: int) -> None:
-    """Four validation samples cannot tell strengths apart over decades; 1000 test samples can."""
+    """Four validation samples cannot separate strengths over decades; 1000 test samples can."""
     train, label = noisy_classes(20, seed)
     test, truth = noisy_classes(1000, 100 + seed)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))

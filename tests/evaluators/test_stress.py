@@ -243,13 +243,13 @@ def test_any_evaluator_is_sliced_by_a_column_of_a_table(folder: Path, tmp_path: 
     table = tmp_path / "slices.csv"
     rows = [f"0.tar/{n},{'day' if n < 4 else 'night'}" for n in range(8)]
     table.write_text("\n".join(["key,light", *rows]))
-    told: dict[str, Any] = {
+    data: dict[str, Any] = {
         "name": "fairness",
         "of": {"name": "zero_shot", "path": str(folder)},
         "table": str(table),
         "column": "light",
     }
-    config = build(Suite, {"evaluators": {"a": told}}, where="a test").evaluators["a"]
+    config = build(Suite, {"evaluators": {"a": data}}, where="a test").evaluators["a"]
     assert config.of == zero_shot.Config(path=str(folder))
     found = config.build().evaluate(Bright(), Setting())
     assert found.metrics["zeroshot-top1-worst_slice"] == 1.0

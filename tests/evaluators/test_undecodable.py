@@ -36,14 +36,14 @@ def good(count: int) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "reason"),
     [
         (png_claiming(60_000, 60_000), "60000 x 60000 pixels exceed max_image_pixels 178956970"),
         (b"<html>", "not readable as JPEG"),
     ],
 )
 def test_one_picture_that_cannot_be_decoded_is_a_miss_by_name(
-    tmp_path: Path, data: bytes, told: str
+    tmp_path: Path, data: bytes, reason: str
 ) -> None:
     """A gray image is as near to red as to blue, and its class is blue."""
     result = evaluated(tmp_path, good(4) | {"k3": data})
@@ -53,11 +53,11 @@ def test_one_picture_that_cannot_be_decoded_is_a_miss_by_name(
     (alarm,) = result.alarms
     assert alarm.startswith("1 images cannot be decoded and are scored as gray ones: test set")
     assert "0.tar/k3" in alarm
-    assert told in alarm
+    assert reason in alarm
 
 
 def test_a_picture_that_training_would_refuse_is_evaluated_as_it_is(tmp_path: Path) -> None:
-    """Its size is no fault: everybody's evaluation reads it."""
+    """Its size is no fault: other libraries evaluate it too."""
     side = int(decode.MAX_PIXELS**0.5) + 1
     large = torch.full((side, side), 255, dtype=torch.uint8).numpy()
     data = encoded(Image.fromarray(large), "PNG")

@@ -1,4 +1,4 @@
-"""Zero-shot classification against numbers worked by hand, and what it says of a broken set."""
+"""Zero-shot classification against numbers worked by hand, and the errors of a broken set."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_tie_counts_against_the_model_in_accuracy_and_tables_alike(tmp_path: P
 
 
 def test_of_two_classes_of_one_name_the_first_is_preferred(tmp_path: Path) -> None:
-    """No model can tell them apart, and OpenAI's list for ImageNet has two such pairs."""
+    """No model can separate them, and OpenAI's list for ImageNet has two such pairs."""
     names = FILES | {"classnames": ["red", "green", "red", "blue"]}
     found = evaluated(write_test_set(tmp_path, {"0": sample(RED, 0), "1": sample(RED, 2)}, **names))
     assert found.samples["zeroshot-top1"].tolist() == [1, 0]

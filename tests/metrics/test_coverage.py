@@ -1,4 +1,4 @@
-"""Every interval of the evaluators covers the truth, over test sets drawn from a population.
+"""All intervals of the evaluators cover the truth, over test sets drawn from a population.
 
 The scenarios are those of benchmarks/interval_coverage.py, which writes the table of
 docs/evaluation.md.
@@ -26,26 +26,26 @@ def test_every_interval_covers_at_93_to_99_of_100() -> None:
     truly be at 92 to 99.5 %. Above 99 % only where the scenario gives the reason."""
     found = [one for scenario in scenarios() for one in simulate(scenario)]
     for one in found:
-        told = f"{one.metric} of {one.scenario.name}: {one.rate:.1%}"
-        assert one.printed > 0.5 * one.draws, told
-        assert one.rate >= 0.93, told
-        assert one.rate <= (1.0 if one.scenario.above else 0.99), told
-        assert one.outside == 0, f"{told}: an interval without its own value"
+        message = f"{one.metric} of {one.scenario.name}: {one.rate:.1%}"
+        assert one.printed > 0.5 * one.draws, message
+        assert one.rate >= 0.93, message
+        assert one.rate <= (1.0 if one.scenario.above else 0.99), message
+        assert one.outside == 0, f"{message}: an interval without its own value"
     page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
     written = page.split(BEGIN)[1].split(END)[0].strip()
     differ = [
-        (ours, theirs)
-        for ours, theirs in zip(table(found), written.splitlines(), strict=True)
-        if not close(ours, theirs)
+        (line, written_line)
+        for line, written_line in zip(table(found), written.splitlines(), strict=True)
+        if not close(line, written_line)
     ]
     assert differ == [], "run python benchmarks/interval_coverage.py --write"
 
 
-def close(ours: str, theirs: str) -> bool:
+def close(line: str, other: str) -> bool:
     """Alike but for what other kernels' rounding may move."""
     number = re.compile(r"[\d.]+(?=%)")
-    rates = [[float(n) for n in number.findall(line)] for line in (ours, theirs)]
-    alike = number.sub("", ours) == number.sub("", theirs)
+    rates = [[float(n) for n in number.findall(text)] for text in (line, other)]
+    alike = number.sub("", line) == number.sub("", other)
     return alike and all(abs(a - b) < 1 for a, b in zip(*rates, strict=True))
 
 
@@ -53,6 +53,6 @@ def test_every_interval_covers_in_most_of_20_test_sets() -> None:
     """At 95 %, fewer than 15 of 20 is one case in 30,000."""
     for scenario in scenarios(draws=100):
         for one in simulate(scenario, 20):
-            told = f"{one.metric} of {one.scenario.name}: {one.covered} of {one.printed}"
-            assert one.covered >= 0.75 * one.printed, told
-            assert one.outside == 0, told
+            message = f"{one.metric} of {one.scenario.name}: {one.covered} of {one.printed}"
+            assert one.covered >= 0.75 * one.printed, message
+            assert one.outside == 0, message
