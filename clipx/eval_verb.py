@@ -105,7 +105,10 @@ def chosen_evaluators(
     for_sets = []
     for text in overrides:
         data = parse_override(text)
-        (for_evaluators if "evaluators" in data else for_sets).append(data)
+        if "evaluators" in data:
+            for_evaluators.append(data)
+        else:
+            for_sets.append(data)
     if for_sets and not sets:
         raise UserError(
             f"{next(iter(for_sets[0]))}= is a setting of test sets that are named by --set; "
@@ -160,13 +163,13 @@ def _layers(path: Path, changes: Sequence[Data]) -> Data:
 def _evaluators_of_run(model: str, changes: Sequence[Data]) -> Mapping[str, Any]:
     """model: a run, or a checkpoint in its folder"""
     path = Path(model)
-    folder = next((p for p in (path, path.parent.parent) if (p / "config.yaml").exists()), None)
-    if folder is None:
+    folder = path if (path / "config.yaml").exists() else path.parent.parent
+    file = folder / "config.yaml"
+    if not file.exists():
         raise UserError(
             f"{model} has no config.yaml with evaluators; name a test set with --set, "
             "or several with --suite"
         )
-    file = folder / "config.yaml"
     evaluators = build(TrainConfig, _layers(file, changes), where=str(file)).evaluators
     if not evaluators:
         raise UserError(f"the run {folder} has no evaluators; name a test set with --set")
@@ -235,9 +238,7 @@ def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str) -> list[Gu
     labeled = evaluator.set
     weights = classifier(encoder, labeled.names, evaluator.templates)
     guesses = []
-    # A few images: embedded one by one, they need no batch.
-    stride = max(1, len(labeled) // GUESSES)
-    for number in range(0, len(labeled), stride)[:GUESSES]:
+    for number in range(0, len(labeled), max(1, len(labeled) // GUESSES))[:GUESSES]:
         image = labeled.images.shown(number)
         logits = encoder.logit_scale * encoder.encode_image(image)[0] @ weights.T
         probability = logits.softmax(-1)
