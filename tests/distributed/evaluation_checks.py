@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tiny_runs import MODEL
@@ -21,9 +22,8 @@ from clipx.evaluators.distributed import embed_images, exchange, on_main
 from clipx.models.dual_encoder import DualEncoder
 from clipx.training.evaluation import evaluate_each, evaluate_in_training, flat
 from clipx.training.interruption import Stop
-from clipx.types import Result, Setting, StopRequested, UserError
+from clipx.types import Ranks, Result, Setting, StopRequested, UserError
 
-FOLDER = "CLIPX_TEST_SETS"
 NUM_IMAGES = 96  # 6 exchanges of two ranks that embed 8 batches of one image each
 
 
@@ -36,11 +36,10 @@ def encoder() -> Encoder:
     return Encoder(model, MODEL)
 
 
-def evaluated(runtime: Runtime) -> dict[str, Any]:
+def evaluated(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """Plain numbers of both kinds of set, and how many batches this rank embedded."""
-    folder = Path(os.environ[FOLDER])
     batches = []
-    setting = Setting(ranks=runtime, progress=lambda done, total: batches.append(done))
+    setting = Setting(ranks=ranks, progress=lambda done, total: batches.append(done))
     sets = {
         "classes": zero_shot.Config(path=str(folder / "classes")),
         "captions": retrieval.Config(path=str(folder / "captions")),
@@ -71,7 +70,6 @@ class Slow:
 
 def embed(setting: Setting, count: int, failing_row: int | None = None) -> Tensor:
     """Features of `count` images, each a batch, so that ranks exchange after 8 of their own."""
-    distributed.IMAGES_PER_BATCH = 1  # this process is for tests alone
 
     def read(row: int) -> Tensor:
         if row == failing_row:
@@ -79,7 +77,8 @@ def embed(setting: Setting, count: int, failing_row: int | None = None) -> Tenso
         return torch.zeros(3, 8, 8, dtype=torch.uint8)
 
     slow: Any = Slow()
-    return embed_images(slow, read, [str(n) for n in range(count)], setting)
+    with mock.patch.object(distributed, "IMAGES_PER_BATCH", 1):
+        return embed_images(slow, read, [str(n) for n in range(count)], setting)
 
 
 class FailsOnLast:
@@ -98,7 +97,8 @@ class FailsOnLast:
         ranks = setting.ranks
         is_last = ranks.rank == ranks.world_size - 1
         if self.when == "embed":
-            embed(setting, 60, failing_row=55)  # batch 55 is one of the last rank of two
+            # The row is embedded by the last rank, in the middle of the set.
+            embed(setting, 60, failing_row=12 * ranks.world_size - 1)
         embed(setting, 50 + (is_last and self.when == "size"))
         if is_last and self.when == "between":
             raise MemoryError("on one rank, before a collective")
@@ -108,9 +108,9 @@ class FailsOnLast:
         return Result({"sum": float(total)})
 
 
-def failing(runtime: Runtime) -> dict[str, Any]:
+def failing(runtime: Runtime, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Evaluators that fail on the last rank, each at one of these places."""
     messages: list[str] = []
-    kinds = ("build", "embed", "between", "end", "size", "fine")
     evaluators = {kind: FailsOnLast(kind) for kind in kinds}
     results = evaluate_in_training(encoder(), evaluators, Setting(ranks=runtime), messages.append)
     return {"messages": messages, "metrics": {name: r.metrics for name, r in results.items()}}
@@ -129,13 +129,13 @@ class Complete:
         return Result({"sum": total, "ranks": float(len(exchange(setting, None)))})
 
 
-def signaled(runtime: Runtime) -> list[tuple[bool, str | None]]:
+def signaled(runtime: Runtime, trials: int) -> list[tuple[bool, str | None]]:
     """Many evaluations, in each of which one rank, all or none get a signal at some time. Of each:
     whether any did, and how it ended. A rank that left alone would leave its peers in a collective,
     or in another than its own, until the test's timeout."""
     draw = random.Random(runtime.rank)
     outcomes = []
-    for trial in range(40):
+    for trial in range(trials):
         runtime.barrier()
         with Stop().listening() as stop:
             receiver = trial % (runtime.world_size + 2)  # a rank, all, or none
@@ -168,9 +168,9 @@ def stopped_by(runtime: Runtime, stop: Stop) -> str | None:
     return None
 
 
-def overdue(runtime: Runtime) -> str | None:
+def overdue(runtime: Runtime, seconds: float) -> str | None:
     """The time limit is over on the last rank alone, whose clock is ahead."""
     stop = Stop()
     if runtime.rank == runtime.world_size - 1:
-        stop.deadline = time.time() + 0.02
+        stop.deadline = time.time() + seconds
     return stopped_by(runtime, stop)
