@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators.labeled_set import read_labeled
+from clipx.evaluators.labeled_set import read_train_and_test
 from clipx.types import Encoder, Result, Setting, UserError
 
 
@@ -36,10 +36,9 @@ class Knn:
     def __init__(self, settings: Config) -> None:
         path = Path(settings.path)
         self.k = settings.k
-        self.train = read_labeled(path, settings.train_split, settings.classes)
-        self.test = read_labeled(path, settings.split, settings.classes)
-        if len(self.train.label.unique()) < 2:
-            raise UserError(f"training split of {path} has samples of one class only")
+        self.train, self.test = read_train_and_test(
+            path, settings.train_split, settings.split, settings.classes
+        )
         if self.k > len(self.train):
             raise UserError(f"k {self.k} is more than the {len(self.train)} training samples")
 

@@ -90,6 +90,22 @@ def read_labeled(path: Path, split: str | None = None, classes: str | None = Non
     return LabeledSet(images, torch.tensor(labels), list(class_list.names))
 
 
+def read_train_and_test(
+    path: Path, train_split: str, split: str | None, classes: str | None
+) -> tuple[LabeledSet, LabeledSet]:
+    """Two splits with the same classes. Raises UserError."""
+    train = read_labeled(path, train_split, classes)
+    test = read_labeled(path, split, classes)
+    # Without a list of classes, the folders of each split are numbered by their own names.
+    if list(train.names) != list(test.names):
+        raise UserError(
+            f"test set {path} has other classes in its training split than in its test split"
+        )
+    if len(train.label.unique()) < 2:
+        raise UserError(f"training split of {path} has samples of one class only")
+    return train, test
+
+
 def _read_classes(path: Path, classes: str) -> ClassList:
     if classes in SUBSETS:
         return known_classes(classes)

@@ -17,7 +17,7 @@ from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.classifier import add_accuracy
 from clipx.evaluators.distributed import on_main
-from clipx.evaluators.labeled_set import LabeledSet, read_labeled
+from clipx.evaluators.labeled_set import LabeledSet, read_train_and_test
 from clipx.types import Encoder, Result, Setting, UserError
 
 STEPS_PER_DECADE = 8
@@ -49,16 +49,10 @@ class LinearProbe:
     def __init__(self, settings: Config) -> None:
         self.settings = settings
         path = Path(settings.path)
-        train = read_labeled(path, settings.train_split, settings.classes)
+        train, self.test = read_train_and_test(
+            path, settings.train_split, settings.split, settings.classes
+        )
         self.train = few_shot(train, settings.shots, settings.seed)
-        self.test = read_labeled(path, settings.split, settings.classes)
-        # Folders without a list of classes are numbered by their own names, in each split.
-        if list(train.names) != list(self.test.names):
-            raise UserError(
-                f"test set {path} has other classes in its training split than in its test split"
-            )
-        if len(self.train.label.unique()) < 2:
-            raise UserError(f"training split of {path} has samples of one class only")
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         train = self.train.features(encoder, setting)

@@ -166,6 +166,15 @@ def test_shots_are_drawn_from_each_class(folder: Path) -> None:
         anomaly.Config(path=str(folder), normal=["d"]).build()
 
 
+@pytest.mark.parametrize("kind", [linear_probe, knn])
+def test_splits_with_other_classes_are_refused(tmp_path: Path, kind: Any) -> None:
+    """Folders are numbered by their names, so that class 1 would be another in each split."""
+    write_folders(tmp_path / "train", ["a", "c"], images=2)
+    write_folders(tmp_path / "test", ["a", "b"], images=2)
+    with pytest.raises(UserError, match="has other classes in its training split than in its test"):
+        kind.Config(path=str(tmp_path)).build()
+
+
 def test_dedup_by_hand() -> None:
     rows = torch.tensor([[1.0, 0], [0.98, 0.199], [0, 1], [-1, 0], [0.6, 0.8]])
     found = dedup_result(rows, torch.tensor([0, 0, 1, 2, 3]), 0.9, list("abcd"))
