@@ -83,7 +83,9 @@ def _embed_classes(
     rows = []
     for start in range(0, len(distinct), classes_per_step):
         names = distinct[start : start + classes_per_step]
-        prompts = [t.replace("{c}", name).replace("{}", name) for name in names for t in templates]
+        prompts = []
+        for name in names:
+            prompts += [t.replace("{c}", name).replace("{}", name) for t in templates]
         embeddings = embed_texts(encoder, prompts, setting)
         means = embeddings.view(len(names), len(templates), -1).mean(1)
         rows.append(F.normalize(means, dim=-1))

@@ -40,12 +40,13 @@ class PromptSensitivity:
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         features = self.set.features(encoder, setting)
-        hits = []
-        for templates in [*([template] for template in self.templates), self.templates]:
+
+        def hits(templates: list[str]) -> Tensor:
             weights = classifier(encoder, self.set.names, templates, setting)
-            hits.append(nearest_class_hits(features, weights, self.set.label))
-        alone = dict(zip(self.templates, hits[:-1], strict=True))
-        return sensitivity_result(alone, hits[-1], self.set.images.keys)
+            return nearest_class_hits(features, weights, self.set.label)
+
+        alone = {template: hits([template]) for template in self.templates}
+        return sensitivity_result(alone, hits(self.templates), self.set.images.keys)
 
 
 def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequence[str]) -> Result:

@@ -110,7 +110,7 @@ class PairCounter:
         thresholds[row, column] = self.own_score[first:last]
         own_ids = torch.full(shape, -1)
         own_ids[row, column] = self.text_ids[first:last]
-        closer = torch.zeros(shape)
+        closer = torch.zeros(shape, dtype=torch.int64)
 
         for start in range(0, len(self.text), CAPTIONS_PER_BLOCK):
             stop = min(start + CAPTIONS_PER_BLOCK, len(self.text))
@@ -130,8 +130,8 @@ class PairCounter:
             for k in range(shape[1]):
                 torch.ge(scores, thresholds[:, k, None].to(self.device), out=above)
                 _set_ties(above, own_ids[:, k], text_ids, pairs)
-                closer[:, k] += above.sum(1).cpu()
-        self.closer_captions[first:last] += closer[row, column].long()
+                closer[:, k] += above.sum(1).long().cpu()
+        self.closer_captions[first:last] += closer[row, column]
 
 
 def _set_ties(above: Tensor, ids: Tensor, column_ids: Tensor, pairs: tuple[Tensor, Tensor]) -> None:
