@@ -3,8 +3,6 @@ nearest of them."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -12,25 +10,19 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.distributed import on_main
-from clipx.evaluators.labeled_set import read_labeled
+from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.types import Encoder, Result, Setting, UserError
 
 
 @config
-class Config:
+class Config(LabeledConfig):
     """A set of images with classes, some of which are normal, that has training samples too."""
 
-    path: str
-    normal: list[str] = Field(min_length=1)
+    normal: list[str] = Field(min_length=1, kw_only=True)
     """The names of the normal classes; training images of others are left out."""
     train_split: str = "train"
-    split: str | None = None
-    """Of the test samples; null: `test` or `val` if it has one."""
-    classes: str | None = None
-    """As of zero_shot."""
     k: int = Field(default=5, ge=1)
     """Nearest normal images over which the distance is averaged."""
-    every: str | None = None
 
     def build(self) -> Anomaly:
         return Anomaly(self)
@@ -38,10 +30,10 @@ class Config:
 
 class Anomaly:
     def __init__(self, settings: Config) -> None:
-        path = Path(settings.path)
+        path = settings.path
         normal = settings.normal
-        train = read_labeled(path, settings.train_split, settings.classes)
-        self.test = read_labeled(path, settings.split, settings.classes)
+        train = settings.read(settings.train_split)
+        self.test = settings.read()
         for name in normal:
             if name not in train.names or name not in self.test.names:
                 raise UserError(

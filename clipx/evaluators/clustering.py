@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -11,23 +9,17 @@ from torch import Tensor
 
 from clipx.config import config
 from clipx.evaluators.distributed import on_main
-from clipx.evaluators.labeled_set import read_labeled
+from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.types import Encoder, Result, Setting, UserError
 
 STARTS = 10  # of k-means; the best is kept
 
 
 @config
-class Config:
+class Config(LabeledConfig):
     """A set of images with classes."""
 
-    path: str
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` if it has one."""
-    classes: str | None = None
-    """As of zero_shot."""
     seed: int = Field(default=0, ge=0)
-    every: str | None = None
 
     def build(self) -> Clustering:
         return Clustering(self)
@@ -35,7 +27,7 @@ class Config:
 
 class Clustering:
     def __init__(self, settings: Config) -> None:
-        self.set = read_labeled(Path(settings.path), settings.split, settings.classes)
+        self.set = settings.read()
         self.seed = settings.seed
         self.num_clusters = len(self.set.label.unique())
         if not 1 < self.num_clusters < len(self.set):

@@ -3,8 +3,6 @@ separates images with a duplicate from those without, if labels name the duplica
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -12,25 +10,19 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.distributed import on_main
-from clipx.evaluators.labeled_set import read_labeled
+from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.types import Encoder, Result, Setting, UserError
 
 BLOCK = 1024  # rows of the matrix of similarities that are held at a time
 
 
 @config
-class Config:
+class Config(LabeledConfig):
     """A set of images whose classes are groups of duplicates; an image alone in its class has
     none."""
 
-    path: str
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` if it has one."""
-    classes: str | None = None
-    """As of zero_shot."""
     threshold: float = Field(default=0.95, gt=-1, lt=1)
     """Cosine similarity from which on two images count as duplicates."""
-    every: str | None = None
 
     def build(self) -> Dedup:
         return Dedup(self)
@@ -38,7 +30,7 @@ class Config:
 
 class Dedup:
     def __init__(self, settings: Config) -> None:
-        self.set = read_labeled(Path(settings.path), settings.split, settings.classes)
+        self.set = settings.read()
         self.threshold = settings.threshold
         if len(self.set) < 2:
             raise UserError(f"test set {settings.path} has one image: there is no other to compare")

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators.labeled_set import read_train_and_test
+from clipx.evaluators.labeled_set import LabeledConfig, read_train_and_test
 from clipx.types import Encoder, Result, Setting, UserError
 
 
 @config
-class Config:
+class Config(LabeledConfig):
     """A set of images with classes that has training samples too."""
 
-    path: str
     train_split: str = "train"
-    split: str | None = None
-    """Of the test samples; null: `test` or `val` if it has one."""
-    classes: str | None = None
-    """As of zero_shot."""
     k: int = Field(default=20, ge=1)
     """Neighbors, each with one vote."""
-    every: str | None = None
 
     def build(self) -> Knn:
         return Knn(self)
@@ -34,11 +26,8 @@ class Config:
 
 class Knn:
     def __init__(self, settings: Config) -> None:
-        path = Path(settings.path)
         self.k = settings.k
-        self.train, self.test = read_train_and_test(
-            path, settings.train_split, settings.split, settings.classes
-        )
+        self.train, self.test = read_train_and_test(settings, settings.train_split)
         if self.k > len(self.train):
             raise UserError(f"k {self.k} is more than the {len(self.train)} training samples")
 

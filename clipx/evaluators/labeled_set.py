@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipx.config import config
 from clipx.data.class_lists import (
     OBJECTNET,
     SUBSETS,
@@ -26,6 +27,25 @@ from clipx.evaluators.test_sets import (
     split_folder,
 )
 from clipx.types import Encoder, Setting, UserError
+
+
+@config
+class LabeledConfig:
+    """Settings of evaluators on images with classes."""
+
+    path: str
+    """Folder in CLIP_benchmark's webdataset layout, or with class folders."""
+    split: str | None = None
+    """Folder of the split; null: `test` or `val` if it has one."""
+    classes: str | None = None
+    """imagenet, imagenet-v2, -a, -r or -sketch, objectnet, or a file with one class name a line;
+    null: the set's classnames.txt, else the names of its folders."""
+    every: str | None = None
+    """Interval in training, as a duration; null: at the end only."""
+
+    def read(self, split: str | None = None) -> LabeledSet:
+        """The samples of `split`, by default those of the test. Raises UserError."""
+        return read_labeled(Path(self.path), split or self.split, self.classes)
 
 
 @dataclass(frozen=True)
@@ -90,12 +110,11 @@ def read_labeled(path: Path, split: str | None = None, classes: str | None = Non
     return LabeledSet(images, torch.tensor(labels), list(class_list.names))
 
 
-def read_train_and_test(
-    path: Path, train_split: str, split: str | None, classes: str | None
-) -> tuple[LabeledSet, LabeledSet]:
+def read_train_and_test(settings: LabeledConfig, train_split: str) -> tuple[LabeledSet, LabeledSet]:
     """Two splits with the same classes. Raises UserError."""
-    train = read_labeled(path, train_split, classes)
-    test = read_labeled(path, split, classes)
+    path = settings.path
+    train = settings.read(train_split)
+    test = settings.read()
     # Without a list of classes, the folders of each split are numbered by their own names.
     if list(train.names) != list(test.names):
         raise UserError(

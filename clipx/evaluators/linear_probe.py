@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from pydantic import Field
@@ -17,7 +16,7 @@ from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.classifier import add_accuracy
 from clipx.evaluators.distributed import on_main
-from clipx.evaluators.labeled_set import LabeledSet, read_train_and_test
+from clipx.evaluators.labeled_set import LabeledConfig, LabeledSet, read_train_and_test
 from clipx.types import Encoder, Result, Setting, UserError
 
 STEPS_PER_DECADE = 8
@@ -25,21 +24,15 @@ COARSE = range(-6, 7, 2)  # exponents of ten of the first strengths; the sweep s
 
 
 @config
-class Config:
+class Config(LabeledConfig):
     """A set of images with classes that has training samples too."""
 
-    path: str
     train_split: str = "train"
-    split: str | None = None
-    """Of the test samples; null: `test` or `val` if it has one."""
-    classes: str | None = None
-    """As of zero_shot."""
     shots: int | None = Field(default=None, ge=1)
     """Training samples of each class, drawn at random; null: all."""
     strength: float | None = Field(default=None, gt=0)
     """L2 regularization; null: found by the paper's sweep on a fifth of the training samples."""
     seed: int = Field(default=0, ge=0)
-    every: str | None = None
 
     def build(self) -> LinearProbe:
         return LinearProbe(self)
@@ -48,10 +41,7 @@ class Config:
 class LinearProbe:
     def __init__(self, settings: Config) -> None:
         self.settings = settings
-        path = Path(settings.path)
-        train, self.test = read_train_and_test(
-            path, settings.train_split, settings.split, settings.classes
-        )
+        train, self.test = read_train_and_test(settings, settings.train_split)
         self.train = few_shot(train, settings.shots, settings.seed)
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:

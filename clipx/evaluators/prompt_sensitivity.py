@@ -4,7 +4,6 @@ gain of the mean of all of them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,25 +11,20 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.classifier import classifier, nearest_class_hits
+from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.types import Encoder, Result, Setting
 
 
 @config
-class Config:
-    """A set of images with classes, as of zero_shot."""
+class Config(LabeledConfig):
+    """A set of images with classes."""
 
-    path: str
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` if it has one."""
-    classes: str | None = None
     templates: str | None = None
-    every: str | None = None
+    """As of zero_shot."""
 
     def build(self) -> PromptSensitivity:
-        return PromptSensitivity(
-            ZeroShot(Path(self.path), self.split, self.classes, self.templates)
-        )
+        return PromptSensitivity(ZeroShot(self, self.templates))
 
 
 class PromptSensitivity:

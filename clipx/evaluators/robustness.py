@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,19 +17,17 @@ from clipx.data.decode import pixels_of
 from clipx.evaluators.classifier import classifier, nearest_class_hits
 from clipx.evaluators.corruptions import CORRUPTIONS, corrupt, fitted_picture
 from clipx.evaluators.distributed import embed_images
+from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.types import Encoder, Result, Setting, UserError
 
 
 @config
-class Config:
-    """A set of images with classes, as of zero_shot."""
+class Config(LabeledConfig):
+    """A set of images with classes."""
 
-    path: str
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` if it has one."""
-    classes: str | None = None
     templates: str | None = None
+    """As of zero_shot."""
     corruptions: list[str] = Field(default_factory=lambda: list(CORRUPTIONS), min_length=1)
     severities: list[Annotated[int, Field(ge=1, le=5)]] = Field(
         default_factory=lambda: [1, 2, 3, 4, 5], min_length=1
@@ -38,7 +35,6 @@ class Config:
     limit: int | None = Field(default=None, ge=1)
     """Images, evenly spaced over the set; null: all."""
     seed: int = Field(default=0, ge=0)
-    every: str | None = None
 
     def build(self) -> Robustness:
         return Robustness(self)
@@ -50,9 +46,7 @@ class Robustness:
             if name not in CORRUPTIONS:
                 raise UserError(f"corruption {name!r} is none of {', '.join(CORRUPTIONS)}")
         self.settings = settings
-        zero_shot = ZeroShot(
-            Path(settings.path), settings.split, settings.classes, settings.templates
-        )
+        zero_shot = ZeroShot(settings, settings.templates)
         self.templates = zero_shot.templates
         self.set = zero_shot.set.evenly_spaced(settings.limit)
 

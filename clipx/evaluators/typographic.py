@@ -3,8 +3,6 @@ picture, and the model may read it instead of looking at the object."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
@@ -16,23 +14,20 @@ from clipx.data.decode import pixels_of
 from clipx.evaluators.classifier import classifier, nearest_class_hits
 from clipx.evaluators.corruptions import fitted_picture
 from clipx.evaluators.distributed import embed_images
+from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.types import Encoder, Result, Setting
 
 
 @config
-class Config:
-    """A set of images with classes, as of zero_shot."""
+class Config(LabeledConfig):
+    """A set of images with classes."""
 
-    path: str
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` if it has one."""
-    classes: str | None = None
     templates: str | None = None
+    """As of zero_shot."""
     limit: int | None = Field(default=None, ge=1)
     """Images, evenly spaced over the set; null: all."""
     seed: int = Field(default=0, ge=0)
-    every: str | None = None
 
     def build(self) -> Typographic:
         return Typographic(self)
@@ -40,9 +35,7 @@ class Config:
 
 class Typographic:
     def __init__(self, settings: Config) -> None:
-        zero_shot = ZeroShot(
-            Path(settings.path), settings.split, settings.classes, settings.templates
-        )
+        zero_shot = ZeroShot(settings, settings.templates)
         self.templates = zero_shot.templates
         self.set = zero_shot.set.evenly_spaced(settings.limit)
         num_classes = len(self.set.names)

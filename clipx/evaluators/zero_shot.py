@@ -11,41 +11,30 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.classifier import add_accuracy, classifier, read_templates
-from clipx.evaluators.labeled_set import LabeledSet, read_labeled
+from clipx.evaluators.labeled_set import LabeledConfig, LabeledSet
 from clipx.types import Encoder, Result, Setting, UserError
 
 
 @config
-class Config:
-    """A set of images with classes, in CLIP_benchmark's webdataset layout or in class folders."""
+class Config(LabeledConfig):
+    """A set of images with classes."""
 
-    path: str
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` if it has one."""
-    classes: str | None = None
-    """imagenet, imagenet-v2, -a, -r or -sketch, objectnet, or a file with one class name a line;
-    null: the set's classnames.txt, else the names of its folders."""
     templates: str | None = None
     """openai (80 prompts), simple (7), or a file with one prompt a line; null: the set's own."""
-    every: str | None = None
-    """Interval in training, as a duration; null: at the end only."""
 
     def build(self) -> ZeroShot:
-        return ZeroShot(Path(self.path), self.split, self.classes, self.templates)
+        return ZeroShot(self, self.templates)
 
 
 class ZeroShot:
-    def __init__(
-        self,
-        path: Path,
-        split: str | None = None,
-        classes: str | None = None,
-        templates: str | None = None,
-    ) -> None:
-        self.templates = read_templates(path, templates)
-        self.set = read_labeled(path, split, classes)
+    def __init__(self, settings: LabeledConfig, templates: str | None) -> None:
+        """templates: as in Config"""
+        self.templates = read_templates(Path(settings.path), templates)
+        self.set = settings.read()
         if len(self.set.names) < 2:
-            raise UserError(f"test set {path} has one class: there is no other to take it for")
+            raise UserError(
+                f"test set {settings.path} has one class: there is no other to take it for"
+            )
 
     def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)

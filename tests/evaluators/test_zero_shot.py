@@ -15,7 +15,6 @@ import clipx
 from clipx.data.decode import decode
 from clipx.evaluators import retrieval, zero_shot
 from clipx.evaluators.classifier import classifier
-from clipx.evaluators.zero_shot import ZeroShot
 from clipx.metrics.distributions import binomial_interval
 from clipx.training.evaluation import evaluator_for
 from clipx.types import Result, Setting, UserError
@@ -41,8 +40,12 @@ def sample(color: tuple[int, int, int], label: Any) -> dict[str, Any]:
     return {"png": solid(color), "cls": str(label)}
 
 
-def evaluated(path: Path, **settings: Any) -> Result:
-    return zero_shot.Config(path=str(path), **settings).build().evaluate(ENCODER, Setting())
+def built(path: Path) -> zero_shot.ZeroShot:
+    return zero_shot.Config(path=str(path)).build()
+
+
+def evaluated(path: Path) -> Result:
+    return built(path).evaluate(ENCODER, Setting())
 
 
 def six_samples(folder: Path) -> Path:
@@ -134,12 +137,12 @@ def test_of_two_classes_of_one_name_the_first_is_preferred(tmp_path: Path) -> No
 def test_a_single_class_is_refused(tmp_path: Path) -> None:
     path = write_test_set(tmp_path, {"0": sample(RED, 0)}, **(FILES | {"classnames": ["red"]}))
     with pytest.raises(UserError, match="has one class: there is no other to take it for"):
-        ZeroShot(path)
+        built(path)
 
 
 def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     write_test_set(tmp_path, *({"a": sample(RED, n % 3)} for n in range(11)), **FILES)
-    assert ZeroShot(tmp_path).set.label.tolist() == [n % 3 for n in range(11)]
+    assert built(tmp_path).set.label.tolist() == [n % 3 for n in range(11)]
 
 
 def test_the_kind_of_a_set_is_told_by_its_files(tmp_path: Path) -> None:
@@ -168,7 +171,7 @@ def test_files_that_do_not_fit_are_named(
 ) -> None:
     path = write_test_set(tmp_path, {"0": sample(BLUE, 2)}, **(FILES | change))
     with pytest.raises(UserError, match=complaint):
-        ZeroShot(path).evaluate(ENCODER, Setting())
+        built(path).evaluate(ENCODER, Setting())
 
 
 @pytest.mark.parametrize(
@@ -189,20 +192,20 @@ def test_a_sample_that_does_not_fit_is_named(
 ) -> None:
     path = write_test_set(tmp_path, {"7": members}, **FILES)
     with pytest.raises(UserError, match=complaint):
-        ZeroShot(path).evaluate(ENCODER, Setting())
+        built(path).evaluate(ENCODER, Setting())
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     path = write_test_set(tmp_path, **FILES)
     with pytest.raises(UserError, match=r"neither shards \*\.tar nor class folders"):
-        ZeroShot(path).evaluate(ENCODER, Setting())
+        built(path).evaluate(ENCODER, Setting())
     write_shard(path / "test/0.tar", {"0": sample(RED, 0)})
     (path / "classnames.txt").unlink()
     with pytest.raises(UserError, match=r"classnames.txt cannot be read: No such file"):
-        ZeroShot(path)
+        built(path)
     (path / "zeroshot_classification_templates.txt").unlink()
     with pytest.raises(UserError, match=r"cannot be read: No such file .*templates=openai or"):
-        ZeroShot(path)
+        built(path)
 
 
 def test_the_classifier_averages_directions_not_prompts() -> None:
