@@ -89,10 +89,12 @@ class Encoder:
             isinstance(images, Tensor) and images.ndim == 3
         ):
             images = [images]
-        features = [torch.empty(0, self.embed_dim)]
+        features = [torch.empty(0, self.embed_dim)]  # no images give (0, D)
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             fitted = [self.fit(_to_pixels(picture, max_image_pixels)) for picture in batch]
+            # Pixels travel to the device as uint8, and features leave it batch by batch: those of
+            # a large set would fill it.
             pixels = self.preprocessing(torch.stack(fitted).to(self.device))
             with self._inference():
                 rows = self.model.encode_image(pixels).cpu()
@@ -140,6 +142,7 @@ class Encoder:
         prefix = "visual" if kind == "image" else "text"
         tower = self.model.get_submodule(prefix)
         tensors = dict(tower.named_parameters()) | dict(tower.named_buffers())
+        # A damaged checkpoint is more likely than an overflow, and its parameter can be named.
         damaged = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
         if damaged:
             reason = f"{len(damaged)} parameters are not finite, first {prefix}.{damaged[0]}"
@@ -153,7 +156,7 @@ class Encoder:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """Evaluation mode without a graph; the model's own mode is restored, since training goes on
+        """Evaluation mode without a graph. The model's own mode is restored: training continues
         after an evaluation, also after one that failed."""
         was_training = self.model.training
         self.model.eval()
@@ -211,6 +214,7 @@ def load(
     """
     name = str(model)
     folder = Path(model)
+    # Prefixes first: a folder may have any name but these.
     if name.startswith(OPEN_CLIP):
         towers, model_json = _published(_open_clip_config(name))
     elif name.startswith((LOCAL, HUB)):

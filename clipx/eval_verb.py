@@ -114,7 +114,7 @@ def chosen_evaluators(
             f"{next(iter(for_sets[0]))}= is a setting of test sets that are named by --set; "
             "that of an evaluator of a suite or a run is evaluators.NAME.KEY=VALUE"
         )
-    if for_evaluators and sets and suite is None:
+    if for_evaluators and sets and suite is None:  # --set alone replaces the run's evaluators
         raise UserError(
             "evaluators.NAME.KEY=VALUE changes an evaluator of a suite or a run; "
             "a setting of the test sets of --set is KEY=VALUE"
@@ -130,6 +130,7 @@ def chosen_evaluators(
                 "leave one out"
             )
         chosen |= of_suite
+    # Without --set and --suite, the model must be a run that has evaluators.
     return chosen or _evaluators_of_run(model, for_evaluators)
 
 
@@ -190,7 +191,7 @@ def print_table(title: str, results: Mapping[str, Result]) -> None:
                 low, high = result.intervals[metric]
                 interval = f"{_cell(metric, low)} to {_cell(metric, high)}"
             table.add_row(*first_cells, metric, _cell(metric, value), interval)
-            first_cells = ("", "")
+            first_cells = ("", "")  # a set is named in its first row
         table.add_section()
         alarms += [f"{name}: {alarm}" for alarm in result.alarms]
     console = _console()

@@ -108,6 +108,7 @@ def clip_benchmark_records(model: str, name: str, result: Result) -> dict[str, d
         if shared:
             records[task] = {
                 "dataset": name,
+                # CLIP_benchmark has an architecture and its weights; here one path names both.
                 "model": model,
                 "pretrained": model,
                 "task": task,
@@ -185,6 +186,7 @@ def compare(first: Path, second: Path) -> list[Difference]:
 def _compare_set(
     name: str, first: dict[str, np.ndarray], second: dict[str, np.ndarray]
 ) -> list[Difference]:
+    # Pair by key: a copy of the set may have its samples in another order.
     keys, rows_first, rows_second = np.intersect1d(
         first["keys"], second["keys"], return_indices=True
     )
