@@ -67,7 +67,6 @@ def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequenc
 
     rows = []
     for template, of_template in alone.items():
-        row = {"template": template, "top1": of_template.mean().item()}
-        rows.append(row | metrics.ends(metrics.rate_interval(of_template)))
+        rows.append({"template": template} | metrics.rate_row("top1", of_template))
     result.tables["templates"] = sorted(rows, key=lambda row: row["top1"])
     return result

@@ -62,8 +62,8 @@ class Robustness:
                 features = self._corrupted_features(name, severity, encoder, setting)
                 hits = nearest_class_hits(features, weights, self.set.label)
                 by_severity.append(hits)
-                row = {"corruption": name, "severity": severity, "top1": hits.mean().item()}
-                table.append(row | metrics.ends(metrics.rate_interval(hits)))
+                row = {"corruption": name, "severity": severity}
+                table.append(row | metrics.rate_row("top1", hits))
             # Per image, because severities of one image are not independent samples.
             corrupted[f"{name}-top1"] = torch.stack(by_severity).mean(0)
         return robustness_result(clean, corrupted, table, self.set.images.keys)

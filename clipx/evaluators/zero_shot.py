@@ -70,8 +70,8 @@ def per_class(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[di
         hits = predicted[label == number] == number
         if len(hits) == 0:
             continue
-        row = {"class": name, "samples": len(hits), "recall": metrics.weighted_mean(hits)}
-        rows.append(row | metrics.ends(metrics.rate_interval(hits)))
+        row = {"class": name, "samples": len(hits)}
+        rows.append(row | metrics.rate_row("recall", hits))
     return sorted(rows, key=lambda row: row["recall"])
 
 

@@ -120,6 +120,14 @@ def raise_if_signaled(ranks: Ranks, stop: Stop) -> None:
         raise Stopped(f"stopped by {name} before the first step of this start")
 
 
+def leave_if_signaled(ranks: Ranks, stop: Stop) -> None:
+    """Raise Stopped on all ranks if one has had a signal. For use before the first step, when there
+    is nothing to save. All ranks take part."""
+    signals = ranks.gather(stop.signaled_by)
+    if name := next((name for name in signals if name), None):
+        raise Stopped(f"stopped by {name} before the first step of this start")
+
+
 def _is_nohup(number: signal.Signals) -> bool:
     """Whether `nohup` has started this process, so that it shall outlive its terminal."""
     return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
