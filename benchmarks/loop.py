@@ -6,7 +6,7 @@ Both run in one process, on the same model, in turns: some steps of the loop, wi
 decoding, augmenting and tokenizing their batches, then the same batches again through the step
 alone. The first epoch comes before, so that `data.decoded_cache` is filled, as it is for all but
 the first of the quickstart's nine. Needs the demo corpus (`clipx data demo`) and an idle machine;
-takes about 5 minutes on 2 cores. """
+takes about 5 minutes on 2 cores."""
 
 from __future__ import annotations
 
