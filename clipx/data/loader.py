@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -172,7 +172,7 @@ class Batches:
             self.corpus.prefetch(np.concatenate(positions))
 
 
-def load(batches: BatchSource, first: int, stop: int) -> Iterator[Loaded]:
+def load(batches: BatchSource, first: int, stop: int) -> Generator[Loaded, None, None]:
     """This rank's parts of the global batches first ... stop - 1, in order. Raises UserError."""
     limit = batches.config.max_bad_fraction
     num_samples = 0
