@@ -168,7 +168,7 @@ def test_each_mistake_is_named_by_its_path(base: Path, override: str) -> None:
         load(TrainConfig, base, [override])
 
 
-def test_all_mistakes_are_told_at_once(base: Path) -> None:
+def test_all_mistakes_are_reported_at_once(base: Path) -> None:
     wrong = ["optim.lrr=1", "loss=infonc", "seed=-1", "data.workers=x"]
     with pytest.raises(UserError) as caught:
         load(TrainConfig, base, wrong)

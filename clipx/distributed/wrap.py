@@ -153,7 +153,8 @@ def wrap(
     parallel: Parallel = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Wrapped:
-    """The objective, moved to this rank's device, as `parallel` says; alone with one rank.
+    """Move the objective to this rank's device and wrap it by `parallel`; on one rank, leave it
+    alone.
 
     objective: `clipx.objectives.objective.Objective`
     dtype: of matmuls; weights and sums of gradients are float32 whatever it is

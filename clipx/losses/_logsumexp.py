@@ -62,7 +62,9 @@ class LogSumExpFunction(torch.autograd.Function):
         tiles.release()
         ctx.save_for_backward(rows, scale, row_lse, column_lse)
         # Gathered columns are kept until backward, so that they need not travel again.
-        ctx.tiles, ctx.shared, ctx.log_row_weights = tiles, shared, log_row_weights
+        ctx.tiles = tiles
+        ctx.shared = shared
+        ctx.log_row_weights = log_row_weights
         ctx.columns_dtype = columns.dtype
         ctx.mark_non_differentiable(own_logits, largest_other)
         ctx.set_materialize_grads(False)

@@ -27,7 +27,7 @@ class NearestFunction(torch.autograd.Function):
         tiles = Tiles(queries, ids, "left out")
         shared = Columns(at_least_float32(columns), ids, None, pool)
         best = queries.new_full((len(rows), k), -torch.inf)
-        # Where the best were found: numbers of candidates, counted over all blocks.
+        # Numbers of the best candidates, counted over all blocks.
         place = torch.full((len(rows), k), -1, device=rows.device)
         num_seen = 0
 
@@ -47,7 +47,8 @@ class NearestFunction(torch.autograd.Function):
         with full_precision(rows.device.type):
             shared.visit(compute, ())
         ctx.save_for_backward(rows, place.masked_fill(best == -torch.inf, -1))
-        ctx.shared, ctx.columns_dtype = shared, columns.dtype
+        ctx.shared = shared
+        ctx.columns_dtype = columns.dtype
         return best
 
     @staticmethod
@@ -63,6 +64,7 @@ class NearestFunction(torch.autograd.Function):
             nonlocal num_seen
             columns = block.rows[0]
             of_columns = torch.zeros_like(columns)
+            # Only k entries of a row have a gradient, so backward needs no matmul.
             in_block = (place >= num_seen) & (place < num_seen + len(columns))
             row, entry = in_block.nonzero().T
             column = place[row, entry] - num_seen

@@ -52,8 +52,9 @@ class SumFunction(torch.autograd.Function):
                 # A copy: tiles that are kept for backward must not change.
                 logits = torch.add(tile.logits, bias, out=tiles.scratch(tile))
                 if row_sums is not None and not has_masks and column_weights is None:
-                    sums[tile.rows] += row_sums(logits)
+                    sums[tile.rows] += row_sums(logits)  # overwrites logits
                     continue
+                # A function of -inf may be NaN, and so would 0 times its derivative be.
                 excluded = logits == -torch.inf
                 values = function(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
                 if "weights" in tensors:
@@ -65,8 +66,11 @@ class SumFunction(torch.autograd.Function):
             shared.visit(compute, ())
         tiles.release()
         ctx.save_for_backward(rows, scale, bias)
-        ctx.tiles, ctx.shared, ctx.derivative = tiles, shared, derivative
-        ctx.has_masks, ctx.columns_dtype = has_masks, columns.dtype
+        ctx.tiles = tiles
+        ctx.shared = shared
+        ctx.derivative = derivative
+        ctx.has_masks = has_masks
+        ctx.columns_dtype = columns.dtype
         ctx.mark_non_differentiable(own_logits, largest_other)
         return sums, own_logits, largest_other
 
@@ -105,6 +109,7 @@ class SumFunction(torch.autograd.Function):
             reduced = ctx.shared.visit(compute, ("sum",) if needs_columns else ())
         tiles.release()
         of_columns = reduced[0].to(ctx.columns_dtype) if needs_columns else None
+        # As in LogSumExpFunction: a logit is scale * row @ column.
         of_rows = (of_queries * scale).to(rows.dtype)
         of_scale = (of_queries * at_least_float32(rows)).sum()
         return (of_rows, of_columns, of_scale, of_bias, *[None] * 6)
