@@ -38,12 +38,12 @@ class Checker(HTMLParser):
             self.faults.append(f"</{tag}> closes what is not open, at {self.getpos()}")
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if "style" not in self.open and data.strip():
             self.texts.append(data.strip())
 
     @property
     def text(self) -> str:
-        return "\n".join(t for t in self.texts if t)
+        return "\n".join(self.texts)
 
 
 def checked(html: str) -> Checker:

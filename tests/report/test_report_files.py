@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from html_checks import checked
 
-from clipx.report.record import Score, read_record, scores_of
-from clipx.report.seen import Seen
+from clipx.report.collect import Score, read_record, scores_by_set
+from clipx.report.model_outputs import ModelOutputs
 from clipx.report.write import render
 from clipx.types import UserError
 
@@ -87,7 +87,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def report(run: Path) -> str:
-    return render(read_record(run), Seen(faults={"model": ["no checkpoint <yet>"]}))
+    return render(read_record(run), ModelOutputs(model_error="no checkpoint <yet>"))
 
 
 def test_every_logged_value_stands_under_the_pointer(run: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_set_that_was_not_evaluated_at_the_newest_step_says_when(run: Path) ->
 
 
 def test_scores_are_told_apart_where_one_sets_name_begins_anothers() -> None:
-    found = scores_of(RESULTS)
+    found = scores_by_set(RESULTS)
     assert set(found) == {"pets", "pets-and-owners", "space", "twins"}
     assert set(found["pets"]) == {"zeroshot-top1", "zeroshot-top5", "num_samples"}
     first, last = found["pets"]["zeroshot-top1"]
@@ -207,7 +207,7 @@ def test_status_json_tells_how_the_run_ended(run: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "is no folder; give the run_dir"),
+        (lambda path: None, "is not a folder; give the run_dir"),
         (lambda path: path.mkdir(), "neither config.yaml nor metrics.jsonl; give the run_dir"),
     ],
 )
@@ -222,5 +222,5 @@ def test_an_interval_that_is_none_is_left_out(tmp_path: Path) -> None:
     line = {"step": 1, "a-num_samples": 5, "a-zeroshot-top1": 0.5, "a-zeroshot-top1_interval": 1}
     (tmp_path / "config.yaml").write_text("run_dir: x")
     (tmp_path / "results.jsonl").write_text(json.dumps(line))
-    found = scores_of(read_record(tmp_path).results)
+    found = scores_by_set(read_record(tmp_path).results)
     assert found["a"]["zeroshot-top1"] == [Score(1, 0.5)]

@@ -83,9 +83,9 @@ def test_every_set_of_classes_has_its_part_and_the_one_that_is_gone_says_so(page
 def test_the_accuracy_at_the_checkpoint_is_that_of_the_last_evaluation(
     run: Path, page: Checker
 ) -> None:
-    from clipx.report.record import read_record, scores_of
+    from clipx.report.collect import read_record, scores_by_set
 
-    value = scores_of(read_record(run).results)["colors"]["zeroshot-top1"][-1].value
+    value = scores_by_set(read_record(run).results)["colors"]["zeroshot-top1"][-1].value
     told = f"{round(12 * value)} of 12 images are put into the right one of 4 classes: {value:.1%}."
     assert page.texts.count(told) == 2
 
