@@ -58,23 +58,26 @@ def value_axis(
 def labeled_ticks(axis: Axis, *, percent: bool = False) -> list[tuple[float, str]]:
     """(pixel, label) of each tick."""
     if axis.log:
-        ticks = log_ticks(axis.low, axis.high)
-        labels = [exact_text(tick) for tick in ticks]
-    else:
-        ticks = linear_ticks(axis.low, axis.high)
-        labels = tick_labels([100 * tick for tick in ticks] if percent else ticks)
-    suffix = "%" if percent else ""
-    return [(axis.pixel(t), label + suffix) for t, label in zip(ticks, labels, strict=True)]
+        # Labels of one unit, as on a linear axis, would make the small ones 0.
+        return [(axis.pixel(tick), exact_text(tick)) for tick in log_ticks(axis.low, axis.high)]
+    scale = 100 if percent else 1
+    ticks = linear_ticks(scale * axis.low, scale * axis.high)
+    labeled = []
+    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
+        labeled.append((axis.pixel(tick / scale), f"{label}%" if percent else label))
+    return labeled
 
 
 def linear_ticks(low: float, high: float) -> list[float]:
     """About five multiples of 1, 2 or 5 times a power of ten in [low, high]."""
     rough_step = (high - low) / 5
+    # Rounding up to the next round number gives two to six ticks.
     power = 10.0 ** math.floor(math.log10(rough_step))
     step = 10 * power
     for multiple in (5, 2, 1):
         if multiple * power >= rough_step * 0.999:
             step = multiple * power
+    # The ends themselves may be ticks, despite rounding errors.
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
@@ -98,11 +101,14 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
         return [exact_text(tick) for tick in ticks]
     step = ticks[1] - ticks[0]
     largest = max(abs(tick) for tick in ticks)
-    unit, suffix = 1.0, ""
+    unit = 1.0
+    suffix = ""
+    # 2,000 is as short as 2k, so thousands begin at 10k.
     for smallest, size, letter in ((1e4, 1e3, "k"), (1e6, 1e6, "M"), (1e9, 1e9, "G")):
         if largest >= smallest:
-            unit, suffix = size, letter
-    if largest < 1e-3:
+            unit = size
+            suffix = letter
+    if largest < 1e-3:  # 1e-05 is shorter than 0.00001
         digits = 1 + math.ceil(math.log10(largest / step) + 1e-9)
         return [f"{tick:.{digits}g}" for tick in ticks]
     decimals = max(0, -math.floor(math.log10(step / unit) + 1e-9))

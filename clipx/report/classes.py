@@ -24,7 +24,7 @@ Entries = dict[str, Any]
 
 def class_report(outputs: Classified) -> Entries:
     ranked = ranked_classes(outputs)
-    num_shown = min(MAX_CLASSES, len(ranked) // 2)  # so that no class is among both
+    num_shown = min(MAX_CLASSES, len(ranked) // 2)  # no class is both among the worst and the best
     is_right = outputs.predicted == outputs.labeled.label
     right = is_right.nonzero().flatten().tolist()
     wrong = (~is_right).nonzero().flatten().tolist()
@@ -34,7 +34,7 @@ def class_report(outputs: Classified) -> Entries:
         "num_wrong": len(wrong),
         "num_classes": len(outputs.labeled.names),
         "set_size": outputs.set_size,
-        "max_images": max(row["samples"] for row in ranked),
+        "max_images": int(outputs.labeled.label.bincount().max()),
         "worst": [class_card(outputs, row) for row in ranked[:num_shown]],
         "best": [class_card(outputs, row) for row in ranked[::-1][:num_shown]],
         "right": examples(outputs, right, MAX_EXAMPLES),
@@ -103,8 +103,8 @@ def confusion(outputs: Classified, ranked: list[Entries]) -> Entries | None:
         predicted = outputs.predicted[outputs.labeled.label == number]
         counts.append(Counter(predicted.tolist()))
         total += counts[-1]
-    columns = [number for number, _ in total.most_common(MAX_TAKEN_FOR)]
-    columns.sort(key=lambda number: names[number])
+    most_common = dict(total.most_common(MAX_TAKEN_FOR))
+    columns = sorted(most_common, key=lambda number: names[number])
 
     values = []
     marked = []
@@ -112,7 +112,7 @@ def confusion(outputs: Classified, ranked: list[Entries]) -> Entries | None:
         values.append([counts[r][column] for column in columns])
         if number in columns:
             marked.append((r, columns.index(number)))
-    high = max(max(row) for row in values)
+    high = max(map(max, values))
     # The sum of all other classes may be larger, and is not compared with single ones by its shade.
     for r, row in enumerate(values):
         row.append(counts[r].total() - sum(row))

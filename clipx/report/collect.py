@@ -112,7 +112,7 @@ def read_text(path: Path) -> str:
 def read_status(path: Path) -> dict[str, Any]:
     try:
         return usable_status(json.loads(read_text(path) or "{}"))
-    except (ValueError, TypeError, RecursionError):  # damaged; a report shows what is left
+    except (ValueError, TypeError, RecursionError):  # damaged, which must not cost the rest of the report
         return {}
 
 

@@ -95,6 +95,7 @@ def collect_outputs(run: Path) -> ModelOutputs:
     except UserError as error:
         return ModelOutputs(encoder.source, num_parameters, model_error=str(error))
 
+    # A set that was moved costs its own part of the page only.
     outputs = ModelOutputs(encoder.source, num_parameters)
     setting = Setting(device=device)
     for name, config in evaluators.items():
@@ -117,6 +118,7 @@ def captioned_sets(evaluators: Mapping[str, Any]) -> dict[str, Any]:
     """The evaluators on captions, those of retrieval first; each test set once."""
     chosen: dict[str, Any] = {}
     known = set()
+    # embedding_health needs the same features, so a set that retrieval has is not embedded again.
     for kind in (retrieval.Config, embedding_health.Config):
         for name, config in evaluators.items():
             if isinstance(config, kind) and (config.path, config.split) not in known:

@@ -54,12 +54,11 @@ def spread_out(positions: Sequence[Position], limit: int) -> list[int]:
     """The first positions, at most `limit`, at which pictures do not overlap."""
     chosen: list[int] = []
     for number, (x, y) in enumerate(positions):
-        is_free = True
         for other in chosen:
             other_x, other_y = positions[other]
             if max(abs(x - other_x), abs(y - other_y)) < MIN_GAP:
-                is_free = False
-        if is_free:
+                break  # they would overlap
+        else:
             chosen.append(number)
         if len(chosen) == limit:
             break

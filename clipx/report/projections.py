@@ -35,7 +35,7 @@ def centered(image: Tensor, text: Tensor) -> Tensor:
 
 
 def projections(features: Tensor) -> tuple[list[Projection], list[str]]:
-    """The projections, and messages about those that failed. features: (N, D) of mean 0"""
+    """The projections, and messages about failed ones. features: (N, D) of mean 0"""
     methods = [pca]
     if len(features) >= MIN_ROWS:
         methods.append(t_sne)
@@ -72,6 +72,7 @@ def pca(features: Tensor) -> Projection:
 def t_sne(features: Tensor) -> Projection:
     from sklearn.manifold import TSNE
 
+    # 30 is scikit-learn's default, and must be below the number of rows.
     perplexity = min(30.0, (len(features) - 1) / 3)
     model = TSNE(2, perplexity=perplexity, init="pca", random_state=SEED, metric="cosine")
     return Projection("t-SNE", fit(model, features))
@@ -85,7 +86,7 @@ def umap(features: Tensor) -> Projection:
         n_neighbors=min(15, len(features) - 1),
         random_state=SEED,
         metric="cosine",
-        n_jobs=1,
+        n_jobs=1,  # with a seed, UMAP takes no other value
     )
     return Projection("UMAP", fit(model, features))
 

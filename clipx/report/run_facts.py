@@ -8,6 +8,7 @@ from typing import Any
 from clipx.report.collect import Record, is_number, scores_by_set
 from clipx.report.evaluation import value_text
 from clipx.report.formats import duration_text, exact_text
+from clipx.report.model_outputs import ModelOutputs
 
 SOFTWARE = ("clipx", "commit", "torch", "open_clip", "python")
 
@@ -27,10 +28,11 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
     scores = scores_by_set(record.results)
     names = {"zeroshot-top1": "zero-shot top-1", "text_to_image_R@1": "text to image R@1"}
     for metric, name in names.items():
-        sets = [set_name for set_name in scores if metric in scores[set_name]]
-        if sets:
-            value = scores[sets[0]][metric][-1].value
-            tiles.append((value_text(metric, value), name, sets[0]))
+        for set_name, metrics in scores.items():
+            if metric in metrics:
+                value = metrics[metric][-1].value
+                tiles.append((value_text(metric, value), name, set_name))
+                break  # the first set alone: a tile has room for one number
     seconds = record.training_seconds()
     if seconds:
         rate = f"{num_samples / seconds:,.0f} samples/s"
@@ -39,12 +41,21 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
     return tiles
 
 
+def facts(record: Record, outputs: ModelOutputs) -> Facts:
+    facts = progress(record)
+    if outputs.source:
+        facts.append(("Checkpoint", outputs.source))
+        facts.append(("Parameters", f"{outputs.num_parameters:,}"))
+    return facts + setup(record) + software(record)
+
+
 def progress(record: Record) -> Facts:
     facts = [("Folder", str(record.path))]
     status = record.status
     newest = record.newest_metrics
     if newest:
         steps = exact_text(newest["step"])
+        # A run that was killed early has no status yet, but its config has a duration.
         planned = status.get("total_steps") or record.config.get("duration")
         if planned:
             steps += f" of {number_or_text(planned)}"
@@ -91,7 +102,7 @@ def setup(record: Record) -> Facts:
 
 def number_or_text(value: Any) -> str:
     if isinstance(value, list | dict):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(map(str, value))  # of a mapping of sources, their names
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -115,7 +126,9 @@ def software(record: Record) -> Facts:
     if "memory_gib" in record.newest_metrics:
         facts.append(("Memory", f"{record.newest_metrics['memory_gib']:.1f} GiB at most"))
     facts.append(("Starts", f"{len(record.versions):,}"))
-    commits = {str(version.get("commit")) for version in record.versions}
+    commits = set()
+    for version in record.versions:
+        commits.add(str(version.get("commit")))
     if len(commits) > 1:
         facts.append(("Commits", f"{len(commits)} different ones over its starts"))
     return facts

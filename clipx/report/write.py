@@ -37,38 +37,27 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
 def render(record: Record, outputs: ModelOutputs) -> str:
     """The page as HTML."""
-    model_facts = []
-    if outputs.source:
-        model_facts.append(("Checkpoint", outputs.source))
-        model_facts.append(("Parameters", f"{outputs.num_parameters:,}"))
     scores = scores_by_set(record.results)
-    return (
-        template_environment()
-        .get_template("page.html.j2")
-        .render(
-            name=record.path.resolve().name,
-            record=record,
-            outputs=outputs,
-            tiles=run_facts.tiles(record),
-            facts=[
-                *run_facts.progress(record),
-                *model_facts,
-                *run_facts.setup(record),
-                *run_facts.software(record),
-            ],
-            curves=learning_curves(record.metrics),
-            scores=scores,
-            evaluation=evaluation,
-            newest_evaluation=max(map(evaluation.newest_step, scores.values()), default=None),
-            classes=[class_report(one) for one in outputs.classified],
-            min_confusion_images=MIN_IMAGES,
-            retrieval=[retrieval_report(one) for one in outputs.paired],
-            space=space.space_report(outputs.paired[0]) if outputs.paired else None,
-            health_over_time=space.health_over_time(scores),
-            nonfinite_keys=nonfinite_keys,
-            line_chart_geometry=charts,
-            map_geometry=pair_map,
-        )
+    page = template_environment().get_template("page.html.j2")
+    return page.render(
+        name=record.path.resolve().name,
+        record=record,
+        outputs=outputs,
+        tiles=run_facts.tiles(record),
+        facts=run_facts.facts(record, outputs),
+        curves=learning_curves(record.metrics),
+        scores=scores,
+        evaluation=evaluation,
+        newest_evaluation=max(map(evaluation.newest_step, scores.values()), default=None),
+        classes=list(map(class_report, outputs.classified)),
+        min_confusion_images=MIN_IMAGES,
+        retrieval=list(map(retrieval_report, outputs.paired)),
+        # Maps take seconds, and one set shows the space.
+        space=space.space_report(outputs.paired[0]) if outputs.paired else None,
+        health_over_time=space.health_over_time(scores),
+        nonfinite_keys=nonfinite_keys,
+        line_chart_geometry=charts,
+        map_geometry=pair_map,
     )
 
 

@@ -18,13 +18,13 @@ def test_pca_is_the_best_plane_and_does_not_depend_on_the_sign_of_its_vectors() 
     wide = torch.randn(50, 2, generator=generator, dtype=torch.float64) * torch.tensor([9.0, 4.0])
     basis = torch.linalg.qr(torch.randn(7, 2, generator=generator, dtype=torch.float64)).Q
     features = (wide - wide.mean(0)) @ basis.T
-    found = pca(features)
+    projection = pca(features)
     products = features @ features.T  # they determine all distances
-    assert torch.allclose(found.place @ found.place.T, products, atol=1e-9)
-    shares = [int(re.search(r"(\d+)%", name)[1]) for name in found.axes]  # type: ignore[index]
+    assert torch.allclose(projection.place @ projection.place.T, products, atol=1e-9)
+    shares = [int(re.search(r"(\d+)%", name)[1]) for name in projection.axes]  # type: ignore[index]
     assert sum(shares) in (99, 100, 101)
     flipped = pca(features @ torch.diag(torch.tensor([-1.0] * 7, dtype=torch.float64)))
-    assert torch.allclose(found.place.abs(), flipped.place.abs(), atol=1e-9)
+    assert torch.allclose(projection.place.abs(), flipped.place.abs(), atol=1e-9)
 
 
 def test_modalities_lose_their_means() -> None:
