@@ -112,7 +112,11 @@ def read_text(path: Path) -> str:
 def read_status(path: Path) -> dict[str, Any]:
     try:
         return usable_status(json.loads(read_text(path) or "{}"))
-    except (ValueError, TypeError, RecursionError):  # damaged, which must not cost the rest of the report
+    except (
+        ValueError,
+        TypeError,
+        RecursionError,
+    ):  # damaged, which must not cost the rest of the report
         return {}
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_checks import Case, Towers, oracle, peak_rows, train, uneven
-from rank_group import RankGroup
+from ranks import RankGroup
 from reference import accuracy
 from torch import Tensor
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import wrap_checks
-from run_ranks import run_ranks
+from ranks import run_ranks
 from wrap_checks import HANDED, KINDS, LOCAL_ROWS, SETTINGS, Arrays
 
 from clipx.checkpoints.format import Training
