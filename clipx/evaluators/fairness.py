@@ -10,7 +10,7 @@ import torch
 
 from clipx import metrics
 from clipx.config import component, config
-from clipx.types import Encoder, Evaluator, Result, Setting, UserError
+from clipx.types import Evaluator, ImageTextEncoder, Result, Setting, UserError
 
 
 @config
@@ -52,7 +52,7 @@ class Fairness:
         self.inner = inner
         self.slices = slices
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         whole = self.inner.evaluate(encoder, setting)
         if not whole.samples:
             raise UserError("fairness.of has no value for each sample to be sliced")

@@ -19,7 +19,7 @@ from clipx.evaluators.corruptions import CORRUPTIONS, corrupt, fitted_picture
 from clipx.evaluators.distributed import embed_images
 from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.evaluators.zero_shot import ZeroShot
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 
 @config
@@ -50,7 +50,7 @@ class Robustness:
         self.templates = zero_shot.templates
         self.set = zero_shot.set.evenly_spaced(settings.limit)
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
         features = self.set.features(encoder, setting)
         clean = nearest_class_hits(features, weights, self.set.label)
@@ -69,7 +69,7 @@ class Robustness:
         return robustness_result(clean, corrupted, table, self.set.images.keys)
 
     def _corrupted_features(
-        self, name: str, severity: int, encoder: Encoder, setting: Setting
+        self, name: str, severity: int, encoder: ImageTextEncoder, setting: Setting
     ) -> Tensor:
         images = self.set.images
 

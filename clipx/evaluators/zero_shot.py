@@ -12,7 +12,7 @@ from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.classifier import add_accuracy, classifier, read_templates
 from clipx.evaluators.labeled_set import LabeledConfig, LabeledSet
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 
 @config
@@ -36,7 +36,7 @@ class ZeroShot:
                 f"test set {settings.path} has one class: there is no other to take it for"
             )
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
         features = self.set.features(encoder, setting)
         ids = metrics.row_ids(weights)  # ImageNet's list has two pairs of equal names
@@ -89,7 +89,7 @@ def confusions(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[d
 
 
 def zero_shot(
-    model: Encoder,
+    model: ImageTextEncoder,
     images: object,
     class_names: Sequence[str],
     templates: Sequence[str] = ("{c}",),

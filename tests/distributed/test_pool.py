@@ -128,7 +128,7 @@ def test_the_queue_is_the_same_on_all_ranks_and_holds_the_newest_rows(group: Ran
 def held(pool: pools.Pool, rows: Tensor) -> list[Tensor]:
     seen: list[Tensor] = []
 
-    def act(block: pools.Block) -> tuple[Tensor, ...]:
+    def act(block: pools.CandidateBlock) -> tuple[Tensor, ...]:
         seen.append(block.rows[0])
         return ()
 
