@@ -25,9 +25,9 @@ from clipx.distributed.collectives import (
     pass_right,
     reduce_scatter,
 )
-from clipx.types import Block, Candidates, Pool, Reduce
+from clipx.types import CandidateBlock, Candidates, Pool, Reduce
 
-Compute = Callable[[Block], tuple[Tensor, ...]]
+Compute = Callable[[CandidateBlock], tuple[Tensor, ...]]
 
 
 @config
@@ -123,7 +123,7 @@ class _Local:
     def visit(
         self, compute: Compute, reduce: tuple[Reduce, ...], *extra: Tensor
     ) -> tuple[Tensor, ...]:
-        return compute(Block((*self.rows, *extra), range(len(self.rows[0])), 0))
+        return compute(CandidateBlock((*self.rows, *extra), range(len(self.rows[0])), 0))
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ class _Gathered:
         self, compute: Compute, reduce: tuple[Reduce, ...], *extra: Tensor
     ) -> tuple[Tensor, ...]:
         rows = (*self.rows, *map(all_gather, extra))
-        results = compute(Block(rows, range(self.local_size), dist.get_rank() * self.local_size))
+        results = compute(
+            CandidateBlock(rows, range(self.local_size), dist.get_rank() * self.local_size)
+        )
         return tuple(map(reduce_scatter, results, reduce))
 
 
@@ -157,7 +159,7 @@ class _Chunked:
         for start in range(0, size, self.chunk):
             own = range(start, min(start + self.chunk, size))
             rows = tuple(all_gather(r[own.start : own.stop]) for r in (*self.rows, *extra))
-            results = compute(Block(rows, own, dist.get_rank() * len(own)))
+            results = compute(CandidateBlock(rows, own, dist.get_rank() * len(own)))
             reduced.append(tuple(map(reduce_scatter, results, reduce)))
         return tuple(map(torch.cat, zip(*reduced, strict=True)))
 
@@ -182,7 +184,7 @@ class _Ring:
         arriving: Callable[[], tuple[Tensor, ...]] | None = None
         for hop in range(num_ranks):
             next_rows = pass_right(rows, tag=0) if hop < num_ranks - 1 else None
-            results = compute(Block(rows, own if hop == 0 else range(0), 0))
+            results = compute(CandidateBlock(rows, own if hop == 0 else range(0), 0))
             if arriving is not None:
                 results = tuple(map(combine, results, arriving(), reduce))
             if hop == 0:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipx.losses._tiles import Columns, Tiles, at_least_float32, full_precision
-from clipx.types import Block, Pool
+from clipx.types import CandidateBlock, Pool
 
 
 class NearestFunction(torch.autograd.Function):
@@ -31,7 +31,7 @@ class NearestFunction(torch.autograd.Function):
         place = torch.full((len(rows), k), -1, device=rows.device)
         num_seen = 0
 
-        def compute(block: Block, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             nonlocal num_seen
             for tile in tiles.first(block, tensors.get("ids")):
                 in_tile = tile.logits.topk(min(k, tile.logits.shape[1]), dim=1)
@@ -59,7 +59,7 @@ class NearestFunction(torch.autograd.Function):
         of_queries = torch.zeros_like(queries)
         num_seen = 0
 
-        def compute(block: Block, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             # Blocks come in the same order as in forward, so that places mean the same.
             nonlocal num_seen
             columns = block.rows[0]

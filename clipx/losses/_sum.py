@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipx.losses._logsumexp import largest_other_logit
 from clipx.losses._tiles import Columns, Own, Tile, Tiles, at_least_float32, full_precision
-from clipx.types import Block, Pool
+from clipx.types import CandidateBlock, Pool
 
 Elementwise = Callable[[Tensor], Tensor]
 
@@ -42,7 +42,7 @@ class SumFunction(torch.autograd.Function):
         own_logits = torch.zeros_like(sums)
         largest_other = torch.full_like(sums, -torch.inf)
 
-        def compute(block: Block, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             for tile in tiles.first(block, tensors.get("ids")):
                 if own == "counts":
                     own_logits[tile.own_rows] = tile.of_own(tile.logits)
@@ -91,7 +91,7 @@ class SumFunction(torch.autograd.Function):
             excluded = logits == -torch.inf
             return ctx.derivative(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
 
-        def compute(block: Block, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             of_columns = torch.zeros_like(block.rows[0])
             for tile in tiles.again(block, tensors.get("ids")):
                 second = tiles.scratch(tile, "second")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clipx.types import Block, Pool, Reduce
+from clipx.types import CandidateBlock, Pool, Reduce
 
 Own = Literal["counts", "left out", "absent"]
 """How a row's own column (column i of the rank that has row i) is treated: it counts, whatever its
@@ -83,7 +83,7 @@ class Columns:
 
     def visit(
         self,
-        compute: Callable[[Block, dict[str, Tensor]], tuple[Tensor, ...]],
+        compute: Callable[[CandidateBlock, dict[str, Tensor]], tuple[Tensor, ...]],
         reduce: tuple[Reduce, ...],
         **extra: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -91,12 +91,12 @@ class Columns:
         weights if they are shared, and `extra`."""
         names = [*self._names, *extra]
 
-        def compute_by_name(block: Block) -> tuple[Tensor, ...]:
+        def compute_by_name(block: CandidateBlock) -> tuple[Tensor, ...]:
             return compute(block, dict(zip(names, block.rows, strict=True)))
 
         if self._candidates is None:
             rows = (*self._rows, *extra.values())
-            return compute_by_name(Block(rows, range(len(rows[0])), 0))
+            return compute_by_name(CandidateBlock(rows, range(len(rows[0])), 0))
         return self._candidates.visit(compute_by_name, reduce, *extra.values())
 
 
@@ -153,7 +153,7 @@ class Tiles:
         self._kept: list[Tensor] = []
         self._buffers: dict[str, Tensor] = {}
 
-    def first(self, block: Block, ids: Tensor | None) -> Iterator[Tile]:
+    def first(self, block: CandidateBlock, ids: Tensor | None) -> Iterator[Tile]:
         """All pairs of the queries and a block's columns. Rows change fastest, so that a stretch of
         columns is finished before the next begins.
 
@@ -161,7 +161,7 @@ class Tiles:
         """
         return self._tiles(block, ids, self._make_and_keep)
 
-    def again(self, block: Block, ids: Tensor | None) -> Iterator[Tile]:
+    def again(self, block: CandidateBlock, ids: Tensor | None) -> Iterator[Tile]:
         """The same tiles, for blocks in the same order as `first`."""
         return self._tiles(block, ids, self._recall)
 
@@ -181,7 +181,7 @@ class Tiles:
 
     def _tiles(
         self,
-        block: Block,
+        block: CandidateBlock,
         column_ids: Tensor | None,
         make: Callable[[Tensor, Tensor], Tensor],
     ) -> Iterator[Tile]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from rank_checks import BIG, LOCAL_ROWS, fail_on_rank_1, results_of
-from run_ranks import run_ranks
+from ranks import run_ranks
 
 Ranks = list[dict[str, Any]]
 

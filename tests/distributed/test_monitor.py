@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from run_ranks import run_ranks
+from ranks import run_ranks
 
 from clipx.distributed import monitor
 from clipx.distributed.monitor import Beat, Monitor, verdict

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import wrap_checks
 from loss_checks import Case, oracle, train
-from run_ranks import run_ranks
+from ranks import run_ranks
 from test_wrap import alone, assert_close
 from wrap_checks import HANDED, KINDS, LOCAL_ROWS, SETTINGS
 

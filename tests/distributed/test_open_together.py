@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_ranks import run_ranks
+from ranks import run_ranks
 from samples import write_corpus
 
 from clipx.config import load

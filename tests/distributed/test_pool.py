@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_checks import Case, Towers, oracle, peak_rows, train, uneven
-from rank_group import RankGroup
+from ranks import RankGroup
 from reference import accuracy
 from torch import Tensor
 
@@ -128,7 +128,7 @@ def test_the_queue_is_the_same_on_all_ranks_and_holds_the_newest_rows(group: Ran
 def held(pool: pools.Pool, rows: Tensor) -> list[Tensor]:
     seen: list[Tensor] = []
 
-    def act(block: pools.Block) -> tuple[Tensor, ...]:
+    def act(block: pools.CandidateBlock) -> tuple[Tensor, ...]:
         seen.append(block.rows[0])
         return ()
 

@@ -11,7 +11,7 @@ import checkpoint_checks
 import numpy as np
 import pytest
 import torch
-from run_ranks import run_ranks
+from ranks import run_ranks
 
 from clipx.checkpoints import format as checkpoints
 from clipx.distributed.runtime import start

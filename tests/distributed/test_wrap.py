@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import wrap_checks
-from run_ranks import run_ranks
+from ranks import run_ranks
 from wrap_checks import HANDED, KINDS, LOCAL_ROWS, SETTINGS, Arrays
 
 from clipx.checkpoints.format import Training
 from clipx.distributed.runtime import Runtime, start
-from clipx.distributed.wrap import Alone, chosen, wrap
+from clipx.distributed.wrap import SingleProcess, chosen, wrap
 from clipx.types import UserError
 
 SIZES = [2, pytest.param(3, marks=pytest.mark.slow)]
@@ -108,7 +108,7 @@ def test_every_rank_evaluates_a_copy_of_the_averages(ranks: Ranks) -> None:
 def test_one_process_has_no_group_and_no_hooks() -> None:
     model = torch.nn.Linear(2, 2)
     runtime = start("cpu")
-    assert isinstance(wrap(model, runtime, parallel="fsdp2"), Alone)
+    assert isinstance(wrap(model, runtime, parallel="fsdp2"), SingleProcess)
     assert not dist.is_initialized()
     assert not model._forward_hooks
     assert not model._backward_hooks

@@ -121,7 +121,9 @@ def test_logsumexp_of_both_directions(
 
 
 @pytest.mark.parametrize(
-    "function", [F.softplus, lambda z: F.relu(z + 0.3).square(), torch.tanh], ids=str
+    "function",
+    [F.softplus, lambda z: F.relu(z + 0.3).square(), torch.tanh],
+    ids=["softplus", "squared_hinge", "tanh"],
 )
 @settings(max_examples=40, deadline=None)
 @given(given=inputs(), pool=POOLS, own=OWN, weigh=st.booleans())
@@ -185,10 +187,16 @@ def test_nearest_candidates(given: Inputs, pool: Pool, k: int) -> None:
     )
 
 
-def test_logits_of_a_hundred_are_finite_in_float32() -> None:
-    given = Inputs.draw(6, scale=100.0, dtype=torch.float32, noise=3.0)
-    row, column, _ = pairwise_logsumexp(given.image, given.text, LocalPool(), scale=100.0)
-    expected = 100 * given.image.double() @ given.text.double().T
+@pytest.mark.parametrize("kind", ["mixed", "all near 100", "all near -100"])
+def test_logits_of_a_hundred_neither_overflow_nor_vanish_in_float32(kind: str) -> None:
+    image, text, _ = Inputs.draw(6, scale=100.0, dtype=torch.float32, noise=3.0).leaves(bias=False)
+    if kind != "mixed":
+        # float32 keeps two digits of exp(-100), and none of exp(-104).
+        axis = torch.eye(image.shape[1])[0]
+        image, text = (F.normalize(axis + 0.05 * rows, dim=-1) for rows in (image, text))
+        text = -text if kind == "all near -100" else text
+    row, column, _ = pairwise_logsumexp(image, text, LocalPool(), scale=100.0)
+    expected = 100 * image.double() @ text.double().T
     # float32 products of 8 terms near 100: some 1e-5
     torch.testing.assert_close(row.double(), expected.logsumexp(1), rtol=0, atol=1e-4)
     torch.testing.assert_close(column.double(), expected.logsumexp(0), rtol=0, atol=1e-4)
