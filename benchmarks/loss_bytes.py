@@ -25,8 +25,8 @@ KINDS = ("gathered", "chunked", "ring")
 
 
 def formula(loss: str, kind: str, world_size: int) -> int:
-    """With B rows of D floats on each of R ranks: (R - 1) x B x 4 bytes for each number of a row that
-    travels, and the comparison of shapes, 8 int64 from each rank."""
+    """With B rows of D floats on each of R ranks: (R - 1) x B x 4 bytes for each number of a row
+    that travels, and the comparison of shapes, 8 int64 from each rank."""
     unit = (world_size - 1) * LOCAL_ROWS * 4
     shapes = (world_size - 1) * 8 * 8
     # Texts are gathered for forward and for backward, or kept; their gradients are sent back.

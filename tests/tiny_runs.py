@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
+from ranks import ROOT, environment, start
 
-ROOT = Path(__file__).parents[1]
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "gray": (128,) * 3}
 SHAPES = ("square", "bar", "pole")
 TIMING = ("train/samples_per_second", "data_wait_fraction", "memory_gib")
@@ -102,13 +102,6 @@ def write_config(folder: Path, corpus: Path, **changes: Any) -> Path:
     return path
 
 
-def environment() -> dict[str, str]:
-    """One thread per process: bit-identical sums, and no fight over two cores."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
-
-
 def clipx_command(*arguments: str | Path, processes: int = 1) -> list[str]:
     launcher = ["-m"]
     if processes > 1:
@@ -118,23 +111,31 @@ def clipx_command(*arguments: str | Path, processes: int = 1) -> list[str]:
 
 
 def run_clipx(
-    *arguments: str | Path, processes: int = 1, timeout_seconds: float = 120
+    *arguments: str | Path, processes: int = 1, timeout_seconds: float = 120, torchrun: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """`clipx ...`, in as many processes as torchrun is asked for."""
-    return subprocess.run(
-        clipx_command(*arguments, processes=processes),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-        timeout=timeout_seconds,
-        check=False,
-    )
+    """`clipx ...` to its end, in forked processes or, as a user starts it, under torchrun."""
+    if torchrun:
+        return subprocess.run(
+            clipx_command(*arguments, processes=processes),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=environment(),
+            timeout=timeout_seconds,
+            check=False,
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = start(list(arguments), Path(folder) / "log", world_size=processes)
+        codes = ranks.wait(timeout_seconds)
+        code = next(filter(None, codes), 0)
+        return subprocess.CompletedProcess(list(arguments), code, ranks.stdout, ranks.said)
 
 
-def train(config: Path, *overrides: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+def train(
+    config: Path, *overrides: str, processes: int = 1, torchrun: bool = False
+) -> subprocess.CompletedProcess[str]:
     """`clipx train` to its end."""
-    done = run_clipx("train", config, *overrides, processes=processes)
+    done = run_clipx("train", config, *overrides, processes=processes, torchrun=torchrun)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -151,7 +151,7 @@ class Corpus:
     def usable(self, position: int, shard: int, sample: int, use: Callable[[Sample], T]) -> Used[T]:
         """Call `use` with the sample, or with the position's first replacement that is good.
 
-        Only `use` can tell a good sample from a bad one, since it decodes the picture: it raises
+        Only `use` decodes the picture, and so decides whether the sample is good: it raises
         BadImage. Raises UserError where no replacement is good.
         """
         bad: list[BadSample] = []

@@ -102,7 +102,7 @@ class DecodedCache:
             self._stop_writing(error)
 
     def _stop_writing(self, error: Exception) -> None:
-        """Training needs no cache: it goes on with the images that are there."""
+        """Training needs no cache: it continues with the images that are there."""
         note(f"data.decoded_cache {self.folder} keeps no further images: {error}")
         self._can_write = False
 

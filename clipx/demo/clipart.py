@@ -39,6 +39,7 @@ def is_held_out(drawing: Drawing) -> bool:
 def clipart_drawings(folder: Path) -> Iterator[Drawing]:
     """All drawings with a usable title, from the file's metadata or else from its name."""
     files: dict[Path, Metadata] = {}
+    # Sorted, since the first of two files with one slug is kept.
     for path in sorted(folder.rglob("*.svg")):
         if not _is_generated(path.relative_to(folder)):
             metadata = _metadata(path)
@@ -85,13 +86,13 @@ def _is_generated(relative: Path) -> bool:
 def _metadata(path: Path) -> Metadata | None:
     try:
         root = ET.parse(path).getroot()
-    except ET.ParseError:
+    except ET.ParseError:  # resvg could not draw it either
         return None
     title = ""
     keywords: list[str] = []
     author = ""
     for work in root.iter():
-        if not work.tag.endswith("}Work"):
+        if not work.tag.endswith("}Work"):  # namespaces differ from program to program
             continue
         for child in work:
             if child.tag.endswith("}title") and child.text:
@@ -108,7 +109,7 @@ def _title_from_name(stem: str, author: str) -> str:
     """`red_car_john_smith_01` by John Smith -> `red car`"""
     parts = re.sub(r"_+\d*_*$", "", stem).split("_")
     while len(parts) > 1 and parts[-1]:
-        last = parts[-1].strip(".")
+        last = parts[-1].strip(".")  # also an initial: `j.`
         if not any(name.startswith(last) for name in author.split()):
             break
         parts.pop()
@@ -122,6 +123,7 @@ def _tags(keywords: list[str], label: str, author: str) -> list[str]:
         tag = words(keyword)
         if _NOT_A_KEYWORD.match(keyword) or not tag or tag in tags:
             continue
+        # Many list the artist among the keywords.
         if tag not in label and tag not in author:
             tags.append(tag)
     return tags

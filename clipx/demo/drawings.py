@@ -39,6 +39,7 @@ class Drawing:
 
 def geometry(markup: str) -> str:
     """A digest of the paths of an SVG in any order, without colors; empty if it has none."""
+    # Not the end of another attribute's name, such as `id=`.
     paths = sorted(re.findall(r'(?<![\w:-])d="([^"]+)"', markup))
     return hashlib.sha1("\n".join(paths).encode()).hexdigest() if paths else ""
 
@@ -63,7 +64,7 @@ def tidy(captions: Iterable[str]) -> tuple[str, ...]:
     clean = []
     for caption in captions:
         text = " ".join(caption.translate(_PLAIN_QUOTES).lower().split())
-        if text and text not in clean:
+        if text and text not in clean:  # a few captions: no set is needed
             clean.append(text)
     return tuple(clean)
 

@@ -64,6 +64,7 @@ def name_splitter(icon_set: dict[str, Any]) -> Callable[[str], NameParts]:
     def split(name: str) -> NameParts:
         for titles, pattern in tables:
             if match := pattern.match(name):
+                # Titles are such as `24px Outline`.
                 title = titles[match["token"]].lower()
                 size = _SIZE.search(title)
                 style = _SIZE.sub("", title).strip()
@@ -101,7 +102,7 @@ def _styles(
 def _other_names(
     icon_set: dict[str, Any], split: Callable[[str], NameParts]
 ) -> dict[str, list[str]]:
-    """Icon -> concepts of its aliases, without those that rotate or mirror the drawing."""
+    """Icon -> concepts of its aliases, except where they rotate or mirror the drawing."""
     others = defaultdict(list)
     for alias, entry in (icon_set.get("aliases") or {}).items():
         if entry.get("hidden") or any(change in entry for change in _TRANSFORMS):

@@ -54,7 +54,7 @@ def list_credits(modules: Path, train: Mapping[str, int], test: Mapping[str, int
     credits = []
     for source in sorted({*train, *test, "emojibase-data"}):
         counts = (train.get(source, 0), test.get(source, 0))
-        if source in _PACKAGES:
+        if source in _PACKAGES:  # whose credits no file of the package contains
             credits.append(Credit(source, *_PACKAGES[source], *counts))
             continue
         icon_set = load_set(modules, source)

@@ -41,7 +41,7 @@ def missing_packages(modules: Path) -> list[str]:
 
 
 def ensure_packages(prefix: Path) -> Path:
-    """Install what is missing. Returns the `node_modules` folder. Raises UserError."""
+    """Install the missing packages. Returns the `node_modules` folder. Raises UserError."""
     modules = modules_of(prefix)
     missing = missing_packages(modules)
     if missing:

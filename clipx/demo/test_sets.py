@@ -72,7 +72,7 @@ class EvalSet:
             texts["classnames.txt"] = self.classes
             texts["zeroshot_classification_templates.txt"] = self.templates
         else:
-            texts["dataset_type.txt"] = ["retrieval"]
+            texts["dataset_type.txt"] = ["retrieval"]  # which CLIP_benchmark takes as the kind
         for name, lines in texts.items():
             (unfinished / name).write_text("\n".join(lines) + "\n", "utf-8")
         members = []
@@ -87,7 +87,7 @@ class EvalSet:
             "sources": self.sources,
         }
         (unfinished / COUNTS).write_text(json.dumps(counts, indent=1) + "\n", "utf-8")
-        unfinished.rename(folder)
+        unfinished.rename(folder)  # a folder with this name is complete
 
 
 def missing_package(name: str, recipe: Recipe) -> str | None:
@@ -159,6 +159,7 @@ def _zero_shot(drawings: Sequence[Drawing], templates: Sequence[str], render: Re
     for drawing, png in zip(drawings, render(drawings), strict=True):
         if png is not None:
             number = classes.setdefault(drawing.label, len(classes))
+            # CLIP_benchmark reads the class number as text.
             samples.append((drawing.key, {"png": png, "cls": str(number).encode()}))
             sources[drawing.source] += 1
     return EvalSet(samples, dict(sources), list(classes), templates)

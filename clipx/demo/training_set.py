@@ -128,6 +128,7 @@ def _count_sources(shard: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     with tarfile.open(shard, "r:") as tar:
         for info in tar:
+            # Each sample has one .json, which names its source.
             if info.name.endswith(".json") and (member := tar.extractfile(info)):
                 counts[json.load(member)["source"]] += 1
     return counts

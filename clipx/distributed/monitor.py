@@ -52,7 +52,8 @@ class Monitor:
 
     def __init__(self, runtime: Runtime, *, timeout_seconds: float) -> None:
         """All ranks take part."""
-        self._rank, self._size = runtime.rank, runtime.world_size
+        self._rank = runtime.rank
+        self._size = runtime.world_size
         self._timeout = timeout_seconds
         self._host = socket.gethostname()
         self._count = 0

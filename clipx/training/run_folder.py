@@ -50,6 +50,7 @@ MAY_CHANGE = (
     "timeout_minutes",
     "evaluators",
     "data.workers",
+    "data.decoded_cache",
     "data.max_bad_fraction",
     "data.skip",
     "data.accept_changed_corpus",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loading import batches
+from ranks import server
 from samples import pair, write_shard
 
 from clipx.data.captions import CaptionFields
@@ -230,12 +231,13 @@ def in_child(source: Any, answers: Any) -> None:
     answers.put(first_batches(source))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_batches_are_the_same_in_another_process(folder: Path, method: Any) -> None:
-    """spawn will be Python's default: all that a worker needs is pickled then."""
+@pytest.mark.parametrize("method", ["fork", "pickled"])
+def test_batches_are_the_same_in_another_process(folder: Path, method: str) -> None:
+    """Forked from here, and by a server that knows the source only by its pickle, as Python 3.14
+    starts processes."""
     source = batches(None, sources=config(folder).sources, repeat={"b": 2}, flip=0.5)
     expected = first_batches(source)  # and shards are open
-    context: Any = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context("fork") if method == "fork" else server()
     answers = context.SimpleQueue()
     child = context.Process(target=in_child, args=(source, answers))
     child.start()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from loading import batch, batches, same
+from ranks import server
 from samples import encoded, jpeg, picture, png, png_claiming
 
 from clipx.data import decode
@@ -213,13 +214,13 @@ def decode_many(cache: DecodedCache, images: list[bytes], answers: Any) -> None:
     answers.put(wrong)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_share_a_cache(tmp_path: Path, method: Any, decoded: list[bytes]) -> None:
+@pytest.mark.parametrize("method", ["fork", "pickled"])
+def test_processes_share_a_cache(tmp_path: Path, method: str, decoded: list[bytes]) -> None:
     """Four at once, in a small table, so that they write into the same places."""
     images = [png(n, (4, 3)) for n in range(150)]
     cache = open_cache(tmp_path, num_images=40)
     cache.decode(images[0])  # the parent has files open
-    context: Any = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context("fork") if method == "fork" else server()
     answers = context.SimpleQueue()
     children = []
     for number in range(4):

@@ -175,17 +175,23 @@ def test_replacements_cover_the_corpus_and_repeat_themselves() -> None:
 
 # --- mixtures ---
 
-MIXTURES = st.builds(
-    lambda sizes, weights, seed, streams: Mixture(
-        [Order(s, seed=seed, streams=streams, window=7) for s in sizes],
-        weights[: len(sizes)],
-        seed=seed,
-    ),
-    sizes=st.lists(SIZES, min_size=1, max_size=4),
-    weights=st.lists(st.floats(0.01, 100), min_size=4, max_size=4),
-    seed=st.integers(0, 2**40),
-    streams=st.integers(1, 9),
-)
+
+def mixtures(kind: type[Mixture] = Mixture) -> st.SearchStrategy[Mixture]:
+    return st.builds(
+        lambda sizes, weights, seed, streams: kind(
+            [Order(s, seed=seed, streams=streams, window=7) for s in sizes],
+            weights[: len(sizes)],
+            seed=seed,
+        ),
+        sizes=st.lists(SIZES, min_size=1, max_size=4),
+        weights=st.lists(st.floats(0.01, 100), min_size=4, max_size=4),
+        seed=st.integers(0, 2**40),
+        streams=st.integers(1, 9),
+    )
+
+
+class ShortBlocks(Mixture):
+    BLOCK = 300  # instead of 10,000: three of them are compared in a moment
 
 
 def samples_of_part(mixture: Mixture, count: int, part: int) -> list[tuple[int, int]]:
@@ -199,13 +205,15 @@ def samples_of_part(mixture: Mixture, count: int, part: int) -> list[tuple[int, 
     ]
 
 
-@settings(max_examples=15, deadline=None)
-@given(mixture=MIXTURES)
-def test_a_mixture_goes_through_each_order_without_loss_or_repetition(mixture: Mixture) -> None:
+@settings(max_examples=25, deadline=None)
+@given(mixture=mixtures(ShortBlocks), blocks=st.integers(1, 3))
+def test_a_mixture_goes_through_each_order_without_loss_or_repetition(
+    mixture: Mixture, blocks: int
+) -> None:
     """After whole blocks, the samples of an order are the beginning of that order itself."""
     for part, order in enumerate(mixture.orders):
-        drawn = samples_of_part(mixture, mixture.BLOCK, part)
-        count = int(mixture.quota[part]) * mixture.streams
+        drawn = samples_of_part(mixture, blocks * mixture.BLOCK, part)
+        count = blocks * int(mixture.quota[part]) * mixture.streams
         assert sorted(drawn) == sorted(samples(order, np.arange(count)))
 
 
@@ -229,7 +237,7 @@ def test_ranks_of_a_mixture_touch_only_the_shards_of_their_streams() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(mixture=MIXTURES, positions=st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+@given(mixture=mixtures(), positions=st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
 def test_a_position_of_a_mixture_means_the_same_in_any_company(
     mixture: Mixture, positions: list[int]
 ) -> None:

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loading import batches
@@ -22,11 +24,21 @@ from clipx.types import RankError
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on fewer cores
 
 
-def test_a_killed_worker_is_reported_at_the_next_batch(corpus: Path) -> None:
+Workers = Callable[[], list[Any]]
+
+
+@pytest.fixture
+def workers() -> Workers:
+    """The processes that this test has started; ranks of earlier tests may still wait for work."""
+    before = multiprocessing.active_children()
+    return lambda: [child for child in multiprocessing.active_children() if child not in before]
+
+
+def test_a_killed_worker_is_reported_at_the_next_batch(corpus: Path, workers: Workers) -> None:
     """Not in the middle of a training step, which does not expect it."""
     loaded = load(batches(corpus, workers=2), 0, 1000)
     next(loaded)
-    victim = multiprocessing.active_children()[0].pid
+    victim = workers()[0].pid
     assert victim is not None
     os.kill(victim, signal.SIGKILL)
     ends = time.monotonic() + 0.5
@@ -40,7 +52,7 @@ def test_a_killed_worker_is_reported_at_the_next_batch(corpus: Path) -> None:
     assert message.endswith("lower data.workers=2, or give the job more memory")
     del loaded, caught
     gc.collect()
-    assert multiprocessing.active_children() == []
+    assert workers() == []
 
 
 def test_a_loader_leaves_the_signals_of_its_process_as_they_were(corpus: Path) -> None:
@@ -50,10 +62,12 @@ def test_a_loader_leaves_the_signals_of_its_process_as_they_were(corpus: Path) -
 
 
 @pytest.mark.parametrize("end", ["close", "exception", "forgotten"])
-def test_no_worker_outlives_a_consumer_that_stops_early(corpus: Path, end: str) -> None:
+def test_no_worker_outlives_a_consumer_that_stops_early(
+    corpus: Path, workers: Workers, end: str
+) -> None:
     loaded = load(batches(corpus, workers=2), 0, 1000)
     assert len(list(islice(loaded, 3))) == 3
-    assert len(multiprocessing.active_children()) == 2
+    assert len(workers()) == 2
     if end == "close":
         loaded.close()  # type: ignore[attr-defined]
     elif end == "exception":
@@ -61,7 +75,7 @@ def test_no_worker_outlives_a_consumer_that_stops_early(corpus: Path, end: str) 
             loaded.throw(GeneratorExit)  # type: ignore[attr-defined]
     del loaded
     gc.collect()
-    assert multiprocessing.active_children() == []
+    assert workers() == []
 
 
 STOPS_EARLY = """

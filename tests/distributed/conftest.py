@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import rank_checks
-from rank_group import RankGroup
-from run_ranks import run_ranks
+from ranks import RankGroup, run_ranks
 
 SIZES = [2, 3, pytest.param(4, marks=pytest.mark.slow)]
 

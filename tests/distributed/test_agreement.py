@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from agreement_checks import interrupted, resumed, signaled
-from rank_group import RankGroup
+from ranks import RankGroup
 
 from clipx.checkpoints import format as checkpoints
 from clipx.checkpoints.format import About, Training, TrainState

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from evaluation_checks import evaluated, failing, overdue, signaled
-from rank_group import RankGroup
+from ranks import RankGroup
 from tiny_runs import COLORS, picture, png, write_tar
 
 from clipx.types import Alone

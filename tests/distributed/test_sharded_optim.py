@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sharded_checks
 import torch
-from run_ranks import run_ranks
+from ranks import run_ranks
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from incarnations import Incarnations, Ranks
+from ranks import Ranks, start
 from tiny_runs import metrics, weights_digest, write_config
 
 from clipx.checkpoints import format as checkpoints
 
 LAST = 90
 SEED = 5
-
-
-@pytest.fixture(scope="module")
-def start() -> Iterator[Incarnations]:
-    with Incarnations() as start:
-        yield start
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +36,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(start: Incarnations, config: Path) -> Path:
+def undisturbed(config: Path) -> Path:
     run = config.parent / "undisturbed"
     ranks = start(["train", config, f"run_dir={run}"], config.parent / "log", world_size=2)
     assert ranks.wait() == [0, 0], ranks.said
@@ -110,7 +104,7 @@ def kill_at_random(ranks: Ranks, run: Path, draw: random.Random) -> str:
     return f"killed {victim} at step {newest_step(run)}, {half_written or 'between saves'}"
 
 
-def chaos(start: Incarnations, config: Path, run: Path, *, kills: int, seed: int) -> list[str]:
+def chaos(config: Path, run: Path, *, kills: int, seed: int) -> list[str]:
     """What was done to the run, which is finished afterwards."""
     draw, done = random.Random(seed), [f"seed {seed}"]
     command = ["train", config, f"run_dir={run}"]
@@ -126,7 +120,7 @@ def chaos(start: Incarnations, config: Path, run: Path, *, kills: int, seed: int
             ranks = start(command, log, world_size=2)
             done.append(kill_at_random(ranks, run, draw))
             if number == full:
-                done.append(fill_the_disk(start, command, run, ballast, mounted=mounted))
+                done.append(fill_the_disk(command, run, ballast, mounted=mounted))
         ranks = start(command, log, world_size=2)
         assert ranks.wait() == [0, 0], f"{done}\n{ranks.said[-3000:]}"
         if mounted:  # the file system goes, its content stays
@@ -137,9 +131,7 @@ def chaos(start: Incarnations, config: Path, run: Path, *, kills: int, seed: int
     return done
 
 
-def fill_the_disk(
-    start: Incarnations, command: list[str | Path], run: Path, ballast: Path, *, mounted: bool
-) -> str:
+def fill_the_disk(command: list[str | Path], run: Path, ballast: Path, *, mounted: bool) -> str:
     """Training goes on over a full disk; what it has trained there is lost with the next kill."""
     limit = None if mounted else 9 << 20
     if mounted:
@@ -171,23 +163,20 @@ def check(run: Path, undisturbed: Path, done: list[str]) -> None:
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
 
 
-def test_three_kills_change_no_bit(
-    start: Incarnations, config: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    done = chaos(start, config, tmp_path / "run", kills=3, seed=SEED)
+def test_three_kills_change_no_bit(config: Path, undisturbed: Path, tmp_path: Path) -> None:
+    done = chaos(config, tmp_path / "run", kills=3, seed=SEED)
     check(tmp_path / "run", undisturbed, done)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_thirty_kills_change_no_bit(
-    start: Incarnations,
     config: Path,
     undisturbed: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = chaos(start, config, tmp_path / "run", kills=30, seed=SEED)
+    done = chaos(config, tmp_path / "run", kills=30, seed=SEED)
     with capsys.disabled():
         print("\n" + "\n".join(done))
     check(tmp_path / "run", undisturbed, done)

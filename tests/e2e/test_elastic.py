@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from signal import SIGUSR1
 
 import pytest
-from incarnations import Incarnations
+from ranks import start
 from test_chaos import wait_until
 from tiny_runs import metrics, write_config
 
@@ -20,15 +19,7 @@ def has_logged(file: Path, lines: int) -> bool:
     return file.exists() and file.read_bytes().count(b"\n") >= lines
 
 
-@pytest.fixture(scope="module")
-def start() -> Iterator[Incarnations]:
-    with Incarnations() as start:
-        yield start
-
-
-def test_it_trains_on_the_same_samples_with_the_same_losses(
-    start: Incarnations, pairs: Path, tmp_path: Path
-) -> None:
+def test_it_trains_on_the_same_samples_with_the_same_losses(pairs: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, pairs, duration="24 steps", checkpoint_every="100 steps")
     undisturbed = start(["train", config], tmp_path / "log1")
     run = tmp_path / "elastic"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from distributed.run_ranks import free_port
+from ranks import free_port
 from tiny_runs import ROOT, environment, write_config
 
 
@@ -32,8 +32,8 @@ def ends(*arguments: str | Path) -> list[int]:
     ("changes", "code"),
     [
         (["duration=2 steps"], 0),
-        (["duration=40000 steps", "stop_after=0.5 s"], 75),
-        (["global_batch_size=25"], 2),
+        pytest.param(["duration=40000 steps", "stop_after=0.5 s"], 75, marks=pytest.mark.slow),
+        pytest.param(["global_batch_size=25"], 2, marks=pytest.mark.slow),
     ],
     ids=["finished", "stopped", "refused"],
 )

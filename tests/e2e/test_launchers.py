@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import ROOT, environment, metrics, train, weights_digest, write_config
+from ranks import ROOT, environment, start
+from tiny_runs import metrics, train, weights_digest, write_config
 
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 TITLES = {"ddp": "2 x cpu (DDP)", "fsdp2": "2 x cpu (FSDP2)"}
@@ -43,9 +44,9 @@ def test_accelerate_launches_training_on_cpus(kind: str, pairs: Path, tmp_path: 
 
 
 def test_srun(pairs: Path, tmp_path: Path) -> None:
-    """Two tasks of a step, by SLURM's variables: bit for bit what torchrun's two train."""
+    """Two tasks of a step, by SLURM's variables: the bits of torchrun's variables."""
     config = write_config(tmp_path, pairs, duration="6 steps")
-    step = {
+    variables = {
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_STEP_ID": "0",
         "SLURM_STEP_NUM_TASKS": "2",
@@ -53,19 +54,13 @@ def test_srun(pairs: Path, tmp_path: Path) -> None:
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NODEID": "0",
     }
-    command = [sys.executable, "-m", "clipx", "train", str(config), f"run_dir={tmp_path / 'srun'}"]
-    tasks = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment() | step | {"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for n in range(2)
-    ]
-    said = [task.communicate(timeout=200)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], said
+    command = ["train", config, f"run_dir={tmp_path / 'srun'}"]
+    tasks = []
+    for task in ("0", "1"):
+        place = {"SLURM_PROCID": task, "SLURM_LOCALID": task}
+        tasks.append(start(command, tmp_path / f"log{task}", **variables, **place))
+    for task in tasks:
+        assert task.wait() == [0], task.said
     train(config, processes=2)
     assert metrics(tmp_path / "srun") == metrics(tmp_path / "run")
     assert weights_digest(tmp_path / "srun", 6) == weights_digest(tmp_path / "run", 6)

@@ -40,7 +40,7 @@ def test_it_trains_on_two_processes_in_micro_batches_as_on_one(
     """It logs no accuracy and uses no temperature."""
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab/triplet.py").write_text(MODULE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     settings = ("loss={name: my_lab.triplet, margin: 0.3}", "duration=20 steps")
     one, two = tmp_path / "one", tmp_path / "two"
     train(config, f"run_dir={one}", *settings)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import resource
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ranks import start
 from tiny_runs import (
-    ROOT,
-    clipx_command,
-    environment,
     metrics,
     train,
     weights_digest,
@@ -45,24 +42,18 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
     assert checkpoints.verify(run / "checkpoints" / f"step_{LAST:08d}") is None
 
 
-def kill_when(reached: Callable[[], bool], config: Path, *overrides: str) -> None:
+def kill_when(reached: Callable[[], bool], log: Path, config: Path, *overrides: str) -> None:
     """`clipx train`, ended by SIGKILL as soon as `reached()`."""
-    with subprocess.Popen(
-        clipx_command("train", config, *overrides),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        try:
-            deadline = time.monotonic() + 90
-            while not reached():
-                assert process.poll() is None, "the run ended before the kill"
-                assert time.monotonic() < deadline
-                time.sleep(0.0005)
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
+    ranks = start(["train", config, *overrides], log)
+    try:
+        deadline = time.monotonic() + 90
+        while not reached():
+            assert ranks.running(), f"the run ended before the kill\n{ranks.said}"
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+    finally:
+        ranks.kill()
+    assert ranks.wait() == [-signal.SIGKILL]
 
 
 def steps_logged(run: Path) -> int:
@@ -111,6 +102,7 @@ def test_a_run_killed_at_a_step_and_started_again_is_bit_identical(
     for step, count in zip(steps, workers, strict=False):
         kill_when(
             lambda step=step: steps_logged(run) >= step,
+            tmp_path / "log",
             config,
             f"run_dir={run}",
             f"data.workers={count}",
@@ -126,20 +118,16 @@ def test_a_run_killed_at_a_step_and_started_again_is_bit_identical(
     assert all(0 <= r["tiny-zeroshot-top1"] <= 1 for r in evaluated)
 
 
-DIES = """
-import os, signal, sys
-from pathlib import Path
-from clipx import cli
-from clipx.checkpoints import format as checkpoints
-moment, folder, *arguments = sys.argv[1:]
-original = vars(checkpoints)[moment]
-def dying(*values):
-    if any(Path(folder).glob("*step_00000020*")):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*values)
-vars(checkpoints)[moment] = dying
-cli.main(arguments)
-"""
+def die_at(moment: str, folder: Path) -> None:
+    """Make this process kill itself where it comes to `moment` in the checkpoint of step 20."""
+    original = vars(checkpoints)[moment]
+
+    def dying(*values: Any) -> Any:
+        if any(folder.glob("*step_00000020*")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*values)
+
+    vars(checkpoints)[moment] = dying
 
 
 @pytest.mark.parametrize(
@@ -154,12 +142,13 @@ cli.main(arguments)
 def test_a_run_killed_while_it_writes_a_checkpoint_is_bit_identical(
     moment: str, step: int, config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """It kills itself where it comes to `moment` in the checkpoint of step 20."""
     run = tmp_path / "run"
-    arguments = [moment, run / "checkpoints", "train", config, f"run_dir={run}"]
-    command = [sys.executable, "-c", DIES, *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    ranks = start(
+        ["train", config, f"run_dir={run}"],
+        tmp_path / "log",
+        prepare=partial(die_at, moment, run / "checkpoints"),
+    )
+    assert ranks.wait() == [-signal.SIGKILL], ranks.said
     half_written = list((run / "checkpoints").glob(".step_00000020.*"))
     assert len(half_written) == (step == 10)
     again = train(config, f"run_dir={run}")
@@ -272,21 +261,12 @@ def test_a_full_disk_leaves_no_half_checkpoint_and_is_an_error_only_at_the_end(
     """A limit on the size of files stands for the disk: the weights (6 MiB) fit, the optimizer's
     state (13 MiB) does not."""
     run, limit = tmp_path / "run", 9 << 20
-    done = subprocess.run(
-        clipx_command("train", config, f"run_dir={run}"),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-        timeout=120,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
+    ranks = start(["train", config, f"run_dir={run}"], tmp_path / "log", file_bytes=limit)
+    assert ranks.wait() == [2], ranks.said
+    assert "Traceback" not in ranks.said
     for step in (10, 20, 30):
-        assert f"checkpoint of step {step} not written" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("clipx: checkpoint of step 40 not written")
+        assert f"checkpoint of step {step} not written" in ranks.said
+    assert ranks.said.splitlines()[-1].startswith("clipx: checkpoint of step 40 not written")
     assert metrics(run) == metrics(undisturbed), "training itself was not disturbed"
     assert list((run / "checkpoints").iterdir()) == [], "no part of a checkpoint is left"
 

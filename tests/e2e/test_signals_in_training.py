@@ -9,13 +9,12 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGSTOP, SIGTERM, SIGUSR1
 
 import pytest
-from incarnations import Incarnations, Ranks
+from ranks import Ranks, start
 from test_chaos import wait_until
 from test_elastic import has_logged
 from tiny_runs import (
@@ -33,15 +32,7 @@ from clipx.checkpoints import format as checkpoints
 LAST = 40
 
 
-@pytest.fixture(scope="module")
-def start() -> Iterator[Incarnations]:
-    with Incarnations() as start:
-        yield start
-
-
-def begun(
-    start: Incarnations, config: Path, run: Path, *more: str, processes: int = 1, **variables: str
-) -> Ranks:
+def begun(config: Path, run: Path, *more: str, processes: int = 1, **variables: str) -> Ranks:
     """A run that has logged two lines."""
     command = ["train", config, f"run_dir={run}", *more]
     ranks = start(command, run.parent / "log", world_size=processes, **variables)
@@ -57,20 +48,19 @@ def status(run: Path) -> dict[str, object]:
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_of_that_step(
     processes: int,
     number: signal.Signals,
-    start: Incarnations,
     config: Path,
     undisturbed: Path,
     tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
-    ranks = begun(start, config, run, "checkpoint_every=1000 steps", processes=processes)
+    ranks = begun(config, run, "checkpoint_every=1000 steps", processes=processes)
     ranks.kill(processes - 1, by=number)
     assert ranks.wait() == [75] * processes, ranks.said
     step = metrics(run)[-1]["step"]
     assert step < LAST
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step_{step:08d}"]
     said = f"stopped at step {step} of {LAST} by {number.name}, with a checkpoint"
-    assert ranks.said.count(f"clipx: {said}; the same command goes on") == 1, ranks.said
+    assert ranks.said.count(f"clipx: {said}; the same command resumes it") == 1, ranks.said
     told = status(run)
     assert (told["state"], told["step"], told["checkpoint"]) == ("stopped", step, step)
     assert said in str(told["reason"])
@@ -84,17 +74,15 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_of_that_step(
 
 
 @pytest.mark.parametrize("variable", ["TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"])
-def test_agents_that_restart_failures_get_0(
-    variable: str, start: Incarnations, config: Path, tmp_path: Path
-) -> None:
-    ranks = begun(start, config, tmp_path / "run", **{variable: "no"})
+def test_agents_that_restart_failures_get_0(variable: str, config: Path, tmp_path: Path) -> None:
+    ranks = begun(config, tmp_path / "run", **{variable: "no"})
     ranks.kill(by=SIGTERM)
     assert ranks.wait() == [0], ranks.said
     assert status(tmp_path / "run")["state"] == "stopped"
 
 
 def test_a_second_signal_ends_at_once_and_what_was_saved_is_kept(
-    start: Incarnations, pairs: Path, tmp_path: Path
+    pairs: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, pairs, checkpoint_every="1 steps")
     ranks = start(["train", config, "duration=2000 steps"], tmp_path / "log")
@@ -112,7 +100,7 @@ def test_a_second_signal_ends_at_once_and_what_was_saved_is_kept(
 
 @pytest.mark.parametrize("signaled", [(0,), (1,), (0, 1)], ids=["first", "last", "both"])
 def test_a_signal_in_an_evaluation_leaves_it_and_it_is_done_again(
-    signaled: tuple[int, ...], start: Incarnations, pairs: Path, tmp_path: Path
+    signaled: tuple[int, ...], pairs: Path, tmp_path: Path
 ) -> None:
     """It takes seconds: the signal comes long before it would be done."""
     shapes = write_test_set(tmp_path / "set")
@@ -140,9 +128,7 @@ def results(run: Path) -> list[dict[str, object]]:
     return [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
 
 
-def test_a_run_stops_by_itself_before_its_time_is_over(
-    start: Incarnations, config: Path, tmp_path: Path
-) -> None:
+def test_a_run_stops_by_itself_before_its_time_is_over(config: Path, tmp_path: Path) -> None:
     run, end = tmp_path / "run", time.time() + 60
     ranks = start(
         ["train", config, f"run_dir={run}", "stop_margin=59.9s", "duration=4000 steps"],
@@ -162,7 +148,7 @@ def test_a_run_stops_by_itself_before_its_time_is_over(
     assert again.wait() == [75], again.said
 
 
-def test_checkpoints_by_the_clock(start: Incarnations, config: Path, tmp_path: Path) -> None:
+def test_checkpoints_by_the_clock(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = ["checkpoint_every=0.2 s", "keep_checkpoints=1", "keep_every=1 steps"]
     ranks = start(["train", config, f"run_dir={run}", *more], tmp_path / "log", world_size=2)
@@ -172,11 +158,9 @@ def test_checkpoints_by_the_clock(start: Incarnations, config: Path, tmp_path: P
     assert found[-1].name == f"step_{LAST:08d}"
 
 
-def test_a_second_run_in_a_folder_is_refused_on_all_ranks(
-    start: Incarnations, config: Path, tmp_path: Path
-) -> None:
+def test_a_second_run_in_a_folder_is_refused_on_all_ranks(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first = begun(start, config, run, "duration=4000 steps", processes=2)
+    first = begun(config, run, "duration=4000 steps", processes=2)
     second = start(["train", config, f"run_dir={run}"], tmp_path / "log2", world_size=2)
     assert second.wait() == [2, 2], second.said
     assert second.said.count(f"run_dir {run} is in use by process {first.pids[0]} on") == 1
@@ -191,9 +175,7 @@ def test_a_second_run_in_a_folder_is_refused_on_all_ranks(
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_ranks_again_after_one_was_killed(
-    start: Incarnations, config: Path, tmp_path: Path
-) -> None:
+def test_torchrun_starts_the_ranks_again_after_one_was_killed(config: Path, tmp_path: Path) -> None:
     """The bits are those of two processes that nothing disturbed."""
     run, other = tmp_path / "run", tmp_path / "undisturbed"
     command = clipx_command("train", config, f"run_dir={run}", processes=2)
@@ -222,14 +204,14 @@ def test_torchrun_starts_the_ranks_again_after_one_was_killed(
 
 @pytest.mark.parametrize("end", [SIGKILL, SIGSTOP], ids=["dies", "hangs"])
 def test_a_rank_that_is_gone_is_named_within_the_timeout(
-    end: signal.Signals, start: Incarnations, config: Path, tmp_path: Path
+    end: signal.Signals, config: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     more = ["timeout_minutes=0.1", "duration=4000 steps"]
-    ranks = begun(start, config, run, *more, processes=3)
+    ranks = begun(config, run, *more, processes=3)
     began = time.monotonic()
     ranks.kill(1, by=end)
-    wait_until(lambda: False, Ranks(start, [ranks.pids[0], ranks.pids[2]], tmp_path / "log"))
+    wait_until(lambda: False, Ranks([ranks.processes[0], ranks.processes[2]], tmp_path / "log"))
     assert time.monotonic() - began < 30
     ranks.kill(1)
     codes = ranks.wait()

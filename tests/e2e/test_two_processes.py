@@ -15,7 +15,7 @@ LAST = 40
 @pytest.fixture(scope="module")
 def together(config: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("together") / "run"
-    done = train(config, f"run_dir={run}", "data.workers=1", processes=2)
+    done = train(config, f"run_dir={run}", "data.workers=1", processes=2, torchrun=True)
     assert "Warning" not in done.stderr, done.stderr
     assert done.stderr.count("2 x cpu") == 1, "one rank speaks"
     return run

@@ -67,12 +67,12 @@ def positive_weights(size: int, seed: int) -> Tensor:
 
 def gradients(value: Tensor, given: Inputs, *, bias: bool = False) -> list[Tensor]:
     leaves = given.leaves(bias=bias)
-    found = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+    actual = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(actual, leaves, strict=True)]
 
 
-def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
-    for one, other in zip(found, expected, strict=True):
+def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, **EXACT)
 
 
@@ -121,7 +121,9 @@ def test_logsumexp_of_both_directions(
 
 
 @pytest.mark.parametrize(
-    "function", [F.softplus, lambda z: F.relu(z + 0.3).square(), torch.tanh], ids=str
+    "function",
+    [F.softplus, lambda z: F.relu(z + 0.3).square(), torch.tanh],
+    ids=["softplus", "squared_hinge", "tanh"],
 )
 @settings(max_examples=40, deadline=None)
 @given(given=inputs(), pool=POOLS, own=OWN, weigh=st.booleans())
@@ -173,22 +175,28 @@ def test_an_own_column_is_nearest_if_it_beats_all_others(given: Inputs, pool: Po
 @settings(max_examples=60, deadline=None)
 @given(given=inputs(), pool=POOLS, k=st.integers(1, 4))
 def test_nearest_candidates(given: Inputs, pool: Pool, k: int) -> None:
-    found = nearest_candidates(given.image, given.text, pool, k, ids=given.ids)
+    actual = nearest_candidates(given.image, given.text, pool, k, ids=given.ids)
     similarity = given.image @ given.text.T
     count = counts(given.ids, given.ids, similarity.shape, "left out")
     padded = F.pad(similarity.masked_fill(~count, -torch.inf), (0, k), value=-torch.inf)
     expected = padded.topk(k, dim=1).values
-    assert_equal([found], [expected])
+    assert_equal([actual], [expected])
     assert_equal(
-        gradients(weighted(found, 0) + 0 * given.logit_scale, given),
+        gradients(weighted(actual, 0) + 0 * given.logit_scale, given),
         gradients(weighted(expected, 0) + 0 * given.logit_scale, given),
     )
 
 
-def test_logits_of_a_hundred_are_finite_in_float32() -> None:
-    given = Inputs.draw(6, scale=100.0, dtype=torch.float32, noise=3.0)
-    row, column, _ = pairwise_logsumexp(given.image, given.text, LocalPool(), scale=100.0)
-    expected = 100 * given.image.double() @ given.text.double().T
+@pytest.mark.parametrize("kind", ["mixed", "all near 100", "all near -100"])
+def test_logits_of_a_hundred_neither_overflow_nor_vanish_in_float32(kind: str) -> None:
+    image, text, _ = Inputs.draw(6, scale=100.0, dtype=torch.float32, noise=3.0).leaves(bias=False)
+    if kind != "mixed":
+        # float32 keeps two digits of exp(-100), and none of exp(-104).
+        axis = torch.eye(image.shape[1])[0]
+        image, text = (F.normalize(axis + 0.05 * rows, dim=-1) for rows in (image, text))
+        text = -text if kind == "all near -100" else text
+    row, column, _ = pairwise_logsumexp(image, text, LocalPool(), scale=100.0)
+    expected = 100 * image.double() @ text.double().T
     # float32 products of 8 terms near 100: some 1e-5
     torch.testing.assert_close(row.double(), expected.logsumexp(1), rtol=0, atol=1e-4)
     torch.testing.assert_close(column.double(), expected.logsumexp(0), rtol=0, atol=1e-4)

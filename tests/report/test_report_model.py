@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import chromium
@@ -13,13 +15,14 @@ from tiny_runs import (
     COLORS,
     picture,
     png,
-    run_clipx,
     train,
     write_config,
     write_corpus,
     write_tar,
     write_test_set,
 )
+
+from clipx import cli
 
 EVIL = '<script>alert("1")</script> & <b>'
 
@@ -56,11 +59,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def report(*arguments: str | Path) -> str:
+    """What `clipx report` prints. In this process, so that umap is compiled once (8 s)."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        cli.main(["report", *map(str, arguments)])
+    return printed.getvalue().strip()
+
+
 @pytest.fixture(scope="module")
 def html(run: Path) -> str:
-    done = run_clipx("report", run)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(run / "report.html")
+    assert report(run) == str(run / "report.html")
     return (run / "report.html").read_text(encoding="utf-8")
 
 
@@ -110,8 +119,7 @@ def test_health_over_time_has_the_two_evaluations(page: Checker) -> None:
 
 
 def test_out_names_the_file(run: Path, tmp_path: Path) -> None:
-    done = run_clipx("report", run, "--out", tmp_path / "deep" / "x.html")
-    assert done.returncode == 0, done.stderr
+    report(run, "--out", tmp_path / "deep" / "x.html")
     checked((tmp_path / "deep" / "x.html").read_text(encoding="utf-8"))
 
 
@@ -119,8 +127,7 @@ def test_a_broken_checkpoint_leaves_the_curves(run: Path, tmp_path: Path) -> Non
     copy = shutil.copytree(run, tmp_path / "copy")
     for weights in copy.glob("checkpoints/*/model.safetensors"):
         weights.write_bytes(b"x")
-    done = run_clipx("report", copy)
-    assert done.returncode == 0, done.stderr
+    report(copy)
     text = checked((copy / "report.html").read_text(encoding="utf-8")).text
     assert "holds no usable checkpoint" in text
     assert "newest loss" in text

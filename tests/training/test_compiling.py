@@ -34,7 +34,12 @@ def captions_of(length: int) -> Batch:
 
 @pytest.mark.parametrize(("size", "most"), [(None, 3), (3, 6)])
 @pytest.mark.parametrize(
-    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+    "backend",
+    [
+        "aot_eager",  # traces backward too
+        pytest.param("eager", marks=pytest.mark.slow),
+        pytest.param("inductor", marks=pytest.mark.slow),
+    ],
 )
 def test_six_lengths_of_captions_are_compiled_at_most_twice(
     backend: str, size: int | None, most: int

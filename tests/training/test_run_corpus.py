@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,19 @@ def test_other_contents_of_the_same_sizes_are_another_corpus(tmp_path: Path, sha
     (shards / "1.tar").write_bytes(data)
     with pytest.raises(UserError, match=r"shards changed: shards/1\.tar \(20 to 20 samples\)"):
         run(tmp_path, shards, duration="3 steps")
+
+
+def test_a_run_may_go_on_with_a_decoded_cache(tmp_path: Path, shards: Path) -> None:
+    """Its numbers are those of a run that decodes in each epoch."""
+    plain = run(tmp_path, shards, duration="5 steps")
+    losses = [record["train/loss"] for record in metrics(plain)]
+    shutil.rmtree(plain)
+    folder = run(tmp_path, shards)
+    cache = f"data.decoded_cache={tmp_path / 'cache'}"
+    run(tmp_path, shards, cache, duration="4 steps")
+    run(tmp_path, shards, cache, duration="5 steps")
+    assert [record["train/loss"] for record in metrics(folder)] == losses
+    assert list((tmp_path / "cache").rglob("pixels-*"))
 
 
 def test_a_copy_with_other_times_is_the_same_corpus(tmp_path: Path, shards: Path) -> None:

@@ -159,7 +159,7 @@ def _mask(shape: str, r: int) -> np.ndarray:
 
 
 def _two_color_png(picture: np.ndarray, ground: Rgb, ink: Rgb) -> bytes:
-    """picture: (H, W) bool, True where there is ink"""
+    """picture: (H, W) bool, True for ink"""
     height, width = picture.shape
     image = Image.frombytes("P", (width, height), picture.tobytes())
     image.putpalette([*ground, *ink])
