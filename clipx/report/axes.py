@@ -47,7 +47,7 @@ def value_axis(
         return Axis(low / 1.15, high * 1.15, start, stop, log=True)
     if from_zero:
         low = min(low, 0.0)
-    # A single value has no span, but an axis needs one.
+    # A single value has no span, but the axis needs one.
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     # Room below a value just above 0 would lead into negative numbers, which it cannot take.
     if not from_zero and not 0 <= low < room:

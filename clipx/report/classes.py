@@ -47,13 +47,14 @@ def ranked_classes(outputs: Classified) -> list[Entries]:
     """The rows of `per_class` with the class's `number`, worst first. Classes of equal recall are
     ordered by the mean probability of the right class."""
     label = outputs.labeled.label
-    names = list(outputs.labeled.names)
+    names = outputs.labeled.names
     probability = outputs.probability[torch.arange(len(label)), label].double()
     total = torch.bincount(label, probability, minlength=len(names))
     mean = total / torch.bincount(label, minlength=len(names)).clamp(min=1)
     rows = per_class(outputs.predicted, label, names)
+    numbers = {name: number for number, name in enumerate(names)}
     for row in rows:
-        row["number"] = names.index(row["class"])
+        row["number"] = numbers[row["class"]]
     return sorted(rows, key=lambda row: (row["recall"], float(mean[row["number"]])))
 
 

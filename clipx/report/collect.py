@@ -61,9 +61,9 @@ class Record:
 
     def bad_samples_by_reason(self) -> list[tuple[tuple[str, str], int]]:
         """((stage, error), samples), most frequent first."""
-        reasons = Counter(
-            (str(b.get("stage", "?")), str(b.get("error", "?"))) for b in self.quarantine
-        )
+        reasons: Counter[tuple[str, str]] = Counter()
+        for bad in self.quarantine:
+            reasons[str(bad.get("stage", "?")), str(bad.get("error", "?"))] += 1
         return reasons.most_common()
 
     def training_seconds(self) -> float:
@@ -112,12 +112,8 @@ def read_text(path: Path) -> str:
 def read_status(path: Path) -> dict[str, Any]:
     try:
         return usable_status(json.loads(read_text(path) or "{}"))
-    except (
-        ValueError,
-        TypeError,
-        RecursionError,
-    ):  # damaged, which must not cost the rest of the report
-        return {}
+    except (ValueError, TypeError, RecursionError):
+        return {}  # a damaged file must not cost the rest of the report
 
 
 def read_steps(path: Path) -> Lines:

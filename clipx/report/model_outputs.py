@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Paired:
     text: Tensor
     set_size: int
 
-    @property
+    @cached_property
     def first_caption(self) -> Tensor:
         """(N,) which of the M captions is the first of each image."""
         return torch.tensor(self.captioned.first_captions())
