@@ -54,6 +54,7 @@ def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
 
 def build(cls: type[T], data: Data, *, where: str) -> T:
     """Plain data -> validated instance. Raises UserError."""
+    # First, because pydantic's messages could not show such values.
     lines = list(unusable_values(data))
     if not lines:
         try:
@@ -90,7 +91,7 @@ def read_layers(path: Path, children: tuple[Path, ...] = ()) -> Data:
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise UserError(f"config {path}: extends must be a path or a list of paths, not {parents}")
     merged: Data = {}
-    for parent in parents:
+    for parent in parents:  # a later one wins over an earlier one
         merged = merge(merged, read_layers(path.parent / parent, (*children, resolved)))
     return merge(merged, data)
 
@@ -205,6 +206,7 @@ def _modules(family: str) -> list[str]:
     """Names of the components of a family."""
     folder = Path(str(importlib.import_module(family).__file__)).parent
     names = []
+    # Read as text, because importing all components takes seconds.
     for path in sorted(folder.glob("*.py")):
         if not path.stem.startswith("_") and "class Config" in path.read_text("utf-8"):
             names.append(path.stem)

@@ -89,6 +89,7 @@ class Runtime:
                     results.append(function())
                 except UserError as error:
                     fault = str(error)
+            # A collective after each turn, also of ranks whose turn it is not.
             self.agree(fault)
         return results[0]
 

@@ -102,6 +102,7 @@ class Sharded(Wrapped):
             # Half the bytes to gather; sums of gradients over ranks stay exact.
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         blocks, self._roots = objective.shards()
+        # Blocks first: a root then shards only the parameters that are left.
         for module in [*blocks, *self._roots]:
             fully_shard(module, mp_policy=policy)
         self._objective = objective

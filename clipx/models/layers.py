@@ -97,7 +97,7 @@ def _huggingface_depths(tower: HFTextEncoder, names: Sequence[str]) -> dict[str,
             path = f"{name}."
             num_blocks = len(module)
     depths = {}
-    depth = 0
+    depth = 0  # embeddings come before the blocks, the last norm and a pooler after them
     for name in names:  # from the input to the output
         if name.startswith(path):
             depth = 1 + int(name.removeprefix(path).split(".")[0])

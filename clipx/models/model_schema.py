@@ -92,7 +92,7 @@ def find_faults(cfg: dict[str, Any]) -> list[str]:
 def _vision_faults(vision: _Vision) -> list[str]:
     if len(vision.layers) > 1:  # a ResNet has neither heads nor patches
         return []
-    if vision.patch_size is None:
+    if vision.patch_size is None:  # null is for a ResNet only
         return ["vision_cfg.patch_size: must be an integer, not null"]
     if vision.timm_model_name:
         return []

@@ -58,6 +58,7 @@ def read_weights(file: Path) -> Weights:
         content = content["state_dict"]  # open_clip's own training checkpoints
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"model.initial {file} holds no state dict (names -> tensors)")
+    # open_clip's trainer stores the names of DDP.
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
@@ -114,7 +115,7 @@ def _resize_positions(model: nn.Module, weights: Weights) -> list[str]:
         old = weights[name].shape
         new = expected[name].shape
         if old == new or old[-1] != new[-1]:
-            continue
+            continue  # another width cannot be interpolated; `mismatches` reports it
         weights[name] = weights[name].float()
         if name == _TIMM_POSITIONS:
             weights[name] = _resize_timm_positions(towers.visual.trunk, weights[name])
