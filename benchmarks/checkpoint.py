@@ -30,7 +30,7 @@ from clipx.checkpoints.saver import Saver
 from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.runtime import start
-from clipx.distributed.wrap import Alone
+from clipx.distributed.wrap import SingleProcess
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.objectives.image_text import ImageText
@@ -75,7 +75,7 @@ class Training:
         optimizer = build_optimizer(encoder, OptimConfig(lr=1e-5))
         precision = build_precision("auto", device)
         self.learner = Learner(
-            self.runtime, encoder, objective, Alone(objective), optimizer, precision
+            self.runtime, encoder, objective, SingleProcess(objective), optimizer, precision
         )
         self.step = Step(self.learner, LocalPool())
         size, text_cfg = model_json["vision_cfg"]["image_size"], model_json["text_cfg"]

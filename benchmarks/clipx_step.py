@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.runtime import keep_freed_memory, start
-from clipx.distributed.wrap import Alone
+from clipx.distributed.wrap import SingleProcess
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.objectives.image_text import ImageText
@@ -53,7 +53,9 @@ def main() -> None:
     keep_freed_memory()  # as clipx train does
     precision = build_precision(arguments.precision, device)
     objective = ImageText(model, InfoNCE(), normalize=normalize)
-    learner = Learner(start("auto"), model, objective, Alone(objective), optimizer, precision)
+    learner = Learner(
+        start("auto"), model, objective, SingleProcess(objective), optimizer, precision
+    )
     step = Step(learner, LocalPool())
     batches = read_batches(arguments.batch, pin=device.type == "cuda")
     done = 0

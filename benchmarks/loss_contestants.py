@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from clipx.distributed.pool import LocalPool
 from clipx.losses import infonce, sigmoid
-from clipx.types import Block, Candidates
+from clipx.types import CandidateBlock, Candidates
 
 LOCAL_ROWS, WIDTH = 1024, 512
 MIB = 1 << 20
@@ -42,14 +42,14 @@ class GivenColumns(LocalPool):
 
     def visit(
         self,
-        compute: Callable[[Block], tuple[Tensor, ...]],
+        compute: Callable[[CandidateBlock], tuple[Tensor, ...]],
         reduce: tuple[str, ...],
         *extra: Tensor,
     ) -> tuple[Tensor, ...]:
         # In backward the normalizers of other ranks' texts, and the gradients of these, would be
         # gathered; here the normalizers of this rank, and its first gradient, stand for them.
         gathered = [self.normalizers, extra[1][0].expand(len(self.text))] if extra else []
-        results = compute(Block((self.text, *gathered), range(LOCAL_ROWS), 0))
+        results = compute(CandidateBlock((self.text, *gathered), range(LOCAL_ROWS), 0))
         if reduce == ("logsumexp",):
             (self.normalizers,) = results
         return tuple(result[:LOCAL_ROWS].clone() for result in results)

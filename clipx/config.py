@@ -1,8 +1,8 @@
-"""Configuration as data: YAML layers, then `key=value` overrides, then frozen dataclasses that
-complain once, at the door.
+"""Configuration as data: YAML layers, then `key=value` overrides, then frozen dataclasses, which
+report all mistakes at once.
 
-A component is picked by `name`, which is a module: `loss: {name: infonce}` is
-`clipx/losses/infonce.py`, and any dotted path outside clipx works the same way. The module holds
+A component is chosen by `name`, which is a module: `loss: {name: infonce}` is
+`clipx/losses/infonce.py`, and a dotted path outside clipx works the same way. The module defines
 `Config`, a frozen dataclass with `build()`.
 """
 
@@ -30,22 +30,21 @@ Data = dict[str, Any]
 
 @dataclass_transform(frozen_default=True)
 def config(cls: type[T]) -> type[T]:
-    """Class decorator: a frozen dataclass, typed and closed. An unknown key and a number that is
-    not finite are errors."""
+    """Class decorator: a frozen dataclass that checks types. Unknown keys and numbers that are not
+    finite are errors."""
     settings = ConfigDict(extra="forbid", allow_inf_nan=False)
     return pydantic_dataclass(frozen=True, config=settings)(cls)  # type: ignore[return-value]
 
 
 def component(family: str) -> Any:
-    """The type of a field that holds a component of `family`, for example
-    `component("clipx.losses")`."""
+    """The type of a field for a component of a family, such as `component("clipx.losses")`."""
     return Annotated[Any, BeforeValidator(partial(_resolve, family))]
 
 
 def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
-    """Read a config file and its `extends:` layers, apply `a.b=value` overrides, check everything.
+    """Read a config file with its `extends:` layers, apply `a.b=value` overrides and validate.
 
-    Raises UserError with one line for each complaint, by dotted path.
+    Raises UserError with one line for each mistake, by dotted path.
     """
     data = read_layers(path) if path is not None else {}
     for override in overrides:
@@ -54,8 +53,9 @@ def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
 
 
 def build(cls: type[T], data: Data, *, where: str) -> T:
-    """Plain data -> checked instance. Raises UserError."""
-    lines = unusable_values(data)
+    """Plain data -> validated instance. Raises UserError."""
+    # First, because pydantic's messages could not show such values.
+    lines = list(unusable_values(data))
     if not lines:
         try:
             return TypeAdapter(cls).validate_python(data)
@@ -64,9 +64,12 @@ def build(cls: type[T], data: Data, *, where: str) -> T:
     raise UserError("\n  ".join([f"config {where} does not fit:", *lines]))
 
 
-def read_layers(path: Path, above: tuple[Path, ...] = ()) -> Data:
-    """The data of a YAML file over that of the files it `extends`, whose paths are relative to
-    it."""
+def read_layers(path: Path, children: tuple[Path, ...] = ()) -> Data:
+    """The data of a YAML file, merged over the files that it `extends`, whose paths are relative to
+    it.
+
+    children: files that extend this one, to find cycles
+    """
     try:
         resolved = path.resolve()
         data = parse_yaml(path.read_text(encoding="utf-8"))
@@ -74,27 +77,30 @@ def read_layers(path: Path, above: tuple[Path, ...] = ()) -> Data:
         raise UserError(f"config {path} does not exist (looked from {Path.cwd()})") from error
     except (OSError, ValueError) as error:
         raise UserError(f"config {str(path)!r} cannot be read: {error}") from error
-    if resolved in above:
-        raise UserError(f"config {path} extends itself, by way of {above[-1]}")
-    data = {} if data is None else data  # an empty file
+    if resolved in children:
+        raise UserError(f"config {path} extends itself, by way of {children[-1]}")
+    if data is None:  # an empty file
+        data = {}
     if not isinstance(data, dict):
         raise UserError(
             f"config {path} must be a mapping of keys to values, not a {type(data).__name__}"
         )
-    bases = data.pop("extends", [])
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError(f"config {path}: extends must be a path or a list of paths, not {bases!r}")
+    parents = data.pop("extends", [])
+    if isinstance(parents, str):
+        parents = [parents]
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise UserError(f"config {path}: extends must be a path or a list of paths, not {parents}")
     merged: Data = {}
-    for base in bases:
-        merged = merge(merged, read_layers(path.parent / base, (*above, resolved)))
+    for parent in parents:  # a later one wins over an earlier one
+        merged = merge(merged, read_layers(path.parent / parent, (*children, resolved)))
     return merge(merged, data)
 
 
 def parse_override(text: str) -> Data:
-    """`optim.lr=1e-3` -> {"optim": {"lr": "1e-3"}}; values are YAML."""
+    """`optim.lr=1e-3` -> {"optim": {"lr": "1e-3"}}; values are YAML. Raises UserError."""
     key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
+    parts = key.split(".")
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH + 1:
         raise UserError(
             f"override {text!r} is not of the form key=value, for example optim.lr=5e-4"
         )
@@ -102,37 +108,41 @@ def parse_override(text: str) -> Data:
         data: Any = parse_yaml(value)
     except YamlError as error:
         raise UserError(f"override {text!r}: the value is not YAML: {error}") from error
-    for part in reversed(key.split(".")):
+    for part in reversed(parts):
         data = {part: data}
     return data
 
 
 def merge(base: Data, top: Data) -> Data:
-    """`top` over `base`, key by key in every mapping.
+    """`top` over `base`, key by key in each mapping.
 
-    Settings stay when only a `name` changes: `model.name=other.json` keeps `model.initial`. The
-    setting of a component that the new name does not have is then an unknown key, so that none is
-    lost silently. An empty mapping, or a plain name for a component, replaces all settings.
+    A new `name` keeps the settings beside it: `model.name=other.json` keeps `model.initial`. A
+    setting that the new component does not have is then an unknown key, so none is lost silently.
+    An empty mapping, or a plain name for a component, replaces all settings.
     """
-    out = dict(base)
+    merged = dict(base)
     for key, value in top.items():
-        old = out.get(key)
+        old = merged.get(key)
         if isinstance(value, dict) and value and isinstance(old, dict):
-            out[key] = merge(old, value)
+            merged[key] = merge(old, value)
         else:
-            out[key] = value
-    return out
+            merged[key] = value
+    return merged
 
 
 def to_data(value: Any) -> Any:
-    """A config as plain data that `build` turns into an equal one."""
+    """A config as plain data, from which `build` makes an equal one."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        data = {}
         name = _component_name(type(value))
-        data = {"name": name} if name else {}
-        return data | {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if name is not None:
+            data["name"] = name
+        for field in dataclasses.fields(value):
+            data[field.name] = to_data(getattr(value, field.name))
+        return data
     if isinstance(value, dict):
         return {key: to_data(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return [to_data(item) for item in value]
     return value
 
@@ -142,65 +152,70 @@ def to_yaml(value: Any) -> str:
 
 
 def differences(a: Data, b: Data, prefix: str = "") -> list[str]:
-    """Dotted paths at which two configs' data differ."""
-    out = []
+    """Dotted paths at which the data of two configs differ."""
+    paths = []
     for key in dict.fromkeys([*a, *b]):
-        left, right = a.get(key), b.get(key)
+        left = a.get(key)
+        right = b.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
-            out += differences(left, right, f"{prefix}{key}.")
+            paths += differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            out.append(f"{prefix}{key}")
-    return out
-
-
-_FAMILIES: set[str] = set()
+            paths.append(f"{prefix}{key}")
+    return paths
 
 
 def _resolve(family: str, value: Any) -> Any:
     """`{"name": "infonce", ...}` or `"infonce"` -> the Config of that module."""
-    _FAMILIES.add(family)
     if dataclasses.is_dataclass(value):
         return value
     settings = {"name": value} if isinstance(value, str) else value
     settings = dict(settings) if isinstance(settings, dict) else {}
     name = settings.pop("name", None)
     if not isinstance(name, str):
-        raise PydanticCustomError(
-            "component", "needs a `name`; known: {known}", {"known": ", ".join(_modules(family))}
-        )
+        raise _component_error(f"needs a `name`; known: {', '.join(_modules(family))}")
     cls = _config_class(family, name)
     try:
         return TypeAdapter(cls).validate_python(settings)
     except ValidationError as error:
+        # pydantic cannot nest errors, so this one carries the lines to `complaints`.
         raise PydanticCustomError("nested", "{lines}", {"lines": complaints(error, cls)}) from error
 
 
 def _config_class(family: str, name: str) -> type:
-    module_name = name if "." in name and name[0] != "." else f"{family}.{name}"
+    is_dotted_path = "." in name and name[0] != "."
+    module_name = name if is_dotted_path else f"{family}.{name}"
     try:
         if not all(part.isidentifier() for part in module_name.split(".")):
             raise ModuleNotFoundError(name=module_name)
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
-            raise  # the module is there, and misses a dependency of its own
+            raise  # the module exists, and misses a dependency of its own
         hint = did_you_mean(name, _modules(family))
-        context = {"text": f"{name!r} is no module of {family}{hint}"}
-        raise PydanticCustomError("component", "{text}", context) from error
+        raise _component_error(f"{name!r} is no module of {family}{hint}") from error
     if "Config" not in vars(module):
-        context = {"text": f"module {module_name} holds no class Config"}
-        raise PydanticCustomError("component", "{text}", context)
+        raise _component_error(f"module {module_name} holds no class Config")
     return module.Config
 
 
+def _component_error(message: str) -> PydanticCustomError:
+    return PydanticCustomError("component", "{message}", {"message": message})
+
+
 def _modules(family: str) -> list[str]:
+    """Names of the components of a family."""
     folder = Path(str(importlib.import_module(family).__file__)).parent
-    files = (path for path in folder.glob("*.py") if not path.stem.startswith("_"))
-    return sorted(path.stem for path in files if "class Config" in path.read_text("utf-8"))
+    names = []
+    # Read as text, because importing all components takes seconds.
+    for path in sorted(folder.glob("*.py")):
+        if not path.stem.startswith("_") and "class Config" in path.read_text("utf-8"):
+            names.append(path.stem)
+    return names
 
 
 def _component_name(cls: type) -> str | None:
+    """The `name` that selects this class; None if it is no component."""
     if cls.__name__ != "Config":
         return None
-    family, _, name = cls.__module__.rpartition(".")
-    return name if family in _FAMILIES else cls.__module__
+    is_own = cls.__module__.startswith("clipx.")
+    return cls.__module__.rpartition(".")[2] if is_own else cls.__module__

@@ -10,77 +10,84 @@ from typing import Any
 
 from pydantic import ValidationError
 
-MAX_INTEGER = 2**63 - 1  # what tensors, files and JSON readers hold
+MAX_INTEGER = 2**63 - 1  # what tensors, files and JSON readers can hold
 
 
-def unusable_values(data: Any) -> list[str]:
+def unusable_values(data: Any, path: str = "") -> Iterator[str]:
     """Complaints about values that no setting can have, whatever its type."""
-    return list(_unusable(data, ""))
-
-
-def _unusable(value: Any, path: str) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _unusable(key, f"{path}: key")
-            yield from _unusable(item, f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list | tuple):
-        for number, item in enumerate(value):
-            yield from _unusable(item, f"{path}.{number}")
-    elif isinstance(value, int) and not -MAX_INTEGER <= value <= MAX_INTEGER:
-        yield f"{path}: an integer of {value.bit_length()} bits; give one of 63 bits at most"
-    elif isinstance(value, str) and not _is_text(value):
-        yield f"{path}: {value[:60]!r} has a character that is no text; remove it"
+    if isinstance(data, dict):
+        for key, item in data.items():
+            yield from unusable_values(key, f"{path}: key")
+            yield from unusable_values(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(data, list | tuple):
+        for number, item in enumerate(data):
+            yield from unusable_values(item, f"{path}.{number}")
+    elif isinstance(data, int) and not -MAX_INTEGER <= data <= MAX_INTEGER:
+        # Python refuses to print an integer of more than 4,300 digits.
+        yield f"{path}: an integer of {data.bit_length()} bits; give one of 63 bits at most"
+    elif isinstance(data, str) and not _is_text(data):
+        yield f"{path}: {data[:60]!r} has a character that is no text; remove it"
 
 
 def _is_text(value: str) -> bool:
-    """False for NUL, which no path can have, and for halves of UTF-16 pairs."""
+    """False for NUL, which paths cannot have, and for halves of UTF-16 pairs."""
     return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
-def _shown(value: Any, limit: int = 200) -> str:
-    """A value for a message: in full where it is short."""
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]} ... ({len(text):,} characters)"
-
-
 def complaints(error: ValidationError, cls: type) -> list[str]:
-    """One line for each complaint: dotted path, what is wrong, what was probably meant."""
+    """One line for each complaint: dotted path, mistake, and the likely correction.
+
+    cls: the class that was validated
+    """
     lines = []
     for item in error.errors():
         path = ".".join(str(part) for part in item["loc"])
-        kind, given = item["type"], item.get("input")
+        kind = item["type"]
         if kind == "nested":
-            lines += [f"{path}.{line}" for line in item["ctx"]["lines"]]
-            if any(": unknown key" in line for line in item["ctx"]["lines"]):
+            nested = item["ctx"]["lines"]
+            lines += [f"{path}.{line}" for line in nested]
+            if any(": unknown key" in line for line in nested):
                 lines.append(
                     f"{path}: a new name keeps the settings that were given to another; "
                     f"`{path}: NAME` without settings drops them"
                 )
         elif kind == "unexpected_keyword_argument":
-            names = _fields_at(cls, item["loc"][:-1])
-            lines.append(f"{path}: unknown key{did_you_mean(str(item['loc'][-1]), names)}")
+            *parents, key = item["loc"]
+            lines.append(f"{path}: unknown key{did_you_mean(str(key), _fields_at(cls, parents))}")
         elif kind == "missing":
             lines.append(f"{path}: missing")
+        elif kind == "component":
+            lines.append(f"{path}: {item['msg']}")
         else:
-            shown = "" if kind == "component" else f" (given: {_shown(given)})"
-            lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')}{shown}")
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}: {message} (given: {_shown(item.get('input'))})")
     return lines
 
 
-def _fields_at(cls: Any, loc: Sequence[int | str]) -> list[str]:
-    """Field names of the dataclass that sits at `loc` below `cls`."""
-    for part in loc:
+def _shown(value: Any, limit: int = 200) -> str:
+    text = repr(value)
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]} ... ({len(text):,} characters)"
+
+
+def _fields_at(cls: Any, path: Sequence[int | str]) -> list[str]:
+    """Names of the fields of the dataclass at `path` below `cls`."""
+    for part in path:
         if not dataclasses.is_dataclass(cls):
             return []
-        hints = {f.name: f.type for f in dataclasses.fields(cls)}
+        hints = {field.name: field.type for field in dataclasses.fields(cls)}
         hint = hints.get(str(part))
         if isinstance(hint, str):  # `from __future__ import annotations` makes them strings
             hint = vars(sys.modules[cls.__module__]).get(hint)
         cls = hint
-    return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    if not dataclasses.is_dataclass(cls):
+        return []
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 def did_you_mean(word: str, names: list[str]) -> str:
+    """The end of a message about an unknown name."""
     close = difflib.get_close_matches(word, names, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"

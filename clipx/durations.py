@@ -1,13 +1,18 @@
-"""Lengths of training, `3 epochs`, and times, `23h30m`, as a config writes them."""
+"""Lengths of training such as `3 epochs`, and times such as `23h30m`, as text in a config."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-MAX_AMOUNT = 1e15  # of a duration: below 2^53 steps or samples are exact in a float
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+MAX_AMOUNT = 1e15  # below 2^53, a float holds steps and samples exactly
+_MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 _DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*([kMB]?)\s*(steps?|epochs?|samples?)\s*$")
+_TIME = re.compile(
+    r"^\s*(?:([0-9.]+)\s*d(?:ays?)?)?\s*(?:([0-9.]+)\s*h(?:ours?)?)?\s*"
+    r"(?:([0-9.]+)\s*m(?:in(?:utes?)?)?)?\s*(?:([0-9.]+)\s*(?:s(?:ec(?:onds?)?)?)?)?\s*$"
+)
+_UNIT_SECONDS = (86400, 3600, 60, 1)  # of the four groups in _TIME
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,11 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> Duration:
+        """Raises ValueError."""
         match = _DURATION.match(text)
-        amount = 0.0 if match is None else float(match[1]) * _UNITS[match[2]]
+        amount = 0.0
+        if match is not None:
+            amount = float(match[1]) * _MULTIPLES[match[2]]
         if match is None or not 0 < amount < MAX_AMOUNT:
             raise ValueError(
                 f"{text!r} is not a duration; "
@@ -30,26 +38,21 @@ class Duration:
 
     def steps(self, *, global_batch_size: int, epoch_samples: int) -> int:
         """Optimizer steps, rounded to the nearest and at least 1."""
-        samples_per_unit = {"step": global_batch_size, "sample": 1, "epoch": epoch_samples}[
-            self.unit
-        ]
-        return max(1, round(self.amount * samples_per_unit / global_batch_size))
-
-
-_TIME = re.compile(
-    r"^\s*(?:([0-9.]+)\s*d(?:ays?)?)?\s*(?:([0-9.]+)\s*h(?:ours?)?)?\s*"
-    r"(?:([0-9.]+)\s*m(?:in(?:utes?)?)?)?\s*(?:([0-9.]+)\s*(?:s(?:ec(?:onds?)?)?)?)?\s*$"
-)
+        unit_samples = {"step": global_batch_size, "sample": 1, "epoch": epoch_samples}
+        samples = self.amount * unit_samples[self.unit]
+        return max(1, round(samples / global_batch_size))
 
 
 def parse_seconds(text: str | float) -> float:
     """`15 minutes`, `23h30m`, `1 day 2 hours`, `90s` or plain seconds. Raises ValueError."""
     match = _TIME.match(str(text))
-    try:
-        parts = [float(part or 0) for part in match.groups()] if match else []
-        seconds = sum(part * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
-    except ValueError:
-        seconds = 0.0
+    seconds = 0.0
+    if match is not None:
+        try:
+            for number, unit in zip(match.groups(), _UNIT_SECONDS, strict=True):
+                seconds += float(number or 0) * unit
+        except ValueError:  # such as 1.2.3
+            seconds = 0.0
     if not 0 < seconds < MAX_AMOUNT:
         raise ValueError(
             f"{text!r} is not a time; write for example '15 minutes', '23h30m' or 3600"

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from clipx import embed
 from clipx.config import Data, build, component, config, merge, parse_override, read_layers
+from clipx.contact_sheet import Guess, contact_sheet
 from clipx.distributed.runtime import Runtime, start
 from clipx.embed import Encoder
 from clipx.evaluators import zero_shot
@@ -24,7 +25,6 @@ from clipx.training.config import TrainConfig
 from clipx.training.evaluation import evaluate_each, evaluator_for, faults_of
 from clipx.training.precision import PrecisionKind, build_precision
 from clipx.types import Result, Setting, UserError
-from clipx.viz.contact_sheet import Guess, contact_sheet
 
 GUESSES = 12  # images of each set in the picture
 WIDTH = 140  # of tables in a log file, which has no terminal to fit

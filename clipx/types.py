@@ -109,7 +109,7 @@ class Loss(ABC):
 
 
 @dataclass(frozen=True)
-class Block:
+class CandidateBlock:
     """Candidates that a pool shows at once: n rows, those of one rank after those of another.
 
     rows: of each tensor that was shared, (n, ...)
@@ -131,7 +131,7 @@ class Candidates(Protocol):
 
     def visit(
         self,
-        compute: Callable[[Block], tuple[Tensor, ...]],
+        compute: Callable[[CandidateBlock], tuple[Tensor, ...]],
         reduce: tuple[Reduce, ...],
         *extra: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -170,7 +170,7 @@ class Negatives:
     ids: Tensor | None = None
 
 
-class Encoder(Protocol):
+class ImageTextEncoder(Protocol):
     """What evaluators, search and export need of a model. Rows are float32 and of unit norm."""
 
     @property
@@ -275,7 +275,9 @@ class Result:
 
 
 class Evaluator(Protocol):
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result: ...  # the same on all ranks
+    def evaluate(
+        self, encoder: ImageTextEncoder, setting: Setting
+    ) -> Result: ...  # the same on all ranks
 
 
 class Tracker(Protocol):

@@ -1,9 +1,8 @@
-"""YAML text from a person, read strictly: YAML 1.1 without surprises that change or lose a value.
+"""Parse YAML strictly: YAML 1.1 without rules that silently change or lose a value.
 
-- A key that occurs twice in one mapping is an error; YAML would keep the last one.
-- `2024-11-28` is text; YAML would make a date of it.
-- References (`&a`, `*a`) are allowed, but not to the value that they are part of, and not so many
-  that the expanded value is larger than `MAX_VALUES`.
+- A key that occurs twice in a mapping is an error; YAML would keep the last one.
+- `2024-11-28` is text, not a date.
+- References (`&a`, `*a`) must not form a cycle, nor expand to more than `MAX_VALUES` values.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ MAX_DEPTH = 64
 
 
 class YamlError(ValueError):
-    """The text is not YAML, or not a value that a config can hold."""
+    """The text is not YAML, or its value does not fit into a config."""
 
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML document; None for an empty one. Raises YamlError."""
-    if _bracket_depth(text) > MAX_DEPTH:  # for which PyYAML takes the square of the depth
+    # Before PyYAML, which takes time in proportion to the square of the depth.
+    if _bracket_depth(text) > MAX_DEPTH:
         raise YamlError(f"it is nested more than {MAX_DEPTH} levels deep")
     try:
         value = yaml.load(text, Loader=_StrictLoader)
@@ -38,7 +38,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_mapping(text: str) -> dict[str, Any] | None:
-    """The mapping in a YAML file that clipx itself has written; None where it is damaged."""
+    """The mapping in a file that clipx has written; None if it is damaged."""
     try:
         value = parse_yaml(text)
     except YamlError:
@@ -47,19 +47,24 @@ def parse_mapping(text: str) -> dict[str, Any] | None:
 
 
 def _bracket_depth(text: str) -> int:
-    """How deep brackets are nested, those in quoted text included."""
-    depth = deepest = 0
+    """How deep brackets are nested, including those in quoted text."""
+    depth = 0
+    deepest = 0
     for letter in text:
-        depth = max(0, depth + (letter in "[{") - (letter in "]}"))
-        deepest = max(deepest, depth)
+        if letter in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif letter in "]}":
+            depth = max(0, depth - 1)
     return deepest
 
 
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader without dates and without duplicate keys."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012  the name and type are PyYAML's
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    # PyYAML's attribute: first character of a scalar -> [(tag, pattern)].
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [resolver for resolver in resolvers if not resolver[0].endswith(":timestamp")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -81,19 +86,22 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _check_size(value: Any) -> None:
-    """Walk the value as a config is walked later. Raises YamlError."""
-    left = MAX_VALUES
+    """Count values and depth with references expanded. Raises YamlError."""
+    num_values = 0
     stack = [(value, 0)]
     while stack:
         item, depth = stack.pop()
-        left -= 1
+        num_values += 1
         if depth > MAX_DEPTH:
             raise YamlError(
                 f"it is nested more than {MAX_DEPTH} levels deep, or a value refers to itself"
             )
-        if left < 0:
+        if num_values > MAX_VALUES:
             raise YamlError(f"it has more than {MAX_VALUES:,} values, references expanded")
         if isinstance(item, dict):
-            stack += [(part, depth + 1) for pair in item.items() for part in pair]
+            parts = [*item.keys(), *item.values()]
         elif isinstance(item, list | set | tuple):
-            stack += [(part, depth + 1) for part in item]
+            parts = list(item)
+        else:
+            continue
+        stack += [(part, depth + 1) for part in parts]

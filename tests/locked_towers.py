@@ -30,8 +30,8 @@ def write_bert(folder: Path) -> Path:
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    told = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 32}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    content = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 32}
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
     return folder
 
 

@@ -11,8 +11,8 @@ def assert_same_with_gradients(
 ) -> None:
     weight = torch.randn(one.shape, generator=torch.Generator().manual_seed(2), dtype=one.dtype)
     torch.testing.assert_close(one, other, rtol=tol, atol=tol)
-    found = torch.autograd.grad((one * weight).sum(), inputs)
+    actual = torch.autograd.grad((one * weight).sum(), inputs)
     expected = torch.autograd.grad((other * weight).sum(), inputs)
-    for mine, theirs in zip(found, expected, strict=True):
-        allowed = tol * (1 + theirs.abs().max().item())
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=allowed)
+    for value, reference in zip(actual, expected, strict=True):
+        allowed = tol * (1 + reference.abs().max().item())
+        torch.testing.assert_close(value, reference, rtol=0, atol=allowed)

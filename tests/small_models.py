@@ -106,7 +106,7 @@ def small_trunks() -> Iterator[None]:
 
 
 def stirred(model: nn.Module) -> nn.Module:
-    """With noise on every parameter and statistic, so that one left out shows."""
+    """Add noise to each parameter and statistic, so that a missing one changes the result."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -142,7 +142,7 @@ def captions(
 def write_folder(cfg: dict[str, Any], folder: Path) -> str:
     """A folder as open_clip's `local-dir:`, without weights; returns the model's name."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"model_cfg": {k: v for k, v in cfg.items() if k != "preprocess_cfg"}}
-    told["preprocess_cfg"] = cfg.get("preprocess_cfg", {})
-    (folder / "open_clip_config.json").write_text(json.dumps(told))
+    content = {"model_cfg": {k: v for k, v in cfg.items() if k != "preprocess_cfg"}}
+    content["preprocess_cfg"] = cfg.get("preprocess_cfg", {})
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
     return f"local-dir:{folder}"

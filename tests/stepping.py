@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.distributed.runtime import Runtime
-from clipx.distributed.wrap import Alone
+from clipx.distributed.wrap import SingleProcess
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.image_text import ImageText
@@ -78,7 +78,7 @@ def learner(
     objective.setdefault("normalize", normalize)
     pairs = ImageText(encoder, loss or InfoNCE(), **objective)
     precision = Precision(dtype, device, scaler)
-    return Learner(ONE_PROCESS, encoder, pairs, Alone(pairs), optimizer, precision)
+    return Learner(ONE_PROCESS, encoder, pairs, SingleProcess(pairs), optimizer, precision)
 
 
 STEP_SETTINGS = {"clip_grad_norm", "micro_batch_size", "average", "mark"}

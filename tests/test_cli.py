@@ -74,9 +74,9 @@ def config(tmp_path: Path, corpus: Path) -> Path:
 def test_a_wrong_command_exits_with_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    code, said = clipx(capsys, *arguments)
+    code, output = clipx(capsys, *arguments)
     assert code == 2
-    assert message in said
+    assert message in output
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_wrong_command_exits_with_2(
         ("duration=soon", "duration: 'soon' is not a duration; write for example '2000 steps'"),
         ("data.shards=nowhere/*.tar", "no shard matches 'nowhere/*.tar'"),
         ("data.shards=nowhere.tar", "shard nowhere.tar does not exist"),
-        ("model.name=nowhere.json", "model.name nowhere.json does not exist"),
+        ("model.name=nowhere.json", "model file nowhere.json does not exist"),
         ("model.name=ViT-B-33", "did you mean ViT-B-32"),
         ("loss=infonc", "did you mean 'infonce'?"),
         ("run_dir={file}/run", "cannot be written: "),
@@ -96,36 +96,36 @@ def test_a_wrong_command_exits_with_2(
         ("data.shards={file}", "is not a tar file or is cut inside its first member"),
     ],
 )
-def test_a_mistake_in_training_is_told_before_the_first_step(
+def test_a_mistake_in_training_is_reported_before_the_first_step(
     capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path, override: str, message: str
 ) -> None:
     file = tmp_path / "file"
     file.write_text("some text")
-    code, said = clipx(capsys, "train", config, override.format(file=file))
+    code, output = clipx(capsys, "train", config, override.format(file=file))
     assert code == 2
-    assert message in said
-    assert "Traceback" not in said
+    assert message in output
+    assert "Traceback" not in output
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the mistake needs a machine without CUDA")
 def test_a_missing_gpu_is_named(capsys: pytest.CaptureFixture[str], config: Path) -> None:
-    code, said = clipx(capsys, "train", config, "device=cuda")
+    code, output = clipx(capsys, "train", config, "device=cuda")
     assert code == 2
-    assert "device cuda: no CUDA device is visible" in said
+    assert "device cuda: no CUDA device is visible" in output
 
 
 def test_a_run_folder_belongs_to_its_config(
     capsys: pytest.CaptureFixture[str], config: Path, corpus: Path
 ) -> None:
     assert clipx(capsys, "train", config)[0] == 0
-    code, said = clipx(capsys, "train", config, "seed=1", "optim.lr=1", "log_every=1 step")
+    code, output = clipx(capsys, "train", config, "seed=1", "optim.lr=1", "log_every=1 step")
     assert code == 2
-    assert "belongs to another config: optim.lr, seed differ" in said
+    assert "belongs to another config: optim.lr, seed differ" in output
     (corpus / "00002.tar").unlink()
-    code, said = clipx(capsys, "train", config, "duration=3 steps")
+    code, output = clipx(capsys, "train", config, "duration=3 steps")
     assert code == 2
-    assert "is not the one that" in said.replace("\n", " ")
+    assert "is not the one that" in output.replace("\n", " ")
 
 
 @pytest.fixture
@@ -152,14 +152,14 @@ def test_mistakes_of_eval_are_named(
         ([run, "--set", captions, "--picture", tmp_path / "a.png"], "no classification set"),
         ([tmp_path, "--set", captions], "holds no usable checkpoint"),
     ):
-        code, said = clipx(capsys, "eval", *arguments)
+        code, output = clipx(capsys, "eval", *arguments)
         assert code == 2
-        assert message in said
+        assert message in output
     os.truncate(checkpoint / "model.safetensors", 100)
     for path, message in ((checkpoint, "is damaged: model.safetensors has 100"), (run, "skipped")):
-        code, said = clipx(capsys, "eval", path, "--set", captions)
+        code, output = clipx(capsys, "eval", path, "--set", captions)
         assert code == 2
-        assert message in said
+        assert message in output
 
 
 def test_an_interrupt_exits_with_130(

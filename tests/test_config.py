@@ -11,7 +11,7 @@ import yaml
 
 from clipx.config import build, differences, load, merge, parse_override, to_data, to_yaml
 from clipx.losses import infonce
-from clipx.training.config import Plan, TrainConfig
+from clipx.training.config import RunPlan, TrainConfig
 from clipx.types import UserError
 
 BASE: dict[str, Any] = {
@@ -168,7 +168,7 @@ def test_each_mistake_is_named_by_its_path(base: Path, override: str) -> None:
         load(TrainConfig, base, [override])
 
 
-def test_all_mistakes_are_told_at_once(base: Path) -> None:
+def test_all_mistakes_are_reported_at_once(base: Path) -> None:
     wrong = ["optim.lrr=1", "loss=infonc", "seed=-1", "data.workers=x"]
     with pytest.raises(UserError) as caught:
         load(TrainConfig, base, wrong)
@@ -257,11 +257,11 @@ def test_differences_are_dotted_paths() -> None:
 
 def test_a_plan_counts_in_steps_and_names_every_bad_duration(base: Path) -> None:
     settings = ["optim.warmup=16 samples", "evaluators.x={name: zero_shot, path: p}"]
-    plan = Plan.of(load(TrainConfig, base, settings), epoch_samples=80)
+    plan = RunPlan.of(load(TrainConfig, base, settings), epoch_samples=80)
     assert (plan.total, plan.warmup, plan.evaluate_every) == (20, 2, {"x": 20})
     assert plan.cooldown == 4, "a fifth of the run, where nothing is said"
     longer = load(TrainConfig, base, ["optim.schedule={kind: wsd, cooldown: 1 epochs}"])
-    assert Plan.of(longer, epoch_samples=80).cooldown == 10
+    assert RunPlan.of(longer, epoch_samples=80).cooldown == 10
     wrong = load(TrainConfig, base, ["duration=soon", "log_every='5'", *settings[1:]])
     with pytest.raises(UserError, match=r"(?s)^duration: 'soon' is not.*\nlog_every: '5' is not"):
-        Plan.of(wrong, epoch_samples=80)
+        RunPlan.of(wrong, epoch_samples=80)

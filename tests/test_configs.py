@@ -11,7 +11,7 @@ from clipx.config import load
 from clipx.eval_verb import Suite
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import read_model_json
-from clipx.training.config import Plan, TrainConfig
+from clipx.training.config import RunPlan, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted((ROOT / "configs/run").rglob("*.yaml"))
@@ -36,7 +36,7 @@ def test_a_run_loads_with_its_model_loss_and_durations(
     config = load(TrainConfig, path)
     config.loss.build()
     assert config.model.read()["embed_dim"] > 0
-    plan = Plan.of(config, epoch_samples=100_000)
+    plan = RunPlan.of(config, epoch_samples=100_000)
     assert plan.warmup <= plan.total
 
 

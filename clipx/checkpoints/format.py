@@ -36,8 +36,8 @@ from clipx.checkpoints.manifest import list_checkpoints as list_checkpoints
 from clipx.checkpoints.manifest import newest_valid as newest_valid
 from clipx.checkpoints.manifest import verify as verify
 from clipx.checkpoints.train_state import PARTS as PARTS
-from clipx.checkpoints.train_state import Checkpoint, read_state, training_parts
 from clipx.checkpoints.train_state import LaterVersion as LaterVersion
+from clipx.checkpoints.train_state import LoadedCheckpoint, read_state, training_parts
 from clipx.checkpoints.train_state import Training as Training
 from clipx.checkpoints.train_state import TrainState as TrainState
 from clipx.data.preprocessing import Preprocessing
@@ -164,7 +164,7 @@ def _write_texts(folder: Path, state: TrainState, about: About) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) -> Checkpoint:
+def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) -> LoadedCheckpoint:
     """Load a verified checkpoint to continue training. Raises UserError if a file is broken
     although it is as its manifest lists it, and LaterVersion if a later version wrote it.
 
@@ -177,7 +177,7 @@ def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) ->
             raise ValueError(f"{optimizer_files.file_of(0)} is missing")
         parts["optimizer"] = optimizer_files.load(path, parts["optimizer"], target)
         averages = path / "ema.safetensors"
-        return Checkpoint(
+        return LoadedCheckpoint(
             path=path,
             state=state,
             weights=load_file(path / "model.safetensors"),

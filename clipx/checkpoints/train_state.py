@@ -69,8 +69,8 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A loaded checkpoint."""
+class LoadedCheckpoint:
+    """A checkpoint in memory."""
 
     path: Path
     state: TrainState

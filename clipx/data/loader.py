@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -26,7 +26,7 @@ from clipx.data.corpus import Corpus, Sample
 from clipx.data.order import batch_positions, hash_of, uniforms
 from clipx.data.preprocessing import center
 from clipx.data.sample import BadSample
-from clipx.data.tokenizers import Tokenizer, pad
+from clipx.data.tokenizers import CachedTokenizer, Tokenizer, pad
 from clipx.types import Batch, RankError, UserError
 
 WORKER_GRACE_SECONDS = 120  # after a SIGTERM not sent by the parent, which needs a last batch
@@ -90,7 +90,8 @@ class Batches:
     ) -> None:
         self.config = config
         self.corpus = corpus
-        self.tokenizer = tokenizer
+        # A corpus that is decoded once is small, and its captions can be tokenized once too.
+        self.tokenizer = tokenizer if config.decoded_cache is None else CachedTokenizer(tokenizer)
         self.image_size = image_size
         self.context_length = context_length
         self.global_batch_size = global_batch_size
@@ -171,7 +172,7 @@ class Batches:
             self.corpus.prefetch(np.concatenate(positions))
 
 
-def load(batches: BatchSource, first: int, stop: int) -> Iterator[Loaded]:
+def load(batches: BatchSource, first: int, stop: int) -> Generator[Loaded, None, None]:
     """This rank's parts of the global batches first ... stop - 1, in order. Raises UserError."""
     limit = batches.config.max_bad_fraction
     num_samples = 0

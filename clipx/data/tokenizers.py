@@ -172,6 +172,25 @@ def build_tokenizer(text_cfg: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
+class CachedTokenizer:
+    """A tokenizer that keeps the ids of the first `max_texts` different texts of this process, for
+    a small corpus whose captions come again in each epoch."""
+
+    def __init__(self, tokenizer: Tokenizer, max_texts: int = 1 << 18) -> None:
+        self.pad_id = tokenizer.pad_id
+        self._tokenizer = tokenizer
+        self._max_texts = max_texts
+        self._ids: dict[tuple[str, int], list[int]] = {}
+
+    def encode(self, text: str, context_length: int) -> list[int]:
+        ids = self._ids.get((text, context_length))
+        if ids is None:
+            ids = self._tokenizer.encode(text, context_length)
+            if len(self._ids) < self._max_texts:
+                self._ids[text, context_length] = ids
+        return ids
+
+
 def pad(
     captions: list[list[int]],
     pad_id: int,

@@ -87,7 +87,8 @@ def pass_right(tensors: Sequence[Tensor], tag: int) -> Callable[[], tuple[Tensor
     """
     if not tensors:  # torch refuses an exchange of nothing
         return tuple
-    rank, size = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
+    size = dist.get_world_size()
     sent = [tensor.contiguous() for tensor in tensors]
     received = tuple(torch.empty_like(tensor) for tensor in sent)
     # One call for both directions: with send first and receive later, two ranks on NCCL would

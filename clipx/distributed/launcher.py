@@ -88,7 +88,8 @@ _TASKS_PER_NODE = r"[0-9]{1,6}(\(x[0-9]{1,6}\))?(,[0-9]{1,6}(\(x[0-9]{1,6}\))?)*
 
 def first_host(nodelist: str) -> str:
     """`gpu[003-010,12],x1` -> `gpu003`"""
-    return re.sub(r"\[(\w+)[^]]*\]", r"\1", re.split(r",(?![^[]*\])", nodelist)[0])
+    first = re.split(r",(?![^[]*\])", nodelist)[0]  # commas in brackets separate numbers
+    return re.sub(r"\[(\w+)[^]]*\]", r"\1", first)
 
 
 def tasks_per_node(text: str) -> list[int]:

@@ -52,7 +52,8 @@ class Monitor:
 
     def __init__(self, runtime: Runtime, *, timeout_seconds: float) -> None:
         """All ranks take part."""
-        self._rank, self._size = runtime.rank, runtime.world_size
+        self._rank = runtime.rank
+        self._size = runtime.world_size
         self._timeout = timeout_seconds
         self._host = socket.gethostname()
         self._count = 0
@@ -156,5 +157,5 @@ def verdict(rank: int, before: list[Beat], after: list[Beat]) -> str:
 
 def _describe(ranks: list[int], beats: list[Beat]) -> str:
     shown = ", ".join(f"rank {r} on {beats[r].host}" for r in ranks[:4])
-    more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
-    return f"{shown}{more} {'has' if len(ranks) == 1 else 'have'}"
+    rest = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
+    return f"{shown}{rest} {'has' if len(ranks) == 1 else 'have'}"

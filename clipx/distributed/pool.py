@@ -1,12 +1,13 @@
-"""Where a loss finds its candidates. Losses know arithmetic; pools know ranks.
+"""Pools: the candidates of a loss, from this rank or from all. Losses know arithmetic; pools know
+ranks.
 
 With B rows on each of R ranks, all pools but the local one show the same R * B candidates and give
-the same losses. They differ in what travels and in what a rank holds: docs/distributed.md has the
-formulas.
+the same losses. They differ in communication and memory: docs/distributed.md has the formulas.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -24,9 +25,9 @@ from clipx.distributed.collectives import (
     pass_right,
     reduce_scatter,
 )
-from clipx.types import Block, Candidates, Pool, Reduce
+from clipx.types import CandidateBlock, Candidates, Pool, Reduce
 
-Compute = Callable[[Block], tuple[Tensor, ...]]
+Compute = Callable[[CandidateBlock], tuple[Tensor, ...]]
 
 
 @config
@@ -36,7 +37,7 @@ class PoolConfig:
     kind: Literal["auto", "local", "gathered", "chunked", "ring"] = "auto"
     """local: this rank's own. The others: those of all ranks; gathered holds all at once, chunked
     `chunk` rows of each rank at a time, ring those of one rank at a time. auto: gathered, or
-    local where there is one rank."""
+    local with a single rank."""
     chunk: int = Field(default=64, ge=1)
     """Rows of each rank that a chunked pool gathers at a time."""
     queue: int = Field(default=0, ge=0)
@@ -66,47 +67,46 @@ class LocalPool:
         return rows.detach() if self._world_size == 1 else gather_batch(rows)
 
 
-class GatheredPool:
-    """All rows are gathered once, and held until the loss is done: one block."""
+class GlobalPool(ABC):
+    """Candidates are the rows of all ranks."""
 
     def __init__(self) -> None:
         self._check_even = EvenRows()
 
     def share(self, *rows: Tensor) -> Candidates:
         self._check_even(rows)
-        return _Gathered(len(rows[0]), tuple(all_gather(tensor) for tensor in rows))
+        return self._candidates(rows)
 
     def gather(self, rows: Tensor) -> Tensor:
         return gather_batch(rows)
 
+    @abstractmethod
+    def _candidates(self, rows: tuple[Tensor, ...]) -> Candidates: ...
 
-class ChunkedPool:
+
+class GatheredPool(GlobalPool):
+    """All rows are gathered once and held until the loss is done: one block."""
+
+    def _candidates(self, rows: tuple[Tensor, ...]) -> Candidates:
+        return _Gathered(len(rows[0]), tuple(map(all_gather, rows)))
+
+
+class ChunkedPool(GlobalPool):
     """`chunk` rows of each rank are gathered at a time: blocks of R * chunk candidates."""
 
     def __init__(self, chunk: int) -> None:
+        super().__init__()
         self.chunk = chunk
-        self._check_even = EvenRows()
 
-    def share(self, *rows: Tensor) -> Candidates:
-        self._check_even(rows)
+    def _candidates(self, rows: tuple[Tensor, ...]) -> Candidates:
         return _Chunked(rows, self.chunk)
 
-    def gather(self, rows: Tensor) -> Tensor:
-        return gather_batch(rows)
 
-
-class RingPool:
+class RingPool(GlobalPool):
     """Each rank's rows go once around the ring of ranks: R blocks of B candidates."""
 
-    def __init__(self) -> None:
-        self._check_even = EvenRows()
-
-    def share(self, *rows: Tensor) -> Candidates:
-        self._check_even(rows)
+    def _candidates(self, rows: tuple[Tensor, ...]) -> Candidates:
         return _Ring(rows)
-
-    def gather(self, rows: Tensor) -> Tensor:
-        return gather_batch(rows)
 
 
 def gather_batch(rows: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class _Local:
     def visit(
         self, compute: Compute, reduce: tuple[Reduce, ...], *extra: Tensor
     ) -> tuple[Tensor, ...]:
-        return compute(Block((*self.rows, *extra), range(len(self.rows[0])), 0))
+        return compute(CandidateBlock((*self.rows, *extra), range(len(self.rows[0])), 0))
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ class _Gathered:
         self, compute: Compute, reduce: tuple[Reduce, ...], *extra: Tensor
     ) -> tuple[Tensor, ...]:
         rows = (*self.rows, *map(all_gather, extra))
-        results = compute(Block(rows, range(self.local_size), dist.get_rank() * self.local_size))
+        results = compute(
+            CandidateBlock(rows, range(self.local_size), dist.get_rank() * self.local_size)
+        )
         return tuple(map(reduce_scatter, results, reduce))
 
 
@@ -153,10 +155,11 @@ class _Chunked:
     ) -> tuple[Tensor, ...]:
         size = len(self.rows[0])
         reduced: list[tuple[Tensor, ...]] = []
+        # A rank holds the rows of one chunk at a time, and its results are reduced before the next.
         for start in range(0, size, self.chunk):
             own = range(start, min(start + self.chunk, size))
             rows = tuple(all_gather(r[own.start : own.stop]) for r in (*self.rows, *extra))
-            results = compute(Block(rows, own, dist.get_rank() * len(own)))
+            results = compute(CandidateBlock(rows, own, dist.get_rank() * len(own)))
             reduced.append(tuple(map(reduce_scatter, results, reduce)))
         return tuple(map(torch.cat, zip(*reduced, strict=True)))
 
@@ -174,13 +177,14 @@ class _Ring:
         `compute` works on these. Results follow their rows one step behind: the first other rank
         starts them, each adds its own, and the last one's right neighbor is the owner.
         """
-        size, last = len(self.rows[0]), dist.get_world_size() - 1
+        num_ranks = dist.get_world_size()
         rows = (*self.rows, *extra)
+        own = range(len(self.rows[0]))
         own_results: tuple[Tensor, ...] = ()
         arriving: Callable[[], tuple[Tensor, ...]] | None = None
-        for hop in range(last + 1):
-            next_rows = pass_right(rows, tag=0) if hop < last else None
-            results = compute(Block(rows, range(size if hop == 0 else 0), 0))
+        for hop in range(num_ranks):
+            next_rows = pass_right(rows, tag=0) if hop < num_ranks - 1 else None
+            results = compute(CandidateBlock(rows, own if hop == 0 else range(0), 0))
             if arriving is not None:
                 results = tuple(map(combine, results, arriving(), reduce))
             if hop == 0:

@@ -89,6 +89,7 @@ class Runtime:
                     results.append(function())
                 except UserError as error:
                     fault = str(error)
+            # A collective after each turn, also of ranks whose turn it is not.
             self.agree(fault)
         return results[0]
 
@@ -140,7 +141,7 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
         )
     if accelerator.num_processes != world_size:
         raise UserError(
-            f"the launcher asked for {world_size} processes, "
+            f"the launcher was started for {world_size} processes, "
             f"but {accelerator.num_processes} joined; "
             "launch with torchrun, or with `accelerate launch --multi_gpu` "
             "(and ACCELERATE_USE_CPU=true without GPUs)"

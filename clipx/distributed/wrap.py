@@ -46,7 +46,7 @@ class Wrapped(ABC):
         """Called after the last backward of a step."""
 
 
-class Alone(Wrapped):
+class SingleProcess(Wrapped):
     """One rank: no process group, no hooks."""
 
     title = ""
@@ -64,7 +64,7 @@ class Alone(Wrapped):
         """Gradients are complete."""
 
 
-class Copied(Wrapped):
+class Replicated(Wrapped):
     """A copy on every rank. Gradients are exchanged in backward, bucket by bucket."""
 
     title = " (DDP)"
@@ -102,6 +102,7 @@ class Sharded(Wrapped):
             # Half the bytes to gather; sums of gradients over ranks stay exact.
             policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         blocks, self._roots = objective.shards()
+        # Blocks first: a root then shards only the parameters that are left.
         for module in [*blocks, *self._roots]:
             fully_shard(module, mp_policy=policy)
         self._objective = objective
@@ -153,14 +154,15 @@ def wrap(
     parallel: Parallel = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Wrapped:
-    """The objective, moved to this rank's device, as `parallel` says; alone with one rank.
+    """Move the objective to this rank's device and wrap it by `parallel`; on one rank, leave it
+    alone.
 
     objective: `clipx.objectives.objective.Objective`
     dtype: of matmuls; weights and sums of gradients are float32 whatever it is
     """
     objective.to(runtime.device)
     if runtime.world_size == 1:
-        return Alone(objective)
+        return SingleProcess(objective)
     if chosen(parallel) == "ddp":
-        return Copied(objective, runtime.device)
+        return Replicated(objective, runtime.device)
     return Sharded(objective, dtype)

@@ -11,7 +11,7 @@ from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.distributed import on_main
 from clipx.evaluators.labeled_set import LabeledConfig
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 
 @config
@@ -52,7 +52,7 @@ class Anomaly:
         if self.anomalous.all() or not self.anomalous.any():
             raise UserError(f"test split of {path} needs images of normal and of other classes")
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
         # On rank 0: ranks of one machine share its cores, and would all compute the same.

@@ -17,7 +17,7 @@ from clipx.evaluators.distributed import embed_texts, on_main
 from clipx.evaluators.labeled_set import LabeledSet
 from clipx.evaluators.test_sets import read_lines
 from clipx.files import write_whole
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 PROMPTS = 8192  # embedded before they are averaged: the 80,000 of ImageNet need not be held
 
@@ -51,7 +51,7 @@ def _check_templates(templates: Sequence[str]) -> None:
 
 
 def classifier(
-    encoder: Encoder,
+    encoder: ImageTextEncoder,
     class_names: Sequence[str],
     templates: Sequence[str],
     setting: Setting | None = None,
@@ -74,7 +74,10 @@ def classifier(
 
 
 def _embed_classes(
-    encoder: Encoder, class_names: Sequence[str], templates: Sequence[str], setting: Setting
+    encoder: ImageTextEncoder,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    setting: Setting,
 ) -> Tensor:
     # Classes of the same name get the same row, bit by bit, and are embedded once.
     distinct = list(dict.fromkeys(class_names))

@@ -10,7 +10,7 @@ from torch import Tensor
 from clipx.config import config
 from clipx.evaluators.distributed import on_main
 from clipx.evaluators.labeled_set import LabeledConfig
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 STARTS = 10  # of k-means; the best is kept
 
@@ -37,7 +37,7 @@ class Clustering:
                 "more, and more images than classes"
             )
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         features = self.set.features(encoder, setting)
         nmi, ari = on_main(setting, self._agreement, features)
         # No intervals: k-means sees the very images that are counted, and both measures shift with

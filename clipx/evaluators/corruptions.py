@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from clipx.types import Encoder
+from clipx.types import ImageTextEncoder
 
 # Name -> strength at severities 1 to 5, in the unit given in `corrupt`.
 CORRUPTIONS = {
@@ -32,7 +32,7 @@ CORRUPTIONS = {
 GRAY = (128, 128, 128)
 
 
-def fitted_picture(image: Tensor, encoder: Encoder) -> Image.Image:
+def fitted_picture(image: Tensor, encoder: ImageTextEncoder) -> Image.Image:
     """The model's view of a (3, H, W) uint8 image. It is changed after the crop, so that a change
     of nothing costs no accuracy, whatever the model's resizing leaves out."""
     pixels = encoder.fit(image).permute(1, 2, 0).contiguous()

@@ -11,7 +11,7 @@ from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.distributed import on_main
 from clipx.evaluators.labeled_set import LabeledConfig
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 BLOCK = 1024  # rows of the matrix of similarities that are held at a time
 
@@ -35,7 +35,7 @@ class Dedup:
         if len(self.set) < 2:
             raise UserError(f"test set {settings.path} has one image: there is no other to compare")
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         features = self.set.features(encoder, setting)
         keys = [self.set.images.keys[row] for row in first_of_groups(self.set.label)]
         return on_main(setting, dedup_result, features, self.set.label, self.threshold, keys)

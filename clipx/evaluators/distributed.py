@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipx.evaluators.test_sets import UndecodableImage, gray
 from clipx.metrics.embedding import not_unit
-from clipx.types import EmbeddingError, Encoder, Result, Setting, StopRequested, UserError
+from clipx.types import EmbeddingError, ImageTextEncoder, Result, Setting, StopRequested, UserError
 
 T = TypeVar("T")
 IMAGES_PER_BATCH = 64
@@ -81,7 +81,7 @@ def on_main(setting: Setting, compute: Callable[..., T], *arguments: Any) -> T:
     return exchange(setting, result)[0]
 
 
-def run_evaluator(config: Any, encoder: Encoder, setting: Setting) -> Result:
+def run_evaluator(config: Any, encoder: ImageTextEncoder, setting: Setting) -> Result:
     """Build one evaluator and run it. All ranks take part, and all return or all raise.
 
     config: a component of this package or of another one
@@ -106,7 +106,7 @@ def run_evaluator(config: Any, encoder: Encoder, setting: Setting) -> Result:
 
 
 def embed_images(
-    encoder: Encoder, read: Callable[[int], Tensor], keys: Sequence[str], setting: Setting
+    encoder: ImageTextEncoder, read: Callable[[int], Tensor], keys: Sequence[str], setting: Setting
 ) -> Tensor:
     """(N, D) features of read(0), read(1) ..., each (3, H, W) uint8, on all ranks. Equal images
     have equal features, bit by bit. An image that does not decode is embedded as a gray one.
@@ -147,7 +147,7 @@ def embed_images(
     return features
 
 
-def embed_texts(encoder: Encoder, texts: Sequence[str], setting: Setting) -> Tensor:
+def embed_texts(encoder: ImageTextEncoder, texts: Sequence[str], setting: Setting) -> Tensor:
     """(N, D) features on all ranks. Equal texts have equal features, bit by bit."""
     distinct = list(dict.fromkeys(texts))
 

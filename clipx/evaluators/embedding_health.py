@@ -12,7 +12,7 @@ from clipx.config import config
 from clipx.evaluators.distributed import embed_images, embed_texts, on_main
 from clipx.evaluators.test_sets import read_captioned
 from clipx.metrics import embedding
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 NEIGHBORS = 10
 # A trained CLIP has a uniformity of about -2 to -3.5 and uses tens of dimensions or more; an
@@ -47,7 +47,7 @@ class EmbeddingHealth:
         self.images = captioned.images
         self.captions = [captioned.captions[row] for row in captioned.first_captions()]
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         image = embed_images(encoder, self.images.image, self.images.keys, setting)
         text = embed_texts(encoder, self.captions, setting)
         return on_main(setting, health, image, text)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from clipx import metrics
 from clipx.config import component, config
-from clipx.types import Encoder, Evaluator, Result, Setting, UserError
+from clipx.types import Evaluator, ImageTextEncoder, Result, Setting, UserError
 
 
 @config
@@ -51,7 +52,7 @@ class Fairness:
         self.inner = inner
         self.slices = slices
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         whole = self.inner.evaluate(encoder, setting)
         if not whole.samples:
             raise UserError("fairness.of has no value for each sample to be sliced")
@@ -82,23 +83,21 @@ def slice_result(whole: Result, slices: list[str]) -> Result:
         result.add_rate(metric, values, weights, interval=interval)
 
         groups = []
-        means = []
-        rows = []
+        rows: list[dict[str, Any]] = []
         for slice_number, name in enumerate(names):
             members = number == slice_number
-            of_slice = weights[members] if weights is not None else None
-            groups.append((values[members], of_slice))
-            mean = metrics.weighted_mean(values[members], of_slice)
-            means.append(mean)
-            ends = metrics.ends(metrics.rate_interval(values[members], of_slice))
-            row = {"metric": metric, "slice": name, "samples": int(members.sum()), "value": mean}
-            rows.append(row | ends)
-        result.tables["slices"] += sorted(rows, key=lambda row: row["value"])
+            group = (values[members], None if weights is None else weights[members])
+            groups.append(group)
+            row = {"metric": metric, "slice": name, "samples": int(members.sum())}
+            rows.append(row | metrics.rate_row("value", *group))
+        rows.sort(key=lambda row: row["value"])
+        result.tables["slices"] += rows
 
         # The worst slice is selected by the samples it is measured on: the interval allows for it.
-        result.add(f"{metric}-worst_slice", min(means), metrics.worst_interval(groups))
+        worst = rows[0]["value"]
+        result.add(f"{metric}-worst_slice", worst, metrics.worst_interval(groups))
         # No interval: the best less the worst of equal slices is above 0 by noise alone.
-        result.add(f"{metric}-slice_gap", max(means) - min(means))
+        result.add(f"{metric}-slice_gap", rows[-1]["value"] - worst)
     result.add("num_samples", len(slices))
     result.add("num_slices", len(names))
     return result

@@ -9,7 +9,7 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.labeled_set import LabeledConfig, read_train_and_test
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 
 @config
@@ -31,7 +31,7 @@ class Knn:
         if self.k > len(self.train):
             raise UserError(f"k {self.k} is more than the {len(self.train)} training samples")
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
         predicted = vote(train, self.train.label, test, self.k, len(self.train.names))

@@ -26,7 +26,7 @@ from clipx.evaluators.test_sets import (
     read_shards,
     split_folder,
 )
-from clipx.types import Encoder, Setting, UserError
+from clipx.types import ImageTextEncoder, Setting, UserError
 
 
 @config
@@ -69,7 +69,7 @@ class LabeledSet:
             return self
         return self.subset(torch.arange(limit) * len(self) // limit)
 
-    def features(self, encoder: Encoder, setting: Setting) -> Tensor:
+    def features(self, encoder: ImageTextEncoder, setting: Setting) -> Tensor:
         """(N, D)"""
         return embed_images(encoder, self.images.image, self.images.keys, setting)
 

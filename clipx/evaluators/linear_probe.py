@@ -17,7 +17,7 @@ from clipx.config import config
 from clipx.evaluators.classifier import add_accuracy
 from clipx.evaluators.distributed import on_main
 from clipx.evaluators.labeled_set import LabeledConfig, LabeledSet, read_train_and_test
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 STEPS_PER_DECADE = 8
 COARSE = range(-6, 7, 2)  # exponents of ten of the first strengths; the sweep stays within them
@@ -44,7 +44,7 @@ class LinearProbe:
         train, self.test = read_train_and_test(settings, settings.train_split)
         self.train = few_shot(train, settings.shots, settings.seed)
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
         scores, strength = on_main(setting, self._fit_and_score, train, test, setting)

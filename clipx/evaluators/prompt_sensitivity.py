@@ -13,7 +13,7 @@ from clipx.config import config
 from clipx.evaluators.classifier import classifier, nearest_class_hits
 from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.evaluators.zero_shot import ZeroShot
-from clipx.types import Encoder, Result, Setting
+from clipx.types import ImageTextEncoder, Result, Setting
 
 
 @config
@@ -32,7 +32,7 @@ class PromptSensitivity:
         self.set = zero_shot.set
         self.templates = zero_shot.templates
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         features = self.set.features(encoder, setting)
 
         def hits(templates: list[str]) -> Tensor:
@@ -67,7 +67,6 @@ def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequenc
 
     rows = []
     for template, of_template in alone.items():
-        row = {"template": template, "top1": of_template.mean().item()}
-        rows.append(row | metrics.ends(metrics.rate_interval(of_template)))
+        rows.append({"template": template} | metrics.rate_row("top1", of_template))
     result.tables["templates"] = sorted(rows, key=lambda row: row["top1"])
     return result

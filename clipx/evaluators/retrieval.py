@@ -13,7 +13,7 @@ from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.distributed import embed_images, embed_texts, exchange
 from clipx.evaluators.test_sets import CaptionedSet, read_captioned
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 RECALLS = (1, 5, 10)
 
@@ -40,7 +40,7 @@ class Retrieval:
                 f"test set {captioned.images.path} has one image: there is no other to take it for"
             )
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         images = self.set.images
         image = embed_images(encoder, images.image, images.keys, setting)
         text = embed_texts(encoder, self.set.captions, setting)

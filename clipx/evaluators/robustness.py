@@ -19,7 +19,7 @@ from clipx.evaluators.corruptions import CORRUPTIONS, corrupt, fitted_picture
 from clipx.evaluators.distributed import embed_images
 from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.evaluators.zero_shot import ZeroShot
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 
 @config
@@ -50,7 +50,7 @@ class Robustness:
         self.templates = zero_shot.templates
         self.set = zero_shot.set.evenly_spaced(settings.limit)
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
         features = self.set.features(encoder, setting)
         clean = nearest_class_hits(features, weights, self.set.label)
@@ -62,14 +62,14 @@ class Robustness:
                 features = self._corrupted_features(name, severity, encoder, setting)
                 hits = nearest_class_hits(features, weights, self.set.label)
                 by_severity.append(hits)
-                row = {"corruption": name, "severity": severity, "top1": hits.mean().item()}
-                table.append(row | metrics.ends(metrics.rate_interval(hits)))
+                row = {"corruption": name, "severity": severity}
+                table.append(row | metrics.rate_row("top1", hits))
             # Per image, because severities of one image are not independent samples.
             corrupted[f"{name}-top1"] = torch.stack(by_severity).mean(0)
         return robustness_result(clean, corrupted, table, self.set.images.keys)
 
     def _corrupted_features(
-        self, name: str, severity: int, encoder: Encoder, setting: Setting
+        self, name: str, severity: int, encoder: ImageTextEncoder, setting: Setting
     ) -> Tensor:
         images = self.set.images
 

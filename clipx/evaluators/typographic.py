@@ -16,7 +16,7 @@ from clipx.evaluators.corruptions import fitted_picture
 from clipx.evaluators.distributed import embed_images
 from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.evaluators.zero_shot import ZeroShot
-from clipx.types import Encoder, Result, Setting
+from clipx.types import ImageTextEncoder, Result, Setting
 
 
 @config
@@ -43,7 +43,7 @@ class Typographic:
         offset = torch.randint(1, num_classes, (len(self.set),), generator=generator)
         self.written = (self.set.label + offset) % num_classes  # any class but the picture's own
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
         keys = self.set.images.keys
         clean = self.set.features(encoder, setting)
@@ -59,7 +59,7 @@ class Typographic:
         result.add("num_samples", len(self.set))
         return result
 
-    def attacked(self, number: int, encoder: Encoder) -> Tensor:
+    def attacked(self, number: int, encoder: ImageTextEncoder) -> Tensor:
         """(3, size, size) uint8: the model's view of an image with the other class on it."""
         picture = fitted_picture(self.set.images.image(number), encoder)
         return pixels_of(written_on(picture, self.set.names[int(self.written[number])]))

@@ -12,7 +12,7 @@ from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.classifier import add_accuracy, classifier, read_templates
 from clipx.evaluators.labeled_set import LabeledConfig, LabeledSet
-from clipx.types import Encoder, Result, Setting, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 
 @config
@@ -36,7 +36,7 @@ class ZeroShot:
                 f"test set {settings.path} has one class: there is no other to take it for"
             )
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
         features = self.set.features(encoder, setting)
         ids = metrics.row_ids(weights)  # ImageNet's list has two pairs of equal names
@@ -70,8 +70,8 @@ def per_class(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[di
         hits = predicted[label == number] == number
         if len(hits) == 0:
             continue
-        row = {"class": name, "samples": len(hits), "recall": metrics.weighted_mean(hits)}
-        rows.append(row | metrics.ends(metrics.rate_interval(hits)))
+        row = {"class": name, "samples": len(hits)}
+        rows.append(row | metrics.rate_row("recall", hits))
     return sorted(rows, key=lambda row: row["recall"])
 
 
@@ -89,7 +89,7 @@ def confusions(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[d
 
 
 def zero_shot(
-    model: Encoder,
+    model: ImageTextEncoder,
     images: object,
     class_names: Sequence[str],
     templates: Sequence[str] = ("{c}",),

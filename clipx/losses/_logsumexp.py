@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipx.losses._tiles import Columns, Own, Tile, Tiles, at_least_float32, full_precision
-from clipx.types import Block, Pool
+from clipx.types import CandidateBlock, Pool
 
 
 class LogSumExpFunction(torch.autograd.Function):
@@ -35,7 +35,7 @@ class LogSumExpFunction(torch.autograd.Function):
         largest_other = row_lse.clone()
         own_logits = queries.new_zeros(len(rows))
 
-        def compute(block: Block, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             column_lse = queries.new_full((len(block.rows[0]),), -torch.inf)
             weights = tensors.get("weights")
             for tile in tiles.first(block, tensors.get("ids")):
@@ -62,7 +62,9 @@ class LogSumExpFunction(torch.autograd.Function):
         tiles.release()
         ctx.save_for_backward(rows, scale, row_lse, column_lse)
         # Gathered columns are kept until backward, so that they need not travel again.
-        ctx.tiles, ctx.shared, ctx.log_row_weights = tiles, shared, log_row_weights
+        ctx.tiles = tiles
+        ctx.shared = shared
+        ctx.log_row_weights = log_row_weights
         ctx.columns_dtype = columns.dtype
         ctx.mark_non_differentiable(own_logits, largest_other)
         ctx.set_materialize_grads(False)
@@ -82,7 +84,7 @@ class LogSumExpFunction(torch.autograd.Function):
         if grad_column_lse is not None:
             extra = {"lse": column_lse, "grad": grad_column_lse}
 
-        def compute(block: Block, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             of_columns = torch.zeros_like(block.rows[0])
             for tile in tiles.again(block, tensors.get("ids")):
                 # d lse_i / d logit_ij is the softmax over row i; the same for columns.

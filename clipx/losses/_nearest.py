@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipx.losses._tiles import Columns, Tiles, at_least_float32, full_precision
-from clipx.types import Block, Pool
+from clipx.types import CandidateBlock, Pool
 
 
 class NearestFunction(torch.autograd.Function):
@@ -27,11 +27,11 @@ class NearestFunction(torch.autograd.Function):
         tiles = Tiles(queries, ids, "left out")
         shared = Columns(at_least_float32(columns), ids, None, pool)
         best = queries.new_full((len(rows), k), -torch.inf)
-        # Where the best were found: numbers of candidates, counted over all blocks.
+        # Numbers of the best candidates, counted over all blocks.
         place = torch.full((len(rows), k), -1, device=rows.device)
         num_seen = 0
 
-        def compute(block: Block, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             nonlocal num_seen
             for tile in tiles.first(block, tensors.get("ids")):
                 in_tile = tile.logits.topk(min(k, tile.logits.shape[1]), dim=1)
@@ -47,7 +47,8 @@ class NearestFunction(torch.autograd.Function):
         with full_precision(rows.device.type):
             shared.visit(compute, ())
         ctx.save_for_backward(rows, place.masked_fill(best == -torch.inf, -1))
-        ctx.shared, ctx.columns_dtype = shared, columns.dtype
+        ctx.shared = shared
+        ctx.columns_dtype = columns.dtype
         return best
 
     @staticmethod
@@ -58,11 +59,12 @@ class NearestFunction(torch.autograd.Function):
         of_queries = torch.zeros_like(queries)
         num_seen = 0
 
-        def compute(block: Block, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             # Blocks come in the same order as in forward, so that places mean the same.
             nonlocal num_seen
             columns = block.rows[0]
             of_columns = torch.zeros_like(columns)
+            # Only k entries of a row have a gradient, so backward needs no matmul.
             in_block = (place >= num_seen) & (place < num_seen + len(columns))
             row, entry = in_block.nonzero().T
             column = place[row, entry] - num_seen

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipx.losses._logsumexp import largest_other_logit
 from clipx.losses._tiles import Columns, Own, Tile, Tiles, at_least_float32, full_precision
-from clipx.types import Block, Pool
+from clipx.types import CandidateBlock, Pool
 
 Elementwise = Callable[[Tensor], Tensor]
 
@@ -42,7 +42,7 @@ class SumFunction(torch.autograd.Function):
         own_logits = torch.zeros_like(sums)
         largest_other = torch.full_like(sums, -torch.inf)
 
-        def compute(block: Block, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             for tile in tiles.first(block, tensors.get("ids")):
                 if own == "counts":
                     own_logits[tile.own_rows] = tile.of_own(tile.logits)
@@ -52,8 +52,9 @@ class SumFunction(torch.autograd.Function):
                 # A copy: tiles that are kept for backward must not change.
                 logits = torch.add(tile.logits, bias, out=tiles.scratch(tile))
                 if row_sums is not None and not has_masks and column_weights is None:
-                    sums[tile.rows] += row_sums(logits)
+                    sums[tile.rows] += row_sums(logits)  # overwrites logits
                     continue
+                # A function of -inf may be NaN, and so would 0 times its derivative be.
                 excluded = logits == -torch.inf
                 values = function(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
                 if "weights" in tensors:
@@ -65,8 +66,11 @@ class SumFunction(torch.autograd.Function):
             shared.visit(compute, ())
         tiles.release()
         ctx.save_for_backward(rows, scale, bias)
-        ctx.tiles, ctx.shared, ctx.derivative = tiles, shared, derivative
-        ctx.has_masks, ctx.columns_dtype = has_masks, columns.dtype
+        ctx.tiles = tiles
+        ctx.shared = shared
+        ctx.derivative = derivative
+        ctx.has_masks = has_masks
+        ctx.columns_dtype = columns.dtype
         ctx.mark_non_differentiable(own_logits, largest_other)
         return sums, own_logits, largest_other
 
@@ -87,7 +91,7 @@ class SumFunction(torch.autograd.Function):
             excluded = logits == -torch.inf
             return ctx.derivative(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
 
-        def compute(block: Block, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             of_columns = torch.zeros_like(block.rows[0])
             for tile in tiles.again(block, tensors.get("ids")):
                 second = tiles.scratch(tile, "second")
@@ -105,6 +109,7 @@ class SumFunction(torch.autograd.Function):
             reduced = ctx.shared.visit(compute, ("sum",) if needs_columns else ())
         tiles.release()
         of_columns = reduced[0].to(ctx.columns_dtype) if needs_columns else None
+        # As in LogSumExpFunction: a logit is scale * row @ column.
         of_rows = (of_queries * scale).to(rows.dtype)
         of_scale = (of_queries * at_least_float32(rows)).sum()
         return (of_rows, of_columns, of_scale, of_bias, *[None] * 6)

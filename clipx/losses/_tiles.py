@@ -1,7 +1,7 @@
-"""The matrix of logits, one tile at a time: what the primitives compute with.
+"""Tiles of the (B, N) matrix of logits, on which the primitives compute.
 
-The (B, N) matrix of this rank's rows against all candidates is never held. A tile of it is small
-enough to stay in the cache of a processor, is used, and is overwritten by the next.
+The matrix of this rank's rows against all candidates is never held. A tile of it is small enough
+for the cache of a processor, and the next tile overwrites it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clipx.types import Block, Candidates, Pool, Reduce
+from clipx.types import CandidateBlock, Pool, Reduce
 
 Own = Literal["counts", "left out", "absent"]
 """How a row's own column (column i of the rank that has row i) is treated: it counts, whatever its
@@ -44,12 +44,14 @@ def full_precision(device_type: str) -> Iterator[None]:
     near 100 step by 0.06) and bfloat16 in oneDNN. The settings are restored afterwards."""
     cuda: Any = torch.backends.cuda.matmul
     backends: list[Any] = [cuda]
-    setting, value = "allow_tf32", False
+    setting = "allow_tf32"
+    value = False
     if hasattr(cuda, "fp32_precision"):
         # torch 2.9 has a second setting, and raises where both are read after one was set. A
         # value that was set by the old name is restored with the new one.
         backends.append(torch.backends.mkldnn.matmul)  # type: ignore[missing-attribute]
-        setting, value = "fp32_precision", "ieee"
+        setting = "fp32_precision"
+        value = "ieee"
     before = [getattr(backend, setting) for backend in backends]
     try:
         for backend in backends:
@@ -62,10 +64,10 @@ def full_precision(device_type: str) -> Iterator[None]:
 
 
 class Columns:
-    """This rank's columns, shared with all ranks, with what belongs to them.
+    """This rank's columns with their ids and weights, shared with all ranks.
 
     columns: (B, D); ids: (B, K) int64, or None; weights: (B,), or None
-    pool: None for columns that all ranks have, or that are this rank's own business
+    pool: None for columns that are the same on all ranks, or that only this rank needs
     """
 
     def __init__(
@@ -75,37 +77,27 @@ class Columns:
         present = {name: tensor for name, tensor in named.items() if tensor is not None}
         self._names = list(present)
         rows = tuple(present.values())
-        self._candidates: Candidates = _ThisRank(rows) if pool is None else pool.share(*rows)
+        # A pool decides which rows it keeps, so they are held here only without one.
+        self._rows = rows if pool is None else ()
+        self._candidates = None if pool is None else pool.share(*rows)
 
     def visit(
         self,
-        compute: Callable[[Block, dict[str, Tensor]], tuple[Tensor, ...]],
+        compute: Callable[[CandidateBlock, dict[str, Tensor]], tuple[Tensor, ...]],
         reduce: tuple[Reduce, ...],
         **extra: Tensor,
     ) -> tuple[Tensor, ...]:
         """As `Candidates.visit`. `compute` also gets the block's tensors by name: columns, ids and
-        weights where they are shared, and `extra`."""
+        weights if they are shared, and `extra`."""
         names = [*self._names, *extra]
 
-        def named(block: Block) -> tuple[Tensor, ...]:
+        def compute_by_name(block: CandidateBlock) -> tuple[Tensor, ...]:
             return compute(block, dict(zip(names, block.rows, strict=True)))
 
-        return self._candidates.visit(named, reduce, *extra.values())
-
-
-@dataclass(frozen=True)
-class _ThisRank:
-    """Candidates without a pool."""
-
-    rows: tuple[Tensor, ...]
-
-    def visit(
-        self,
-        compute: Callable[[Block], tuple[Tensor, ...]],
-        reduce: tuple[Reduce, ...],
-        *extra: Tensor,
-    ) -> tuple[Tensor, ...]:
-        return compute(Block((*self.rows, *extra), range(len(self.rows[0])), 0))
+        if self._candidates is None:
+            rows = (*self._rows, *extra.values())
+            return compute_by_name(CandidateBlock(rows, range(len(rows[0])), 0))
+        return self._candidates.visit(compute_by_name, reduce, *extra.values())
 
 
 @dataclass(frozen=True)
@@ -152,7 +144,8 @@ class Tiles:
     def __init__(self, queries: Tensor, ids: Tensor | None, own: Own) -> None:
         """queries: (B, D), the rows times the scale; ids: (B, K) int64, or None"""
         self.queries = queries
-        self._ids, self._own = ids, own
+        self._ids = ids
+        self._own = own
         tile_bytes = CPU_TILE_BYTES if queries.device.type == "cpu" else GPU_TILE_BYTES
         self._height = min(len(queries), TILE_ROWS)
         self._width = max(1, tile_bytes // (self._height * queries.element_size()))
@@ -160,7 +153,7 @@ class Tiles:
         self._kept: list[Tensor] = []
         self._buffers: dict[str, Tensor] = {}
 
-    def first(self, block: Block, ids: Tensor | None) -> Iterator[Tile]:
+    def first(self, block: CandidateBlock, ids: Tensor | None) -> Iterator[Tile]:
         """All pairs of the queries and a block's columns. Rows change fastest, so that a stretch of
         columns is finished before the next begins.
 
@@ -168,7 +161,7 @@ class Tiles:
         """
         return self._tiles(block, ids, self._make_and_keep)
 
-    def again(self, block: Block, ids: Tensor | None) -> Iterator[Tile]:
+    def again(self, block: CandidateBlock, ids: Tensor | None) -> Iterator[Tile]:
         """The same tiles, for blocks in the same order as `first`."""
         return self._tiles(block, ids, self._recall)
 
@@ -188,12 +181,14 @@ class Tiles:
 
     def _tiles(
         self,
-        block: Block,
+        block: CandidateBlock,
         column_ids: Tensor | None,
         make: Callable[[Tensor, Tensor], Tensor],
     ) -> Iterator[Tile]:
-        queries, columns = self.queries, block.rows[0]
-        height, width = self._height, self._width
+        queries = self.queries
+        columns = block.rows[0]
+        height = self._height
+        width = self._width
         own = block.own if self._own != "absent" else range(0)
         shift = block.at - own.start  # a row's own column, minus the row
         for left in range(0, len(columns), width):
@@ -201,6 +196,7 @@ class Tiles:
             candidates = columns[left:right].to(queries.dtype)
             for top in range(0, len(queries), height):
                 bottom = min(top + height, len(queries))
+                # Rows of this tile whose own column is also in it.
                 first = max(top, own.start, left - shift)
                 last = max(first, min(bottom, own.stop, right - shift))
                 tile = Tile(
@@ -230,7 +226,9 @@ class Tiles:
     def _make_and_keep(self, queries: Tensor, candidates: Tensor) -> Tensor:
         size_bytes = len(queries) * len(candidates) * queries.element_size()
         if size_bytes > self._budget:
-            self._budget = 0  # the kept tiles are the first ones, or `again` would mix them up
+            # From here on none is kept: `again` takes kept tiles in order, so they must be the
+            # first ones.
+            self._budget = 0
             return self._make(queries, candidates)
         self._budget -= size_bytes
         self._kept.append(queries @ candidates.T)

@@ -51,9 +51,11 @@ class InfoNCE(Loss):
         image, text: (B, D) of unit norm; logit_scale: () log of the inverse temperature
         logit_bias: of no effect on a softmax; ids: (B, K), a column for each of `id_kinds`
         """
-        image, text = at_least_float32(image), at_least_float32(text)
+        image = at_least_float32(image)
+        text = at_least_float32(text)
         scale = at_least_float32(logit_scale).exp()
         positive = scale * (image * text).sum(-1)
+        # -log softmax at the positive is logsumexp over all candidates minus the positive's logit.
         lse = pairwise_logsumexp(image, text, pool, scale=scale, ids=ids, negatives=negatives)
         target = positive
         if self.label_smoothing:

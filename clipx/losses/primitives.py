@@ -81,6 +81,7 @@ def pairwise_logsumexp(
     row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
         rows, columns, scale, pool, ids, column_ids, own, log_row_weights, log_column_weights
     )
+    # Further candidates: a log-sum-exp over two sets is the logaddexp of theirs.
     if negatives is not None:
         for_rows = LogSumExpFunction.apply(
             rows, negatives.columns, scale, None, ids, negatives.ids, "absent", None, None
@@ -123,7 +124,8 @@ def pairwise_sum(
         overwrite its argument, and so may `derivative`
     """
     column_ids = ids if column_ids is None else column_ids
-    scale, bias = _scalar(scale, rows), _scalar(bias, rows)
+    scale = _scalar(scale, rows)
+    bias = _scalar(bias, rows)
     functions = (function, derivative or _derivative_of(function), row_sums)
     sums, own_logits, largest_other = SumFunction.apply(
         rows, columns, scale, bias, functions, pool, ids, column_ids, own, column_weights

@@ -55,8 +55,10 @@ class Sigmoid(Loss):
                 "the sigmoid loss needs a model with a logit_bias; put init_logit_bias: -10 and "
                 "init_logit_scale: 2.3026 (ln 10) into the model's JSON (arXiv:2303.15343, 3.2)"
             )
-        image, text = at_least_float32(image), at_least_float32(text)
-        scale, bias = at_least_float32(logit_scale).exp(), at_least_float32(logit_bias)
+        image = at_least_float32(image)
+        text = at_least_float32(text)
+        scale = at_least_float32(logit_scale).exp()
+        bias = at_least_float32(logit_bias)
         positive = scale * (image * text).sum(-1) + bias
         # -log sigmoid(-z) = softplus(z) for negatives, -log sigmoid(z) = softplus(z) - z for the
         # positive: sum all pairs as negatives, then correct the positives.

@@ -14,6 +14,7 @@ from clipx.metrics.intervals import class_mean_interval as class_mean_interval
 from clipx.metrics.intervals import ends as ends
 from clipx.metrics.intervals import median_interval as median_interval
 from clipx.metrics.intervals import rate_interval as rate_interval
+from clipx.metrics.intervals import rate_row as rate_row
 from clipx.metrics.intervals import ratio_interval as ratio_interval
 from clipx.metrics.intervals import student_interval as student_interval
 from clipx.metrics.intervals import worst_interval as worst_interval

@@ -24,6 +24,11 @@ def ends(interval: Interval | None) -> dict[str, Any]:
     return {"low": low, "high": high}
 
 
+def rate_row(name: str, values: Tensor, weights: Tensor | None = None) -> dict[str, Any]:
+    """The mean of (N,) values under `name`, with `low` and `high`, for a row of a table."""
+    return {name: weighted_mean(values, weights)} | ends(rate_interval(values, weights))
+
+
 def by_group(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor | None]:
     """((G,) mean of each group's values, (G,) size of each group or None if all are equal).
 

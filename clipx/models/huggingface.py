@@ -1,9 +1,8 @@
-"""Models of the transformers library, CLIPModel and SiglipModel, from a folder: to be evaluated
-beside clipx's own, not to be trained."""
+"""CLIPModel and SiglipModel of the transformers library, from a folder. They are evaluated beside
+clipx's own models, not trained."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from clipx.models.dual_encoder import DualEncoder
+from clipx.models.model_json import FILE_NAME, read_json
 from clipx.types import UserError
 
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-KINDS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
-"""model_type in config.json -> class."""
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by Pillow's numbers
+_CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel"}
+"""Class by `model_type` of config.json."""
 
 
 def is_transformers(folder: Path) -> bool:
-    """Whether a folder is such a model and not a checkpoint of clipx or a folder of open_clip's,
-    which may hold the config.json of a text tower."""
-    if (folder / "open_clip_config.json").exists() or not (folder / "config.json").is_file():
+    """Whether a folder has such a model. Checkpoints of clipx and folders of open_clip may also
+    have a config.json, that of a text tower."""
+    if (folder / FILE_NAME).exists() or not (folder / "config.json").is_file():
         return False
-    return _read(folder / "config.json").get("model_type") in KINDS
+    return read_json(folder / "config.json").get("model_type") in _CLASSES
 
 
 class ImageTower(nn.Module):
@@ -31,88 +31,85 @@ class ImageTower(nn.Module):
 
     def __init__(self, model: Any, projection: nn.Module) -> None:
         super().__init__()
-        self.model, self.projection = model, projection
+        self.model = model
+        self.projection = projection
 
     def forward(self, image: Tensor) -> Tensor:
         return self.projection(self.model(pixel_values=image).pooler_output)
 
 
 class TextTower(nn.Module):
-    """(B, T) int64 -> (B, D). Without an attention mask: CLIP's is causal and reads the end token,
-    before all padding, and SigLIP is trained to see its padding."""
+    """(B, T) int64 -> (B, D)"""
 
     def __init__(self, model: Any, projection: nn.Module) -> None:
         super().__init__()
-        self.model, self.projection = model, projection
+        self.model = model
+        self.projection = projection
 
     def forward(self, text: Tensor) -> Tensor:
+        # No attention mask: CLIP is causal and uses the end token, before all padding, and SigLIP
+        # was trained to attend to its padding.
         return self.projection(self.model(input_ids=text).pooler_output)
 
 
 def load_transformers(folder: Path) -> tuple[DualEncoder, dict[str, Any]]:
-    """(model in eval mode, what open_clip's model JSON would say of it). Raises UserError."""
+    """(model in eval mode, its model JSON as in `describe`). Raises UserError."""
     try:
         import transformers
     except ImportError as error:
         raise UserError(
             f"{folder} is a model of transformers: pip install 'clipx[huggingface]'"
         ) from error
-    config = _read(folder / "config.json")
-    kind = KINDS[config["model_type"]]
+    class_name = _CLASSES[read_json(folder / "config.json")["model_type"]]
     try:
-        classes = {"CLIPModel": transformers.CLIPModel, "SiglipModel": transformers.SiglipModel}
-        model: Any = classes[kind].from_pretrained(
+        model: Any = getattr(transformers, class_name).from_pretrained(
             folder, local_files_only=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be read as a {kind}: {error}") from error
-    cfg = model_json(model.config, folder)
-    image, text = nn.Identity(), nn.Identity()
-    if kind == "CLIPModel":  # SigLIP's towers end in the shared space
-        image, text = model.visual_projection, model.text_projection
-    towers = ImageTower(model.vision_model, image), TextTower(model.text_model, text)
-    encoder = DualEncoder(cfg, towers)
+        raise UserError(f"{folder} cannot be read as a {class_name}: {error}") from error
+    cfg = describe(model.config, folder)
+    image_projection, text_projection = nn.Identity(), nn.Identity()
+    if class_name == "CLIPModel":  # SigLIP's towers end in the shared space
+        image_projection, text_projection = model.visual_projection, model.text_projection
+    visual = ImageTower(model.vision_model, image_projection)
+    text = TextTower(model.text_model, text_projection)
+    encoder = DualEncoder(cfg, (visual, text))
     with torch.no_grad():
         encoder.logit_scale.copy_(model.logit_scale.reshape(()))
     return encoder.eval(), cfg
 
 
-def model_json(config: Any, folder: Path) -> dict[str, Any]:
-    """What open_clip's schema says of preprocessing and tokenizer; the towers are not of it."""
-    text, siglip = config.text_config, config.model_type == "siglip"
+def describe(config: Any, folder: Path) -> dict[str, Any]:
+    """Preprocessing and tokenizer in the schema of open_clip's model JSONs; not the towers. Raises
+    UserError."""
     processor = folder / "preprocessor_config.json"
     if not processor.is_file():
         raise UserError(
-            f"{folder} has no preprocessor_config.json, which says how images are normalized"
+            f"{folder} has no preprocessor_config.json, which states how images are normalized"
         )
-    settings = _read(processor)
+    settings = read_json(processor)
     resample = settings.get("resample", 3)
-    if resample not in _RESAMPLE:
+    if resample not in _INTERPOLATIONS:
         raise UserError(
             f"{processor} has resample {resample!r}; clipx knows 2 (bilinear) and 3 (bicubic)"
         )
+    text = config.text_config
+    is_siglip = config.model_type == "siglip"
     return {
-        "embed_dim": text.hidden_size if siglip else config.projection_dim,
+        "embed_dim": text.hidden_size if is_siglip else config.projection_dim,
         "vision_cfg": {"image_size": config.vision_config.image_size},
         "text_cfg": {
             "context_length": text.max_position_embeddings,
             "vocab_size": text.vocab_size,
             "hf_tokenizer_name": str(folder),
-            "no_causal_mask": siglip,
-            # As its processor: SigLIP drops punctuation and capitals before it splits a caption.
-            "tokenizer_kwargs": {"clean": "canonicalize"} if siglip else {},
+            "no_causal_mask": is_siglip,
+            # SigLIP's processor removes punctuation and capitals before it splits a caption.
+            "tokenizer_kwargs": {"clean": "canonicalize"} if is_siglip else {},
         },
         "preprocess_cfg": {
             "mean": settings["image_mean"],
             "std": settings["image_std"],
-            "interpolation": _RESAMPLE[resample],
-            "resize_mode": "squash" if siglip else "shortest",
+            "interpolation": _INTERPOLATIONS[resample],
+            "resize_mode": "squash" if is_siglip else "shortest",
         },
     }
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error

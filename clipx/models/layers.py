@@ -1,5 +1,5 @@
-"""How deep each parameter lies in its tower, which modules repeat, and activation checkpointing,
-for all kinds of towers."""
+"""Structure of towers of all kinds: depth of each parameter, modules that repeat, and activation
+checkpointing."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from open_clip import transformer as open_clip_transformer
 from open_clip.hf_model import HFTextEncoder
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import CustomResidualAttentionBlock
-from open_clip.transformer import TextTransformer as TheirText
-from open_clip.transformer import VisionTransformer as TheirVision
 from timm.models import group_parameters
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -22,18 +20,28 @@ from clipx.models.text_transformer import TextTransformer
 from clipx.models.vit import VisionTransformer
 from clipx.types import UserError
 
+_TRANSFORMERS = (
+    VisionTransformer,
+    TextTransformer,
+    open_clip_transformer.VisionTransformer,
+    open_clip_transformer.TextTransformer,
+)
 _BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.")
-_STAGE = re.compile(r"layer\d\.\d+\.")
+_RESNET_BLOCK = re.compile(r"layer\d\.\d+\.")
+_UNSUPPORTED = (
+    "activation checkpointing: {} does not support it; switch it off, and split the batch into "
+    "micro-batches to save memory"
+)
 
 
 def tower_depths(tower: nn.Module) -> dict[str, int]:
-    """Parameter name -> depth from the input. 0 is what comes before the first block, and a
-    projection into the common space the last; a head alone has depth 0.
+    """Parameter name -> depth from the input: 0 before the first block, the largest for a
+    projection into the common space. A head alone has depth 0.
 
-    These are the groups in which open_clip unlocks towers, where it does.
+    Where open_clip can unlock a tower, these are its groups.
     """
     names = [name for name, _ in tower.named_parameters()]
-    if isinstance(tower, VisionTransformer | TextTransformer | TheirVision | TheirText):
+    if isinstance(tower, _TRANSFORMERS):
         return _transformer_depths(names)
     if isinstance(tower, ModifiedResNet):
         return _resnet_depths(names)
@@ -45,88 +53,89 @@ def tower_depths(tower: nn.Module) -> dict[str, int]:
 
 
 def _transformer_depths(names: Sequence[str]) -> dict[str, int]:
-    """The norm after the last block goes with it."""
-    blocks = {name: int(match[1]) for name in names if (match := _BLOCK.match(name))}
-    last = 1 + max(blocks.values())
-
-    def depth(name: str) -> int:
-        if name in blocks:
-            return 1 + blocks[name]
+    depths = {}
+    for name in names:
+        match = _BLOCK.match(name)
+        depths[name] = 1 + int(match[1]) if match else 0
+    last_block = max(depths.values())
+    for name in names:
         if name.startswith(("ln_post", "ln_final")):
-            return last
-        return last + 1 if name.startswith(("proj", "text_projection", "attn_pool")) else 0
-
-    return {name: depth(name) for name in names}
+            depths[name] = last_block
+        elif name.startswith(("proj", "text_projection", "attn_pool")):
+            depths[name] = last_block + 1
+    return depths
 
 
 def _resnet_depths(names: Sequence[str]) -> dict[str, int]:
-    blocks = dict.fromkeys(match[0] for name in names if (match := _STAGE.match(name)))
-    depths = {block: 1 + i for i, block in enumerate(blocks)}
-
-    def depth(name: str) -> int:
-        match = _STAGE.match(name)
-        return depths[match[0]] if match else (1 + len(blocks)) * name.startswith("attnpool")
-
-    return {name: depth(name) for name in names}
+    depths = {}
+    block_depths: dict[str, int] = {}
+    for name in names:  # from the input to the output
+        match = _RESNET_BLOCK.match(name)
+        if match:
+            depths[name] = block_depths.setdefault(match[0], 1 + len(block_depths))
+        else:
+            depths[name] = 1 + len(block_depths) if name.startswith("attnpool") else 0
+    return depths
 
 
 def _timm_depths(trunk: Any, names: Sequence[str]) -> dict[str, int]:
-    """As timm groups them for its own layer-wise learning rates; the head comes after."""
+    """timm's groups for layer-wise learning rates, with the head after them."""
     groups: Any = group_parameters(trunk, trunk.group_matcher(coarse=False))
-    depths = {f"trunk.{name}": depth for depth, group in groups.items() for name in group}
-    return {name: depths.get(name, 1 + max(groups)) for name in names}
+    depths = dict.fromkeys(names, 1 + max(groups))
+    for depth, group in groups.items():
+        for name in group:
+            depths[f"trunk.{name}"] = depth
+    return depths
 
 
 def _huggingface_depths(tower: HFTextEncoder, names: Sequence[str]) -> dict[str, int]:
-    """Embeddings come before the longest list of modules, the last norm and a pooler after it."""
-    lists = {n: m for n, m in tower.named_modules() if isinstance(m, nn.ModuleList)}
-    blocks = max(lists, key=lambda name: len(lists[name])) + "."
-    last, depth, out = len(lists[blocks[:-1]]), 0, {}
-    for name in names:  # in the order of the tower's modules
-        if name.startswith(blocks):
-            depth = 1 + int(name.removeprefix(blocks).split(".")[0])
-        out[name] = last + 1 if name.startswith("proj") else depth
-    return out
-
-
-def layer_depths(towers: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
-    """Parameter name -> (depth from the input, number of depths of its tower).
-
-    towers: by the name that begins their parameters' names
-    """
-    out = {}
-    for prefix, tower in towers.items():
-        depths = tower_depths(tower)
-        count = 1 + max(depths.values(), default=0)
-        out |= {f"{prefix}.{name}": (depth, count) for name, depth in depths.items()}
-    return out
+    """Blocks are the longest list of modules. The last norm and a pooler belong to the last."""
+    path = ""
+    num_blocks = 0
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > num_blocks:
+            path = f"{name}."
+            num_blocks = len(module)
+    depths = {}
+    depth = 0  # embeddings come before the blocks, the last norm and a pooler after them
+    for name in names:  # from the input to the output
+        if name.startswith(path):
+            depth = 1 + int(name.removeprefix(path).split(".")[0])
+        depths[name] = num_blocks + 1 if name.startswith("proj") else depth
+    return depths
 
 
 def blocks(tower: nn.Module) -> list[nn.Module]:
-    """The modules that a tower is a stack of, from the input on: for each depth between its ends,
-    the largest module of a list that holds parameters of this depth and no others."""
-    depths, trunk, path = tower_depths(tower), tower, ""
+    """The modules that are stacked in a tower, from the input: for each depth, the largest module
+    in a list with parameters of this depth only."""
+    depths = tower_depths(tower)
+    trunk: nn.Module = tower
+    path = ""
     if isinstance(tower, TimmModel):
-        trunk, path = tower.trunk, "trunk."
+        trunk = tower.trunk
+        path = "trunk."
     elif isinstance(tower, HFTextEncoder):
-        trunk, path = tower.transformer, "transformer."
+        trunk = tower.transformer
+        path = "transformer."
     largest: dict[int, nn.Module] = {}
-    for depth, module in _listed(trunk, path, depths):
+    for depth, module in _listed_modules(trunk, path, depths):
         if depth not in largest or _size(module) > _size(largest[depth]):
             largest[depth] = module
     return [largest[depth] for depth in sorted(largest)]
 
 
-def _listed(
+def _listed_modules(
     module: nn.Module, path: str, depths: dict[str, int]
 ) -> Iterator[tuple[int, nn.Module]]:
+    """(depth, module) of the outermost items of lists whose parameters have one depth above 0."""
+    is_list = isinstance(module, nn.ModuleList | nn.Sequential)
     for name, child in module.named_children():
-        inside = {d for n, d in depths.items() if n.startswith(f"{path}{name}.")}
-        in_list = isinstance(module, nn.ModuleList | nn.Sequential)
-        if in_list and len(inside) == 1 and min(inside) > 0:
-            yield min(inside), child
-        elif inside:
-            yield from _listed(child, f"{path}{name}.", depths)
+        child_path = f"{path}{name}."
+        child_depths = {depth for n, depth in depths.items() if n.startswith(child_path)}
+        if is_list and len(child_depths) == 1 and min(child_depths) > 0:
+            yield min(child_depths), child
+        elif child_depths:
+            yield from _listed_modules(child, child_path, depths)
 
 
 def _size(module: nn.Module) -> int:
@@ -134,8 +143,8 @@ def _size(module: nn.Module) -> int:
 
 
 def set_grad_checkpointing(tower: Any, enable: bool) -> None:
-    """Whether the tower keeps only its blocks' inputs for the backward pass and computes the rest
-    again. Raises UserError."""
+    """Keep only the inputs of blocks for backward, which computes the rest again. Raises
+    UserError."""
     if isinstance(tower, TimmModel):
         trunk: Any = tower.trunk
         try:
@@ -143,22 +152,17 @@ def set_grad_checkpointing(tower: Any, enable: bool) -> None:
         except (AssertionError, AttributeError, TypeError) as error:
             raise UserError(_UNSUPPORTED.format(f"timm's {type(trunk).__name__}")) from error
     elif isinstance(tower, HFTextEncoder) and tower.transformer.supports_gradient_checkpointing:
-        # Not by its public method, which transformers 5 renamed. Reentrant checkpointing needs
-        # inputs with a gradient, which token ids have not, and gets in the way of DDP.
+        # transformers 5 renamed its public method, so the private one is called. Reentrant
+        # checkpointing needs inputs with a gradient, unlike token ids, and disturbs DDP.
         recompute = partial(checkpoint, use_reentrant=False)
         tower.transformer._set_gradient_checkpointing(
             enable=enable, gradient_checkpointing_func=recompute
         )
-    elif isinstance(tower, VisionTransformer | TextTransformer | TheirVision | TheirText):
+    elif isinstance(tower, _TRANSFORMERS):
         # open_clip calls its custom blocks with too many arguments.
-        if any(isinstance(b, CustomResidualAttentionBlock) for b in tower.transformer.resblocks):
-            raise UserError(_UNSUPPORTED.format("open_clip's transformer of custom blocks"))
+        for block in tower.transformer.resblocks:
+            if isinstance(block, open_clip_transformer.CustomResidualAttentionBlock):
+                raise UserError(_UNSUPPORTED.format("open_clip's transformer of custom blocks"))
         tower.set_grad_checkpointing(enable)
     else:
         raise UserError(_UNSUPPORTED.format(type(tower).__name__))
-
-
-_UNSUPPORTED = (
-    "activation checkpointing: {} does not support it; switch it off, and split the batch into "
-    "micro-batches to save memory"
-)

@@ -1,5 +1,4 @@
-"""Locked towers: trunks that training leaves as they are, and the heads that it changes (LiT,
-arXiv:2111.07991)."""
+"""Cut a model into trunks that are not trained and heads that are (LiT, arXiv:2111.07991)."""
 
 from __future__ import annotations
 
@@ -13,14 +12,14 @@ from torch import nn
 from clipx.models.dual_encoder import DualEncoder
 from clipx.types import UserError
 
-# Settings of the JSON that shape the heads alone: features do not depend on them.
+# Settings of the JSON that shape heads only. Features of trunks do not depend on them.
 HEAD_SETTINGS = ("timm_proj", "timm_proj_bias", "timm_drop", "hf_proj_type")
 
 
 @dataclass(frozen=True)
 class Split:
-    """A DualEncoder cut in two: encode_image(x) is heads.encode_image(image_trunk(x)), and so for
-    text. All parameters are the model's own.
+    """encode_image(x) of the model is heads.encode_image(image_trunk(x)); the same for text. All
+    parameters are those of the model.
 
     digest: SHA-1 of the trunks' architecture and weights
     """
@@ -32,39 +31,44 @@ class Split:
 
 
 def split_locked(model: DualEncoder, cfg: dict[str, Any]) -> Split:
-    """Raises UserError where a trunk is trained, or a tower has no seam to cut at."""
-    from clipx.models.open_clip_towers import split
-
-    visual, text = split(model.visual), split(model.text)
-    if visual is None or text is None:
-        kind = type(model.visual if visual is None else model.text).__name__
+    """Raises UserError if a trunk is trained, or a tower has no trunk apart from its head."""
+    image_trunk, image_head = _split(model.visual)
+    text_trunk, text_head = _split(model.text)
+    num_trained = 0
+    for parameter in [*image_trunk.parameters(), *text_trunk.parameters()]:
+        num_trained += parameter.requires_grad
+    if num_trained:
         raise UserError(
-            f"cache_features needs towers of timm and Hugging Face (vision_cfg.timm_model_name, "
-            f"text_cfg.hf_model_name); this model's {kind} has no trunk apart from its head"
-        )
-    trunks, heads = (visual[0], text[0]), (visual[1], text[1])
-    trained = [n for trunk in trunks for n, p in trunk.named_parameters() if p.requires_grad]
-    if trained:
-        raise UserError(
-            f"cache_features needs both trunks locked, but {len(trained)} of their parameters are "
+            f"cache_features needs both trunks locked, but {num_trained} of their parameters are "
             "trained; set model.locked: [visual.trunk, text.transformer]"
         )
-    return Split(*trunks, _heads_model(model, cfg, heads), _digest(trunks, cfg))
+    # The heads share the model's parameters, so training them trains the model.
+    heads = DualEncoder(cfg, (image_head, text_head))
+    heads.logit_scale = model.logit_scale
+    heads.logit_bias = model.logit_bias
+    return Split(image_trunk, text_trunk, heads, _digest([image_trunk, text_trunk], cfg))
 
 
-def _heads_model(
-    model: DualEncoder, cfg: dict[str, Any], heads: tuple[nn.Module, nn.Module]
-) -> DualEncoder:
-    """A model from features on, with the parameters of the whole one."""
-    out = DualEncoder(cfg, heads)
-    out.logit_scale, out.logit_bias = model.logit_scale, model.logit_bias
-    return out
+def _split(tower: nn.Module) -> tuple[nn.Module, nn.Module]:
+    from clipx.models.open_clip_towers import split
+
+    parts = split(tower)
+    if parts is None:
+        raise UserError(
+            "cache_features needs towers of timm and Hugging Face (vision_cfg.timm_model_name, "
+            f"text_cfg.hf_model_name); this model's {type(tower).__name__} has no trunk apart from "
+            "its head"
+        )
+    return parts
 
 
-def _digest(trunks: tuple[nn.Module, nn.Module], cfg: dict[str, Any]) -> str:
-    parts = {key: cfg[key] for key in ("vision_cfg", "text_cfg")}
-    told = {k: {n: v for n, v in p.items() if n not in HEAD_SETTINGS} for k, p in parts.items()}
-    digest = hashlib.sha1(repr(sorted(told.items())).encode())
+def _digest(trunks: list[nn.Module], cfg: dict[str, Any]) -> str:
+    settings = {}
+    for section in ("vision_cfg", "text_cfg"):
+        kept = {key: value for key, value in cfg[section].items() if key not in HEAD_SETTINGS}
+        settings[section] = kept
+    # The names of stored features hold this digest, so its format stays.
+    digest = hashlib.sha1(repr(sorted(settings.items())).encode())
     for trunk in trunks:
         for name, tensor in trunk.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,13 +1,14 @@
-"""How the tokens of a batch lie behind one another, in rows (N, ...), so that all that works on
-each token alone, which is nearly everything, meets next to no padding.
+"""Pack the tokens of a batch behind one another, as rows (N, ...), so that all that works on each
+token alone, which is nearly everything in a transformer, works on next to no padding.
 
-Where nothing depends on later tokens, captions that begin alike are alike as far as that goes: a
-prefix that several have in common, at least the start token, needs one row. For attention, the rows
-are copied to the places of whole sequences and its output is taken from one place of each row.
+In a causal tower, captions that begin alike have equal features up to where they differ. So a
+prefix that several captions share, at least the start token, needs one row. For attention, rows are
+copied to the places of whole sequences, and the result is taken from one place of each row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,18 @@ from torch.nn import functional as F
 Groups = list[tuple[int, int]]
 """(number of sequences, tokens of each), in their order."""
 
+PADDING = {"cpu": 400, "cuda": 2000}
+"""Tokens that a group may waste, by device; another group costs about as much. On CPUs only
+attention works on them."""
+
 
 @dataclass(frozen=True)
-class Taken:
-    """Some rows of N, any of them any number of times. `Taken.of` makes it.
+class RowIndex:
+    """Row numbers to take from N rows, each any number of times. `RowIndex.of` makes it.
 
-    index: (P,) which
-    order, starts: (P,) and (N,), places sorted by the row they take, and where those of a row start
+    index: (P,) row numbers
+    order: (P,) places, sorted by the row that they take
+    starts: (N,) where in `order` the places of each row begin
     """
 
     index: Tensor
@@ -34,124 +40,175 @@ class Taken:
     starts: Tensor
 
     @classmethod
-    def of(cls, index: Tensor, num_rows: int) -> Taken:
+    def of(cls, index: Tensor, num_rows: int) -> RowIndex:
         counts = torch.bincount(index, minlength=num_rows)
         return cls(index, index.argsort(stable=True), counts.cumsum(0) - counts)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def take(self, x: Tensor) -> Tensor:
         """(N, width) -> (P, width)"""
         return _Take.apply(x, self)
 
 
 class _Take(torch.autograd.Function):
-    """The library's backward of a look-up adds row by row, in the gradient's own dtype."""
+    """A look-up whose backward sums all gradients of a row at once. torch's own adds them one by
+    one in their own dtype, and a sum of ones in bfloat16 stops at 256."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, taken: Taken) -> Tensor:
-        ctx.taken = taken
-        return F.embedding(taken.index, x)
+    def forward(ctx: Any, x: Tensor, rows: RowIndex) -> Tensor:
+        ctx.rows = rows
+        return F.embedding(rows.index, x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return F.embedding_bag(ctx.taken.order, d, ctx.taken.starts, mode="sum"), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        rows: RowIndex = ctx.rows
+        return F.embedding_bag(rows.order, grad, rows.starts, mode="sum"), None
 
 
 @dataclass(frozen=True)
 class Packing:
-    """groups: how sequences lie in the P places of attention
-    spread: the row of each place; None: rows are places, N = P
-    shown: a place of each row
+    """How N rows of features make sequences.
+
+    groups: lengths of the sequences, which lie at P places
+    row_of_place: (P,) the row to copy to each place; None: rows are places, N = P
+    place_of_row: (N,) a place at which each row is found
     """
 
     groups: Groups
-    spread: Taken | None = None
-    shown: Taken | None = None
+    row_of_place: RowIndex | None = None
+    place_of_row: RowIndex | None = None
 
     def to_places(self, x: Tensor) -> Tensor:
-        return x if self.spread is None else self.spread(x)
+        return x if self.row_of_place is None else self.row_of_place.take(x)
 
     def to_rows(self, x: Tensor) -> Tensor:
-        return x if self.shown is None else self.shown(x)
+        return x if self.place_of_row is None else self.place_of_row.take(x)
 
-    def rows_at(self, tokens: Tensor) -> Tensor:
-        """The row of one token of each sequence, by its number in the sequence."""
-        lengths = lengths_of(self.groups)
-        places = (lengths.cumsum(0) - lengths).to(tokens.device) + tokens
-        return places if self.spread is None else self.spread.index[places]
+    def sequences(self, x: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(N, width), (B,) -> (count, T, width) and (count,) of each group."""
+        counts = [count for count, _ in self.groups]
+        parts = split_groups(self.to_places(x), self.groups)
+        yield from zip(parts, token.split(counts), strict=True)
+
+    def rows_at(self, token: Tensor) -> Tensor:
+        """(B,) index of a token in each sequence -> (B,) its row."""
+        lengths = _lengths(self.groups)
+        places = (lengths.cumsum(0) - lengths).to(token.device) + token
+        return places if self.row_of_place is None else self.row_of_place.index[places]
 
 
 @dataclass(frozen=True)
 class PackedText:
-    """Captions of a batch in rows.
+    """Captions of a batch as a text tower computes them.
 
-    ids, positions: (N,) token id of each row and its place in its caption
-    order: (B,) captions as they lie in the groups
+    ids: (N,) token ids of the rows; (B, T) where captions are not packed
+    positions: (N,) or (T,) index of each in its caption
+    end: (B,) index of each caption's end token, in the order of `packing`
+    order: (B,) the caption of each sequence; None: as in the batch
     """
 
     ids: Tensor
     positions: Tensor
-    order: Tensor
-    packing: Packing
+    end: Tensor
+    packing: Packing | None = None
+    order: Tensor | None = None
+
+    def in_batch_order(self, features: Tensor) -> Tensor:
+        return features if self.order is None else features[self.order.argsort()]
+
+
+def pack_images(x: Tensor) -> tuple[Tensor, Packing | None]:
+    """(B, T, width) -> (B * T, width) on CPUs, where packed attention is quicker. Unchanged, and
+    None, on devices and in torch.compile, which have kernels of their own."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x, None
+    return x.flatten(0, 1), Packing([(x.shape[0], x.shape[1])])
+
+
+def pack_captions(text: Tensor, end: Tensor) -> PackedText:
+    """(B, T) ids and (B,) index of each end token, packed where that is quicker.
+
+    Captions average 7 tokens where the longest of 512 has 26, or 20 where it has 77. The host must
+    know their lengths, so it waits for the device here.
+    """
+    device = text.device.type
+    if device not in PADDING or torch.compiler.is_compiling():
+        return PackedText(text, torch.arange(text.shape[1], device=text.device), end)
+    return pack(text, end, padding=PADDING[device], share=device == "cpu")
 
 
 def pack(text: Tensor, end: Tensor, *, padding: int, share: bool) -> PackedText:
-    """(B, T) ids and (B,) index of each last token that counts.
+    """Sort captions by length and pack them in groups of like length.
 
-    padding: places that a group may waste
-    share: one row for each distinct prefix, for towers whose tokens see none after them; on CPUs
+    padding: tokens that a group may waste
+    share: give each distinct prefix one row; for causal towers, on CPUs
     """
     order = end.argsort(stable=True)
     groups = group_by_length((end[order] + 1).tolist(), padding)
-    each = torch.arange(text.shape[1], device=text.device)
-    position = torch.cat([each[:tokens].repeat(count) for count, tokens in groups])
-    lengths = lengths_of(groups).to(order.device)
-    caption = order.repeat_interleave(lengths, output_size=len(position))  # without a wait
+    steps = torch.arange(text.shape[1], device=text.device)
+    position = torch.cat([steps[:tokens].repeat(count) for count, tokens in groups])
+    lengths = _lengths(groups).to(order.device)
+    # With its size given, repeat_interleave need not wait for the device.
+    caption = order.repeat_interleave(lengths, output_size=len(position))
     if not share:
-        return PackedText(text[caption, position], position, order, Packing(groups))
-    row_of, is_first = prefixes(text, end)
-    shown = is_first[caption, position].nonzero()[:, 0]
-    row = row_of[caption, position.minimum(end[caption])]
-    shown = shown[row[shown].argsort()]
-    packing = Packing(groups, Taken.of(row, len(shown)), Taken.of(shown, len(row)))
-    return PackedText(text[caption[shown], position[shown]], position[shown], order, packing)
+        return PackedText(text[caption, position], position, end[order], Packing(groups), order)
+    prefix, is_first = number_prefixes(text, end)
+    row = prefix[caption, position.minimum(end[caption])]
+    place = is_first[caption, position].nonzero()[:, 0]
+    place = place[row[place].argsort()]
+    packing = Packing(groups, RowIndex.of(row, len(place)), RowIndex.of(place, len(row)))
+    return PackedText(
+        text[caption[place], position[place]], position[place], end[order], packing, order
+    )
 
 
-def prefixes(text: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, T) the number of the distinct prefix that ends at each token, and (B, T) bool, the token
-    at which a number appears first. What lies after the end has a number that means nothing.
+def number_prefixes(text: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the distinct prefixes of captions.
 
-    In the order of a dictionary, a caption has in common with any before it what it has in common
-    with the one just before it.
+    Returns (B, T) the number of the prefix that ends at each token, meaningless after the caption's
+    end, and (B, T) bool, one True for each number.
     """
     words = np.where(np.arange(text.shape[1]) <= end.numpy()[:, None], text.numpy(), -1)
+    # In alphabetical order, a caption shares with the one before it whatever prefix it shares with
+    # any earlier one.
     order = np.lexsort(words.T[::-1])
     words = words[order]
-    differs = np.ones(words.shape, dtype=bool)
-    differs[1:] = np.logical_or.accumulate(words[1:] != words[:-1], axis=1)
-    differs &= words >= 0
-    number = np.where(differs, differs.cumsum().reshape(differs.shape) - 1, 0)
-    row_of, is_first = np.empty_like(number), np.empty_like(differs)
-    row_of[order], is_first[order] = np.maximum.accumulate(number), differs
-    return torch.from_numpy(row_of), torch.from_numpy(is_first)
+    is_new = np.ones(words.shape, dtype=bool)
+    is_new[1:] = np.logical_or.accumulate(words[1:] != words[:-1], axis=1)
+    is_new &= words >= 0
+    number = np.where(is_new, is_new.cumsum().reshape(is_new.shape) - 1, 0)
+    # Tokens that are not new take the number of the caption above them.
+    number = np.maximum.accumulate(number)
+    in_batch_order = np.argsort(order)
+    return torch.from_numpy(number[in_batch_order]), torch.from_numpy(is_new[in_batch_order])
 
 
 def group_by_length(lengths: list[int], padding: int) -> Groups:
-    """Ascending lengths -> (captions, tokens of the longest) of each group.
-
-    A group takes longer captions in until that costs it more than `padding` tokens.
-    """
+    """Ascending lengths -> (captions, tokens of the longest) of each group. A group takes in longer
+    captions until that wastes more than `padding` tokens."""
     groups: Groups = []
-    count, tokens, wasted = 0, lengths[0], 0
+    count = 0
+    tokens = lengths[0]
+    wasted = 0
     for length in lengths:
         wasted += count * (length - tokens)
         if wasted > padding:
             groups.append((count, tokens))
-            count, wasted = 0, 0
-        count, tokens = count + 1, length
+            count = 0
+            wasted = 0
+        count += 1
+        tokens = length
     return [*groups, (count, tokens)]
 
 
-def lengths_of(groups: Groups) -> Tensor:
+def split_groups(x: Tensor, groups: Groups) -> list[Tensor]:
+    """(P, width) -> a view (count, T, width) of each group."""
+    parts = x.split([count * tokens for count, tokens in groups])
+    return [
+        part.view(count, tokens, -1) for part, (count, tokens) in zip(parts, groups, strict=True)
+    ]
+
+
+def _lengths(groups: Groups) -> Tensor:
     """(number of sequences,) tokens of each, on the host."""
     return torch.cat([torch.full((count,), tokens) for count, tokens in groups])

@@ -1,8 +1,8 @@
-"""The text tower of CLIP: a causal transformer read out at the end token (arXiv:2103.00020), with
+"""The text tower of CLIP: a causal transformer, used at the end token (arXiv:2103.00020), with
 open_clip's parameter names.
 
-The mask is causal and padding comes last, so no token sees padding: captions may be cut to the
-longest of the batch, or of a part of it, without any change of the embeddings.
+Tokens do not attend to later ones and padding comes last, so captions may be cut to the longest of
+the batch, or of a part of it, without any change of their features.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipx.models.packing import pack
+from clipx.models.packing import pack_captions
 from clipx.models.transformer import Block, Transformer
 
-# The keys of open_clip's `text_cfg` that this file implements; a config with others gets
-# open_clip's own tower.
+# The keys of open_clip's `text_cfg` that this file implements.
 FIELDS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "ls_init_value"}
-
-PADDING = {"cpu": 400, "cuda": 2000}
-"""Tokens that a group may waste; one more group of captions costs about as much. On CPUs only
-attention meets them."""
+NEUTRAL = {
+    "no_causal_mask": False,
+    "pool_type": "argmax",
+    "embed_cls": False,
+    "proj_type": "linear",
+    "proj_bias": False,
+}
+"""Other keys, with the values at which they describe this tower too."""
 
 
 class TextTransformer(nn.Module):
@@ -48,10 +51,11 @@ class TextTransformer(nn.Module):
         self._initialize(width)
 
     def _initialize(self, width: int) -> None:
-        """OpenAI's: residual branches start smaller the deeper the tower is."""
+        """OpenAI's: the deeper the tower, the smaller residual branches start."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
+        # The variances of two branches a block add up, so each is divided by their number.
         branch_std = (2 * width * len(self.transformer.resblocks)) ** -0.5
         for block in self.transformer.resblocks:
             assert isinstance(block, Block)
@@ -64,25 +68,13 @@ class TextTransformer(nn.Module):
         self.transformer.set_grad_checkpointing(enable)
 
     def forward(self, text: Tensor) -> Tensor:
-        if text.device.type in PADDING and not torch.compiler.is_compiling():
-            return self._packed(text)
-        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
-        return self.ln_final(self.transformer(x, end_of(text))) @ self.text_projection
-
-    def _packed(self, text: Tensor) -> Tensor:
-        """The same features, by groups of like length that lie behind one another, so that most of
-        a batch's padding is gone: captions average 7 tokens where the longest of 512 has 26, or 20
-        where it has 77. On CPUs what several captions begin with is encoded once, too.
-
-        The host must know the lengths, so it waits for the device here.
-        """
-        end, on_cpu = end_of(text), text.device.type == "cpu"
-        packed = pack(text, end, padding=PADDING[text.device.type], share=on_cpu)
-        x = self.token_embedding(packed.ids)
-        x = x + F.embedding(packed.positions, self.positional_embedding)
-        x = self.transformer.packed(x, end[packed.order], packed.packing)
+        # As rows without padding and without repeated prefixes where that is quicker.
+        captions = pack_captions(text, end_of(text))
+        x = self.token_embedding(captions.ids)
+        x = x + F.embedding(captions.positions, self.positional_embedding)
+        x = self.transformer(x, captions.end, captions.packing)
         features = self.ln_final(x) @ self.text_projection
-        return features[packed.order.argsort()]
+        return captions.in_batch_order(features)
 
 
 def end_of(text: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from clipx.models.transformer import Transformer
 
-# The keys of open_clip's `vision_cfg` that this file implements; a config with others gets
-# open_clip's own tower.
+# The keys of open_clip's `vision_cfg` that this file implements.
 FIELDS = {
     "image_size",
     "layers",
@@ -23,23 +22,31 @@ FIELDS = {
     "ls_init_value",
     "patch_dropout",
 }
+NEUTRAL = {
+    "pool_type": "tok",
+    "no_ln_pre": False,
+    "attentional_pool": False,
+    "final_ln_after_pool": False,
+}
+"""Other keys, with the values at which they describe this tower too."""
 
 
 class VisionTransformer(nn.Module):
     """(B, 3, H, W) normalized images -> (B, embed_dim), not yet of unit norm.
 
-    num_draws: uniform numbers that an image takes in training, one a patch where patches are
-    dropped, else none
+    num_draws: random numbers in [0, 1) that an image needs in training: one for each patch if
+    patches are dropped, else none
     """
 
     def __init__(self, embed_dim: int, cfg: dict[str, Any], *, quick_gelu: bool) -> None:
         super().__init__()
         width = cfg.get("width", 768)
-        self.patch_size, self.image_size = cfg.get("patch_size", 16), cfg.get("image_size", 224)
+        self.patch_size = cfg.get("patch_size", 16)
+        self.image_size = cfg.get("image_size", 224)
         num_patches = (self.image_size // self.patch_size) ** 2
         self.num_kept = max(1, int(num_patches * (1 - cfg.get("patch_dropout", 0.0))))
         self.num_draws = num_patches if self.num_kept < num_patches else 0
-        scale = width**-0.5
+        scale = width**-0.5  # OpenAI's initialization
         self.conv1 = nn.Conv2d(3, width, self.patch_size, stride=self.patch_size, bias=False)
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(num_patches + 1, width))
@@ -59,26 +66,28 @@ class VisionTransformer(nn.Module):
         self.transformer.set_grad_checkpointing(enable)
 
     def forward(self, image: Tensor, draws: Tensor | None = None) -> Tensor:
-        """draws: (B, num_draws) uniform in [0, 1), which patches are dropped in training; drawn
-        here where it is None"""
+        """draws: (B, num_draws) uniform in [0, 1), which decide the patches that training drops;
+        None: draw them here"""
         x = self._patches(image)
         position = self.positional_embedding.to(x.dtype)
         x = x + position[1:]
         if self.training and self.num_draws > 0:
             if draws is None:
                 draws = torch.rand(x.shape[:2], device=x.device)
-            x = keep(x, draws, self.num_kept)
+            # After the positions are added, so that kept patches have their own.
+            x = keep_patches(x, draws, self.num_kept)
         class_token = self.class_embedding.to(x.dtype) + position[0]
         x = self.ln_pre(torch.cat([class_token.expand(len(x), 1, -1), x], dim=1))
-        read = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return self.ln_post(self.transformer(x, read)) @ self.proj
+        at_class_token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return self.ln_post(self.transformer(x, at_class_token)) @ self.proj
 
     def _patches(self, image: Tensor) -> Tensor:
-        """(B, patches, width). A convolution whose stride is its kernel is one matmul over the
+        """(B, patches, width). A convolution with its stride as kernel size is one matmul over the
         patches."""
         size = self.patch_size
-        rows, columns = image.shape[2] // size, image.shape[3] // size
-        # A convolution whose stride is its kernel ignores what is left at the right and the bottom.
+        rows = image.shape[2] // size
+        columns = image.shape[3] // size
+        # Such a convolution ignores a remainder at the right and at the bottom.
         image = image[:, :, : rows * size, : columns * size]
         if torch.is_autocast_enabled(image.device.type):
             image = image.to(torch.get_autocast_dtype(image.device.type))  # half the bytes to move
@@ -87,8 +96,8 @@ class VisionTransformer(nn.Module):
         return F.linear(x, self.conv1.weight.flatten(1))
 
 
-def keep(patches: Tensor, draws: Tensor, count: int) -> Tensor:
-    """(B, patches, width) -> (B, count, width): those of the smallest draws, in their order
+def keep_patches(patches: Tensor, draws: Tensor, count: int) -> Tensor:
+    """(B, patches, width) -> (B, count, width): those with the smallest draws, in their order
     (arXiv:2212.00794)."""
     kept = draws.argsort(dim=1)[:, :count].sort(dim=1).values
     return patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))

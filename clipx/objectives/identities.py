@@ -1,4 +1,5 @@
-"""What a row is, whichever rank computes it: random draws and ids as functions of the sample."""
+"""Random draws and ids of a row, as functions of its sample: equal on whichever rank computes
+them."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ def row_ids(text: Tensor, keys: Sequence[str], kinds: Sequence[str], *, pad_id: 
     """(B, K) int64, one column for each of `kinds` (caption, image). Rows with the same caption, or
     the same picture, have equal numbers.
 
-    Pictures are told apart by sample key: keys that a corpus uses for several pictures, such as a
-    number that starts anew in every shard, would hide true negatives.
+    A picture's id is its sample key. A corpus that uses a key for several pictures, such as a
+    number that starts anew in each shard, would mask true negatives.
     """
     columns = []
     for kind in kinds:
@@ -39,8 +40,8 @@ def row_ids(text: Tensor, keys: Sequence[str], kinds: Sequence[str], *, pad_id: 
 
 
 def caption_ids(text: Tensor, *, pad_id: int) -> np.ndarray:
-    """(B,) int64 hash of each caption. Padding does not change it, for ranks pad to the longest of
-    their own rows.
+    """(B,) int64 hash of each caption. Padding does not change it, because each rank pads
+    captions to its own longest.
 
     text: (B, T) token ids, or (B, width) float features of a locked tower
     """

@@ -42,7 +42,8 @@ class ImageText(Objective):
         self.pair_loss = loss
         self.queue = PairQueue(queue) if queue else None
         self._normalize = normalize
-        self._seed, self._pad_id = seed, pad_id
+        self._seed = seed
+        self._pad_id = pad_id
 
     def prepare(self, batch: Batch) -> Views:
         views = dict(batch.views)
@@ -63,8 +64,11 @@ class ImageText(Objective):
         return features
 
     def loss(self, features: Features, pool: Pool) -> LossOutput:
-        image, text, ids = features["image"], features["text"], features.get("ids")
-        scale, bias = self.encoder.logit_scale, self.encoder.logit_bias
+        image = features["image"]
+        text = features["text"]
+        ids = features.get("ids")
+        scale = self.encoder.logit_scale
+        bias = self.encoder.logit_bias
         negatives = self.queue.negatives(ids, image.device) if self.queue else None
         out = self.pair_loss(
             image,
@@ -77,7 +81,7 @@ class ImageText(Objective):
         )
         if self.queue is not None and torch.is_grad_enabled():
             self.queue.push(image, text, ids, pool)
-        # A loss may use no temperature or no bias, and their gradients are waited for.
+        # DDP waits for gradients of the temperature and the bias, which a loss may not use.
         unused = 0 * scale if bias is None else 0 * (scale + bias)
         return LossOutput(out.loss + unused, out.metrics)
 

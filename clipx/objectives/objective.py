@@ -1,4 +1,4 @@
-"""What training optimizes: rows to features, features to a loss."""
+"""The interface of what training optimizes: rows to features, features to a loss."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from clipx.types import Batch, LossOutput, Pool
 
 Views = dict[str, Tensor]
-"""Row-wise tensors by name, (B, ...) each: what a batch has of each sample."""
+"""Row-wise tensors of a batch by name, (B, ...) each."""
 Features = dict[str, Tensor]
-"""Row-wise tensors by name, (B, ...) each: what the loss compares, float32, and ids."""
+"""Row-wise tensors for the loss by name, (B, ...) each: float32 features, and ids."""
 
 
 class Objective(nn.Module, ABC):
@@ -22,8 +22,8 @@ class Objective(nn.Module, ABC):
     row, so a batch can be embedded in micro-batches (GradCache) and under DDP or FSDP2; `loss`
     needs all rows of all ranks, and is called once for each step.
 
-    encoder: the model whose weights a checkpoint holds as model.safetensors. Whatever else a
-    subclass keeps from step to step belongs into its `state_dict`, and is saved and resumed.
+    encoder: the model whose weights a checkpoint stores as model.safetensors. All other state that
+    a subclass keeps between steps belongs into its `state_dict`, and is saved and resumed.
     """
 
     encoder: Any
@@ -43,8 +43,8 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, features: Features, pool: Pool) -> LossOutput:
-        """The mean over this rank's rows, contrasted with those of all ranks. Every trained
-        parameter must take part in `embed` or here, for data-parallel training waits for its
+        """The mean over this rank's rows, contrasted with those of all ranks. Each trained
+        parameter must take part in `embed` or here, because data-parallel training waits for its
         gradient."""
 
     @abstractmethod

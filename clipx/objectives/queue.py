@@ -14,8 +14,8 @@ class PairQueue(nn.Module):
     """The newest `size` pairs of features of earlier steps, over all ranks, without gradient
     (arXiv:1912.06798; arXiv:1911.05722 without its second encoder).
 
-    All ranks hold the same rows in the order in which one process would have met them, so that any
-    of them can write the checkpoint.
+    All ranks hold the same rows, in the order in which one process would have added them, so any
+    rank can write the checkpoint.
     """
 
     def __init__(self, size: int) -> None:
@@ -24,8 +24,8 @@ class PairQueue(nn.Module):
         self._rows: dict[str, Tensor] = {}
 
     def negatives(self, ids: Tensor | None, device: torch.device) -> Negatives | None:
-        """Rows to use beside a batch with these ids; None where there are none, or where they were
-        stored without these kinds of ids, so that it is unknown which of them are negatives."""
+        """Rows to use beside a batch with these ids; None if the queue is empty, or its rows have
+        other kinds of ids, so that it is unknown which of them are negatives."""
         if not self._rows:
             return None
         # A state that was loaded is on the CPU.
@@ -38,13 +38,11 @@ class PairQueue(nn.Module):
         return Negatives(self._rows["image"], self._rows["text"], past_ids)
 
     def push(self, image: Tensor, text: Tensor, ids: Tensor | None, pool: Pool) -> None:
-        """Add this rank's rows. All ranks take part.
-
-        A batch with rows that are not finite is left out: it would spoil many steps to come.
-        """
+        """Add this rank's rows. All ranks take part."""
         new = {"image": pool.gather(image), "text": pool.gather(text)}
         if ids is not None:
             new["ids"] = pool.gather(ids)
+        # Rows that are not finite would spoil many later steps.
         if not (new["image"].isfinite().all() & new["text"].isfinite().all()):
             return
         if not self._fits(new):

@@ -1,6 +1,5 @@
-"""`clipx report RUN`: one HTML file on what a run did, what its model can and cannot do, and what
-was wrong with its data. It needs no network and no script.
+"""`clipx report RUN`: one HTML file on a run, its model and its data, without network or script.
 
-record.py reads what the run wrote down, seen.py what its model makes of its test sets; each other
-module turns a part of that into a section, or into a line that says why there is none.
+collect.py reads the files of the run, and model_outputs.py applies its newest model to its test
+sets. The other modules compute what a section shows, and page.html.j2 lays out the sections.
 """

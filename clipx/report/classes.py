@@ -1,130 +1,128 @@
-"""Which classes a model knows and which it takes for which others, with pictures."""
+"""What a model gets right and wrong in zero-shot classification, with pictures."""
 
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 
 from clipx.evaluators.zero_shot import per_class
-from clipx.report.page import Section, grid, missing, sub, text
-from clipx.report.seen import Classified, Seen, evenly
-from clipx.viz.markup import Markup, element, join, picture_uri, shorten
-from clipx.viz.matrix import matrix_table
-from clipx.viz.scales import percent_text
+from clipx.report.formats import percent_text, picture_uri
+from clipx.report.model_outputs import Classified, evenly_spaced
 
-CLASSES, PICTURES, EXAMPLES = 6, 3, 8
-"""Shown: best and worst classes, pictures of each, right and wrong examples."""
-CONFUSED, COLUMNS, LEAST = 8, 10, 3
-"""Rows and columns of a confusion matrix, and images in a class without which there is none."""
+MAX_CLASSES = 6  # of the worst and of the best
+MAX_PICTURES = 3  # of a class
+MAX_EXAMPLES = 8  # of right and of wrong images
+MAX_CONFUSED = 8  # rows of the confusion matrix
+MAX_TAKEN_FOR = 10  # its columns
+MIN_IMAGES = 3  # of a class in the confusion matrix
 
-
-def section(seen: Seen) -> Section:
-    children: list[Markup] = []
-    for found in seen.classified:
-        children += [sub(found.name), text(summary(found)), *of_set(found)]
-    otherwise = "The run has no zero_shot evaluator."
-    children += map(missing, seen.missing("classes", otherwise, there=bool(children)))
-    return Section("classes", "Classes", children)
+Entries = dict[str, Any]
+"""Values for page.html.j2, by name."""
 
 
-def summary(found: Classified) -> str:
-    count, label = len(found.labeled), found.labeled.label
-    right = int((found.predicted == label).sum())
-    of = f" (every {found.total / count:.0f}th of {found.total:,})" if found.total > count else ""
-    return (
-        f"{right:,} of {count:,} images{of} are put into the right one of "
-        f"{len(found.labeled.names):,} classes: {found.accuracy:.1%}."
-    )
+def class_report(outputs: Classified) -> Entries:
+    ranked = ranked_classes(outputs)
+    num_shown = min(MAX_CLASSES, len(ranked) // 2)  # no class is both among the worst and the best
+    is_right = outputs.predicted == outputs.labeled.label
+    right = is_right.nonzero().flatten().tolist()
+    wrong = (~is_right).nonzero().flatten().tolist()
+    return {
+        "name": outputs.name,
+        "num_right": len(right),
+        "num_wrong": len(wrong),
+        "num_classes": len(outputs.labeled.names),
+        "set_size": outputs.set_size,
+        "max_images": int(outputs.labeled.label.bincount().max()),
+        "worst": [class_card(outputs, row) for row in ranked[:num_shown]],
+        "best": [class_card(outputs, row) for row in ranked[::-1][:num_shown]],
+        "right": examples(outputs, right, MAX_EXAMPLES),
+        "wrong": examples(outputs, wrong, MAX_EXAMPLES),
+        "confusion": confusion(outputs, ranked),
+    }
 
 
-def of_set(found: Classified) -> list[Markup]:
-    rows = ranked(found)
-    worst, best = rows[:CLASSES], rows[::-1][:CLASSES]
-    out = []
-    kind = "cards" if max(row["samples"] for row in rows) > 1 else "cards few"
-    if len(rows) > 1:
-        half = min(CLASSES, len(rows) // 2)
-        out += [minor("Worst classes"), grid(*(card(found, r) for r in worst[:half]), kind=kind)]
-        out += [minor("Best classes"), grid(*(card(found, r) for r in best[:half]), kind=kind)]
-    right = found.predicted == found.labeled.label
-    for title, rights in (("Right", right), ("Wrong", ~right)):
-        numbers = rights.nonzero().flatten().tolist()
-        chosen = [numbers[n] for n in evenly(len(numbers), EXAMPLES)]
-        told = f"{title}: {len(chosen)} of {len(numbers):,}, evenly spaced"
-        strip = element("div", *(example(found, n, truth=True) for n in chosen), class_="strip")
-        out += [minor(told), strip if chosen else missing("None.")]
-    return [*out, minor("Confusion of the worst classes"), confusion(found, rows)]
+def ranked_classes(outputs: Classified) -> list[Entries]:
+    """The rows of `per_class` with the class's `number`, worst first. Classes of equal recall are
+    ordered by the mean probability of the right class."""
+    label = outputs.labeled.label
+    names = outputs.labeled.names
+    probability = outputs.probability[torch.arange(len(label)), label].double()
+    total = torch.bincount(label, probability, minlength=len(names))
+    mean = total / torch.bincount(label, minlength=len(names)).clamp(min=1)
+    rows = per_class(outputs.predicted, label, names)
+    numbers = {name: number for number, name in enumerate(names)}
+    for row in rows:
+        row["number"] = numbers[row["class"]]
+    return sorted(rows, key=lambda row: (row["recall"], float(mean[row["number"]])))
 
 
-def minor(title: str) -> Markup:
-    return element("h4", title, class_="minor")
+def class_card(outputs: Classified, row: Entries) -> Entries:
+    images = (outputs.labeled.label == row["number"]).nonzero().flatten().tolist()
+    num_right = round(row["recall"] * row["samples"])
+    # No interval: one of a class that was chosen for being extreme would be too far out.
+    # tables/SET.json of `clipx eval --out` has those of all classes.
+    counts = f"{num_right} of {row['samples']} right: {row['recall']:.0%}"
+    pictures = examples(outputs, images, MAX_PICTURES)
+    return {"name": row["class"], "counts": counts, "examples": pictures}
 
 
-def ranked(found: Classified) -> list[dict]:
-    """Of `per_class`, worst first; equal ones by the probability of the right class, its mean."""
-    label, names = found.labeled.label, found.labeled.names
-    own = found.probability[torch.arange(len(label)), label].double()
-    total = torch.bincount(label, own, minlength=len(names))
-    mean = (total / torch.bincount(label, minlength=len(names)).clamp(min=1)).tolist()
-    number = {name: n for n, name in enumerate(names)}
-    rows = per_class(found.predicted, label, names)
-    rows = [row | {"number": number[row["class"]]} for row in rows]
-    return sorted(rows, key=lambda row: (row["recall"], mean[row["number"]]))
+def examples(outputs: Classified, images: list[int], limit: int) -> list[Entries]:
+    """At most `limit` of these images, each with the guess and its probability."""
+    names = outputs.labeled.names
+    chosen = []
+    # Evenly spaced, since examples that are chosen by how well they do would mislead.
+    for place in evenly_spaced(len(images), limit):
+        image = images[place]
+        guess = int(outputs.predicted[image])
+        example = {
+            "uri": picture_uri(outputs.labeled.images.shown(image)),
+            "truth": names[int(outputs.labeled.label[image])],
+            "guess": names[guess],
+            "probability": percent_text(float(outputs.probability[image, guess])),
+        }
+        chosen.append(example)
+    return chosen
 
 
-def card(found: Classified, row: dict) -> Markup:
-    numbers = (found.labeled.label == row["number"]).nonzero().flatten().tolist()
-    right = round(row["recall"] * row["samples"])
-    # Without its interval: that of a class chosen for being the best or the worst would be too far
-    # out. tables/SET.json has those of all classes.
-    counts = f"{right} of {row['samples']} right: {row['recall']:.0%}"
-    pictures = [example(found, numbers[n]) for n in evenly(len(numbers), PICTURES)]
-    return element(
-        "div",
-        element("h4", row["class"]),
-        element("p", counts, class_="note"),
-        element("div", *pictures, class_="strip"),
-        class_="card",
-    )
-
-
-def example(found: Classified, number: int, *, truth: bool = False) -> Markup:
-    """A picture with the guess; truth: name the right class too."""
-    names, label = found.labeled.names, int(found.labeled.label[number])
-    guess = int(found.predicted[number])
-    sure = percent_text(float(found.probability[number, guess]))
-    mark = "✓" if guess == label else "✗"
-    told = f"{mark} {shorten(names[guess], 40)}, {sure}"
-    uri = picture_uri(found.labeled.images.shown(number))
-    caption = element("figcaption", element("span", told, class_="guess"))
-    if truth and guess != label:
-        real = element("span", shorten(names[label], 40), class_="truth")
-        caption = element("figcaption", real, element("span", told, class_="guess"))
-    picture = element("img", src=uri, alt=names[label], title=names[label])
-    return element("figure", picture, caption, class_="right" if guess == label else "wrong")
-
-
-def confusion(found: Classified, rows: list[dict]) -> Markup:
-    """Of the worst classes that have images enough, by the classes that they are taken for."""
-    names, label, predicted = found.labeled.names, found.labeled.label, found.predicted
-    worst = [r["number"] for r in rows if r["samples"] >= LEAST and r["recall"] < 1][:CONFUSED]
+def confusion(outputs: Classified, ranked: list[Entries]) -> Entries | None:
+    """Counts of the worst classes, by the classes that they are taken for; None if no class with
+    enough images is ever taken for another."""
+    names = outputs.labeled.names
+    worst = []
+    for row in ranked:
+        if row["samples"] >= MIN_IMAGES and row["recall"] < 1:
+            worst.append(row["number"])
+    worst = worst[:MAX_CONFUSED]
     if not worst:
-        most = max(row["samples"] for row in rows)
-        few = f"No class has {LEAST} images, which a confusion matrix needs to tell anything."
-        return missing(few if most < LEAST else "No class is ever taken for another.")
-    taken = {row: Counter(predicted[label == row].tolist()) for row in worst}
-    often = sum(taken.values(), Counter())
-    columns = sorted((n for n, _ in often.most_common(COLUMNS)), key=lambda n: names[n])
-    values = torch.tensor([[taken[r][c] for c in columns] for r in worst])
-    rest = torch.tensor([sum(taken[r].values()) for r in worst]) - values.sum(1)
-    marked = [(r, columns.index(row)) for r, row in enumerate(worst) if row in columns]
-    return matrix_table(
-        torch.cat([values, rest[:, None]], 1).double(),
-        [shorten(names[row], 40) for row in worst],
-        [*(shorten(names[c], 24) for c in columns), join("others")],
-        shown=lambda value: f"{value:.0f}" if value else "",
-        title="Rows: what it is; columns: what it is taken for (images; framed: right)",
-        marked=marked,
-        span=(0.0, float(values.max())),
-    )
+        return None
+
+    counts = []
+    total: Counter[int] = Counter()
+    for number in worst:
+        predicted = outputs.predicted[outputs.labeled.label == number]
+        counts.append(Counter(predicted.tolist()))
+        total += counts[-1]
+    most_common = dict(total.most_common(MAX_TAKEN_FOR))
+    columns = sorted(most_common, key=lambda number: names[number])
+
+    values = []
+    marked = []
+    for r, number in enumerate(worst):
+        values.append([counts[r][column] for column in columns])
+        if number in columns:
+            marked.append((r, columns.index(number)))
+    high = max(map(max, values))
+    # The sum of all other classes may be larger, and is not compared with single ones by its shade.
+    for r, row in enumerate(values):
+        row.append(counts[r].total() - sum(row))
+    return {
+        "rows": [names[number] for number in worst],
+        "columns": [*(names[number] for number in columns), "others"],
+        "pictures": [],
+        "values": values,
+        "marked": marked,
+        "low": 0,
+        "high": high,
+    }

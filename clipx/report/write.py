@@ -1,32 +1,33 @@
-"""The verb."""
+"""`clipx report RUN`: render the page and write it."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from clipx.files import write_whole
-from clipx.report import classes, curves, facts, pairs, quality, scores, space
-from clipx.report.page import page, tile
-from clipx.report.record import Record, is_number, read_record, scores_of, settings
-from clipx.report.seen import Seen, look
-from clipx.types import UserError
-from clipx.viz.markup import Markup
-from clipx.viz.scales import exact_text
+import jinja2
 
-TILES = (("zeroshot-top1", "zero-shot top-1"), ("text_to_image_R@1", "text to image R@1"))
+from clipx.files import write_whole
+from clipx.report import charts, evaluation, pair_map, run_facts, space
+from clipx.report.classes import MIN_IMAGES, class_report
+from clipx.report.collect import Record, nonfinite_keys, read_record, scores_by_set
+from clipx.report.curves import learning_curves
+from clipx.report.formats import exact_text
+from clipx.report.model_outputs import ModelOutputs, collect_outputs
+from clipx.report.retrieval import retrieval_report
+from clipx.types import UserError
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
-    """Raises UserError where `run` is no run, or `out` cannot be written."""
+    """Returns the path of the page. Raises UserError if `run` is not a run, or `out` cannot be
+    written."""
     target = out or run / "report.html"
     record = read_record(run)
     if target.is_dir():
         raise UserError(f"{target} is a folder; give the name of a file, such as report.html")
-    seen = look(run, lambda told: print(told, file=sys.stderr))
+    outputs = collect_outputs(run)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, render(record, seen))
+        write_whole(target, render(record, outputs))
     except OSError as error:
         raise UserError(
             f"{target} cannot be written: {error}; choose another with --out"
@@ -34,46 +35,42 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     return target
 
 
-def render(record: Record, seen: Seen) -> str:
-    sections = [
-        facts.section(record, seen.facts),
-        curves.section(record),
-        scores.section(record),
-        classes.section(seen),
-        pairs.section(seen),
-        space.section(record, seen),
-        quality.section(record),
-    ]
-    name = record.path.resolve().name
-    return page(f"Report on {name}", lead(record, seen), tiles(record), sections)
+def render(record: Record, outputs: ModelOutputs) -> str:
+    """The page as HTML."""
+    scores = scores_by_set(record.results)
+    page = template_environment().get_template("page.html.j2")
+    return page.render(
+        name=record.path.resolve().name,
+        record=record,
+        outputs=outputs,
+        tiles=run_facts.tiles(record),
+        facts=run_facts.facts(record, outputs),
+        curves=learning_curves(record.metrics),
+        scores=scores,
+        evaluation=evaluation,
+        newest_evaluation=max(map(evaluation.newest_step, scores.values()), default=None),
+        classes=list(map(class_report, outputs.classified)),
+        min_confusion_images=MIN_IMAGES,
+        retrieval=list(map(retrieval_report, outputs.paired)),
+        # Maps take seconds, and one set shows the space.
+        space=space.space_report(outputs.paired[0]) if outputs.paired else None,
+        health_over_time=space.health_over_time(scores),
+        nonfinite_keys=nonfinite_keys,
+        line_chart_geometry=charts,
+        map_geometry=pair_map,
+    )
 
 
-def lead(record: Record, seen: Seen) -> str:
-    model = settings(record.config, "model").get("name", "a model")
-    told = f"{model}, trained by clipx."
-    if seen.source:
-        return f"{told} Pictures and maps are of {seen.source}."
-    return f"{told} There is no model to look at: {seen.faults['model'][0]}"
-
-
-def tiles(record: Record) -> list[Markup]:
-    """The few numbers that one asks for first."""
-    out = []
-    last = record.metrics[-1] if record.metrics else {}
-    if "step" in last:
-        out.append(
-            tile(exact_text(last["step"]), "steps", f"{last.get('samples_seen', 0):,} samples")
-        )
-    if is_number(last.get("train/loss")):
-        out.append(tile(exact_text(last["train/loss"]), "newest loss"))
-    found = scores_of(record.results)
-    for metric, title in TILES:
-        best = [(sets[metric][-1].value, name) for name, sets in found.items() if metric in sets]
-        if best:
-            value, name = best[0]
-            out.append(tile(scores.value_text(metric, value), title, name))
-    if seconds := facts.training_seconds(record):
-        rate = last["samples_seen"] / seconds
-        out.append(tile(facts.clock(seconds), "training time", f"{rate:,.0f} samples/s"))
-    out.append(tile(f"{len(record.quarantine):,}", "bad samples"))
-    return out
+def template_environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # captions and class names may contain tags
+        undefined=jinja2.StrictUndefined,  # a misspelled name fails instead of being left out
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["truncate.leeway"] = 0  # else texts are cut up to 5 beyond their length
+    environment.filters["count"] = "{:,}".format
+    environment.filters["exact"] = exact_text
+    environment.filters["pixel"] = "{:.1f}".format
+    return environment

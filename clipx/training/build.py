@@ -20,7 +20,7 @@ from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.locked import split_locked
 from clipx.objectives.image_text import ImageText
 from clipx.training.cached_features import feature_batches
-from clipx.training.config import Plan, TrainConfig
+from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.corpus import pixel_batches
 from clipx.training.ema import Ema
 from clipx.training.interruption import Stop
@@ -146,7 +146,7 @@ def build_step(
 
 def build_saver(
     config: TrainConfig,
-    plan: Plan,
+    plan: RunPlan,
     learner: Learner,
     folder: RunFolder | None,
     model_json: dict[str, Any],

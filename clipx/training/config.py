@@ -84,7 +84,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The durations of a config in steps of its corpus."""
 
     total: int
@@ -99,7 +99,7 @@ class Plan:
     evaluate_every: dict[str, int]
 
     @classmethod
-    def of(cls, config: TrainConfig, epoch_samples: int) -> Plan:
+    def of(cls, config: TrainConfig, epoch_samples: int) -> RunPlan:
         """Raises UserError with every duration that does not parse."""
         faults: list[str] = []
 

@@ -16,11 +16,11 @@ from clipx.config import Data, build, merge
 from clipx.evaluators import retrieval, zero_shot
 from clipx.evaluators.distributed import Agreed, run_evaluator
 from clipx.evaluators.test_sets import is_classification
-from clipx.types import Encoder, Result, Setting, StopRequested, UserError
+from clipx.types import ImageTextEncoder, Result, Setting, StopRequested, UserError
 
 
 def evaluate_each(
-    encoder: Encoder, evaluators: Mapping[str, Any], setting: Setting
+    encoder: ImageTextEncoder, evaluators: Mapping[str, Any], setting: Setting
 ) -> tuple[dict[str, Result], list[str]]:
     """(results, errors of the user in the others): one that fails does not end the others."""
     results: dict[str, Result] = {}
@@ -34,7 +34,7 @@ def evaluate_each(
 
 
 def evaluate_in_training(
-    encoder: Encoder,
+    encoder: ImageTextEncoder,
     evaluators: Mapping[str, Any],
     setting: Setting,
     print_message: Callable[[str], None],

@@ -31,6 +31,8 @@ REPEAT_SECONDS = 1.0
 """The same signal within this time is a repetition: schedulers and launchers signal the whole group
 and then each process. A person does not press a key twice that quickly to mean something else."""
 
+_END_OF_LISTENING = b"\0"  # no signal has the number 0
+
 
 class Stop:
     """Whether this process was asked to end.
@@ -79,13 +81,17 @@ class Stop:
             for number in handled:
                 signal.signal(number, signal.SIG_IGN)
             signal.set_wakeup_fd(before)
-            os.close(writer)  # the end of the pipe ends the thread
+            # Closing the pipe is not enough: a forked data worker may hold the other end.
+            os.write(writer, _END_OF_LISTENING)
             thread.join()
+            os.close(writer)
             os.close(reader)
 
     def _listen(self, reader: int) -> None:
-        while numbers := os.read(reader, 64):
-            for number in numbers:
+        while True:
+            for number in os.read(reader, 64):
+                if number == _END_OF_LISTENING[0]:
+                    return
                 if number in SIGNALS:
                     self._receive(signal.Signals(number))
 
@@ -113,6 +119,14 @@ def _do_nothing(number: int, frame: FrameType | None) -> None:
 
 
 def raise_if_signaled(ranks: Ranks, stop: Stop) -> None:
+    """Raise Stopped on all ranks if one has had a signal. For use before the first step, when there
+    is nothing to save. All ranks take part."""
+    signals = ranks.gather(stop.signaled_by)
+    if name := next((name for name in signals if name), None):
+        raise Stopped(f"stopped by {name} before the first step of this start")
+
+
+def leave_if_signaled(ranks: Ranks, stop: Stop) -> None:
     """Raise Stopped on all ranks if one has had a signal. For use before the first step, when there
     is nothing to save. All ranks take part."""
     signals = ranks.gather(stop.signaled_by)

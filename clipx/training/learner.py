@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from clipx.checkpoints.format import Checkpoint, Training
+from clipx.checkpoints.format import LoadedCheckpoint, Training
 from clipx.checkpoints.sharded import load_optimizer, own_part, weights_like, whole
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import Sharded, Wrapped
@@ -84,7 +84,7 @@ class Learner:
             return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
         return torch.empty(shape, dtype=dtype)
 
-    def misfit(self, saved: Checkpoint) -> str | None:
+    def misfit(self, saved: LoadedCheckpoint) -> str | None:
         """Why a checkpoint cannot be loaded into this run; None if it can. Changes nothing."""
         expected = self.encoder.state_dict()
         training = saved.training
@@ -105,7 +105,7 @@ class Learner:
             return "training.pt: a random state is broken"
         return None
 
-    def load(self, saved: Checkpoint) -> None:
+    def load(self, saved: LoadedCheckpoint) -> None:
         """Continue from a checkpoint. Raises UserError where it lacks averages that the run asks
         for."""
         training, scaler = saved.training, self.precision.scaler

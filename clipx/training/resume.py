@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipx.checkpoints import format as checkpoints
 from clipx.checkpoints import manifest
-from clipx.checkpoints.train_state import Checkpoint, LaterVersion
+from clipx.checkpoints.train_state import LaterVersion, LoadedCheckpoint
 from clipx.data.corpus import Corpus
 from clipx.distributed.runtime import Runtime
 from clipx.training.corpus import changes
@@ -23,7 +23,7 @@ def load_newest(
     learner: Learner,
     *,
     accept_changed_corpus: bool,
-) -> tuple[Checkpoint | None, list[str]]:
+) -> tuple[LoadedCheckpoint | None, list[str]]:
     """Load the newest checkpoint into the learner. Returns it, or None if there is none, with
     messages for the log. Rank 0 chooses it, and all ranks load it. Raises UserError.
 
@@ -65,7 +65,7 @@ def load_newest(
     return saved, [*messages, f"resumed from {path} at step {saved.state.step}"]
 
 
-def _load(path: Path, learner: Learner) -> tuple[Checkpoint | None, str | None]:
+def _load(path: Path, learner: Learner) -> tuple[LoadedCheckpoint | None, str | None]:
     """(checkpoint, None), or (None or checkpoint, fault): a manifest may list a file that was
     broken already when it was written. Raises LaterVersion, on all ranks alike."""
     try:

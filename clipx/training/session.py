@@ -24,7 +24,7 @@ from clipx.training.build import (
     build_step,
     new_encoder,
 )
-from clipx.training.config import Plan, TrainConfig
+from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.corpus import describe, open_together, write_table
 from clipx.training.errors import explain
 from clipx.training.interruption import Stop, raise_if_signaled
@@ -80,7 +80,7 @@ class Session:
         """Check everything that can be wrong, before anything is written."""
         config = self.config
         self.corpus = open_together(config, self.runtime)
-        self.plan = Plan.of(config, self.corpus.num_samples)
+        self.plan = RunPlan.of(config, self.corpus.num_samples)
         self.stop.deadline = self.plan.deadline(job(), self.start_time)
         warnings = check_plan(config, self.plan, self.runtime)
         self.precision = build_precision(config.precision, self.runtime.device)

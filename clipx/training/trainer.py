@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -83,25 +84,26 @@ def run_steps(session: Session, files: LogFiles | None, report: Reporter, stop: 
     bad = session.corpus.faults if files is not None and session.state.step == 0 else []
     try:
         evaluate_if_due(session, files, report, stop)
-        batches = load(session.source, session.state.step, plan.total)
-        for batch in throughput.timed(batches):
-            metrics = session.advance(batch, stop=stop.reason is not None)
-            step = session.state.step
-            bad += batch.bad
-            throughput.add(config.global_batch_size)
-            report.step(step)
-            if due(step, plan.log_every, plan.total):
-                log_step(session, metrics, throughput, bad, files, report)
-                bad = []
-            session.monitor.at(step, "elsewhere")
-            pause_start = time.perf_counter()
-            save_if_due(session, report)
-            if session.stop_requested and (step < plan.total or evaluations_due(session)):
-                raise stopped(session, stop_reason(session, stop))
-            # After the checkpoint, because an evaluation may fail.
-            evaluate_if_due(session, files, report, stop)
-            throughput.pause(time.perf_counter() - pause_start)
-            session.monitor.at(step + 1, "data")
+        # Closed at once, also by an exception: data workers must not outlive the loop.
+        with closing(load(session.source, session.state.step, plan.total)) as batches:
+            for batch in throughput.timed(batches):
+                metrics = session.advance(batch, stop=stop.reason is not None)
+                step = session.state.step
+                bad += batch.bad
+                throughput.add(config.global_batch_size)
+                report.step(step)
+                if due(step, plan.log_every, plan.total):
+                    log_step(session, metrics, throughput, bad, files, report)
+                    bad = []
+                session.monitor.at(step, "elsewhere")
+                pause_start = time.perf_counter()
+                save_if_due(session, report)
+                if session.stop_requested and (step < plan.total or evaluations_due(session)):
+                    raise stopped(session, stop_reason(session, stop))
+                # After the checkpoint, because an evaluation may fail.
+                evaluate_if_due(session, files, report, stop)
+                throughput.pause(time.perf_counter() - pause_start)
+                session.monitor.at(step + 1, "data")
     except UserError:
         # There is no later log line that would write them.
         append_bad_samples(Path(config.run_dir), session.state.step, bad)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from clipx.checkpoints.manifest import list_checkpoints
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import chosen
-from clipx.training.config import Plan, TrainConfig
+from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.evaluation import faults_of
 from clipx.types import Loss, UserError
 
@@ -31,7 +31,7 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
         raise UserError("\n".join(conflicts))
 
 
-def check_plan(config: TrainConfig, plan: Plan, runtime: Runtime) -> list[str]:
+def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str]:
     """Warnings about evaluators and durations. All ranks take part. Raises UserError if evaluators
     cannot run and the run has no checkpoint yet."""
     faults: list[str] = []

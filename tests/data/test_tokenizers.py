@@ -21,7 +21,7 @@ from texts import PIECES, SENTENCES, fuzzed
 
 from clipx.data import clip_bpe
 from clipx.data.text_repair import _SUSPECT, repaired
-from clipx.data.tokenizers import ClipBPE, build_tokenizer, pad
+from clipx.data.tokenizers import CachedTokenizer, ClipBPE, build_tokenizer, pad
 from clipx.types import UserError
 
 OURS, REFERENCE = ClipBPE(), SimpleTokenizer()
@@ -206,3 +206,20 @@ def test_a_caption_of_one_long_word_costs_no_minutes(letters: str) -> None:
     assert time.monotonic() - began < 10
     assert ids == [*OURS.encode(word[:3000], 77)[:-1], OURS.end]
     assert len(ids) == 77
+
+
+def test_a_cached_tokenizer_gives_the_same_ids_and_encodes_a_text_once() -> None:
+    class Counting:
+        pad_id = 7
+        num_calls = 0
+
+        def encode(self, text: str, context_length: int) -> list[int]:
+            self.num_calls += 1
+            return [ord(letter) for letter in text][:context_length]
+
+    counting = Counting()
+    cached = CachedTokenizer(counting, max_texts=2)
+    for text, length in (("cat", 3), ("cat", 3), ("cat", 2), ("dog", 3), ("dog", 3), ("cat", 2)):
+        assert cached.encode(text, length) == [ord(letter) for letter in text][:length]
+    assert counting.num_calls == 4, "the third text finds no room"
+    assert cached.pad_id == 7

@@ -21,7 +21,7 @@ LOCAL_ROWS = 3
 BIG = (1 << 62) + 12345
 
 
-def said_by(rank: int, world_size: int) -> Tensor:
+def results_of(rank: int, world_size: int) -> Tensor:
     """(R * B, 2) what `rank` says of all rows: logits of -200 to 200, whose exponentials neither
     float32 nor a common maximum would hold, and -inf throughout for the first row."""
     generator = torch.Generator().manual_seed(100 + rank)
@@ -59,7 +59,7 @@ def _gather(runtime: Runtime) -> dict[str, Any]:
 
 
 def _reduce(runtime: Runtime, reduce: Reduce) -> list[list[float]]:
-    return reduce_scatter(said_by(runtime.rank, runtime.world_size), reduce).tolist()
+    return reduce_scatter(results_of(runtime.rank, runtime.world_size), reduce).tolist()
 
 
 def _right(runtime: Runtime) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_checks import BIG, LOCAL_ROWS, fail_on_rank_1, said_by
+from rank_checks import BIG, LOCAL_ROWS, fail_on_rank_1, results_of
 from ranks import run_ranks
 
 Ranks = list[dict[str, Any]]
@@ -19,18 +19,18 @@ def test_all_gather_gives_every_rank_all_rows_in_rank_order(ranks: Ranks) -> Non
 
 
 def test_reduce_scatter_gives_each_rank_the_sum_over_ranks_of_its_rows(ranks: Ranks) -> None:
-    said = torch.stack([said_by(rank, len(ranks)) for rank in range(len(ranks))])
-    for rank, mine in zip(ranks, said.sum(0).split(LOCAL_ROWS), strict=True):
-        found = torch.tensor(rank["sum"], dtype=torch.float64)
+    results = torch.stack([results_of(rank, len(ranks)) for rank in range(len(ranks))])
+    for rank, value in zip(ranks, results.sum(0).split(LOCAL_ROWS), strict=True):
+        actual = torch.tensor(rank["sum"], dtype=torch.float64)
         # sums of two to four float64 numbers, in whatever order gloo takes them
-        torch.testing.assert_close(found, mine, rtol=1e-14, atol=1e-12)
+        torch.testing.assert_close(actual, value, rtol=1e-14, atol=1e-12)
 
 
 def test_reduce_scatter_of_logsumexp_neither_overflows_nor_vanishes(ranks: Ranks) -> None:
-    said = torch.stack([said_by(rank, len(ranks)) for rank in range(len(ranks))])
-    for rank, mine in zip(ranks, said.logsumexp(0).split(LOCAL_ROWS), strict=True):
-        found = torch.tensor(rank["logsumexp"], dtype=torch.float64)
-        torch.testing.assert_close(found, mine, rtol=1e-14, atol=1e-12)
+    results = torch.stack([results_of(rank, len(ranks)) for rank in range(len(ranks))])
+    for rank, value in zip(ranks, results.logsumexp(0).split(LOCAL_ROWS), strict=True):
+        actual = torch.tensor(rank["logsumexp"], dtype=torch.float64)
+        torch.testing.assert_close(actual, value, rtol=1e-14, atol=1e-12)
 
 
 def test_what_is_passed_right_comes_from_the_left(ranks: Ranks) -> None:

@@ -28,7 +28,7 @@ def later(before: list[Beat], *silent: int) -> list[Beat]:
 
 
 @pytest.mark.parametrize(
-    ("before", "silent", "said"),
+    ("before", "silent", "sentence"),
     [
         (EVEN, (1,), "rank 1 on n1 has gone silent: its process, host or network is down"),
         (EVEN, (1, 2), "rank 1 on n1, rank 2 on n2 have gone silent"),
@@ -47,29 +47,29 @@ def later(before: list[Beat], *silent: int) -> list[Beat]:
         (EVEN, (0,), "all ranks live"),  # who asks lives
     ],
 )
-def test_the_verdict(before: list[Beat], silent: tuple[int, ...], said: str) -> None:
-    assert said in verdict(0, before, later(before, *silent))
+def test_the_verdict(before: list[Beat], silent: tuple[int, ...], sentence: str) -> None:
+    assert sentence in verdict(0, before, later(before, *silent))
 
 
 def ask(runtime: Runtime) -> dict[str, Any]:
     monitor.BEAT_SECONDS, monitor.LOOK_SECONDS = 0.05, 0.5
-    mine = Monitor(runtime, timeout_seconds=60)
-    mine.at(3, "data" if runtime.rank == 1 else "loss")
+    own = Monitor(runtime, timeout_seconds=60)
+    own.at(3, "data" if runtime.rank == 1 else "loss")
     runtime.barrier()
     if runtime.rank == 2:
-        mine.close()
+        own.close()
         time.sleep(0.3)
     runtime.barrier()
-    silent = mine.blame()
+    silent = own.blame()
     runtime.barrier()
-    first = mine.is_first()
+    first = own.is_first()
     again = Monitor(runtime, timeout_seconds=60)  # keys of an earlier start are not taken for mine
     again.at(4, "forward" if runtime.rank == 0 else "loss")
     time.sleep(0.3)
     runtime.barrier()
-    found = {"silent": silent, "first": first, "again": again.blame()}
+    actual = {"silent": silent, "first": first, "again": again.blame()}
     runtime.barrier()
-    return found
+    return actual
 
 
 def test_ranks_agree_on_who_is_silent_behind_and_first() -> None:
@@ -82,7 +82,7 @@ def test_ranks_agree_on_who_is_silent_behind_and_first() -> None:
 
 
 def test_alone_there_is_nobody_to_ask() -> None:
-    mine = Monitor(start("cpu"), timeout_seconds=1)
-    mine.at(1, "loss")
-    assert mine.is_first()
-    mine.close()
+    own = Monitor(start("cpu"), timeout_seconds=1)
+    own.at(1, "loss")
+    assert own.is_first()
+    own.close()

@@ -66,8 +66,8 @@ def train_all(runtime: Runtime) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("world_size", SIZES)
 def test_each_loss_with_each_pool_equals_one_process(world_size: int) -> None:
     """Ring exchanges on two ranks are where send and receive wait for one another."""
-    for rank, found in enumerate(on_gpus(train_all, world_size)):
-        for case, result in zip(CASES, found, strict=True):
+    for rank, actual in enumerate(on_gpus(train_all, world_size)):
+        for case, result in zip(CASES, actual, strict=True):
             rows, model, _ = oracle(case, world_size)
             mean = rows.view(world_size, -1)[rank].mean().item()
             assert result["loss"] == pytest.approx(mean, rel=1e-10)
@@ -92,10 +92,10 @@ def test_shared_models_have_the_gradients_of_one_on_the_cpu(
     expected = alone(LOCAL_ROWS * len(ranks), name)
     to = TO.get(name, 2e-5)  # float32 sums in another order, and other exponentials
     for rank in ranks:
-        found = rank["gradients"][kind, name]
-        assert_close(found["gradients"], expected["gradients"], to=to)
+        actual = rank["gradients"][kind, name]
+        assert_close(actual["gradients"], expected["gradients"], to=to)
         for key, value in expected["metrics"].items():
-            assert found["metrics"][key] == pytest.approx(value, rel=to, abs=to), key
+            assert actual["metrics"][key] == pytest.approx(value, rel=to, abs=to), key
 
 
 @pytest.mark.parametrize("pair", HANDED)

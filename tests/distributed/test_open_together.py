@@ -24,10 +24,10 @@ FOLDER = "CLIPX_TEST_CORPUS"  # in the environment, for a spawned rank gets no a
 def opened(runtime: Runtime) -> dict[str, Any]:
     """What each rank has of a good corpus, and what it is told of a missing one."""
     folder = os.environ[FOLDER]
-    asked: list[str] = []
+    requested: list[str] = []
     expand, open_catalog = webdataset.expand, webdataset.open_catalog
-    vars(webdataset)["expand"] = lambda *a, **k: (asked.append("expand"), expand(*a, **k))[1]
-    vars(webdataset)["open_catalog"] = lambda *a: (asked.append("open"), open_catalog(*a))[1]
+    vars(webdataset)["expand"] = lambda *a, **k: (requested.append("expand"), expand(*a, **k))[1]
+    vars(webdataset)["open_catalog"] = lambda *a: (requested.append("open"), open_catalog(*a))[1]
     corpus = open_together(_config(folder, 4), runtime)
     located = corpus.locate(np.arange(20))
     faults = []
@@ -37,7 +37,7 @@ def opened(runtime: Runtime) -> dict[str, Any]:
         except UserError as error:
             faults.append(str(error))
     return {
-        "asked": asked,
+        "asked": requested,
         "digest": corpus.digest,
         "order": [located.shard.tolist(), located.sample.tolist()],
         "read": corpus.read(2, 3).key,

@@ -29,8 +29,8 @@ def assert_equals_one_process(group: RankGroup, case: Case) -> list[dict[str, An
     rows, model, _ = oracle(case, group.world_size)
     ranks = group(train, case)
     means = rows.view(group.world_size, case.local_rows).mean(1)
-    found = torch.tensor([rank["loss"] for rank in ranks], dtype=torch.float64)
-    torch.testing.assert_close(found, means, rtol=1e-10, atol=1e-12)
+    actual = torch.tensor([rank["loss"] for rank in ranks], dtype=torch.float64)
+    torch.testing.assert_close(actual, means, rtol=1e-10, atol=1e-12)
     for rank in ranks:
         assert rank["gradients"].keys() == dict(model.named_parameters()).keys()
         for name, parameter in model.named_parameters():
@@ -57,7 +57,7 @@ def test_one_row_on_each_rank(group: RankGroup, loss: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_ranks_with_different_rows_are_told_and_none_is_aborted(
+def test_ranks_with_different_rows_are_reported_and_none_is_aborted(
     group: RankGroup, kind: str
 ) -> None:
     if group.world_size == 1:
@@ -99,8 +99,8 @@ def test_accuracy_over_ranks_is_that_of_the_full_batch(group: RankGroup, kind: s
     case = Case(pool=kind, local_rows=5)
     with torch.no_grad():
         image, text = Towers.of(case)(*case.batch(0, group.world_size)[:2])
-    found = [rank["accuracy"] for rank in group(train, case)]
-    assert sum(found) / len(found) == pytest.approx(accuracy(image, text), abs=1e-6)
+    actual = [rank["accuracy"] for rank in group(train, case)]
+    assert sum(actual) / len(actual) == pytest.approx(accuracy(image, text), abs=1e-6)
 
 
 def test_only_the_gathered_pool_holds_all_rows(group: RankGroup) -> None:
@@ -121,14 +121,14 @@ def test_the_queue_is_the_same_on_all_ranks_and_holds_the_newest_rows(group: Ran
     for rank in ranks:
         for name, rows in zip(("image", "text", "ids"), past, strict=True):
             assert rows is not None
-            found = torch.from_numpy(rank["state"][name])
-            torch.testing.assert_close(found, rows, rtol=1e-12, atol=1e-14)
+            actual = torch.from_numpy(rank["state"][name])
+            torch.testing.assert_close(actual, rows, rtol=1e-12, atol=1e-14)
 
 
 def held(pool: pools.Pool, rows: Tensor) -> list[Tensor]:
     seen: list[Tensor] = []
 
-    def act(block: pools.Block) -> tuple[Tensor, ...]:
+    def act(block: pools.CandidateBlock) -> tuple[Tensor, ...]:
         seen.append(block.rows[0])
         return ()
 

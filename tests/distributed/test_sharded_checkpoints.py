@@ -89,7 +89,7 @@ def test_a_model_is_loaded_without_ranks(saved: tuple[Path, Ranks]) -> None:
         assert torch.equal(tensor, torch.from_numpy(expected[f"weights.{name}"])), name
 
 
-def test_a_full_disk_of_one_rank_is_told_by_rank_0_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_of_one_rank_is_reported_by_rank_0_and_leaves_nothing(tmp_path: Path) -> None:
     act = partial(checkpoint_checks.save, folder=tmp_path, parallel="fsdp2", fault=True)
     ranks = run_ranks(act, 2)
     assert [rank["fault"] for rank in ranks] == [ranks[0]["fault"]] * 2

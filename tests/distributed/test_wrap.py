@@ -16,7 +16,7 @@ from wrap_checks import HANDED, KINDS, LOCAL_ROWS, SETTINGS, Arrays
 
 from clipx.checkpoints.format import Training
 from clipx.distributed.runtime import Runtime, start
-from clipx.distributed.wrap import Alone, chosen, wrap
+from clipx.distributed.wrap import SingleProcess, chosen, wrap
 from clipx.types import UserError
 
 SIZES = [2, pytest.param(3, marks=pytest.mark.slow)]
@@ -38,13 +38,13 @@ def alone(rows: int, name: str) -> dict[str, Any]:
         return wrap_checks.gradients(start("cpu"), "ddp", **settings)
 
 
-def assert_close(found: Arrays, expected: Arrays, *, to: float) -> None:
+def assert_close(actual: Arrays, expected: Arrays, *, to: float) -> None:
     """Each array to `to` of its norm, and of the norm of them all where it is a small difference
     of large numbers."""
-    assert found.keys() == expected.keys() != set()
+    assert actual.keys() == expected.keys() != set()
     scale = math.hypot(*(float(np.linalg.norm(e)) for e in expected.values()))
     for name, value in expected.items():
-        off = np.linalg.norm(found[name].astype(float) - value)
+        off = np.linalg.norm(actual[name].astype(float) - value)
         assert off <= to * np.linalg.norm(value) + 0.1 * to * scale, name
 
 
@@ -59,11 +59,11 @@ def test_gradients_equal_those_of_one_process(ranks: Ranks, kind: str, name: str
     if name.startswith("two views"):
         to = 2e-5  # log_scale's gradient of 0.01 is a difference of terms a hundred times as large
     for rank in ranks:
-        found = rank["gradients"][kind, name]
-        assert_close(found["gradients"], expected["gradients"], to=to)
-        assert found["metrics"].keys() == expected["metrics"].keys()
+        actual = rank["gradients"][kind, name]
+        assert_close(actual["gradients"], expected["gradients"], to=to)
+        assert actual["metrics"].keys() == expected["metrics"].keys()
         for key, value in expected["metrics"].items():
-            assert found["metrics"][key] == pytest.approx(value, rel=to, abs=to), key
+            assert actual["metrics"][key] == pytest.approx(value, rel=to, abs=to), key
     locked = SETTINGS[name].get("locked", "-")
     assert not any(parameter.startswith(locked) for parameter in expected["gradients"])
 
@@ -87,11 +87,11 @@ def test_a_run_goes_on_the_other_way_round(ranks: Ranks, pair: tuple[str, str]) 
 def test_a_broken_sample_of_one_rank_is_skipped_by_all(ranks: Ranks, kind: str) -> None:
     last = ranks[-1]["poisoned"][kind]
     for rank in ranks:
-        found = rank["poisoned"][kind]
-        assert found["outcome"] == "nonfinite"
-        assert found["same"], "no weight has changed"
-        assert found["no gradient"]
-        assert found["bad_rows"] == ([1] if found is last else [])
+        actual = rank["poisoned"][kind]
+        assert actual["outcome"] == "nonfinite"
+        assert actual["same"], "no weight has changed"
+        assert actual["no gradient"]
+        assert actual["bad_rows"] == ([1] if actual is last else [])
 
 
 def test_every_rank_evaluates_a_copy_of_the_averages(ranks: Ranks) -> None:
@@ -108,7 +108,7 @@ def test_every_rank_evaluates_a_copy_of_the_averages(ranks: Ranks) -> None:
 def test_one_process_has_no_group_and_no_hooks() -> None:
     model = torch.nn.Linear(2, 2)
     runtime = start("cpu")
-    assert isinstance(wrap(model, runtime, parallel="fsdp2"), Alone)
+    assert isinstance(wrap(model, runtime, parallel="fsdp2"), SingleProcess)
     assert not dist.is_initialized()
     assert not model._forward_hooks
     assert not model._backward_hooks

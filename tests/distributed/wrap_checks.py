@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from two_views import TwoViews
 
-from clipx.checkpoints.format import Checkpoint, Training, TrainState
+from clipx.checkpoints.format import LoadedCheckpoint, Training, TrainState
 from clipx.checkpoints.sharded import whole
 from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import PoolConfig, build_pool
@@ -173,7 +173,7 @@ def go_on(
     with torch.no_grad():
         for parameter in after.learner.encoder.parameters():
             parameter.zero_()  # so that what is not loaded shows
-    after.learner.load(Checkpoint(Path("saved"), TrainState(), weights, training))
+    after.learner.load(LoadedCheckpoint(Path("saved"), TrainState(), weights, training))
     take(after, range(2, 4))
     return trained(after)
 

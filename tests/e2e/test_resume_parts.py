@@ -48,7 +48,7 @@ def equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-def saved(run: Path) -> checkpoints.Checkpoint:
+def saved(run: Path) -> checkpoints.LoadedCheckpoint:
     return checkpoints.load(run / "checkpoints" / f"step_{LAST:08d}")
 
 

@@ -60,7 +60,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_of_that_step(
     assert step < LAST
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step_{step:08d}"]
     said = f"stopped at step {step} of {LAST} by {number.name}, with a checkpoint"
-    assert ranks.said.count(f"clipx: {said}; the same command goes on") == 1, ranks.said
+    assert ranks.said.count(f"clipx: {said}; the same command resumes it") == 1, ranks.said
     told = status(run)
     assert (told["state"], told["step"], told["checkpoint"]) == ("stopped", step, step)
     assert said in str(told["reason"])

@@ -193,5 +193,5 @@ def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as a CLIPModel"):
         embed.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+    with pytest.raises(UserError, match=r"config\.json' cannot be read"):
         embed.load(tmp_path)

@@ -11,7 +11,7 @@ from samples import png, write_test_set
 from torch import Tensor
 
 from clipx.evaluators import embedding_health, retrieval, zero_shot
-from clipx.types import EmbeddingError, Encoder, Setting
+from clipx.types import EmbeddingError, ImageTextEncoder, Setting
 
 
 class Damaged:
@@ -59,7 +59,7 @@ def test_no_score_is_made_of_rows_that_are_not_of_unit_norm(
         "retrieval": retrieval.Config,
         "embedding_health": embedding_health.Config,
     }
-    encoder: Encoder = Damaged(part, value)
+    encoder: ImageTextEncoder = Damaged(part, value)
     named = r"0\.tar/k1" if part == "image" else "'one'" if kind == "zero_shot" else "'1'"
     with pytest.raises(EmbeddingError, match=rf"1 of 3 {part} embeddings .*\({named}\)"):
         configs[kind](path=str(path)).build().evaluate(encoder, Setting())

@@ -26,7 +26,7 @@ from clipx.distributed import launcher
 from clipx.distributed.pool import build_pool
 from clipx.models.dual_encoder import DualEncoder
 from clipx.models.model_json import read_model_json
-from clipx.training.config import Plan, TrainConfig
+from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.optim import build_optimizer
 from clipx.training.schedule import rate
 from clipx.types import UserError
@@ -91,7 +91,7 @@ def test_config_values(fuzz: Fuzz, tmp_path: Path) -> None:
         with contextlib.suppress(UserError):
             config = build(TrainConfig, data, where="fuzz")
             to_yaml(config)
-            plan = Plan.of(config, 1000)
+            plan = RunPlan.of(config, 1000)
             for step in {0, plan.total // 2, plan.total - 1}:
                 share = rate(config.optim.schedule, step, plan.total, plan.warmup, plan.cooldown)
                 assert 0 <= share <= 1

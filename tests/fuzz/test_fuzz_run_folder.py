@@ -23,8 +23,8 @@ from clipx.checkpoints import format as checkpoints
 from clipx.checkpoints import manifest
 from clipx.checkpoints.format import About, Training, TrainState
 from clipx.distributed.runtime import Job, Runtime
-from clipx.report.record import read_record
-from clipx.report.seen import Seen
+from clipx.report.collect import read_record
+from clipx.report.model_outputs import ModelOutputs
 from clipx.report.write import render
 from clipx.results import read_samples
 from clipx.training import corpus, resume, runs
@@ -170,7 +170,7 @@ def test_the_record_of_a_run(fuzz: Fuzz, tmp_path: Path, monkeypatch: pytest.Mon
             runs.show([str(folder)], [], as_json=False)
             runs.show([str(folder)], [], as_json=True)
         with contextlib.suppress(UserError):
-            render(read_record(folder), Seen(faults={"model": ["none"]}))
+            render(read_record(folder), ModelOutputs(model_error="none"))
         with contextlib.suppress(UserError):
             run = RunFolder(folder, CONFIG, yaml.safe_dump(CONFIG), total_steps=5)
             run.close("stopped", None)

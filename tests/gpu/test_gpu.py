@@ -11,8 +11,8 @@ from tiny_runs import MODEL
 from torch import Tensor
 
 from clipx.models.dual_encoder import DualEncoder
-from clipx.models.packing import group_by_length
-from clipx.models.text_transformer import PADDING, end_of
+from clipx.models.packing import PADDING, group_by_length
+from clipx.models.text_transformer import end_of
 from clipx.models.transformer import Transformer
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.precision import build_precision, compute_dtype
@@ -84,10 +84,10 @@ def test_embeddings_on_the_device_equal_those_of_the_cpu() -> None:
     with torch.no_grad():
         expected = model.encode_image(image), model.encode_text(text)
         model = model.to(CUDA)
-        found = model.encode_image(image.to(CUDA)), model.encode_text(text.to(CUDA))
-    for mine, theirs in zip(found, expected, strict=True):
+        actual = model.encode_image(image.to(CUDA)), model.encode_text(text.to(CUDA))
+    for value, reference in zip(actual, expected, strict=True):
         # unit rows; float32 sums in another order (TF32 is off by default for matmuls)
-        torch.testing.assert_close(mine.cpu(), theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(value.cpu(), reference, rtol=0, atol=1e-5)
 
 
 def test_packed_captions_on_the_device_equal_those_of_the_cpu_with_gradients() -> None:

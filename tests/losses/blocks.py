@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clipx.types import Block
+from clipx.types import CandidateBlock
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Blocks:
 
     def visit(
         self,
-        compute: Callable[[Block], tuple[Tensor, ...]],
+        compute: Callable[[CandidateBlock], tuple[Tensor, ...]],
         reduce: tuple[str, ...],
         *extra: Tensor,
     ) -> tuple[Tensor, ...]:
@@ -44,9 +44,11 @@ class _Blocks:
         results: list[tuple[int, tuple[Tensor, ...]]] = []
         for start in starts:
             stop = min(start + self.size, num_rows if start >= self.first else self.first)
-            found = compute(Block(tuple(r[start:stop] for r in rows), range(start, stop), 0))
-            assert len(found) == len(reduce)
-            assert all(len(f) == stop - start for f in found)
-            results.append((start, found))
-        in_order = [found for _, found in sorted(results, key=lambda pair: pair[0])]
+            actual = compute(
+                CandidateBlock(tuple(r[start:stop] for r in rows), range(start, stop), 0)
+            )
+            assert len(actual) == len(reduce)
+            assert all(len(f) == stop - start for f in actual)
+            results.append((start, actual))
+        in_order = [actual for _, actual in sorted(results, key=lambda pair: pair[0])]
         return tuple(torch.cat(parts) for parts in zip(*in_order, strict=True))

@@ -84,12 +84,12 @@ def inputs() -> st.SearchStrategy[Inputs]:
     )
 
 
-def assert_same(found: LossOutput, expected: Tensor, leaves: list[Tensor]) -> None:
+def assert_same(actual: LossOutput, expected: Tensor, leaves: list[Tensor]) -> None:
     """Value and every gradient equal the oracle's."""
-    torch.testing.assert_close(found.loss.detach(), expected.detach(), **EXACT)
-    mine = torch.autograd.grad(found.loss, leaves)
-    for gradient, theirs in zip(mine, torch.autograd.grad(expected, leaves), strict=True):
-        torch.testing.assert_close(gradient, theirs, **EXACT)
+    torch.testing.assert_close(actual.loss.detach(), expected.detach(), **EXACT)
+    value = torch.autograd.grad(actual.loss, leaves)
+    for gradient, reference in zip(value, torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(gradient, reference, **EXACT)
 
 
 def small_tiles(

@@ -71,10 +71,10 @@ def test_any_cut_into_blocks_and_tiles_equals_the_reference(
     """With label smoothing, one or two kinds of ids, past rows, and some tiles remembered."""
     with pytest.MonkeyPatch.context() as patch:
         small_tiles(patch.setattr, rows=tile_rows, size_bytes=tile_bytes, kept=kept)
-        found = run(given, BlockPool(block, first), label_smoothing=smoothing)
+        actual = run(given, BlockPool(block, first), label_smoothing=smoothing)
     leaves = given.leaves(bias=False)
     rows = infonce_rows(*leaves, ids=given.ids, label_smoothing=smoothing, past=given.past)
-    assert_same(found, rows.mean(), leaves)
+    assert_same(actual, rows.mean(), leaves)
 
 
 def test_label_smoothing_is_that_of_torch() -> None:
@@ -103,7 +103,7 @@ def test_a_masked_candidate_is_as_good_as_absent() -> None:
     """Rows 0 and 1 have one caption: to each, the other is no candidate."""
     given = Inputs.draw(4)
     ids = torch.tensor([[5], [5], [6], [7]])
-    found = Config().build()(
+    actual = Config().build()(
         given.image, given.text, logit_scale=given.logit_scale, pool=LocalPool(), ids=ids
     )
     logits = given.logit_scale.exp() * given.image @ given.text.T
@@ -113,16 +113,16 @@ def test_a_masked_candidate_is_as_good_as_absent() -> None:
         own = (candidates == row).nonzero()[0]
         for matrix in (logits, logits.T):
             total = total + F.cross_entropy(matrix[row, candidates][None], own) / 8
-    assert_same(found, total, given.leaves(bias=False))
+    assert_same(actual, total, given.leaves(bias=False))
 
 
 def test_without_gradients_the_value_is_the_same() -> None:
     given = Inputs.draw(9, kinds=1, num_past=3)
     pool = BlockPool(4)
     with torch.no_grad():
-        found = run(given, pool, label_smoothing=0.1)
-    assert not found.loss.requires_grad
-    torch.testing.assert_close(found.loss, run(given, pool, label_smoothing=0.1).loss.detach())
+        actual = run(given, pool, label_smoothing=0.1)
+    assert not actual.loss.requires_grad
+    torch.testing.assert_close(actual.loss, run(given, pool, label_smoothing=0.1).loss.detach())
 
 
 def test_backward_twice_adds_the_gradient_twice_and_weighs_it() -> None:
@@ -171,10 +171,10 @@ def test_inside_bf16_autocast_logits_accumulate_in_float32() -> None:
     assert out.loss.dtype == torch.float32
     torch.testing.assert_close(out.loss.double(), expected, rtol=0, atol=1e-4)
     # A gradient is such a logit's softmax times the scale of 100, and terms of both signs cancel.
-    for mine, theirs in zip(
+    for part, expected_part in zip(
         torch.autograd.grad(out.loss, leaves), torch.autograd.grad(expected, exact), strict=True
     ):
-        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(part.double(), expected_part, rtol=1e-4, atol=1e-4)
 
 
 def test_bf16_rows_are_lifted_and_their_gradients_come_back_in_bf16() -> None:
@@ -189,9 +189,9 @@ def test_bf16_rows_are_lifted_and_their_gradients_come_back_in_bf16() -> None:
     torch.testing.assert_close(out.loss.double(), expected, rtol=0, atol=1e-5)
     gradients = torch.autograd.grad(out.loss, leaves)
     assert [g.dtype for g in gradients] == [torch.bfloat16, torch.bfloat16, torch.float32]
-    for mine, theirs in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
+    for part, expected_part in zip(gradients, torch.autograd.grad(expected, exact), strict=True):
         # bfloat16 has 8 bits of mantissa
-        torch.testing.assert_close(mine.double(), theirs, rtol=2**-8, atol=1e-6)
+        torch.testing.assert_close(part.double(), expected_part, rtol=2**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0, 3.0])
@@ -200,11 +200,11 @@ def test_accuracy_counts_images_whose_closest_caption_is_their_own(
     noise: float, block: int
 ) -> None:
     given = Inputs.draw(17, noise=noise)
-    found = run(given, BlockPool(block)).metrics["image_to_text_accuracy"]
+    actual = run(given, BlockPool(block)).metrics["image_to_text_accuracy"]
     expected = accuracy(given.image.detach(), given.text.detach())
     assert (expected == 1) == (noise == 0)
-    assert found.item() == pytest.approx(expected, abs=1e-6)
-    assert not found.requires_grad
+    assert actual.item() == pytest.approx(expected, abs=1e-6)
+    assert not actual.requires_grad
 
 
 def test_a_model_that_has_collapsed_is_never_right() -> None:

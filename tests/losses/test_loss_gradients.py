@@ -19,11 +19,11 @@ def _restored() -> Iterator[None]:
 
 
 def flags() -> list[Any]:
-    found: list[Any] = [torch.is_autocast_enabled("cpu")]
+    actual: list[Any] = [torch.is_autocast_enabled("cpu")]
     cuda = torch.backends.cuda.matmul
     if hasattr(cuda, "fp32_precision"):
-        return [*found, cuda.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
-    return [*found, cuda.allow_tf32]
+        return [*actual, cuda.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
+    return [*actual, cuda.allow_tf32]
 
 
 def set_by(way: str) -> None:

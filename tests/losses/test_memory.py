@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from clipx.distributed.pool import LocalPool
 from clipx.losses import _tiles, infonce, sigmoid
-from clipx.types import Block
+from clipx.types import CandidateBlock
 
 WIDTH = 16
 LOSSES = [infonce.Config().build(), sigmoid.Config().build()]
@@ -36,12 +36,12 @@ class ColumnsPool(LocalPool):
 
     def visit(
         self,
-        compute: Callable[[Block], tuple[Tensor, ...]],
+        compute: Callable[[CandidateBlock], tuple[Tensor, ...]],
         reduce: tuple[str, ...],
         *extra: Tensor,
     ) -> tuple[Tensor, ...]:
         padded = [torch.cat([x, x.new_zeros(len(self.columns) - len(x))]) for x in extra]
-        results = compute(Block((self.columns, *padded), range(self.num_rows), 0))
+        results = compute(CandidateBlock((self.columns, *padded), range(self.num_rows), 0))
         return tuple(result[: self.num_rows].clone() for result in results)
 
 

@@ -67,12 +67,12 @@ def positive_weights(size: int, seed: int) -> Tensor:
 
 def gradients(value: Tensor, given: Inputs, *, bias: bool = False) -> list[Tensor]:
     leaves = given.leaves(bias=bias)
-    found = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+    actual = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(actual, leaves, strict=True)]
 
 
-def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
-    for one, other in zip(found, expected, strict=True):
+def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, **EXACT)
 
 
@@ -175,14 +175,14 @@ def test_an_own_column_is_nearest_if_it_beats_all_others(given: Inputs, pool: Po
 @settings(max_examples=60, deadline=None)
 @given(given=inputs(), pool=POOLS, k=st.integers(1, 4))
 def test_nearest_candidates(given: Inputs, pool: Pool, k: int) -> None:
-    found = nearest_candidates(given.image, given.text, pool, k, ids=given.ids)
+    actual = nearest_candidates(given.image, given.text, pool, k, ids=given.ids)
     similarity = given.image @ given.text.T
     count = counts(given.ids, given.ids, similarity.shape, "left out")
     padded = F.pad(similarity.masked_fill(~count, -torch.inf), (0, k), value=-torch.inf)
     expected = padded.topk(k, dim=1).values
-    assert_equal([found], [expected])
+    assert_equal([actual], [expected])
     assert_equal(
-        gradients(weighted(found, 0) + 0 * given.logit_scale, given),
+        gradients(weighted(actual, 0) + 0 * given.logit_scale, given),
         gradients(weighted(expected, 0) + 0 * given.logit_scale, given),
     )
 

@@ -43,9 +43,9 @@ def test_any_cut_into_blocks_and_tiles_equals_the_reference(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         small_tiles(patch.setattr, rows=tile_rows, size_bytes=tile_bytes, kept=1)
-        found = run(given, BlockPool(block, first))
+        actual = run(given, BlockPool(block, first))
     leaves = given.leaves(bias=True)
-    assert_same(found, sigmoid_rows(*leaves, ids=given.ids, past=given.past).mean(), leaves)
+    assert_same(actual, sigmoid_rows(*leaves, ids=given.ids, past=given.past).mean(), leaves)
 
 
 def test_it_is_binary_cross_entropy_summed_over_texts() -> None:
@@ -74,9 +74,9 @@ def test_softplus_sums_of_float32_has_the_digits_of_float32() -> None:
     for center in (-30.0, -10.0, 0.0, 30.0, 100.0):
         logits = torch.full((4, 1030), center) + torch.linspace(-1, 1, 1030)
         expected = F.softplus(logits.double(), threshold=1e6).sum()
-        found = softplus_row_sums(logits.clone()).double().sum()
+        actual = softplus_row_sums(logits.clone()).double().sum()
         # at -30 the float64 factors of 1 + 1e-13 have three digits left, of a sum of 4e-10
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-12)
 
 
 def test_inside_bf16_autocast_logits_accumulate_in_float32() -> None:
@@ -110,14 +110,14 @@ def test_without_gradients_the_value_is_the_same() -> None:
     given = Inputs.draw(9, kinds=1, num_past=3)
     pool = BlockPool(4)
     with torch.no_grad():
-        found = run(given, pool).loss
-    assert not found.requires_grad
-    torch.testing.assert_close(found, run(given, pool).loss.detach())
+        actual = run(given, pool).loss
+    assert not actual.requires_grad
+    torch.testing.assert_close(actual, run(given, pool).loss.detach())
 
 
 def test_accuracy_counts_images_whose_closest_caption_is_their_own() -> None:
     given = Inputs.draw(17, noise=1.0)
-    found = run(given, BlockPool(5)).metrics["image_to_text_accuracy"].item()
+    actual = run(given, BlockPool(5)).metrics["image_to_text_accuracy"].item()
     expected = accuracy(given.image.detach(), given.text.detach())
     assert 0 < expected < 1
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert actual == pytest.approx(expected, abs=1e-6)

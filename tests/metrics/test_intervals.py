@@ -105,6 +105,15 @@ def test_captions_that_are_alike_count_as_one_trial() -> None:
     assert metrics.rate_interval(values, size) == binomial_interval(25, 50)
 
 
+def test_failures_that_a_set_happens_not_to_have_are_allowed_for() -> None:
+    """Of 100 images of which 3 fail altogether, one set in 20 has none that does: a mean of shares
+    that are 0.8 or 1 is no proof that they are so in other sets."""
+    values = torch.ones(100)
+    values[:8] = 0.8
+    low, high = metrics.rate_interval(values) or (1.0, 0.0)
+    assert low < 0.97 * 0.984 < 0.984 < high
+
+
 def test_a_class_with_one_image_shows_no_scatter_and_yet_has_an_interval() -> None:
     """One image a class: between the binomial interval of the images and one that is wider."""
     hits = torch.arange(40) < 30

@@ -80,13 +80,13 @@ def _same_initial_weights() -> None:
     torch.manual_seed(0)
 
 
-def theirs(cfg: dict[str, Any]) -> nn.Module:
+def reference(cfg: dict[str, Any]) -> nn.Module:
     known = {key: value for key, value in cfg.items() if key != "custom_text"}
     return open_clip.CustomTextCLIP(**json.loads(json.dumps(known))).eval()
 
 
 def stirred(model: nn.Module) -> nn.Module:
-    """With noise on every parameter, so that a bias or gain left out shows."""
+    """Add noise to each parameter, so that a missing bias or gain changes the result."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -126,16 +126,16 @@ def assert_same_embeddings(ours: DualEncoder, other: nn.Module, cfg: dict[str, A
             (ours.encode_image(image), other.encode_image(image, normalize=True)),
             (ours.encode_text(text), other.encode_text(text, normalize=True)),
         ]
-    for mine, expected in pairs:
+    for part, expected in pairs:
         # unit rows; float32 rounding through a few blocks is some 1e-7
-        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
-        assert (mine[0] - mine[1]).norm() > 1e-3, "rows that are all alike would show nothing"
+        torch.testing.assert_close(part, expected, rtol=0, atol=1e-5)
+        assert (part[0] - part[1]).norm() > 1e-3, "rows must differ for this test to show anything"
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_of_clipx_give_the_same_embeddings_in_open_clip(name: str) -> None:
     cfg = MODELS[name]
-    ours, other = stirred(DualEncoder(cfg)).eval(), theirs(cfg)
+    ours, other = stirred(DualEncoder(cfg)).eval(), reference(cfg)
     other.load_state_dict(ours.state_dict())
     assert_same_embeddings(ours, other, cfg)
 
@@ -143,7 +143,7 @@ def test_weights_of_clipx_give_the_same_embeddings_in_open_clip(name: str) -> No
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_of_open_clip_give_the_same_embeddings_in_clipx(name: str) -> None:
     cfg = MODELS[name]
-    ours, other = DualEncoder(cfg).eval(), stirred(theirs(cfg))
+    ours, other = DualEncoder(cfg).eval(), stirred(reference(cfg))
     ours.load_state_dict(other.state_dict())
     assert_same_embeddings(ours, other, cfg)
 
@@ -162,7 +162,7 @@ def test_weights_of_open_clips_clip_class_load_by_its_own_conversion() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_equal_those_of_open_clip(name: str) -> None:
     cfg = MODELS[name]
-    ours, other = DualEncoder(cfg).eval(), stirred(theirs(cfg))
+    ours, other = DualEncoder(cfg).eval(), stirred(reference(cfg))
     ours.load_state_dict(other.state_dict())
     image, text = inputs(cfg)
     for model in (ours, other):
@@ -171,12 +171,12 @@ def test_gradients_equal_those_of_open_clip(name: str) -> None:
         weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(2))
         (model.logit_scale.exp() * image_features @ text_features.T * weight).sum().backward()
     expected = {n: p.grad for n, p in other.named_parameters() if p.grad is not None}
-    found = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
-    assert found.keys() == expected.keys() >= {"logit_scale"}
+    actual = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
+    assert actual.keys() == expected.keys() >= {"logit_scale"}
     for key, gradient in expected.items():
         # float32 rounding, relative to the largest entry of this parameter's gradient
         allowed = 1e-4 * gradient.abs().max().item() + 1e-6
-        torch.testing.assert_close(found[key], gradient, rtol=0, atol=allowed, msg=key)
+        torch.testing.assert_close(actual[key], gradient, rtol=0, atol=allowed, msg=key)
 
 
 def test_clipx_has_its_own_towers_for_what_the_paper_describes_and_no_others() -> None:
@@ -240,18 +240,15 @@ def test_embeddings_are_float32_of_unit_norm_under_bf16_autocast(name: str) -> N
         assert not torch.equal(one, other)
 
 
-def test_forward_passes_both_scalars_through_so_that_ddp_sees_them_used() -> None:
-    cfg = MODELS["siglip text"]
-    model = DualEncoder(cfg)
-    image, text, scale, bias = model(*inputs(cfg))
-    assert scale is model.logit_scale
-    assert bias is model.logit_bias
-    assert scale.item() == pytest.approx(math.log(10))
-    assert bias.item() == -10
+def test_logit_scale_and_bias_start_at_the_values_of_the_json() -> None:
+    model = DualEncoder(MODELS["siglip text"])
+    assert model.logit_scale.item() == pytest.approx(math.log(10))
+    assert model.logit_bias.item() == -10
+    image, text = model(*inputs(MODELS["siglip text"]))
     assert image.shape == text.shape == (4, 24)
 
 
-def test_logit_scale_starts_at_clips_and_has_no_bias_unless_the_json_says() -> None:
+def test_logit_scale_starts_at_that_of_clip_without_a_bias_by_default() -> None:
     model = DualEncoder(MODELS["layer scale"])
     assert model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))
     assert model.logit_bias is None
@@ -297,7 +294,7 @@ def test_open_clips_models_of_clips_paper_are_built_by_clipx_itself() -> None:
     with torch.device("meta"):
         for name in ("ViT-B-32", "ViT-L-14-336", "ViT-H-14", "RN50"):
             cfg = read_model_json(name)
-            ours, other = DualEncoder(cfg), theirs(cfg)
+            ours, other = DualEncoder(cfg), reference(cfg)
             assert isinstance(ours.visual, VisionTransformer) == name.startswith("ViT")
             shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (ours, other)]
             assert shapes[0] == shapes[1], name

@@ -36,44 +36,46 @@ def both(kind: str, folder: Path) -> tuple[DualEncoder, nn.Module, dict[str, Any
     name = write_folder(small(kind, folder / "text"), folder / "model")
     cfg = read_model_json(name)
     with small_trunks():
-        theirs = open_clip.create_model(name, load_weights=False, pretrained_text=False)
+        reference = open_clip.create_model(name, load_weights=False, pretrained_text=False)
         ours = DualEncoder(cfg)
-    return stirred(ours).eval(), stirred(theirs).eval(), cfg
+    return stirred(ours).eval(), stirred(reference).eval(), cfg
 
 
 @torch.no_grad()
-def assert_same_embeddings(ours: DualEncoder, theirs: nn.Module, cfg: dict[str, Any]) -> None:
+def assert_same_embeddings(ours: DualEncoder, reference: nn.Module, cfg: dict[str, Any]) -> None:
     image = images(cfg)
     text = captions(cfg, pad_id=1 if "hf_model_name" in cfg["text_cfg"] else 0)
     pairs = [
-        (ours.encode_image(image), theirs.encode_image(image, normalize=True)),
-        (ours.encode_text(text), theirs.encode_text(text, normalize=True)),
+        (ours.encode_image(image), reference.encode_image(image, normalize=True)),
+        (ours.encode_text(text), reference.encode_text(text, normalize=True)),
     ]
-    for mine, expected in pairs:
-        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-5)
-        assert (mine[0] - mine[1]).norm() > 1e-3, "rows that are all alike would show nothing"
+    for value, expected in pairs:
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-5)
+        assert (value[0] - value[1]).norm() > 1e-3, (
+            "rows must differ for this test to show anything"
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_go_both_ways_and_embeddings_stay(kind: str, tmp_path: Path) -> None:
-    ours, theirs, cfg = both(kind, tmp_path)
+    ours, reference, cfg = both(kind, tmp_path)
     assert isinstance(ours.visual, VisionTransformer) == (kind in OWN_VISION)
     assert isinstance(ours.text, TextTransformer) == (kind in PAPERS_TEXT)
     # theirs into ours, by a file
     save_file(
-        {k: v.contiguous() for k, v in theirs.state_dict().items()}, tmp_path / "w.safetensors"
+        {k: v.contiguous() for k, v in reference.state_dict().items()}, tmp_path / "w.safetensors"
     )
     initial = Checkpoint(str(tmp_path / "w.safetensors"))
     initial.prepare()
     assert initial.load(ours) == []
-    assert_same_embeddings(ours, theirs, cfg)
+    assert_same_embeddings(ours, reference, cfg)
     # ours into theirs; CLIP, unlike CustomTextCLIP, has the text tower at its top
     stirred(ours)
     weights: dict[str, Any] = ours.state_dict()
-    if isinstance(theirs, open_clip.CLIP):
+    if isinstance(reference, open_clip.CLIP):
         weights = {name.removeprefix("text."): tensor for name, tensor in weights.items()}
-    theirs.load_state_dict(weights)
-    assert_same_embeddings(ours, theirs, cfg)
+    reference.load_state_dict(weights)
+    assert_same_embeddings(ours, reference, cfg)
 
 
 def test_twelve_kinds_and_more_are_covered() -> None:
@@ -91,7 +93,7 @@ def test_every_json_of_open_clip_has_the_same_parameters_here() -> None:
             cfg = read_model_json(name)
             if "hf_model_name" in cfg["text_cfg"]:
                 continue
-            told = {k: v for k, v in cfg.items() if k != "custom_text"}
-            models = (DualEncoder(cfg), open_clip.CustomTextCLIP(**told))
+            settings = {k: v for k, v in cfg.items() if k != "custom_text"}
+            models = (DualEncoder(cfg), open_clip.CustomTextCLIP(**settings))
             shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in models]
             assert shapes[0] == shapes[1], name

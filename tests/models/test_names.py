@@ -53,7 +53,7 @@ def test_names_with_a_slash_are_those_of_openai() -> None:
     assert read_model_json("ViT-B/32-quickgelu") == read_model_json("ViT-B-32-quickgelu")
 
 
-def test_what_the_hub_does_not_give_is_told_with_the_remedy(hub: Path) -> None:
+def test_what_the_hub_does_not_give_is_reported_with_the_remedy(hub: Path) -> None:
     for name in ("hf-hub:lab/other", "hf-hub:lab/small"):
         with pytest.raises(UserError, match=r"cannot be fetched.*\n.*HF_HOME.*local-dir:"):
             read_model_json(name)
@@ -105,21 +105,24 @@ def test_a_folder_brings_its_text_tower_and_asks_for_no_pretrained_one(tmp_path:
         ({"multimodal_cfg": {}}, "is a CoCa"),
         ({"audio_cfg": {}}, "keys that clipx does not know: audio_cfg"),
         ({"vision_cfg": {"image_size": [64, 32]}}, r"\[64, 32\] is not square"),
-        ({"vision_cfg": {"width": 0}}, "vision_cfg.width: must be an integer from 1 to"),
+        ({"vision_cfg": {"width": 0}}, "vision_cfg.width: .* greater than or equal to 1 .given: 0"),
         ({"vision_cfg": {"width": 16, "head_width": 64}}, "16 does not divide into 0 heads"),
-        ({"vision_cfg": {"layers": -1}}, "vision_cfg.layers: must be an integer from 1 to"),
+        ({"vision_cfg": {"layers": -1}}, "vision_cfg.layers.0: .* greater than or equal to 1"),
         ({"vision_cfg": {"patch_size": None}}, "vision_cfg.patch_size: must be an integer"),
-        ({"vision_cfg": {"patch_size": 9999}}, "vision_cfg.patch_size: must be|is larger than"),
-        ({"vision_cfg": {"patch_dropout": 1.0}}, r"must be a number in \[0, 1\), not 1.0"),
-        ({"vision_cfg": {"mlp_ratio": float("nan")}}, r"mlp_ratio: must be a number in \(0, 64"),
+        (
+            {"vision_cfg": {"patch_size": 9999}},
+            "vision_cfg.patch_size: .*(less than or equal to 4096|is larger than)",
+        ),
+        ({"vision_cfg": {"patch_dropout": 1.0}}, r"patch_dropout: .* less than 1 .given: 1.0"),
+        ({"vision_cfg": {"mlp_ratio": float("nan")}}, r"mlp_ratio: .* finite number .given: nan"),
         ({"text_cfg": {"width": 30, "heads": 4}}, "30 does not divide into 4 heads"),
-        ({"text_cfg": {"context_length": 1}}, "context_length: must be an integer from 2"),
-        ({"embed_dim": 10**22}, "embed_dim: must be an integer .* one of 74 bits"),
-        ({"init_logit_scale": "x"}, "init_logit_scale: must be a number"),
+        ({"text_cfg": {"context_length": 1}}, "context_length: .* greater than or equal to 2"),
+        ({"embed_dim": 10**22}, "embed_dim: .* less than or equal to 65536 .given: 1000"),
+        ({"init_logit_scale": "x"}, "init_logit_scale: .* valid number"),
         ({"vision_cfg": None}, "lacks vision_cfg"),
     ],
 )
-def test_a_json_that_clipx_cannot_train_is_told(
+def test_a_json_that_clipx_cannot_train_is_reported(
     change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     cfg = {key: v for key, v in (MODEL | change).items() if v is not None}
@@ -140,14 +143,14 @@ def test_a_json_that_clipx_cannot_train_is_told(
         ("text_cfg", {"hf_model_name": "/nowhere"}, "'/nowhere' cannot be built"),
     ],
 )
-def test_a_tower_that_nobody_builds_is_told(
+def test_a_tower_that_cannot_be_built_is_reported(
     part: str, setting: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
         DualEncoder(MODEL | {part: MODEL[part] | setting})
 
 
-def test_a_text_tower_of_a_kind_that_open_clip_does_not_know_is_told(tmp_path: Path) -> None:
+def test_a_text_tower_of_a_kind_that_open_clip_does_not_know_is_reported(tmp_path: Path) -> None:
     import transformers
 
     transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9).save_pretrained(tmp_path)
@@ -179,7 +182,7 @@ def test_a_timm_tower_takes_the_image_size_of_the_json(kind: str, tmp_path: Path
             visual(torch.randn(1, 3, 224, 224))
 
 
-def test_a_timm_tower_of_one_size_only_is_told(tmp_path: Path) -> None:
+def test_a_timm_tower_of_one_size_only_is_reported(tmp_path: Path) -> None:
     cfg = small("vit_relpos_medium_patch16_cls_224", tmp_path)
     # Its layers mix tokens by weights, one for each pair of places: another number cannot be.
     cfg["vision_cfg"] |= {"timm_model_name": "mixer_s32_224", "image_size": 128}

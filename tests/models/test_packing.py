@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from same_gradients import assert_same_with_gradients
 from torch import Tensor
 
-from clipx.models.packing import Taken, group_by_length, pack, prefixes
+from clipx.models.packing import RowIndex, group_by_length, number_prefixes, pack
 from clipx.models.text_transformer import TextTransformer, end_of
 
 END = 9
@@ -40,7 +40,7 @@ def test_equal_prefixes_and_no_others_have_one_number(
     if truncated:
         text[0, end_of(text)[0]] = 0
     end = end_of(text)
-    number, is_first = prefixes(text, end)
+    number, is_first = number_prefixes(text, end)
     tokens = [(b, t) for b in range(len(text)) for t in range(int(end[b]) + 1)]
     by_number = {int(number[b, t]): prefix(text, b, t) for b, t in tokens}
     assert all(by_number[int(number[b, t])] == prefix(text, b, t) for b, t in tokens)
@@ -70,7 +70,7 @@ def test_every_token_finds_its_id_and_position_in_its_row(
         start += tokens
     assert start == len(ids)
     assert packing.to_rows(ids)[:, 0].tolist() == packed.ids.tolist()
-    last = packing.rows_at(end[packed.order])
+    last = packing.rows_at(packed.end)
     assert packed.ids[last].tolist() == text[packed.order, end[packed.order]].tolist()
     if share:
         distinct = {prefix(text, b, t) for b in range(len(text)) for t in range(int(end[b]) + 1)}
@@ -80,18 +80,18 @@ def test_every_token_finds_its_id_and_position_in_its_row(
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40))
 def test_rows_that_are_taken_get_the_sum_of_their_gradients(index: list[int]) -> None:
-    """None for those that nobody takes."""
+    """A row that is not taken gets zero."""
     rows = torch.tensor(index)
     x = torch.randn(10, 8, dtype=torch.float64, requires_grad=True)
-    found, expected = Taken.of(rows, 10)(x), x[rows]
-    assert torch.equal(found, expected)
-    assert_same_with_gradients(found, expected, [x], 3e-14)
+    actual, expected = RowIndex.of(rows, 10).take(x), x[rows]
+    assert torch.equal(actual, expected)
+    assert_same_with_gradients(actual, expected, [x], 3e-14)
 
 
 def test_a_row_that_all_captions_take_loses_no_gradient_in_bfloat16() -> None:
     """4,096 ones added one by one to a bfloat16 sum stop at 256."""
     x = torch.zeros(1, 16, dtype=torch.bfloat16, requires_grad=True)
-    y = Taken.of(torch.zeros(4096, dtype=torch.int64), 1)(x)
+    y = RowIndex.of(torch.zeros(4096, dtype=torch.int64), 1).take(x)
     assert torch.autograd.grad(y.sum(), x)[0].eq(4096).all()
 
 

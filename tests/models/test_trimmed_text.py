@@ -26,7 +26,7 @@ COCA = SMALL | {"embed_cls": True, "output_tokens": True}
 
 
 def encoder(text_cfg: dict[str, Any]) -> DualEncoder:
-    """With noise on every parameter, so that positions and tokens tell."""
+    """With noise on each parameter, so that positions and tokens matter."""
     torch.manual_seed(0)
     model = DualEncoder({"embed_dim": 16, "vision_cfg": VISION, "text_cfg": text_cfg})
     with torch.no_grad():
@@ -52,7 +52,7 @@ def assert_trimming_is_free(model: DualEncoder, pad_id: int, count: int = 12) ->
     rows = captions(count)
     padded = embedded(model, pad(rows, pad_id, CONTEXT))
     assert padded.isfinite().all()
-    assert (padded[0] - padded[1]).norm() > 1e-3, "rows that are all alike would show nothing"
+    assert (padded[0] - padded[1]).norm() > 1e-3, "rows must differ for this test to show anything"
     for multiple in (1, 8):
         trimmed = pad(rows, pad_id, multiple=multiple, context_length=CONTEXT)
         assert trimmed.shape[1] == {1: 11, 8: 16}[multiple]
@@ -105,7 +105,7 @@ def test_the_end_token_is_the_highest_id_for_clips_own_tokenizer_only() -> None:
         {"tokenizer_kwargs": {"clean": "canonicalize"}, "output_tokens": True, "eos_id": 7},
     ],
 )
-def test_a_json_that_spells_out_what_goes_without_saying_gets_our_own_tower(
+def test_a_json_that_spells_out_defaults_gets_our_own_tower(
     spelled: dict[str, Any],
 ) -> None:
     assert isinstance(encoder(SMALL | spelled).text, TextTransformer)
@@ -167,7 +167,9 @@ def test_a_tower_of_transformers_with_another_tokenizer_is_not_trimmed(tmp_path:
     ],
     ids=["SigLIP", "CLIPA", "argmax, no mask", "first, no mask", "last", "CoCa"],
 )
-def test_where_padding_tells_captions_keep_their_full_length(text_cfg: dict[str, Any]) -> None:
+def test_captions_keep_their_full_length_if_padding_changes_embeddings(
+    text_cfg: dict[str, Any],
+) -> None:
     assert fixed_text_length({"text_cfg": text_cfg}) == CONTEXT
     # Cut, they would have other embeddings, or open_clip's mask would not fit.
     with pytest.raises((AssertionError, RuntimeError), match=r"not close|size|shape"):

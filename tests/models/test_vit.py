@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipx.models.vit import VisionTransformer, keep
+from clipx.models.vit import VisionTransformer, keep_patches
 
 CFG: dict[str, Any] = {
     "image_size": 64, "layers": 2, "width": 64, "patch_size": 16, "head_width": 32
@@ -29,8 +29,8 @@ def images(count: int = 3) -> Tensor:
 def test_as_many_patches_are_kept_as_in_open_clip(probability: float) -> None:
     from open_clip.transformer import PatchDropout
 
-    theirs = PatchDropout(probability, exclude_first_token=False)
-    expected = theirs(torch.zeros(2, 16, 5)).shape[1]
+    reference = PatchDropout(probability, exclude_first_token=False)
+    expected = reference(torch.zeros(2, 16, 5)).shape[1]
     made = tower(patch_dropout=probability)
     assert made.num_kept == expected
     assert made.num_draws == (16 if probability > 0 else 0)
@@ -39,7 +39,7 @@ def test_as_many_patches_are_kept_as_in_open_clip(probability: float) -> None:
 def test_the_patches_of_the_smallest_draws_are_kept_in_their_order() -> None:
     patches = torch.arange(8.0).view(2, 4, 1)
     draws = torch.tensor([[0.9, 0.1, 0.8, 0.2], [0.3, 0.4, 0.5, 0.6]])
-    assert keep(patches, draws, 2).tolist() == [[[1], [3]], [[4], [5]]]
+    assert keep_patches(patches, draws, 2).tolist() == [[[1], [3]], [[4], [5]]]
 
 
 def test_dropping_patches_equals_a_tower_that_never_saw_them() -> None:

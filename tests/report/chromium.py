@@ -1,6 +1,6 @@
-"""A headless Chromium, spoken to over its debugging pipe: no package is needed.
+"""Drive a headless Chromium over its debugging pipe, without a package.
 
-As a script it takes pictures: python tests/report/chromium.py REPORT.html OUT_PREFIX
+As a script it takes screenshots: python tests/report/chromium.py REPORT.html OUT_PREFIX
 """
 
 from __future__ import annotations
@@ -21,22 +21,28 @@ EVENTS += ("Runtime.consoleAPICalled",)
 
 
 class Chromium:
-    """One page. `events` has what it asked of the network and said on its console."""
+    """One page. events: its network requests, exceptions and console messages"""
 
     def __init__(self) -> None:
         assert PROGRAM is not None
         self.profile = tempfile.TemporaryDirectory()
-        told, self._write = os.pipe()
-        self._read, says = os.pipe()
+        commands, self._write = os.pipe()
+        self._read, answers = os.pipe()
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
         flags += [f"--user-data-dir={self.profile.name}", "--hide-scrollbars", "about:blank"]
-        command = ["bash", "-c", f'exec "$@" 3<&{told} 4>&{says}', "bash", PROGRAM, *flags]
+        command = ["bash", "-c", f'exec "$@" 3<&{commands} 4>&{answers}', "bash", PROGRAM, *flags]
         self.process = subprocess.Popen(
-            command, pass_fds=(told, says), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            pass_fds=(commands, answers),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        os.close(told)
-        os.close(says)
-        self._rest, self._last, self._session = b"", 0, ""
+        os.close(commands)
+        os.close(answers)
+        self._rest = b""
+        self._last = 0
+        self._session = ""
+        self.loaded = False
         self.events: list[dict[str, Any]] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -68,8 +74,6 @@ class Chromium:
         self.loaded = self.loaded or message.get("method") == "Page.loadEventFired"
         return message
 
-    loaded = False
-
     def open(self, page: Path, *, width: int, dark: bool) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
@@ -84,14 +88,15 @@ class Chromium:
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
 
     def value(self, expression: str) -> Any:
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        return found["result"].get("value")
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return result["result"].get("value")
 
     def picture(self, out: Path, *, top: int = 0, height: int | None = None) -> None:
-        whole, width = self.value("document.documentElement.scrollHeight"), self.value("innerWidth")
-        clip = {"x": 0, "y": top, "width": width, "height": height or whole - top, "scale": 1}
-        shot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
-        out.write_bytes(base64.b64decode(shot["data"]))
+        page_height = self.value("document.documentElement.scrollHeight")
+        width = self.value("innerWidth")
+        clip = {"x": 0, "y": top, "width": width, "height": height or page_height - top, "scale": 1}
+        screenshot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        out.write_bytes(base64.b64decode(screenshot["data"]))
 
     def close(self) -> None:
         self.call("Browser.close")

@@ -1,4 +1,4 @@
-"""What every report must be, whatever is in it."""
+"""Properties of every report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ADDRESSES = ("src", "href", "srcset", "data", "action", "poster")
 
 
 class Checker(HTMLParser):
-    """Reads a page as strictly as XML, and remembers what it has."""
+    """Parse a page as strictly as XML, and collect its addresses, ids, tags and texts."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -25,29 +25,29 @@ class Checker(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
-        given = dict(attrs)
-        self.faults += [f"{tag} has {name}" for name in given if name.startswith("on")]
-        self.addresses += [given[name] or "" for name in ADDRESSES if name in given]
-        self.ids += [given["id"] or ""] if "id" in given else []
-        self.images_without_alt += tag == "img" and not given.get("alt")
+        attributes = dict(attrs)
+        self.faults += [f"{tag} has {name}" for name in attributes if name.startswith("on")]
+        self.addresses += [attributes[name] or "" for name in ADDRESSES if name in attributes]
+        self.ids += [attributes["id"] or ""] if "id" in attributes else []
+        self.images_without_alt += tag == "img" and not attributes.get("alt")
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         if not self.open or self.open.pop() != tag:
-            self.faults.append(f"</{tag}> closes what is not open, at {self.getpos()}")
+            self.faults.append(f"</{tag}> closes an element that is not open, at {self.getpos()}")
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if "style" not in self.open and data.strip():
             self.texts.append(data.strip())
 
     @property
     def text(self) -> str:
-        return "\n".join(t for t in self.texts if t)
+        return "\n".join(self.texts)
 
 
 def checked(html: str) -> Checker:
-    """The page, after it was found to be well-formed, to load nothing and to run nothing."""
+    """Parse a page, and check that it is well-formed, loads nothing and runs no script."""
     page = Checker()
     page.feed(html)
     page.close()

@@ -1,4 +1,4 @@
-"""The numbers that a report shows are those of the run's files; what is missing is said."""
+"""The numbers on a report are those of the run's files, and a missing part is one line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from html_checks import checked
 
-from clipx.report.record import Score, read_record, scores_of
-from clipx.report.seen import Seen
+from clipx.report.collect import Score, read_record, scores_by_set
+from clipx.report.model_outputs import ModelOutputs
 from clipx.report.write import render
 from clipx.types import UserError
 
@@ -87,20 +87,20 @@ def run(tmp_path: Path) -> Path:
 
 
 def report(run: Path) -> str:
-    return render(read_record(run), Seen(faults={"model": ["no checkpoint <yet>"]}))
+    return render(read_record(run), ModelOutputs(model_error="no checkpoint <yet>"))
 
 
-def test_every_logged_value_stands_under_the_pointer(run: Path) -> None:
+def test_each_logged_value_is_in_the_tooltip_of_its_step(run: Path) -> None:
     text = checked(report(run)).text
     for line in METRICS:
-        where = f"step {line['step']}, {line['samples_seen']} samples seen"
-        assert f"{where}\nloss: {line['train/loss']:.4g}" in text
-        assert f"{where}\nin-batch accuracy: {line['train/image_to_text_accuracy']:.1%}" in text
-        assert f"{where}\ngradient norm: {line['train/grad_norm']:.4g}" in text
-        assert f"{where}\nlogit scale: {line['train/scale']:.4g}" in text
+        heading = f"step {line['step']}, {line['samples_seen']} samples seen"
+        assert f"{heading}\nloss: {line['train/loss']:.4g}" in text
+        assert f"{heading}\nin-batch accuracy: {line['train/image_to_text_accuracy']:.1%}" in text
+        assert f"{heading}\ngradient norm: {line['train/grad_norm']:.4g}" in text
+        assert f"{heading}\nlogit scale: {line['train/scale']:.4g}" in text
 
 
-def test_a_metric_that_is_not_known_gets_a_chart_too(run: Path) -> None:
+def test_an_unknown_metric_gets_a_chart_too(run: Path) -> None:
     assert "Odd number" in checked(report(run)).text
 
 
@@ -119,7 +119,7 @@ def test_earlier_evaluations_are_points_of_a_curve_with_their_band(run: Path) ->
     assert "step 2\nmodality_gap: 0.375" in text
 
 
-def test_a_set_that_was_not_evaluated_at_the_newest_step_says_when(run: Path) -> None:
+def test_a_set_that_was_not_evaluated_at_the_newest_step_shows_its_step(run: Path) -> None:
     assert "at step 2" not in checked(report(run)).texts
     late = {k: v for k, v in RESULTS[1].items() if not k.startswith("twins")}
     write_lines(run / "results.jsonl", [RESULTS[0], late])
@@ -128,11 +128,11 @@ def test_a_set_that_was_not_evaluated_at_the_newest_step_says_when(run: Path) ->
     assert texts.count("at step 2") == 1
 
 
-def test_scores_are_told_apart_where_one_sets_name_begins_anothers() -> None:
-    found = scores_of(RESULTS)
-    assert set(found) == {"pets", "pets-and-owners", "space", "twins"}
-    assert set(found["pets"]) == {"zeroshot-top1", "zeroshot-top5", "num_samples"}
-    first, last = found["pets"]["zeroshot-top1"]
+def test_scores_belong_to_the_longest_name_of_a_set_that_fits() -> None:
+    scores = scores_by_set(RESULTS)
+    assert set(scores) == {"pets", "pets-and-owners", "space", "twins"}
+    assert set(scores["pets"]) == {"zeroshot-top1", "zeroshot-top5", "num_samples"}
+    first, last = scores["pets"]["zeroshot-top1"]
     assert first == Score(2, 0.2, pytest.approx(0.16), pytest.approx(0.25))
     assert last.step == 4
 
@@ -158,7 +158,7 @@ def test_text_of_files_is_escaped(run: Path) -> None:
     assert "no checkpoint &lt;yet&gt;" in html
 
 
-def test_training_time_is_what_the_logged_rates_come_to(run: Path) -> None:
+def test_training_time_follows_from_the_logged_rates(run: Path) -> None:
     assert "8 s (without evaluations and checkpoints" in checked(report(run)).text
 
 
@@ -183,19 +183,19 @@ PARTS = {
 
 @pytest.mark.parametrize("name", PARTS)
 def test_a_part_whose_file_is_missing_is_one_line(run: Path, name: str) -> None:
-    whole = checked(report(run)).text
+    complete = checked(report(run)).text
     (run / name).unlink()
     assert PARTS[name] in checked(report(run)).text
-    assert PARTS[name] not in whole or name == "config.yaml"
+    assert PARTS[name] not in complete or name == "config.yaml"
 
 
-def test_a_run_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
+def test_a_run_without_a_log_line_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("")
     text = checked(report(tmp_path)).text
     assert text.count("no checkpoint <yet>") == 4  # the lead, classes, retrieval, space
 
 
-def test_status_json_tells_how_the_run_ended(run: Path) -> None:
+def test_the_report_shows_how_the_run_ended(run: Path) -> None:
     status = {"state": "stopped", "reason": "SIGTERM", "total_steps": 9, "host": "n<1>"}
     (run / "status.json").write_text(json.dumps(status))
     text = checked(report(run)).text
@@ -207,20 +207,22 @@ def test_status_json_tells_how_the_run_ended(run: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "is no folder; give the run_dir"),
+        (lambda path: None, "is not a folder; give the run_dir"),
         (lambda path: path.mkdir(), "neither config.yaml nor metrics.jsonl; give the run_dir"),
     ],
 )
-def test_what_is_no_run_is_refused_with_the_remedy(tmp_path: Path, make: Any, message: str) -> None:
+def test_a_folder_without_a_run_is_refused_with_the_remedy(
+    tmp_path: Path, make: Any, message: str
+) -> None:
     make(tmp_path / "x")
     with pytest.raises(UserError, match=message):
         read_record(tmp_path / "x")
 
 
-def test_an_interval_that_is_none_is_left_out(tmp_path: Path) -> None:
+def test_an_interval_that_is_not_a_pair_is_left_out(tmp_path: Path) -> None:
     """The score beside it stays."""
     line = {"step": 1, "a-num_samples": 5, "a-zeroshot-top1": 0.5, "a-zeroshot-top1_interval": 1}
     (tmp_path / "config.yaml").write_text("run_dir: x")
     (tmp_path / "results.jsonl").write_text(json.dumps(line))
-    found = scores_of(read_record(tmp_path).results)
-    assert found["a"]["zeroshot-top1"] == [Score(1, 0.5)]
+    scores = scores_by_set(read_record(tmp_path).results)
+    assert scores["a"]["zeroshot-top1"] == [Score(1, 0.5)]

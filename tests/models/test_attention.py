@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from same_gradients import assert_same_with_gradients
 from torch import Tensor, nn
 
-from clipx.models.kernels import fused_attention, packed_attention
+from clipx.models.attention import fused_attention, packed_attention
 from clipx.models.packing import Groups, Packing
 from clipx.models.text_transformer import TextTransformer
 from clipx.models.transformer import Block, Transformer
@@ -19,7 +21,7 @@ LISTS_OF_GROUPS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_
 
 
 def stirred(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """With noise on every parameter, so that a bias or gain left out shows."""
+    """Add noise to each parameter, so that a missing bias or gain changes the result."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -27,9 +29,9 @@ def stirred(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
     return module.to(dtype)
 
 
-def block(*, causal: bool, quick_gelu: bool = False, layer_scale: float | None = None) -> Block:
+def block(*, causal: bool, **settings: Any) -> Block:
     torch.manual_seed(0)
-    made = Block(32, 4, 48, causal=causal, quick_gelu=quick_gelu, layer_scale=layer_scale)
+    made = Block(32, 4, mlp_ratio=1.5, causal=causal, **settings)
     stirred(made)
     return made
 
@@ -92,7 +94,7 @@ def test_under_bf16_autocast_a_packed_block_rounds_no_more_than_its_modules() ->
         assert error < 1.5 * (modules - exact).norm() / exact.norm() + 1e-3
 
 
-def test_no_gradient_is_asked_of_what_is_locked() -> None:
+def test_a_locked_block_computes_no_gradient() -> None:
     module = block(causal=False)
     module.requires_grad_(False)
     x = torch.randn(6, 32, dtype=torch.float64)

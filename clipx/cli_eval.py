@@ -1,0 +1,109 @@
+"""The verbs `clipx eval`, `compare` and `report`. Each imports what it needs, so `clipx --help` is
+quick."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clipx import strict_json
+from clipx.types import UserError
+
+
+def add_verbs(verbs: Any) -> None:
+    evaluate = verbs.add_parser("eval", help="measure a model on test sets, with intervals")
+    evaluate.add_argument(
+        "model",
+        metavar="MODEL",
+        help="run folder, checkpoints/step_* folder, open_clip:ARCHITECTURE/TAG, "
+        "local-dir:FOLDER, hf-hub:ORGANIZATION/REPOSITORY, or a transformers CLIPModel or "
+        "SiglipModel folder",
+    )
+    text = "of each --set (templates=openai), or evaluators.NAME.key=value of a suite or a run"
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+    evaluate.add_argument(
+        "--set",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        dest="sets",
+        default=[],
+        help="test set; may be repeated (default: the run's evaluators)",
+    )
+    evaluate.add_argument(
+        "--suite", type=Path, metavar="YAML", help="e.g. configs/evaluators/imagenet.yaml"
+    )
+    kinds = ("auto", "bf16", "fp16", "tf32", "fp32")
+    evaluate.add_argument("--precision", choices=kinds, default="auto", help="of the towers")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="results, also for each sample")
+    evaluate.add_argument(
+        "--json", action="store_true", help="one JSON object a metric on stdout, not a table"
+    )
+    evaluate.add_argument(
+        "--picture", type=Path, metavar="PNG", help="write test images with the model's guesses"
+    )
+    evaluate.add_argument(
+        "--raw", action="store_true", help="the weights, where a run also has averages of them"
+    )
+    evaluate.set_defaults(run=_eval)
+
+    compare = verbs.add_parser("compare", help="do two evaluations differ by more than chance?")
+    compare.add_argument("first", type=Path, metavar="A", help="folder of `clipx eval --out`")
+    compare.add_argument("second", type=Path, metavar="B", help="another, of the same test sets")
+    compare.add_argument("--json", action="store_true", help="one JSON object a metric on stdout")
+    compare.set_defaults(run=_compare)
+
+    report = verbs.add_parser("report", help="one HTML file about a run, its model and its data")
+    report.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
+    report.set_defaults(run=_report)
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    from clipx import eval_verb
+    from clipx.results import check_out, lines_of, write_results
+
+    if arguments.out:
+        check_out(arguments.out)  # before minutes of work
+    evaluation = eval_verb.run(
+        arguments.model,
+        sets=arguments.sets,
+        suite=arguments.suite,
+        overrides=arguments.overrides,
+        precision=arguments.precision,
+        averaged=not arguments.raw,
+        picture=arguments.picture is not None,
+    )
+    if evaluation.runtime.is_main:
+        results = evaluation.results
+        if arguments.json:
+            for name, result in results.items():
+                for line in lines_of(arguments.model, name, result):
+                    print(strict_json.dumps(line))
+        else:
+            eval_verb.print_table(evaluation.encoder.source, results)
+        if arguments.out:
+            write_results(arguments.out, arguments.model, results)
+        if arguments.picture:
+            eval_verb.write_picture(evaluation.encoder, evaluation.evaluators, arguments.picture)
+    evaluation.runtime.close()
+    if evaluation.faults:
+        raise UserError("\n".join(evaluation.faults))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from clipx import eval_verb, results
+
+    differences = results.compare(arguments.first, arguments.second)
+    if arguments.json:
+        for difference in differences:
+            print(strict_json.dumps(vars(difference)))
+    else:
+        eval_verb.print_comparison(differences)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from clipx.report.write import write_report
+
+    print(write_report(arguments.folder, arguments.out))

@@ -1,0 +1,122 @@
+"""Scores of results.jsonl: cells of the tables, and charts over time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clipx.eval_verb import RATES
+from clipx.report.charts import LineChart, Point, line_chart
+from clipx.report.collect import Score, SetScores
+from clipx.report.formats import exact_text, percent_text
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of evaluation, which has a table of its own.
+
+    directions: prefix of metrics -> its name, with a row for each
+    columns: rest of the metric's name -> title
+    charted: metrics that are shown over time -> title
+    """
+
+    title: str
+    directions: dict[str, str]
+    columns: dict[str, str]
+    charted: dict[str, str]
+
+
+CLASSIFICATION = Task(
+    "Zero-shot classification",
+    {"zeroshot-": ""},
+    {
+        "top1": "top-1 accuracy",
+        "top5": "top-5 accuracy",
+        "mean_per_class_recall": "mean per-class recall",
+        "ece": "calibration error",
+    },
+    {"zeroshot-top1": "top-1 accuracy", "zeroshot-top5": "top-5 accuracy"},
+)
+RETRIEVAL = Task(
+    "Retrieval",
+    {"image_to_text_": "image to text", "text_to_image_": "text to image"},
+    {
+        "R@1": "recall@1",
+        "R@5": "recall@5",
+        "R@10": "recall@10",
+        "mAP": "mean average precision",
+        "median_rank": "median rank",
+    },
+    {"image_to_text_R@1": "image to text R@1", "text_to_image_R@1": "text to image R@1"},
+)
+TASKS = (CLASSIFICATION, RETRIEVAL)
+
+
+def sets_of_task(task: Task, scores: dict[str, SetScores]) -> dict[str, SetScores]:
+    return {name: metrics for name, metrics in scores.items() if task.charted.keys() & metrics}
+
+
+def other_sets(scores: dict[str, SetScores]) -> dict[str, SetScores]:
+    """The sets of no task, without those of embedding_health, which have a section of their own."""
+    others = {}
+    for name, metrics in scores.items():
+        has_task = any(task.charted.keys() & metrics for task in TASKS)
+        if not has_task and "alignment" not in metrics:
+            others[name] = metrics
+    return others
+
+
+def newest_step(metrics: SetScores) -> int:
+    return max(max(score.step for score in scores) for scores in metrics.values())
+
+
+def is_rate(metric: str) -> bool:
+    # The modality gap is a distance, although the word is among those of rates.
+    return metric != "modality_gap" and any(word in metric for word in RATES)
+
+
+def value_text(metric: str, value: float) -> str:
+    return percent_text(value) if is_rate(metric) else exact_text(value)
+
+
+def interval_text(metric: str, score: Score) -> str:
+    if score.low is None or score.high is None:
+        return ""
+    return f"{value_text(metric, score.low)} to {value_text(metric, score.high)}"
+
+
+def bar(metric: str, score: Score) -> tuple[float, float, float] | None:
+    """(low, value, high) of a rate with an interval, in percent of a bar; else None."""
+    if score.low is None or score.high is None or not is_rate(metric):
+        return None
+    # Some rates, such as differences of slices, can lie outside of the bar.
+    low, value, high = (100 * min(1, max(0, x)) for x in (score.low, score.value, score.high))
+    return low, value, high
+
+
+def over_time(task: Task, sets: dict[str, SetScores]) -> list[LineChart]:
+    """A chart for each set that was evaluated more than once."""
+    charts = []
+    for name, metrics in sets.items():
+        charts += score_chart(name, metrics, task.charted, is_share=True)
+    return charts
+
+
+def score_chart(
+    title: str, metrics: SetScores, names: dict[str, str], *, unit: str = "", is_share: bool = False
+) -> list[LineChart]:
+    """A chart of those metrics, if they were measured more than once. names: metric -> series"""
+    series = {}
+    is_curve = False  # a single point is no curve, and the tables have it already
+    for metric, name in names.items():
+        if metric in metrics:
+            series[name] = [score_point(score) for score in metrics[metric]]
+            is_curve |= len(series[name]) > 1
+    if not is_curve:
+        return []
+    return [line_chart(title, series, unit=unit, from_zero=is_share, percent=is_share)]
+
+
+def score_point(score: Score) -> Point:
+    if score.low is None or score.high is None:
+        return Point(score.step, score.value)
+    return Point(score.step, score.value, score.low, score.high)

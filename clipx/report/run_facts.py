@@ -1,0 +1,141 @@
+"""Facts about a run: progress, settings, code and hardware."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from clipx.report.collect import Record, is_number, scores_by_set
+from clipx.report.evaluation import value_text
+from clipx.report.formats import duration_text, exact_text
+from clipx.report.model_outputs import ModelOutputs
+
+SOFTWARE = ("clipx", "commit", "torch", "open_clip", "python")
+
+Facts = list[tuple[str, str]]
+"""(name, value) of each line."""
+
+
+def tiles(record: Record) -> list[tuple[str, str, str]]:
+    """(value, name, note) of the numbers at the top of the page."""
+    tiles = []
+    newest = record.newest_metrics
+    num_samples = newest.get("samples_seen", 0)
+    if newest:
+        tiles.append((exact_text(newest["step"]), "steps", f"{num_samples:,} samples"))
+    if is_number(newest.get("train/loss")):
+        tiles.append((exact_text(newest["train/loss"]), "newest loss", ""))
+    scores = scores_by_set(record.results)
+    names = {"zeroshot-top1": "zero-shot top-1", "text_to_image_R@1": "text to image R@1"}
+    for metric, name in names.items():
+        for set_name, metrics in scores.items():
+            if metric in metrics:
+                value = metrics[metric][-1].value
+                tiles.append((value_text(metric, value), name, set_name))
+                break  # the first set alone: a tile has room for one number
+    seconds = record.training_seconds()
+    if seconds:
+        rate = f"{num_samples / seconds:,.0f} samples/s"
+        tiles.append((duration_text(seconds), "training time", rate))
+    tiles.append((f"{len(record.quarantine):,}", "bad samples", ""))
+    return tiles
+
+
+def facts(record: Record, outputs: ModelOutputs) -> Facts:
+    facts = progress(record)
+    if outputs.source:
+        facts.append(("Checkpoint", outputs.source))
+        facts.append(("Parameters", f"{outputs.num_parameters:,}"))
+    return facts + setup(record) + software(record)
+
+
+def progress(record: Record) -> Facts:
+    facts = [("Folder", str(record.path))]
+    status = record.status
+    newest = record.newest_metrics
+    if newest:
+        steps = exact_text(newest["step"])
+        # A run that was killed early has no status yet, but its config has a duration.
+        planned = status.get("total_steps") or record.config.get("duration")
+        if planned:
+            steps += f" of {number_or_text(planned)}"
+        facts.append(("Steps", steps))
+    if "samples_seen" in newest:
+        samples = f"{newest['samples_seen']:,}"
+        if "epoch" in newest:
+            samples += f", {newest['epoch']:.2f} epochs"
+        facts.append(("Samples seen", samples))
+    seconds = record.training_seconds()
+    if seconds:
+        meaning = "without evaluations and checkpoints, from the logged samples/s"
+        facts.append(("Training time", f"{duration_text(seconds)} ({meaning})"))
+    if "state" in status:
+        reason = status.get("reason")
+        facts.append(("State", f"{status['state']}: {reason}" if reason else status["state"]))
+    for key, name in (("started", "Newest start"), ("updated", "Last sign of life")):
+        if key in status:
+            time = datetime.datetime.fromtimestamp(status[key], datetime.UTC)
+            facts.append((name, f"{time:%Y-%m-%d %H:%M} UTC"))
+    return facts
+
+
+def setup(record: Record) -> Facts:
+    """The most important settings."""
+    config = record.config
+    data = record.settings("data")
+    loss = config.get("loss")
+    settings = {
+        "Architecture": record.settings("model").get("name"),
+        "Data": data.get("shards") or data.get("sources"),
+        "Loss": loss.get("name") if isinstance(loss, dict) else loss,
+        "Global batch size": config.get("global_batch_size"),
+        "Peak learning rate": record.settings("optim").get("lr"),
+        "Precision": config.get("precision"),
+        "Seed": config.get("seed"),
+    }
+    facts = []
+    for name, value in settings.items():
+        if value is not None:
+            facts.append((name, number_or_text(value)))
+    return facts
+
+
+def number_or_text(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return ", ".join(map(str, value))  # of a mapping of sources, their names
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def software(record: Record) -> Facts:
+    """Code and hardware of the newest start, from version.json."""
+    if not record.versions:
+        return [("Versions", "version.json is missing")]
+    versions = []
+    hardware = []
+    # The hardware has no fixed list of names: a machine records what it has.
+    for name, value in record.versions[-1].items():
+        if name in SOFTWARE and value:
+            versions.append(f"{name} {shortened(str(value))}")
+        elif name not in SOFTWARE and value is not None:
+            hardware.append(f"{name} {value}")
+    facts = [("Versions", ", ".join(versions))]
+    if hardware:
+        if record.status.get("host"):
+            hardware.insert(0, f"host {record.status['host']}")
+        facts.append(("Hardware", ", ".join(hardware)))
+    if "memory_gib" in record.newest_metrics:
+        facts.append(("Memory", f"{record.newest_metrics['memory_gib']:.1f} GiB at most"))
+    facts.append(("Starts", f"{len(record.versions):,}"))
+    commits = set()
+    for version in record.versions:
+        commits.add(str(version.get("commit")))
+    if len(commits) > 1:
+        facts.append(("Commits", f"{len(commits)} different ones over its starts"))
+    return facts
+
+
+def shortened(version: str) -> str:
+    """A commit by its first twelve digits, with the `+` of a changed work tree."""
+    if len(version) < 40:
+        return version
+    return version[:12] + ("+" if version.endswith("+") else "")
