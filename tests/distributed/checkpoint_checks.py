@@ -63,6 +63,7 @@ def save(runtime: Runtime, folder: Path, parallel: Parallel, fault: bool) -> dic
         asynchronous=True,
     )
     expected = everything(step)
+    torch.manual_seed(1000 + runtime.rank)
     began = time.monotonic()
     assert saver.save(TrainState(step=2), wait=False) is None
     held = time.monotonic() - began
@@ -78,11 +79,12 @@ def load(runtime: Runtime, folder: Path, parallel: Parallel) -> dict[str, Any]:
     step = build(runtime, parallel, adamw)
     learner = step.learner
     learner.load(checkpoints.load(path, learner.target))
+    seed = torch.initial_seed()
     moments = [items["exp_avg"] for items in learner.optimizer.state_dict()["state"].values()]
     here = sum(local(tensor).numel() for tensor in moments)
     found = everything(step)
     take(step, range(2, 4))  # and it goes on
-    return {"found": found, "numbers": here}
+    return {"found": found, "numbers": here, "seed": seed}
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from test_wrap import alone, assert_close
 from wrap_checks import HANDED, KINDS, LOCAL_ROWS, SETTINGS
 
 from clipx.distributed.runtime import Runtime
-from clipx.distributed.wrap import Copied, Parallel, Sharded, Wrapped
+from clipx.distributed.wrap import Parallel, Replicated, Sharded, Wrapped
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPUS < 1, reason="needs a CUDA device")]
@@ -44,13 +44,11 @@ def in_a_group(runtime: Runtime, act: Any) -> Any:
         return act(runtime)
 
 
-def shared(
-    encoder: Any, towers: Any, runtime: Runtime, *, parallel: Parallel, dtype: torch.dtype
-) -> Wrapped:
-    encoder.to(runtime.device)
+def shared(objective: Any, runtime: Runtime, *, parallel: Parallel, dtype: torch.dtype) -> Wrapped:
+    objective.to(runtime.device)
     if parallel == "ddp":
-        return Copied(encoder, runtime.device)
-    return Sharded(encoder, towers, dtype)
+        return Replicated(objective, runtime.device)
+    return Sharded(objective, dtype)
 
 
 def on_gpus(act: Any, world_size: int) -> list[Any]:

@@ -65,6 +65,8 @@ def test_any_number_of_ranks_takes_it_up(size: int, kind: str, saved: tuple[Path
     found = [act(start("cpu"))] if size == 1 else run_ranks(act, size)
     for rank in found:
         assert_same(rank["found"], expected)
+    # Each rank goes on with its own random state; one that the run did not have keeps its seed.
+    assert [rank["seed"] for rank in found] == [1000, 1001, 0][:size]
     numbers = [rank["numbers"] for rank in found]
     if kind == "fsdp2":  # no rank holds more than its part
         assert max(numbers) < 0.7 * sum(numbers)
