@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_checkpoints
+import small_checkpoints
 import torch
 import yaml
 from samples import png, write_test_set
@@ -19,8 +19,8 @@ from clipx import cli
 from clipx.eval_verb import chosen_evaluators
 from clipx.models.dual_encoder import DualEncoder
 
-MODEL = test_checkpoints.MODEL | {  # with the words of the tokenizer
-    "text_cfg": test_checkpoints.MODEL["text_cfg"] | {"vocab_size": 49408}
+MODEL = small_checkpoints.MODEL | {  # with the words of the tokenizer
+    "text_cfg": small_checkpoints.MODEL["text_cfg"] | {"vocab_size": 49408}
 }
 
 
@@ -131,7 +131,7 @@ def test_a_run_folder_belongs_to_its_config(
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "run/checkpoints"
-    return test_checkpoints.save(folder, 1, model=DualEncoder(MODEL), model_json=MODEL)
+    return small_checkpoints.save(folder, 1, model=DualEncoder(MODEL), model_json=MODEL)
 
 
 def test_mistakes_of_eval_are_named(

@@ -15,7 +15,7 @@ import torch
 from fuzzing import Fuzz
 from hypothesis import strategies as st
 from samples import write_corpus
-from test_checkpoints import MODEL
+from small_checkpoints import MODEL
 
 from clipx import cli
 from clipx.config import build, load, merge, to_yaml
