@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 from samples import write_corpus
 
 from clipx.training.interruption import SIGNALS
+
+# Read when huggingface_hub is imported. Without it a name that no folder has is looked up again and
+# again: 46 s without a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
