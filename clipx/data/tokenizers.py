@@ -182,6 +182,10 @@ class CachedTokenizer:
         self._max_texts = max_texts
         self._ids: dict[tuple[str, int], list[int]] = {}
 
+    @property
+    def state(self) -> str:
+        return self._tokenizer.state
+
     def encode(self, text: str, context_length: int) -> list[int]:
         ids = self._ids.get((text, context_length))
         if ids is None:

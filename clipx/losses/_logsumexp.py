@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipx.losses._pairs import NearestLogits, gradients_of_pairs
 from clipx.losses._tiles import Columns, Own, Tile, Tiles, at_least_float32, full_precision
 from clipx.types import CandidateBlock, Pool
 
@@ -32,29 +33,22 @@ class LogSumExpFunction(torch.autograd.Function):
         tiles = Tiles(queries, ids, own)
         shared = Columns(at_least_float32(columns), column_ids, log_column_weights, pool)
         row_lse = queries.new_full((len(rows),), -torch.inf)
-        largest_other = row_lse.clone()
-        own_logits = queries.new_zeros(len(rows))
+        nearest = NearestLogits(queries, own)
 
         def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             column_lse = queries.new_full((len(block.rows[0]),), -torch.inf)
             weights = tensors.get("weights")
             for tile in tiles.first(block, tensors.get("ids")):
                 scratch = tiles.scratch(tile)
-                if own == "counts":
-                    own_logits[tile.own_rows] = tile.of_own(tile.logits)
-                largest = largest_other_logit(tile)
-                torch.maximum(largest_other[tile.rows], largest, out=largest_other[tile.rows])
-
+                nearest.update(tile)
                 # Tiles that are kept for backward must not change, so weights go to a copy.
-                logits = tile.logits
+                of_rows = of_columns = tile.logits
                 if weights is not None:
-                    logits = logits + weights[tile.columns]
-                _add_logsumexp(row_lse[tile.rows], logits, 1, scratch)
+                    of_rows = tile.logits + weights[tile.columns]
                 if log_row_weights is not None:
-                    logits = tile.logits + log_row_weights[tile.rows, None]
-                elif weights is not None:
-                    logits = tile.logits
-                _add_logsumexp(column_lse[tile.columns], logits, 0, scratch)
+                    of_columns = tile.logits + log_row_weights[tile.rows, None]
+                _add_logsumexp(row_lse[tile.rows], of_rows, 1, scratch)
+                _add_logsumexp(column_lse[tile.columns], of_columns, 0, scratch)
             return (column_lse,)
 
         with full_precision(rows.device.type):
@@ -66,9 +60,9 @@ class LogSumExpFunction(torch.autograd.Function):
         ctx.shared = shared
         ctx.log_row_weights = log_row_weights
         ctx.columns_dtype = columns.dtype
-        ctx.mark_non_differentiable(own_logits, largest_other)
+        ctx.mark_non_differentiable(nearest.own, nearest.largest_other)
         ctx.set_materialize_grads(False)
-        return row_lse, column_lse, own_logits, largest_other
+        return row_lse, column_lse, nearest.own, nearest.largest_other
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -78,53 +72,27 @@ class LogSumExpFunction(torch.autograd.Function):
         rows, scale, row_lse, column_lse = ctx.saved_tensors
         tiles: Tiles = ctx.tiles
         log_row_weights: Tensor | None = ctx.log_row_weights
-        needs_columns: bool = ctx.needs_input_grad[1]
-        of_queries = torch.zeros_like(tiles.queries)
         extra: dict[str, Tensor] = {}
         if grad_column_lse is not None:
             extra = {"lse": column_lse, "grad": grad_column_lse}
 
-        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            of_columns = torch.zeros_like(block.rows[0])
-            for tile in tiles.again(block, tensors.get("ids")):
-                # d lse_i / d logit_ij is the softmax over row i; the same for columns.
-                weights = tiles.scratch(tile).zero_()
-                if grad_row_lse is not None:
-                    over_row = _softmax(tile, row_lse[tile.rows, None], weights)
-                    if "weights" in tensors:
-                        over_row *= tensors["weights"][tile.columns].exp()
-                    over_row *= grad_row_lse[tile.rows, None]
-                if grad_column_lse is not None:
-                    second = tiles.scratch(tile, "second")
-                    over_column = _softmax(tile, tensors["lse"][tile.columns], second)
-                    if log_row_weights is not None:
-                        over_column *= log_row_weights[tile.rows, None].exp()
-                    weights.addcmul_(over_column, tensors["grad"][tile.columns])
-                if needs_columns:
-                    tile.add_gradients(weights, tiles.queries, of_queries, of_columns)
-                else:
-                    of_queries[tile.rows].addmm_(weights, tile.candidates)
-            return (of_columns,) if needs_columns else ()
+        def weigh(tile: Tile, tensors: dict[str, Tensor]) -> Tensor:
+            # d lse_i / d logit_ij is the softmax over row i; the same for columns.
+            weights = tiles.scratch(tile).zero_()
+            if grad_row_lse is not None:
+                over_row = _softmax(tile, row_lse[tile.rows, None], weights)
+                if "weights" in tensors:
+                    over_row *= tensors["weights"][tile.columns].exp()
+                over_row *= grad_row_lse[tile.rows, None]
+            if grad_column_lse is not None:
+                second = tiles.scratch(tile, "second")
+                over_column = _softmax(tile, tensors["lse"][tile.columns], second)
+                if log_row_weights is not None:
+                    over_column *= log_row_weights[tile.rows, None].exp()
+                weights.addcmul_(over_column, tensors["grad"][tile.columns])
+            return weights
 
-        with full_precision(rows.device.type):
-            reduced = ctx.shared.visit(compute, ("sum",) if needs_columns else (), **extra)
-        tiles.release()
-        of_columns = reduced[0].to(ctx.columns_dtype) if needs_columns else None
-        of_rows = (of_queries * scale).to(rows.dtype)
-        # A logit is scale * row @ column, so its derivative for the scale is row @ column, and
-        # of_queries has already summed weight * column.
-        of_scale = (of_queries * at_least_float32(rows)).sum()
-        return (of_rows, of_columns, of_scale, *[None] * 6)
-
-
-def largest_other_logit(tile: Tile) -> Tensor:
-    """(r,) largest logit of each row among the columns that are not its own."""
-    own_entries = tile.of_own(tile.logits)
-    before = own_entries.clone()
-    own_entries.fill_(-torch.inf)
-    largest = tile.logits.amax(1)
-    own_entries.copy_(before)
-    return largest
+        return (*gradients_of_pairs(ctx, rows, scale, weigh, **extra), *[None] * 6)
 
 
 def _add_logsumexp(total: Tensor, logits: Tensor, dim: int, scratch: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipx.losses._logsumexp import largest_other_logit
+from clipx.losses._pairs import NearestLogits, gradients_of_pairs
 from clipx.losses._tiles import Columns, Own, Tile, Tiles, at_least_float32, full_precision
 from clipx.types import CandidateBlock, Pool
 
@@ -39,16 +39,11 @@ class SumFunction(torch.autograd.Function):
         has_masks = ids is not None or own == "left out"
 
         sums = queries.new_zeros(len(rows))
-        own_logits = torch.zeros_like(sums)
-        largest_other = torch.full_like(sums, -torch.inf)
+        nearest = NearestLogits(queries, own)
 
         def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
             for tile in tiles.first(block, tensors.get("ids")):
-                if own == "counts":
-                    own_logits[tile.own_rows] = tile.of_own(tile.logits)
-                largest = largest_other_logit(tile)
-                torch.maximum(largest_other[tile.rows], largest, out=largest_other[tile.rows])
-
+                nearest.update(tile)
                 # A copy: tiles that are kept for backward must not change.
                 logits = torch.add(tile.logits, bias, out=tiles.scratch(tile))
                 if row_sums is not None and not has_masks and column_weights is None:
@@ -71,16 +66,14 @@ class SumFunction(torch.autograd.Function):
         ctx.derivative = derivative
         ctx.has_masks = has_masks
         ctx.columns_dtype = columns.dtype
-        ctx.mark_non_differentiable(own_logits, largest_other)
-        return sums, own_logits, largest_other
+        ctx.mark_non_differentiable(nearest.own, nearest.largest_other)
+        return sums, nearest.own, nearest.largest_other
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_sums: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, scale, bias = ctx.saved_tensors
         tiles: Tiles = ctx.tiles
-        needs_columns: bool = ctx.needs_input_grad[1]
-        of_queries = torch.zeros_like(tiles.queries)
         of_bias = torch.zeros_like(bias)
 
         def slopes(tile: Tile) -> Tensor:
@@ -91,25 +84,13 @@ class SumFunction(torch.autograd.Function):
             excluded = logits == -torch.inf
             return ctx.derivative(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
 
-        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            of_columns = torch.zeros_like(block.rows[0])
-            for tile in tiles.again(block, tensors.get("ids")):
-                second = tiles.scratch(tile, "second")
-                weights = torch.mul(slopes(tile), grad_sums[tile.rows, None], out=second)
-                if "weights" in tensors:
-                    weights *= tensors["weights"][tile.columns]
-                of_bias.add_(weights.sum())
-                if needs_columns:
-                    tile.add_gradients(weights, tiles.queries, of_queries, of_columns)
-                else:
-                    of_queries[tile.rows].addmm_(weights, tile.candidates)
-            return (of_columns,) if needs_columns else ()
+        def weigh(tile: Tile, tensors: dict[str, Tensor]) -> Tensor:
+            second = tiles.scratch(tile, "second")
+            weights = torch.mul(slopes(tile), grad_sums[tile.rows, None], out=second)
+            if "weights" in tensors:
+                weights *= tensors["weights"][tile.columns]
+            of_bias.add_(weights.sum())
+            return weights
 
-        with full_precision(rows.device.type):
-            reduced = ctx.shared.visit(compute, ("sum",) if needs_columns else ())
-        tiles.release()
-        of_columns = reduced[0].to(ctx.columns_dtype) if needs_columns else None
-        # As in LogSumExpFunction: a logit is scale * row @ column.
-        of_rows = (of_queries * scale).to(rows.dtype)
-        of_scale = (of_queries * at_least_float32(rows)).sum()
-        return (of_rows, of_columns, of_scale, of_bias, *[None] * 6)
+        gradients = gradients_of_pairs(ctx, rows, scale, weigh)
+        return (*gradients, of_bias, *[None] * 6)

@@ -211,6 +211,7 @@ def test_a_caption_of_one_long_word_costs_no_minutes(letters: str) -> None:
 def test_a_cached_tokenizer_gives_the_same_ids_and_encodes_a_text_once() -> None:
     class Counting:
         pad_id = 7
+        state = "letters"
         num_calls = 0
 
         def encode(self, text: str, context_length: int) -> list[int]:
@@ -222,4 +223,4 @@ def test_a_cached_tokenizer_gives_the_same_ids_and_encodes_a_text_once() -> None
     for text, length in (("cat", 3), ("cat", 3), ("cat", 2), ("dog", 3), ("dog", 3), ("cat", 2)):
         assert cached.encode(text, length) == [ord(letter) for letter in text][:length]
     assert counting.num_calls == 4, "the third text finds no room"
-    assert cached.pad_id == 7
+    assert (cached.pad_id, cached.state) == (7, "letters")
