@@ -66,6 +66,22 @@ def write_corpus(folder: Path, *, samples: int = 96, shards: int = 4) -> Path:
     return folder
 
 
+def write_test_sets(folder: Path, count: int, templates: str) -> list[Path]:
+    """`folder/classes`, four colors to tell apart, and `folder/captions`, with one to three
+    captions an image: `count` images each, in CLIP_benchmark's layout."""
+    names = list(COLORS)
+    for kind, label in (("classes", "cls"), ("captions", "txt")):
+        members: dict[str, bytes] = {}
+        for n in range(count):
+            captions = "\n".join(f"{n} {names[n % 4]} {k}" for k in range(1 + n % 3))
+            members[f"{n:03d}.png"] = png(picture(names[n % 4], "bar", n))
+            members[f"{n:03d}.{label}"] = (str(n % 4) if label == "cls" else captions).encode()
+        write_tar(folder / kind / "test/0.tar", members)
+    (folder / "classes/classnames.txt").write_text("\n".join(names))
+    (folder / "classes/zeroshot_classification_templates.txt").write_text(templates)
+    return [folder / "classes", folder / "captions"]
+
+
 def write_test_set(folder: Path) -> Path:
     """Four colors to tell apart, three images each, in CLIP_benchmark's layout."""
     (folder / "test").mkdir(parents=True)

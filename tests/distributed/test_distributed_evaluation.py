@@ -10,7 +10,7 @@ import pytest
 import torch
 from evaluation_checks import evaluated, failing, overdue, signaled
 from ranks import RankGroup
-from tiny_runs import COLORS, picture, png, write_tar
+from tiny_runs import write_test_sets
 
 from clipx.types import Alone
 
@@ -21,16 +21,7 @@ COUNT = 331  # prime: no number of ranks divides it, and the last batch is short
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set with classes, and one with one to three captions an image."""
     folder = tmp_path_factory.mktemp("sets")
-    names = list(COLORS)
-    for kind, label in (("classes", "cls"), ("captions", "txt")):
-        members: dict[str, bytes] = {}
-        for n in range(COUNT):
-            captions = "\n".join(f"{n} {names[n % 4]} {k}" for k in range(1 + n % 3))
-            members[f"{n:03d}.png"] = png(picture(names[n % 4], "bar", n))
-            members[f"{n:03d}.{label}"] = (str(n % 4) if label == "cls" else captions).encode()
-        write_tar(folder / kind / "test/0.tar", members)
-    (folder / "classes/classnames.txt").write_text("\n".join(names))
-    (folder / "classes/zeroshot_classification_templates.txt").write_text("a {c} bar")
+    write_test_sets(folder, COUNT, "a {c} bar")
     return folder
 
 

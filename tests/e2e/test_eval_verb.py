@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import COLORS, picture, png, run_clipx, train, write_config, write_tar
+from tiny_runs import run_clipx, train, write_config, write_test_sets
 
 COUNT = 149  # prime: no number of processes divides it, and the last batch is short
 
@@ -16,17 +16,7 @@ COUNT = 149  # prime: no number of processes divides it, and the last batch is s
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Classes, and pictures with one to three captions."""
-    folder, names = tmp_path_factory.mktemp("sets"), list(COLORS)
-    for kind, label in (("classes", "cls"), ("captions", "txt")):
-        members: dict[str, bytes] = {}
-        for n in range(COUNT):
-            captions = "\n".join(f"{n} {names[n % 4]} {k}" for k in range(1 + n % 3))
-            members[f"{n:03d}.png"] = png(picture(names[n % 4], "bar", n))
-            members[f"{n:03d}.{label}"] = (str(n % 4) if label == "cls" else captions).encode()
-        write_tar(folder / kind / "test/0.tar", members)
-    (folder / "classes/classnames.txt").write_text("\n".join(names))
-    (folder / "classes/zeroshot_classification_templates.txt").write_text("a {c} bar\nthe {c} one")
-    return [folder / "classes", folder / "captions"]
+    return write_test_sets(tmp_path_factory.mktemp("sets"), COUNT, "a {c} bar\nthe {c} one")
 
 
 @pytest.fixture(scope="module")
