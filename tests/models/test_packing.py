@@ -131,6 +131,25 @@ def test_a_caption_that_is_not_finite_spoils_none_that_begins_otherwise() -> Non
     assert model(text).isfinite().all(1).tolist() == [False, True, True, True, False]
 
 
+def test_a_large_batch_has_few_shapes_and_the_features_of_its_captions_alone() -> None:
+    """Rows fill up to a multiple of 64, and groups have a multiple of 16 captions."""
+    model = tower()
+    shapes = set()
+    for seed in range(20):
+        random = torch.Generator().manual_seed(seed)
+        lengths = torch.randint(1, 6, (256 + seed,), generator=random)
+        text = padded([[1 + (seed + i * n) % 8 for n in range(k)] for i, k in enumerate(lengths)])
+        packed = pack(text, end_of(text), padding=50, share=True)
+        assert packed.packing is not None
+        assert all(count % 16 == 0 for count, _ in packed.packing.groups[:-1])
+        shapes.add(len(packed.ids))
+        if seed == 0:
+            alone = torch.cat([model(row[None]) for row in text])
+            assert_same_with_gradients(model(text), alone, list(model.parameters()), 1e-12)
+    assert all(rows % 64 == 0 for rows in shapes)
+    assert len(shapes) < 8
+
+
 @given(st.lists(st.integers(2, 77), min_size=1, max_size=600), st.sampled_from([0, 100, 4000]))
 def test_groups_hold_every_caption_and_waste_little(lengths: list[int], padding: int) -> None:
     lengths = sorted(lengths)
