@@ -7,14 +7,19 @@ import json
 import sys
 import time
 
+from clipx.config import build
 from clipx.data.config import DataConfig
 from clipx.data.loader import Batches, load
 from clipx.data.tokenizers import ClipBPE
 
 
-def make_batches(shards: str, *, size: int, batch_size: int, workers: int) -> Batches:
+def make_batches(
+    shards: str, *, size: int, batch_size: int, workers: int, decode: str = "exact"
+) -> Batches:
     """clipx's default augmentation, which is the peer's, and captions of at most 77 tokens."""
-    config = DataConfig(shards=shards, workers=workers)
+    config = build(
+        DataConfig, {"shards": shards, "workers": workers, "decode": decode}, where="data"
+    )
     return Batches(
         config,
         config.open(seed=0),
@@ -34,12 +39,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True, help="pixels a side")
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--workers", type=int, required=True)
+    parser.add_argument("--decode", choices=["exact", "scaled"], default="exact")
     arguments = parser.parse_args()
     source = make_batches(
         arguments.shards,
         size=arguments.size,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
+        decode=arguments.decode,
     )
     batches = load(source, 0, 10**6)
     first = next(batches)

@@ -63,15 +63,18 @@ def augment(
     out: where to write the result, for example a row of a batch
     fit: the model's resizing in evaluation, `Preprocessing.fit`
     """
+    if out is None:
+        out = torch.empty((3, size, size), dtype=torch.uint8)
     if not augmentation.is_random:
-        image = fit(image, size)  # the same pixels in training and evaluation
-        return image if out is None else out.copy_(image)
+        if image.shape[1:] == (size, size):  # no `fit` would change it
+            resize(packed(image), (size, size), out)
+        else:
+            out.copy_(fit(image, size))  # the same pixels in training and evaluation
+        return out
     left, top, width, height = crop_box(image.shape[-2], image.shape[-1], augmentation, draws)
     crop = packed(image[:, top : top + height, left : left + width])
     if draws[4] < augmentation.flip:
         crop = crop[:, ::-1]  # before the resize, since the view costs nothing
-    if out is None:
-        out = torch.empty((3, size, size), dtype=torch.uint8)
     resize(crop, (size, size), out)
     if augmentation.jitters and draws[5] < augmentation.color_jitter_prob:
         out.copy_(_jitter(out, augmentation.color_jitter, draws[6:11]))
@@ -95,6 +98,20 @@ def crop_box(
     left = int(draws[2] * (width - crop_width + 1))
     top = int(draws[3] * (height - crop_height + 1))
     return left, top, crop_width, crop_height
+
+
+def shrink_of(
+    height: int, width: int, size: int, augmentation: Augmentation, draws: np.ndarray
+) -> int:
+    """1, 2, 4 or 8: how many times smaller an image may be decoded, so that what `augment` keeps of
+    it still has about `size` pixels in each direction."""
+    if augmentation.is_random:
+        _, _, width, height = crop_box(height, width, augmentation, draws)
+    for shrink in (8, 4, 2):
+        # An eighth too few still counts: enlarging by so little costs hardly any detail.
+        if min(height, width) >= shrink * size * 7 / 8:
+            return shrink
+    return 1
 
 
 _ADJUSTMENTS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)

@@ -76,13 +76,13 @@ def _time_batch(batches: Batches, k: int, clock: dict[str, float]) -> int:
             with _timed(clock, "read"):
                 stored = batches.corpus.read(shard, sample)
             with _timed(clock, "decode"):
-                pixels = batches.decode(stored.image)
+                pixels = batches.reader.decode(stored.image, draws[1:])
         except (SampleError, BadImage, OSError):
             continue  # only good samples are measured; `clipx data verify` lists the bad ones
         with _timed(clock, "augment"):
             batches.write_image(pixels, draws, out)
         with _timed(clock, "tokenize"):
-            texts.append(batches.encode_caption(stored, draws))
+            texts.append(batches.encode_caption(stored.caption, draws))
     with _timed(clock, "collate"):
         batches.pad(texts)
     return len(texts)

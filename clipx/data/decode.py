@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -19,8 +20,10 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+Shrink = Callable[[int, int], int]
 MAX_PIXELS = 25_000_000
 MAX_BYTES = 100_000_000  # a PNG of MAX_PIXELS that does not compress at all has 75 million
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -52,17 +55,27 @@ class TooLarge(BadImage):
         return BadImage, (str(self),)  # worker processes send only the message
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Tensor:
-    """(3, H, W) uint8, in memory (H, W, 4), which `resize` takes as it is. Raises BadImage."""
+def decode(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    shrink: Shrink | None = None,
+) -> Tensor:
+    """(3, H, W) uint8, in memory (H, W, 4), which `resize` takes as it is. Raises BadImage.
+
+    shrink: (height, width) -> 1, 2, 4 or 8: a JPEG is decoded that many times smaller, from the low
+        frequencies of its blocks of 8 x 8 pixels
+    """
     if not data:
         raise BadImage("0 bytes")
     if len(data) > max_bytes:
         raise TooLarge(f"{len(data)} bytes", "max_image_bytes", max_bytes)
     if data[:3] == b"\xff\xd8\xff" and has_simplejpeg():
-        pixels = _decode_jpeg(data, max_pixels)
+        pixels = _decode_jpeg(data, max_pixels, shrink)
         if pixels is not None:
             return pixels
-    return _decode_pillow(data, max_pixels)
+    return _decode_pillow(data, max_pixels, shrink)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -91,12 +104,16 @@ def _planes(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)[..., :3].permute(2, 0, 1)
 
 
-def _decode_pillow(data: bytes, max_pixels: int) -> Tensor:
+def _decode_pillow(data: bytes, max_pixels: int, shrink: Shrink | None) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # e.g. corrupt EXIF, which is not read
             with _open_pillow(data) as image:
                 _check_size(image.width, image.height, max_pixels)
+                if shrink is not None and isinstance(image, JpegImageFile):
+                    times = shrink(image.height, image.width)
+                    if times > 1:  # Pillow divides the size by this one, and rounds down
+                        image.draft(None, (image.width // times, image.height // times))
                 return pixels_of(image)
     except BadImage:
         raise
@@ -125,16 +142,26 @@ def _open_pillow(data: bytes) -> Image.Image:
     raise UnidentifiedImageError
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
+def _decode_jpeg(data: bytes, max_pixels: int, shrink: Shrink | None) -> Tensor | None:
     """None where simplejpeg cannot read the file."""
     import simplejpeg
 
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(int(width), int(height), max_pixels)
+        *size, space, _ = simplejpeg.decode_jpeg_header(data)
+        height, width = map(int, size)
+        _check_size(width, height, max_pixels)
         if space not in ("YCbCr", "Gray", "RGB"):  # it cannot convert CMYK and YCCK
             return None
-        array = simplejpeg.decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False)
+        times = 1 if shrink is None else shrink(height, width)
+        array = simplejpeg.decode_jpeg(
+            data,
+            "RGBX",
+            fastdct=False,
+            fastupsample=False,
+            # It takes the smallest of its scales, n / 8, that gives at least this size.
+            min_height=-(-height // times),
+            min_width=-(-width // times),
+        )
     except BadImage:
         raise
     except (ValueError, RuntimeError):

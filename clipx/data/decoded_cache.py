@@ -28,10 +28,11 @@ from PIL import features
 from torch import Tensor
 
 from clipx.data import decode
+from clipx.data.resize import packed
 from clipx.progress import note
 from clipx.types import RankError
 
-VERSION = 1  # of the files' layout
+VERSION = 2  # of the files' layout
 _ROW = struct.Struct("<16s I Q I I I")  # digest, file, offset, height, width, checksum
 _EMPTY = bytes(16)
 _ROWS_PER_IMAGE = 4  # at least, so that few rows lie between an image's first place and its own
@@ -79,10 +80,8 @@ class DecodedCache:
 
     def decode(self, data: bytes) -> Tensor:
         """(3, H, W) uint8, in memory (H, W, 4). Raises BadImage."""
-        if self._process != os.getpid():  # the first image, or the first after a fork
-            self._open()
-        digest = hashlib.sha1(data).digest()[:16]
-        pixels = self._read(digest)
+        digest = digest_of(data)
+        pixels = self.read(digest)
         if pixels is None:
             pixels = decode.decode(data, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
             self._write(digest, pixels)
@@ -90,7 +89,8 @@ class DecodedCache:
 
     def _open(self) -> None:
         self._process = os.getpid()
-        self._readers: dict[int, int] = {}  # number of a file of pixels -> descriptor
+        # number of a file of pixels -> (descriptor, bytes that it is known to have)
+        self._readers: dict[int, tuple[int, int]] = {}
         self._writer = -1
         self._writer_number = -1
         try:
@@ -115,35 +115,40 @@ class DecodedCache:
                 return place
         return None
 
-    def _read(self, digest: bytes) -> Tensor | None:
+    def read(self, digest: bytes) -> Tensor | None:
+        """The pixels of the image with this digest, None if it must be decoded."""
+        if self._process != os.getpid():  # the first image, or the first after a fork
+            self._open()
         place = self._find(digest)
         if place is None:
             return None
         key, number, offset, height, width, checksum = _ROW.unpack_from(self._table, place)
         if key != digest:
             return None
+        size = height * width * 4
         try:
-            if number not in self._readers:
-                self._readers[number] = os.open(self._pixel_file(number), os.O_RDONLY)
-            descriptor = self._readers[number]
-            size = height * width * 3
-            if offset + size > os.fstat(descriptor).st_size:  # a torn row may claim any size
-                return None
+            descriptor, end = self._readers.get(number, (-1, 0))
+            if offset + size > end:  # a new file, or one that has grown
+                if descriptor < 0:
+                    descriptor = os.open(self._pixel_file(number), os.O_RDONLY)
+                end = os.fstat(descriptor).st_size
+                self._readers[number] = (descriptor, end)
+                if offset + size > end:  # a torn row may claim any size
+                    return None
+            words = np.empty((height, width, 4), np.uint8)
             # Read, not mapped: access to a map of a file that was cut short would kill the process.
-            content = os.pread(descriptor, size, offset)
+            num_read = os.preadv(descriptor, [words.data], offset)
         except OSError:
             return None
-        if len(content) != size or _checksum(digest, height, width, content) != checksum:
+        if num_read != size or _checksum(digest, height, width, words.data) != checksum:
             return None
-        words = np.empty((height, width, 4), np.uint8)  # the layout that `resize` needs
-        words[..., :3] = np.frombuffer(content, np.uint8).reshape(height, width, 3)
         return torch.from_numpy(words)[..., :3].permute(2, 0, 1)
 
     def _write(self, digest: bytes, pixels: Tensor) -> None:
         if not self._can_write:
             return
         _, height, width = pixels.shape
-        content = pixels.permute(1, 2, 0).contiguous().numpy().tobytes()
+        content = packed(pixels).tobytes()
         try:
             if self._writer < 0:
                 self._create_pixel_file()
@@ -174,7 +179,11 @@ class DecodedCache:
         return self.folder / f"pixels-{number:05d}"
 
 
-def _checksum(digest: bytes, height: int, width: int, content: bytes) -> int:
+def digest_of(data: bytes) -> bytes:
+    return hashlib.sha1(data).digest()[:16]
+
+
+def _checksum(digest: bytes, height: int, width: int, content: bytes | memoryview) -> int:
     """Of the row as well, since two processes may write parts of two rows into one place."""
     row = digest + height.to_bytes(4, "little") + width.to_bytes(4, "little")
     return zlib.crc32(content, zlib.crc32(row))

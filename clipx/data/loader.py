@@ -1,4 +1,4 @@
-"""Batches of decoded images and token ids, made by worker processes without state.
+"""Batches of decoded images and token ids.
 
 Batch k of rank r is a function of (seed, k, r, R) alone, so that a run resumes by starting the list
 of batch numbers elsewhere.
@@ -7,29 +7,27 @@ of batch numbers elsewhere.
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 from clipx.data.augment import NUM_DRAWS, augment
+from clipx.data.captions import Caption
 from clipx.data.config import DataConfig
-from clipx.data.corpus import Corpus, Sample
+from clipx.data.corpus import Corpus
 from clipx.data.order import batch_positions, hash_of, uniforms
 from clipx.data.preprocessing import center
+from clipx.data.reader import build_reader
 from clipx.data.sample import BadSample
 from clipx.data.tokenizers import CachedTokenizer, Tokenizer, pad
+from clipx.data.workers import from_workers
 from clipx.types import Batch, RankError, UserError
 
-WORKER_GRACE_SECONDS = 120  # after a SIGTERM not sent by the parent, which needs a last batch
 MIN_SAMPLES_FOR_BAD_FRACTION = 500  # of fewer, the share of bad samples proves nothing
 
 
@@ -86,7 +84,7 @@ class Batches:
         rank: int,
         world_size: int,
         pad_to: int | None = None,
-        fit: Callable[[torch.Tensor, int], torch.Tensor] = center,
+        fit: Callable[[Tensor, int], Tensor] = center,
     ) -> None:
         self.config = config
         self.corpus = corpus
@@ -99,7 +97,7 @@ class Batches:
         self.world_size = world_size
         self.pad_to = pad_to
         self.fit = fit
-        self.decode = config.decoder(corpus.num_samples)
+        self.reader = build_reader(config, corpus, image_size)
         self._augmentation = config.augmentation
         self._last_prefetched = -1
 
@@ -113,10 +111,12 @@ class Batches:
         texts: list[list[int]] = []
         keys: list[str] = []
         bad: list[BadSample] = []
-        for row, position in enumerate(positions.tolist()):
-            place = int(located.shard[row]), int(located.sample[row])
+        places = zip(
+            positions.tolist(), located.shard.tolist(), located.sample.tolist(), strict=True
+        )
+        for row, place in enumerate(places):
             prepare = partial(self._prepare, draws=draws[row], out=image[row])
-            used = self.corpus.usable(position, *place, prepare)
+            used = self.reader.use(*place, draws[row, 1:], prepare)
             texts.append(used.value)
             keys.append(used.key)
             bad += used.bad
@@ -129,10 +129,11 @@ class Batches:
             bad=bad,
         )
 
-    def _prepare(self, sample: Sample, draws: np.ndarray, out: torch.Tensor) -> list[int]:
-        """Write the image to `out`. Returns the token ids. Raises BadImage."""
-        self.write_image(self.decode(sample.image), draws, out)
-        return self.encode_caption(sample, draws)
+    def _prepare(
+        self, pixels: Tensor, caption: Caption, draws: np.ndarray, out: Tensor
+    ) -> list[int]:
+        self.write_image(pixels, draws, out)
+        return self.encode_caption(caption, draws)
 
     def positions(self, k: int) -> np.ndarray:
         """(B,) positions of this rank's part of global batch k."""
@@ -143,13 +144,13 @@ class Batches:
         """(B, 1 + NUM_DRAWS): the draw of the caption, then those of the augmentation."""
         return uniforms(self.corpus.order.seed, positions[:, None], 1 + NUM_DRAWS)
 
-    def write_image(self, pixels: torch.Tensor, draws: np.ndarray, out: torch.Tensor) -> None:
+    def write_image(self, pixels: Tensor, draws: np.ndarray, out: Tensor) -> None:
         augment(pixels, self.image_size, self._augmentation, draws[1:], out=out, fit=self.fit)
 
-    def encode_caption(self, sample: Sample, draws: np.ndarray) -> list[int]:
-        return self.tokenizer.encode(sample.caption.draw(draws[0]), self.context_length)
+    def encode_caption(self, caption: Caption, draws: np.ndarray) -> list[int]:
+        return self.tokenizer.encode(caption.draw(draws[0]), self.context_length)
 
-    def pad(self, texts: list[list[int]]) -> torch.Tensor:
+    def pad(self, texts: list[list[int]]) -> Tensor:
         """(B, T) int64"""
         return pad(
             texts,
@@ -177,7 +178,8 @@ def load(batches: BatchSource, first: int, stop: int) -> Generator[Loaded, None,
     limit = batches.config.max_bad_fraction
     num_samples = 0
     num_bad = 0
-    for batch in _from_workers(batches, first, stop):
+    numbers = range(first, stop)
+    for batch in from_workers(batches.__getitem__, numbers, batches.config.workers):
         if isinstance(batch, UserError):
             raise RankError(str(batch))
         yield batch  # before the check, so that its bad samples reach the quarantine
@@ -190,61 +192,3 @@ def load(batches: BatchSource, first: int, stop: int) -> Generator[Loaded, None,
                 last = batch.bad[-1]
                 message += f"; the last: {last.key} of {last.shard}: {last.message}"
             raise RankError(message)
-
-
-class _Guarded(Dataset):
-    """Returns a UserError, since torch would bury one that is raised under a traceback."""
-
-    def __init__(self, batches: BatchSource) -> None:
-        self.batches = batches
-
-    def __getitem__(self, index: int) -> Loaded | UserError:
-        try:
-            return self.batches[index]
-        except UserError as error:
-            return error
-
-
-def _from_workers(batches: BatchSource, first: int, stop: int) -> Iterator[Loaded | UserError]:
-    workers = batches.config.workers
-    loader = DataLoader(
-        _Guarded(batches),
-        batch_size=None,  # items are whole batches
-        sampler=range(first, stop),
-        generator=torch.Generator(),  # else each start takes a number from the model's generator
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_init_worker,
-    )
-    # Torch's handler of SIGCHLD raises a worker's death in the middle of a training step. Without
-    # it, the wait for a batch checks the workers every 5 seconds.
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
-        iterator = iter(loader)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-        yield from iterator
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        raise RankError(
-            f"a data worker was ended from outside, most often for want of memory: {error}; "
-            f"lower data.workers={workers}, or give the job more memory"
-        ) from error
-
-
-def _init_worker(worker: int) -> None:
-    """Survive a SIGTERM that a scheduler sends to all processes of a job: torch's handler would end
-    the worker. Only `sigwaitinfo`, which macOS lacks, reveals whether the parent sent it."""
-    if sys.platform == "linux":
-        # A blocked signal stays pending until `sigwaitinfo` takes it. Threads inherit the mask.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-            signal.alarm(WORKER_GRACE_SECONDS)
-        os._exit(0)

@@ -60,7 +60,7 @@ class _Chunks(Dataset):
     def _faults(self, shard: int, number: int) -> list[BadSample]:
         try:
             sample = self.corpus.read(shard, number)
-            self.config.decode(sample.image)
+            self.config.pixels(sample.image)
         except (SampleError, BadImage, OSError) as error:
             return [self.corpus.bad_sample(-1, shard, number, error)]
         return self.corpus.notes(-1, shard, sample)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -129,7 +130,49 @@ def test_the_fast_decoder_gives_pillows_pixels(
     image = picture(1, size, mode)
     data = encoded(image, "JPEG", **options)
     assert torch.equal(decode(data), by_pillow(data))
-    assert (module._decode_jpeg(data, module.MAX_PIXELS) is None) == (mode == "CMYK")
+    assert (module._decode_jpeg(data, module.MAX_PIXELS, None) is None) == (mode == "CMYK")
+
+
+@pytest.mark.parametrize("size", [(64, 48), (61, 47), (9, 15)])
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2, "quality": 40}])
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_jpeg_is_decoded_smaller_to_the_same_pixels_by_either_decoder(
+    size: tuple[int, int], options: dict[str, Any], shrink: int
+) -> None:
+    pytest.importorskip("simplejpeg")
+    data = encoded(picture(1, size), "JPEG", **options)
+    fast = decode(data, shrink=lambda height, width: shrink)
+    assert fast.shape == (3, -(-size[1] // shrink), -(-size[0] // shrink))
+    with mock.patch.object(module, "has_simplejpeg", return_value=False):
+        assert torch.equal(decode(data, shrink=lambda height, width: shrink), fast)
+
+
+def test_a_picture_of_several_frames_is_decoded_smaller_by_either_decoder() -> None:
+    """MPO, as some cameras write: a JPEG behind another, of which the first counts."""
+    first, second = picture(1, (64, 48)), picture(2, (64, 48))
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    fast = decode(data, shrink=lambda height, width: 2)
+    assert fast.shape == (3, 24, 32)
+    with mock.patch.object(module, "has_simplejpeg", return_value=False):
+        assert torch.equal(decode(data, shrink=lambda height, width: 2), fast)
+
+
+def test_only_a_jpeg_is_decoded_smaller() -> None:
+    for kind in ("PNG", "WEBP"):
+        data = encoded(picture(1, (64, 48)), kind)
+        assert torch.equal(decode(data, shrink=lambda height, width: 4), decode(data))
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_shrinking_is_told_the_stored_size(is_fast: bool) -> None:
+    """(height, width); and a shrink of 1 changes no pixel."""
+    if is_fast:
+        pytest.importorskip("simplejpeg")
+    data = jpeg(1, (64, 48))
+    shrink = mock.Mock(return_value=1)
+    with mock.patch.object(module, "has_simplejpeg", return_value=is_fast):
+        assert torch.equal(decode(data, shrink=shrink), decode(data))
+    shrink.assert_called_once_with(48, 64)
 
 
 @pytest.fixture

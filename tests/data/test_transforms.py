@@ -19,7 +19,7 @@ from samples import picture
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from clipx.data.augment import NUM_DRAWS, Augmentation, augment, crop_box
+from clipx.data.augment import NUM_DRAWS, Augmentation, augment, crop_box, shrink_of
 from clipx.data.decode import pixels_of
 from clipx.data.order import uniforms
 from clipx.data.preprocessing import MEAN, STD, center, normalize
@@ -364,3 +364,20 @@ def test_is_random_tells_whether_draws_matter(change: dict[str, Any], random: bo
     batch = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     augment(image, 16, augmentation, uniforms(0, 0, NUM_DRAWS), out=batch[0])
     assert torch.equal(batch[0], outs[0])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(64, 64, 1), (111, 500, 1), (112, 112, 2), (300, 128, 2), (224, 230, 4), (3000, 448, 8)],
+)
+def test_an_image_is_decoded_smaller_while_an_eighth_too_few_pixels_are_left_at_most(
+    height: int, width: int, expected: int
+) -> None:
+    whole = Augmentation(scale=(1, 1), ratio=(1, 1))
+    assert shrink_of(height, width, 64, whole, np.zeros(NUM_DRAWS)) == expected
+
+
+def test_what_is_cropped_counts_and_not_the_whole_image() -> None:
+    """A quarter of the area is half of each side."""
+    quarter = Augmentation(scale=(0.25, 0.25), ratio=(1, 1))
+    assert shrink_of(256, 256, 64, quarter, np.zeros(NUM_DRAWS)) == 2

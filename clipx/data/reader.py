@@ -1,0 +1,118 @@
+"""Samples with decoded pictures, from a corpus or from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from clipx.data.augment import shrink_of
+from clipx.data.captions import Caption
+from clipx.data.config import DataConfig
+from clipx.data.corpus import Corpus, Sample, Used
+from clipx.data.decoded_cache import DecodedCache, digest_of
+from clipx.types import UserError
+
+MAX_REMEMBERED = 1 << 18  # samples, about 700 bytes each
+T = TypeVar("T")
+Prepare = Callable[[Tensor, Caption], T]
+"""(3, H, W) uint8 and a caption -> what a batch needs of them"""
+
+
+class Reader:
+    """Reads the samples of a corpus and decodes their pictures.
+
+    image_size: of the model, to which pictures are resized
+    """
+
+    def __init__(self, config: DataConfig, corpus: Corpus, image_size: int) -> None:
+        self.config = config
+        self.corpus = corpus
+        self.image_size = image_size
+
+    def use(
+        self, position: int, shard: int, sample: int, draws: np.ndarray, prepare: Prepare[T]
+    ) -> Used[T]:
+        """Call `prepare` with the sample, or with the position's first replacement that is good.
+
+        draws: of the augmentation, see `augment`. Raises UserError, see `Corpus.usable`.
+        """
+
+        def decode_and_prepare(found: Sample) -> T:
+            return prepare(self.decode(found.image, draws), found.caption)
+
+        return self.corpus.usable(position, shard, sample, decode_and_prepare)
+
+    def decode(self, image: bytes, draws: np.ndarray) -> Tensor:
+        """(3, H, W) uint8. Raises BadImage."""
+        if self.config.decode == "exact":
+            return self.config.pixels(image)
+
+        def shrink(height: int, width: int) -> int:
+            return shrink_of(height, width, self.image_size, self.config.augmentation, draws)
+
+        return self.config.pixels(image, shrink=shrink)
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    key: str
+    caption: Caption
+    digest: bytes  # of the encoded picture, by which the cache finds its pixels
+
+
+class CachedReader(Reader):
+    """Decodes each picture once (`DecodedCache`), and reads a sample that this process has used
+    before from memory instead of its shard.
+
+    Only good samples are remembered, so that bad ones are found and replaced in each epoch.
+    """
+
+    def __init__(self, config: DataConfig, corpus: Corpus, image_size: int, folder: Path) -> None:
+        super().__init__(config, corpus, image_size)
+        self.cache = DecodedCache(
+            folder,
+            corpus.num_samples,
+            max_pixels=config.max_image_pixels,
+            max_bytes=config.max_image_bytes,
+        )
+        self._remembered: dict[tuple[int, int], _Remembered] = {}
+
+    def use(
+        self, position: int, shard: int, sample: int, draws: np.ndarray, prepare: Prepare[T]
+    ) -> Used[T]:
+        known = self._remembered.get((shard, sample))
+        if known is not None:
+            pixels = self.cache.read(known.digest)
+            if pixels is not None:  # else the cache's files are gone
+                return Used(prepare(pixels, known.caption), known.key, shard, sample)
+
+        def decode_and_prepare(found: Sample) -> tuple[T, _Remembered]:
+            value = prepare(self.cache.decode(found.image), found.caption)
+            return value, _Remembered(found.key, found.caption, digest_of(found.image))
+
+        used = self.corpus.usable(position, shard, sample, decode_and_prepare)
+        value, found = used.value
+        is_itself = (used.shard, used.sample) == (shard, sample) and not used.bad
+        if is_itself and len(self._remembered) < MAX_REMEMBERED:
+            self._remembered[shard, sample] = found
+        return Used(value, used.key, used.shard, used.sample, used.bad)
+
+    def decode(self, image: bytes, draws: np.ndarray) -> Tensor:
+        return self.cache.decode(image)
+
+
+def build_reader(config: DataConfig, corpus: Corpus, image_size: int) -> Reader:
+    """Raises UserError."""
+    if config.decoded_cache is None:
+        return Reader(config, corpus, image_size)
+    if config.decode != "exact":
+        raise UserError(
+            f"data.decode {config.decode} gives a picture other pixels at each visit, and "
+            "data.decoded_cache keeps them for all; leave one of the two out"
+        )
+    return CachedReader(config, corpus, image_size, Path(config.decoded_cache))

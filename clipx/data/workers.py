@@ -1,0 +1,81 @@
+"""Batches made by worker processes, which survive the signals that a scheduler sends to a job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from clipx.types import RankError, UserError
+
+WORKER_GRACE_SECONDS = 120  # after a SIGTERM not sent by the parent, which needs a last batch
+T = TypeVar("T")
+
+
+class _Guarded(Dataset, Generic[T]):
+    """Returns a UserError, since torch would bury one that is raised under a traceback."""
+
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self.make = make
+
+    def __getitem__(self, index: int) -> T | UserError:
+        try:
+            return self.make(index)
+        except UserError as error:
+            return error
+
+
+def from_workers(
+    make: Callable[[int], T], numbers: Sequence[int], workers: int
+) -> Iterator[T | UserError]:
+    """`make(k)` for each number k, in their order. A UserError that it raises comes as an item.
+
+    workers: processes, each with a copy of `make`; 0 calls it in this process
+    """
+    loader = DataLoader(
+        _Guarded(make),
+        batch_size=None,  # items are whole batches
+        sampler=numbers,
+        generator=torch.Generator(),  # else each start takes a number from the model's generator
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_init_worker,
+    )
+    # Torch's handler of SIGCHLD raises a worker's death in the middle of a training step. Without
+    # it, the wait for a batch checks the workers every 5 seconds.
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        iterator = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        yield from iterator
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise RankError(
+            f"a data worker was ended from outside, most often for want of memory: {error}; "
+            f"lower data.workers={workers}, or give the job more memory"
+        ) from error
+
+
+def _init_worker(worker: int) -> None:
+    """Survive a SIGTERM that a scheduler sends to all processes of a job: torch's handler would end
+    the worker. Only `sigwaitinfo`, which macOS lacks, reveals whether the parent sent it."""
+    if sys.platform == "linux":
+        # A blocked signal stays pending until `sigwaitinfo` takes it. Threads inherit the mask.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            signal.alarm(WORKER_GRACE_SECONDS)
+        os._exit(0)
