@@ -19,6 +19,7 @@ from clipx.distributed.runtime import Runtime, start
 from clipx.embed import Encoder
 from clipx.evaluators import zero_shot
 from clipx.evaluators.classifier import classifier
+from clipx.evaluators.test_sets import evenly_spaced
 from clipx.files import cache_folder
 from clipx.results import Difference
 from clipx.training.config import TrainConfig
@@ -238,7 +239,7 @@ def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str) -> list[Gu
     labeled = evaluator.set
     weights = classifier(encoder, labeled.names, evaluator.templates)
     guesses = []
-    for number in range(0, len(labeled), max(1, len(labeled) // GUESSES))[:GUESSES]:
+    for number in evenly_spaced(len(labeled), GUESSES):
         image = labeled.images.shown(number)
         logits = encoder.logit_scale * encoder.encode_image(image)[0] @ weights.T
         probability = logits.softmax(-1)

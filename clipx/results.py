@@ -93,10 +93,18 @@ def lines_of(model: str, name: str, result: Result) -> list[dict[str, Any]]:
     for metric, value in result.metrics.items():
         if metric == "num_samples":
             continue
-        record = {"model": model, "set": name, "metric": metric, "value": value}
-        record |= metrics.ends(result.intervals.get(metric))
-        record["num_samples"] = int(result.metrics["num_samples"])
-        records.append(record)
+        low, high = result.intervals.get(metric, (None, None))
+        records.append(
+            {
+                "model": model,
+                "set": name,
+                "metric": metric,
+                "value": value,
+                "low": low,
+                "high": high,
+                "num_samples": int(result.metrics["num_samples"]),
+            }
+        )
     return records
 
 

@@ -37,7 +37,7 @@ class Knn:
         predicted = vote(train, self.train.label, test, self.k, len(self.train.names))
         hits = predicted == self.test.label
         result = Result(keys=self.test.images.keys)
-        result.add_rate("knn-top1", hits, interval=metrics.rate_interval(hits))
+        metrics.add_rate(result, "knn-top1", hits)
         result.add("num_samples", len(hits))
         return result
 

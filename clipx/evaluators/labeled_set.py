@@ -10,17 +10,12 @@ import torch
 from torch import Tensor
 
 from clipx.config import config
-from clipx.data.class_lists import (
-    OBJECTNET,
-    SUBSETS,
-    ClassList,
-    known_classes,
-    objectnet_classes,
-)
+from clipx.data.class_lists import OBJECTNET, SUBSETS, ClassList, known_classes, objectnet_classes
 from clipx.evaluators.distributed import embed_images
 from clipx.evaluators.test_sets import (
     Images,
     class_folders,
+    evenly_spaced,
     read_class_folders,
     read_lines,
     read_shards,
@@ -59,15 +54,12 @@ class LabeledSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def subset(self, rows: Tensor) -> LabeledSet:
-        """rows: (n,) int64 numbers of samples"""
-        return LabeledSet(self.images.subset(rows.tolist()), self.label[rows], self.names)
+    def subset(self, rows: list[int]) -> LabeledSet:
+        return LabeledSet(self.images.subset(rows), self.label[rows], self.names)
 
     def evenly_spaced(self, limit: int | None) -> LabeledSet:
-        """At most `limit` samples, from the first to the last."""
-        if limit is None or limit >= len(self):
-            return self
-        return self.subset(torch.arange(limit) * len(self) // limit)
+        """At most `limit` samples, from the first on."""
+        return self if limit is None else self.subset(evenly_spaced(len(self), limit))
 
     def features(self, encoder: ImageTextEncoder, setting: Setting) -> Tensor:
         """(N, D)"""
@@ -82,32 +74,40 @@ def read_labeled(path: Path, split: str | None = None, classes: str | None = Non
     """
     folder = split_folder(path, split)
     if any(folder.glob("*.tar")):
-        names = _read_classes(path, classes or str(path / "classnames.txt")).names
+        names = list(_read_classes(path, classes or str(path / "classnames.txt")).names)
         images, texts = read_shards(folder, "cls")
-        labels = [
-            _parse_label(images, number, texts[number], names) for number in range(len(texts))
-        ]
-        return LabeledSet(images, torch.tensor(labels), list(names))
+        labels = []
+        for key, text in zip(images.keys, texts, strict=True):
+            text = text.strip()
+            # isdecimal, since isdigit accepts a superscript two, which int() refuses.
+            if not text.isdecimal() or int(text) >= len(names):
+                raise UserError(
+                    f"test set {images.path} has the label {text!r} at sample {key}, but "
+                    f"classnames.txt names {len(names)} classes, from 0 on"
+                )
+            labels.append(int(text))
+        return LabeledSet(images, torch.tensor(labels), names)
 
     # Folders: a file or a published list may name the classes, else the folders do.
+    folders = class_folders(folder)
     if classes is None and (path / "classnames.txt").exists():
         classes = str(path / "classnames.txt")
-    folders = class_folders(folder)
     if classes is None:
-        class_list = ClassList([name.replace("_", " ") for name in folders], folders)
+        names = [name.replace("_", " ") for name in folders]
     else:
         class_list = _read_classes(path, classes)
-        if class_list.folders is None and len(class_list.names) != len(folders):
-            raise UserError(
-                f"test set {folder} has {len(folders)} class folders, and {classes} names "
-                f"{len(class_list.names)} classes; it must name one a folder, in sorted order"
-            )
+        names = list(class_list.names)
         if class_list.folders is not None:
             # A published list has its own order of classes, which accuracy tables follow.
             _check_folders(folder, folders, class_list, classes)
             folders = list(class_list.folders)
+        elif len(names) != len(folders):
+            raise UserError(
+                f"test set {folder} has {len(folders)} class folders, and {classes} names "
+                f"{len(names)} classes; it must name one a folder, in sorted order"
+            )
     images, labels = read_class_folders(folder, folders)
-    return LabeledSet(images, torch.tensor(labels), list(class_list.names))
+    return LabeledSet(images, torch.tensor(labels), names)
 
 
 def read_train_and_test(settings: LabeledConfig, train_split: str) -> tuple[LabeledSet, LabeledSet]:
@@ -136,17 +136,6 @@ def _read_classes(path: Path, classes: str) -> ClassList:
             f"{', '.join([*SUBSETS, OBJECTNET])}"
         )
     return ClassList(read_lines(Path(classes)))
-
-
-def _parse_label(images: Images, number: int, text: str, names: Sequence[str]) -> int:
-    text = text.strip()
-    # isdecimal, since isdigit accepts a superscript two, which int() refuses.
-    if not text.isdecimal() or int(text) >= len(names):
-        raise UserError(
-            f"test set {images.path} has the label {text!r} at sample "
-            f"{images.keys[number]}, but classnames.txt names {len(names)} classes, from 0 on"
-        )
-    return int(text)
 
 
 def _check_folders(folder: Path, folders: list[str], class_list: ClassList, classes: str) -> None:

@@ -93,7 +93,7 @@ def robustness_result(
     result = Result(keys=keys, tables={"severities": table})
     mean = torch.stack(list(corrupted.values())).mean(0)
     for name, values in {"clean-top1": clean, "corrupted-top1": mean, **corrupted}.items():
-        result.add_rate(name, values, interval=metrics.rate_interval(values))
+        metrics.add_rate(result, name, values)
     if clean.any():  # else the ratio has no meaning
         relative = result.metrics["corrupted-top1"] / result.metrics["clean-top1"]
         result.add("relative-top1", relative, metrics.ratio_interval(mean, clean))

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipx.config import config
 from clipx.data import decode
 from clipx.data.sample_files import read_image_file
 from clipx.data.sources.webdataset import OpenShard, open_shard
@@ -67,6 +68,12 @@ def gray(size: int) -> Tensor:
     return torch.full((3, size, size), 127, dtype=torch.uint8)
 
 
+def evenly_spaced(count: int, limit: int) -> list[int]:
+    """At most `limit` of 0 ... count - 1, from the first on."""
+    limit = min(limit, count)
+    return [number * count // limit for number in range(limit)]
+
+
 @dataclass(frozen=True)
 class CaptionedSet:
     """captions: M, at least one of each image; owner: (M,) int64 image of each caption, not
@@ -76,27 +83,37 @@ class CaptionedSet:
     captions: Sequence[str]
     owner: Tensor
 
-    def first_captions(self) -> list[int]:
-        """N, the number of the first caption of each image."""
-        is_first = torch.ones(len(self.owner), dtype=torch.bool)
-        is_first[1:] = self.owner[1:] != self.owner[:-1]
-        return is_first.nonzero().flatten().tolist()
+    def first_captions(self) -> Tensor:
+        """(N,) int64, the number of the first caption of each image."""
+        num_captions = torch.bincount(self.owner)
+        return num_captions.cumsum(0) - num_captions
 
 
-def read_captioned(path: Path, split: str | None = None) -> CaptionedSet:
-    """Raises UserError."""
-    images, texts = read_shards(split_folder(path, split), "txt")
-    captions: list[str] = []
-    owner: list[int] = []
-    for number, text in enumerate(texts):
-        own = [line for line in text.splitlines() if line.strip()]
-        if not own:
-            raise UserError(
-                f"test set {path} has an image without a caption, {images.keys[number]}"
-            )
-        captions += own
-        owner += [number] * len(own)
-    return CaptionedSet(images, captions, torch.tensor(owner))
+@config
+class CaptionedConfig:
+    """Settings of evaluators on images with captions."""
+
+    path: str
+    """Folder in CLIP_benchmark's webdataset layout, with captions one a line in `.txt`."""
+    split: str | None = None
+    """Folder of the split; null: `test` or `val` if it has one."""
+    every: str | None = None
+    """Interval in training, as a duration; null: at the end only."""
+
+    def read(self) -> CaptionedSet:
+        """Raises UserError."""
+        images, texts = read_shards(split_folder(Path(self.path), self.split), "txt")
+        captions: list[str] = []
+        owner: list[int] = []
+        for number, text in enumerate(texts):
+            own = [line for line in text.splitlines() if line.strip()]
+            if not own:
+                raise UserError(
+                    f"test set {self.path} has an image without a caption, {images.keys[number]}"
+                )
+            captions += own
+            owner += [number] * len(own)
+        return CaptionedSet(images, captions, torch.tensor(owner))
 
 
 def is_classification(path: Path) -> bool:
@@ -153,8 +170,8 @@ def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
         for sample, key in enumerate(shard.index.keys):
             members = {name: (offset, size) for name, offset, size in shard.index.members(sample)}
             # A sample may have other members, which are ignored.
-            image = next((members[name] for name in decode.EXTENSIONS if name in members), None)
-            if image is None or label not in members:
+            kind = next((name for name in decode.EXTENSIONS if name in members), None)
+            if kind is None or label not in members:
                 raise UserError(
                     f"test set sample {key} of {path} has no image or no .{label} member"
                 )
@@ -165,7 +182,7 @@ def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
                     f"test set sample {key} of {path} does not decode: {error}"
                 ) from error
             keys.append(f"{path.name}/{key}")
-            places.append((shard, *image))
+            places.append((shard, *members[kind]))
     if not keys:
         raise UserError(f"test set {folder} has no samples: its shards are empty")
 
@@ -199,10 +216,13 @@ def read_class_folders(folder: Path, classes: Sequence[str]) -> tuple[Images, li
 
 def class_folders(folder: Path) -> list[str]:
     """The names of the folders in it, sorted, numbers by their value. Raises UserError."""
-    names = [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-    if names:
-        numbers = [name for name in names if name.isascii() and name.isdecimal()]
-        others = [name for name in names if name not in numbers]
+    numbers = []
+    others = []
+    for path in folder.iterdir():
+        if path.is_dir() and path.name[0] != ".":
+            is_number = path.name.isascii() and path.name.isdecimal()
+            (numbers if is_number else others).append(path.name)
+    if numbers or others:
         return sorted(numbers, key=lambda name: (int(name), name)) + sorted(others)
     if any(_is_image(path) for path in folder.iterdir()):
         raise UserError(

@@ -44,25 +44,24 @@ class Typographic:
         self.written = (self.set.label + offset) % num_classes  # any class but the picture's own
 
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
+        def attack(number: int) -> Tensor:
+            """The model's view of an image, (3, size, size) uint8, with the other class on it."""
+            picture = fitted_picture(images.image(number), encoder)
+            return pixels_of(written_on(picture, self.set.names[int(self.written[number])]))
+
+        images = self.set.images
         weights = classifier(encoder, self.set.names, self.templates, setting)
-        keys = self.set.images.keys
         clean = self.set.features(encoder, setting)
-        attacked = embed_images(encoder, lambda n: self.attacked(n, encoder), keys, setting)
-        result = Result(keys=keys)
+        attacked = embed_images(encoder, attack, images.keys, setting)
+        result = Result(keys=images.keys)
         for name, features, label in (
             ("clean-top1", clean, self.set.label),
             ("attacked-top1", attacked, self.set.label),
             ("read_share", attacked, self.written),
         ):
-            hits = nearest_class_hits(features, weights, label)
-            result.add_rate(name, hits, interval=metrics.rate_interval(hits))
+            metrics.add_rate(result, name, nearest_class_hits(features, weights, label))
         result.add("num_samples", len(self.set))
         return result
-
-    def attacked(self, number: int, encoder: ImageTextEncoder) -> Tensor:
-        """(3, size, size) uint8: the model's view of an image with the other class on it."""
-        picture = fitted_picture(self.set.images.image(number), encoder)
-        return pixels_of(written_on(picture, self.set.names[int(self.written[number])]))
 
 
 def written_on(image: Image.Image, text: str) -> Image.Image:

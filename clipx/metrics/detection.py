@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from clipx.metrics.distributions import binomial_interval, student_quantile
@@ -80,7 +81,7 @@ def auroc_interval(score: Tensor, positive: Tensor, group: Tensor | None = None)
     error = math.sqrt((1 - unseen) * variance + unseen * unseen_variance) / spread
     logit = math.log(area / (1 - area))
     reach = student_quantile(freedom) * error
-    return max(low, _sigmoid(logit - reach)), min(high, _sigmoid(logit + reach))
+    return max(low, float(expit(logit - reach))), min(high, float(expit(logit + reach)))
 
 
 def _mean_variance(deviation: Tensor, group: Tensor) -> tuple[float, int]:
@@ -90,7 +91,3 @@ def _mean_variance(deviation: Tensor, group: Tensor) -> tuple[float, int]:
     num_groups = len(total)
     variance = total.square().sum().item() / len(deviation) ** 2
     return variance * num_groups / max(1, num_groups - 1), num_groups
-
-
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit))

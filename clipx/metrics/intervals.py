@@ -13,20 +13,32 @@ import torch
 from torch import Tensor
 
 from clipx.metrics.distributions import TAIL, binomial_interval, student_quantile
-from clipx.types import Interval, weighted_mean
+from clipx.types import Interval, Result
 
 MIN_DEVIATING = 10  # values that differ from the most frequent one, for Student's t
 
 
-def ends(interval: Interval | None) -> dict[str, Any]:
-    """`low` and `high` of a row of a table."""
-    low, high = interval or (None, None)
-    return {"low": low, "high": high}
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> float:
+    """Mean of (N,) values with (N,) weights; the same bits in any order of the samples."""
+    if weights is None:
+        return math.fsum(values.tolist()) / len(values)
+    products = weights.double() * values.double()
+    return math.fsum(products.tolist()) / math.fsum(weights.tolist())
+
+
+def add_rate(result: Result, name: str, values: Tensor, weights: Tensor | None = None) -> None:
+    """Add the mean of (N,) values in [0, 1] with its interval, and the values themselves, which
+    `compare` and `fairness` need."""
+    result.samples[name] = values.double()
+    if weights is not None:
+        result.weights[name] = weights.double()
+    result.add(name, weighted_mean(values, weights), rate_interval(values, weights))
 
 
 def rate_row(name: str, values: Tensor, weights: Tensor | None = None) -> dict[str, Any]:
     """The mean of (N,) values under `name`, with `low` and `high`, for a row of a table."""
-    return {name: weighted_mean(values, weights)} | ends(rate_interval(values, weights))
+    low, high = rate_interval(values, weights) or (None, None)
+    return {name: weighted_mean(values, weights), "low": low, "high": high}
 
 
 def by_group(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -37,11 +49,9 @@ def by_group(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor | None]:
     _, member = group.unique(return_inverse=True)
     size = torch.bincount(member)
     mean = torch.bincount(member, values.double()) / size
-    return mean, None if _all_equal(size) else size
-
-
-def _all_equal(values: Tensor) -> bool:
-    return bool((values == values[0]).all())
+    if (size == size[0]).all():
+        return mean, None
+    return mean, size
 
 
 def rate_interval(
@@ -59,15 +69,17 @@ def rate_interval(
     if values.min() < 0 or values.max() > 1:
         return None
     weights = torch.ones_like(values) if weights is None else weights.double()
-    is_binary = bool(((values == 0) | (values == 1)).all())
-    if is_binary and _all_equal(weights):
+    is_binary = (values == 0) | (values == 1)
+    if is_binary.all() and (weights == weights[0]).all():
         return binomial_interval(float(values.sum()), float(count), tail)
     if count < 2:
         return None
+
     mean = weighted_mean(values, weights)
     total = weights.sum()
     deviation = weights * (values - mean) / total
     variance = deviation.square().sum().item() * count / (count - 1)
+    # Kish's effective number of samples: few large weights count as few samples.
     trials = (total.square() / weights.square().sum()).item()
     # Half a sample at 0 and half a one at 1: of 100 images of which 3 fail altogether, a set often
     # has none that does. Without these halves that covers at 91 %, with them at 95 %.
@@ -110,6 +122,7 @@ def class_mean_interval(hits: Tensor, label: Tensor) -> Interval | None:
     variance_of_class = (squares + mean * (1 - mean)) / size
     parts = variance_of_class / size / num_classes**2
     variance = parts.sum().item()
+    # Satterthwaite's degrees of freedom of a sum of variances.
     freedom = math.inf
     if variance > 0:
         freedom = variance**2 / (parts.square() / size).sum().item()
@@ -135,10 +148,11 @@ def worst_interval(groups: Sequence[tuple[Tensor, Tensor | None]]) -> Interval |
 
 def best_interval(groups: Sequence[tuple[Tensor, Tensor | None]]) -> Interval | None:
     """Interval of the highest mean among groups of (values, weights) in [0, 1], corrected alike."""
-    mirrored = worst_interval([(1 - values.double(), weights) for values, weights in groups])
-    if mirrored is None:
+    # The best rate of hits is one less the worst rate of misses.
+    misses = worst_interval([(1 - values.double(), weights) for values, weights in groups])
+    if misses is None:
         return None
-    low, high = mirrored
+    low, high = misses
     return 1 - high, 1 - low
 
 

@@ -42,23 +42,13 @@ def paired_test(first: Tensor, second: Tensor, weights: Tensor | None = None) ->
 
     weights: (N,) of the samples in the mean; equal by default
     """
-    values = torch.stack([first.double(), second.double()])
-    is_binary = bool(((values == 0) | (values == 1)).all())
     if weights is None:
         weights = torch.ones(len(first))
-    if is_binary and bool((weights == weights[0]).all()):
-        return _binary_test(first, second)
-    return sign_flip_test(values[1] - values[0], weights)
+    values = torch.stack([first.double(), second.double()])
+    is_binary = (values == 0) | (values == 1)
+    if not is_binary.all() or not (weights == weights[0]).all():
+        return sign_flip_test(values[1] - values[0], weights)
 
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value of McNemar's test (Psychometrika 1947): the probability of so uneven
-    a split of the samples that one model alone gets right, if the two were equally good."""
-    tail = float(bdtr(min(only_first, only_second), only_first + only_second, 0.5))
-    return min(1.0, 2 * tail)
-
-
-def _binary_test(first: Tensor, second: Tensor) -> PairedTest:
     only_first = int((first > second).sum())
     only_second = int((second > first).sum())
     p = mcnemar(only_first, only_second)
@@ -68,6 +58,13 @@ def _binary_test(first: Tensor, second: Tensor) -> PairedTest:
         low = min(low, 0.0)
         high = max(high, 0.0)
     return PairedTest(p, (low, high))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value of McNemar's test (Psychometrika 1947): the probability of so uneven
+    a split of the samples that one model alone gets right, if the two were equally good."""
+    tail = float(bdtr(min(only_first, only_second), only_first + only_second, 0.5))
+    return min(1.0, 2 * tail)
 
 
 def difference_interval(only_first: int, only_second: int, count: int) -> Interval:

@@ -56,10 +56,8 @@ class PairRanks:
 
 def image_blocks(num_images: int) -> list[range]:
     """The blocks of images for `PairCounter.count`."""
-    blocks = []
-    for start in range(0, num_images, IMAGES_PER_BLOCK):
-        blocks.append(range(start, min(start + IMAGES_PER_BLOCK, num_images)))
-    return blocks
+    starts = range(0, num_images, IMAGES_PER_BLOCK)
+    return [range(num_images)[start : start + IMAGES_PER_BLOCK] for start in starts]
 
 
 class PairCounter:
@@ -79,22 +77,21 @@ class PairCounter:
         self.first = self.last - num_captions
         self.image_ids = row_ids(image)
         self.text_ids = row_ids(text)
-        self.own_score = self._own_scores()
         self.closer_images = torch.zeros(len(text), dtype=torch.int64)
         self.closer_captions = torch.zeros(len(text), dtype=torch.int64)
 
-    def _own_scores(self) -> Tensor:
-        """(M,) similarity of each caption to its image, by a product of matrices as the others."""
-        parts = []
-        for block in image_blocks(len(self.image)):
-            image = self.image[block.start : block.stop].to(self.device)
+        # The similarity of each caption to its image, (M,). A product of matrices, as those that
+        # it is compared with: a sum of products by row would be rounded in another way.
+        own_scores = []
+        for block in image_blocks(len(image)):
+            rows = image[block.start : block.stop].to(device)
             last = int(self.last[block.stop - 1])
             for start in range(int(self.first[block.start]), last, CAPTIONS_PER_BLOCK):
                 stop = min(start + CAPTIONS_PER_BLOCK, last)
-                scores = image @ self.text[start:stop].to(self.device).T
-                rows = self.owner[start:stop] - block.start
-                parts.append(scores[rows, torch.arange(stop - start)].cpu())
-        return torch.cat(parts)
+                scores = rows @ text[start:stop].to(device).T
+                own_row = owner[start:stop] - block.start
+                own_scores.append(scores[own_row, torch.arange(stop - start)].cpu())
+        self.own_score = torch.cat(own_scores)
 
     def count(self, block: range) -> None:
         """Compare the images of a block with all captions."""
@@ -102,6 +99,7 @@ class PairCounter:
         image_ids = self.image_ids[block.start : block.stop]
         first = int(self.first[block.start])
         last = int(self.last[block.stop - 1])
+
         # Column k has the k-th caption of each image; an infinite threshold stands for none.
         row = self.owner[first:last] - block.start
         column = torch.arange(first, last) - self.first[self.owner[first:last]]
@@ -127,6 +125,7 @@ class PairCounter:
             torch.ge(scores, self.own_score[start:stop].to(self.device), out=above)
             _set_ties(above, image_ids, self.image_ids[owner], pairs)
             self.closer_images[start:stop] += above.sum(0).long().cpu()
+            # Images have a handful of captions each, so this loop is short.
             for k in range(shape[1]):
                 torch.ge(scores, thresholds[:, k, None].to(self.device), out=above)
                 _set_ties(above, own_ids[:, k], text_ids, pairs)

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from clipx.evaluators.test_sets import evenly_spaced
 from clipx.evaluators.zero_shot import per_class
 from clipx.report.formats import percent_text, picture_uri
-from clipx.report.model_outputs import Classified, evenly_spaced
+from clipx.report.model_outputs import Classified
 
 MAX_CLASSES = 6  # of the worst and of the best
 MAX_PICTURES = 3  # of a class

@@ -19,7 +19,7 @@ from clipx.evaluators import embedding_health, retrieval, zero_shot
 from clipx.evaluators.classifier import classifier
 from clipx.evaluators.distributed import embed_images, embed_texts
 from clipx.evaluators.labeled_set import LabeledSet
-from clipx.evaluators.test_sets import CaptionedSet, read_captioned
+from clipx.evaluators.test_sets import CaptionedSet, evenly_spaced
 from clipx.training.precision import compute_dtype
 from clipx.types import Setting, UserError
 
@@ -60,7 +60,7 @@ class Paired:
     @cached_property
     def first_caption(self) -> Tensor:
         """(N,) which of the M captions is the first of each image."""
-        return torch.tensor(self.captioned.first_captions())
+        return self.captioned.first_captions()
 
     def caption_of(self, image: int) -> str:
         return self.captioned.captions[int(self.first_caption[image])]
@@ -146,7 +146,7 @@ def embed_pairs(
     encoder: Encoder,
     setting: Setting,
 ) -> Paired:
-    whole = read_captioned(Path(config.path), config.split)
+    whole = config.read()
     captioned = captioned_subset(whole, evenly_spaced(len(whole.images), MAX_IMAGES))
     images = captioned.images
     image = embed_images(encoder, images.image, images.keys, setting)
@@ -164,10 +164,3 @@ def captioned_subset(captioned: CaptionedSet, rows: Sequence[int]) -> CaptionedS
             captions.append(caption)
             owner.append(new_row[row])
     return CaptionedSet(captioned.images.subset(rows), captions, torch.tensor(owner))
-
-
-def evenly_spaced(count: int, limit: int) -> list[int]:
-    """At most `limit` of 0 ... count - 1, from the first on."""
-    if count <= limit:
-        return list(range(count))
-    return [number * count // limit for number in range(limit)]

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipx.evaluators.test_sets import evenly_spaced
 from clipx.report.formats import picture_uri
-from clipx.report.model_outputs import Paired, evenly_spaced
+from clipx.report.model_outputs import Paired
 
 NUM_QUERIES = 6  # in each direction
 NUM_CANDIDATES = 5  # the best ones of a query

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from clipx.evaluators import embedding_health
+from clipx.evaluators.test_sets import evenly_spaced
 from clipx.report.charts import LineChart
 from clipx.report.collect import SetScores
 from clipx.report.evaluation import score_chart
 from clipx.report.formats import picture_uri
-from clipx.report.model_outputs import Paired, evenly_spaced
+from clipx.report.model_outputs import Paired
 from clipx.report.pair_map import map_pairs
 from clipx.report.projections import centered, projections
 
