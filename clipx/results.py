@@ -46,6 +46,15 @@ CLIP_BENCHMARK = {
 }
 
 
+# Parts of the names of metrics that are shown in percent.
+RATES = ("top", "R@", "mAP", "recall", "ece", "accuracy", "share", "gap", "worst", "slice")
+
+
+def is_rate(metric: str) -> bool:
+    # The modality gap is a distance, although the word is among those of rates.
+    return metric != "modality_gap" and any(word in metric for word in RATES)
+
+
 def check_out(folder: Path) -> None:
     """Raise UserError if results must not be written to `folder`."""
     if folder.exists() and not folder.is_dir():

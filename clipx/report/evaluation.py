@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipx.eval_verb import RATES
 from clipx.report.charts import LineChart, Point, line_chart
 from clipx.report.collect import Score, SetScores
 from clipx.report.formats import exact_text, percent_text
+from clipx.results import is_rate
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,6 @@ def other_sets(scores: dict[str, SetScores]) -> dict[str, SetScores]:
 
 def newest_step(metrics: SetScores) -> int:
     return max(max(score.step for score in scores) for scores in metrics.values())
-
-
-def is_rate(metric: str) -> bool:
-    # The modality gap is a distance, although the word is among those of rates.
-    return metric != "modality_gap" and any(word in metric for word in RATES)
 
 
 def value_text(metric: str, value: float) -> str:
