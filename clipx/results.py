@@ -98,22 +98,14 @@ def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> No
 
 def lines_of(model: str, name: str, result: Result) -> list[dict[str, Any]]:
     """One record for each metric of a set."""
+    num_samples = int(result.metrics["num_samples"])
     records = []
     for metric, value in result.metrics.items():
-        if metric == "num_samples":
-            continue
-        low, high = result.intervals.get(metric, (None, None))
-        records.append(
-            {
-                "model": model,
-                "set": name,
-                "metric": metric,
-                "value": value,
-                "low": low,
-                "high": high,
-                "num_samples": int(result.metrics["num_samples"]),
-            }
-        )
+        if metric != "num_samples":
+            record: dict[str, Any] = {"model": model, "set": name, "metric": metric, "value": value}
+            record["low"], record["high"] = result.intervals.get(metric, (None, None))
+            record["num_samples"] = num_samples
+            records.append(record)
     return records
 
 
@@ -139,12 +131,19 @@ def read_samples(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """Set -> `keys` and metrics, (N,) each, as written by `write_results`. Raises UserError."""
     files = sorted((folder / "samples").glob("*.npz"))
     if not files:
-        raise UserError(f"{folder} has no per-sample results; {_remedy(folder)}")
+        inside = folder / "evaluations"
+        if not is_run(folder):
+            remedy = f"write them by `clipx eval MODEL --out {folder}`"
+        elif (inside / "samples").is_dir():
+            remedy = f"those of this run are in {inside}"
+        else:
+            remedy = f"write them by `clipx eval {folder} --out {inside}`, and compare {inside}"
+        raise UserError(f"{folder} has no per-sample results; {remedy}")
     sets = {}
     for path in files:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
-                arrays = {name: npz[name] for name in npz.files}
+                arrays = dict(npz)
             num_samples = len(arrays["keys"])
         except Exception as error:  # numpy, zipfile and zlib have many for a damaged file
             raise UserError(f"per-sample results {path} cannot be read: {error}") from error
@@ -152,16 +151,6 @@ def read_samples(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             raise UserError(f"per-sample results {path} are not one value a sample")
         sets[path.stem] = arrays
     return sets
-
-
-def _remedy(folder: Path) -> str:
-    """How to get per-sample results if `folder` has none."""
-    if not is_run(folder):
-        return f"write them by `clipx eval MODEL --out {folder}`"
-    inside = folder / "evaluations"
-    if (inside / "samples").is_dir():
-        return f"those of this run are in {inside}"
-    return f"write them by `clipx eval {folder} --out {inside}`, and compare {inside}"
 
 
 @dataclass(frozen=True)
@@ -204,37 +193,40 @@ def _compare_set(
     name: str, first: dict[str, np.ndarray], second: dict[str, np.ndarray]
 ) -> list[Difference]:
     # Pair by key: a copy of the set may have its samples in another order.
+    sizes = (len(first["keys"]), len(second["keys"]))
     keys, rows_first, rows_second = np.intersect1d(
         first["keys"], second["keys"], return_indices=True
     )
-    if len(keys) < max(len(first["keys"]), len(second["keys"])):
+    if len(keys) < max(sizes):
         raise UserError(
-            f"set {name} has {len(first['keys'])} and {len(second['keys'])} samples, of which "
-            f"{len(keys)} are the same: the two were not evaluated on the same test set"
+            f"set {name} has {sizes[0]} and {sizes[1]} samples, of which {len(keys)} are the same: "
+            "the two were not evaluated on the same test set"
         )
-    values_first = _rows(first, rows_first)
-    values_second = _rows(second, rows_second)
+    first = {array: values[rows_first] for array, values in first.items()}
+    second = {array: values[rows_second] for array, values in second.items()}
     differences = []
-    for metric, values in values_first.items():
-        if metric.startswith(WEIGHTS) or metric not in values_second:
+    for metric in first:
+        if metric == "keys" or metric.startswith(WEIGHTS) or metric not in second:
             continue
-        weights = values_first.get(WEIGHTS + metric)
-        weights_second = values_second.get(WEIGHTS + metric)
+        weights = first.get(WEIGHTS + metric)
+        weights_second = second.get(WEIGHTS + metric, weights)
         if weights is None:
             weights = weights_second  # results of an older clipx have none
-        elif weights_second is not None and not torch.equal(weights, weights_second):
+        elif weights_second is not None and not np.array_equal(weights, weights_second):
             raise UserError(
                 f"set {name} has other numbers of captions an image in one of the two: they were "
                 "not evaluated on the same test set"
             )
-        differences.append(difference(name, metric, values, values_second[metric], weights))
+        differences.append(
+            difference(
+                name,
+                metric,
+                torch.from_numpy(first[metric]),
+                torch.from_numpy(second[metric]),
+                None if weights is None else torch.from_numpy(weights),
+            )
+        )
     return differences
-
-
-def _rows(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Tensor]:
-    """Metric -> (n,) values of these samples."""
-    names = [name for name in arrays if name != "keys"]
-    return {name: torch.from_numpy(arrays[name][rows]) for name in names}
 
 
 def difference(

@@ -88,6 +88,14 @@ class CaptionedSet:
         num_captions = torch.bincount(self.owner)
         return num_captions.cumsum(0) - num_captions
 
+    def evenly_spaced(self, limit: int) -> CaptionedSet:
+        """At most `limit` images with their captions, from the first on."""
+        rows = evenly_spaced(len(self.images), limit)
+        is_kept = torch.isin(self.owner, torch.tensor(rows))
+        captions = [self.captions[number] for number in is_kept.nonzero().flatten().tolist()]
+        owner = torch.searchsorted(torch.tensor(rows), self.owner[is_kept])
+        return CaptionedSet(self.images.subset(rows), captions, owner)
+
 
 @config
 class CaptionedConfig:

@@ -91,7 +91,9 @@ def log_ticks(low: float, high: float) -> list[float]:
         power = 10.0**exponent
         if low <= power <= high:
             powers.append(power)
-        ticks += [m * power for m in (1, 2, 5) if low * 0.999 <= m * power <= high * 1.001]
+        for tick in (power, 2 * power, 5 * power):
+            if low * 0.999 <= tick <= high * 1.001:
+                ticks.append(tick)
     return ticks if len(ticks) <= 6 else powers
 
 

@@ -24,39 +24,35 @@ Entries = dict[str, Any]
 
 
 def class_report(outputs: Classified) -> Entries:
-    ranked = ranked_classes(outputs)
-    num_shown = min(MAX_CLASSES, len(ranked) // 2)  # no class is both among the worst and the best
-    is_right = outputs.predicted == outputs.labeled.label
+    label = outputs.labeled.label
+    names = outputs.labeled.names
+    is_right = outputs.predicted == label
     right = is_right.nonzero().flatten().tolist()
     wrong = (~is_right).nonzero().flatten().tolist()
+
+    # Classes of equal recall are ordered by the mean probability of the right class.
+    probability = outputs.probability[torch.arange(len(label)), label].double()
+    total = torch.bincount(label, probability, minlength=len(names))
+    mean = total / torch.bincount(label, minlength=len(names)).clamp(min=1)
+    numbers = {name: number for number, name in enumerate(names)}
+    ranked = per_class(outputs.predicted, label, names)
+    for row in ranked:
+        row["number"] = numbers[row["class"]]
+    ranked.sort(key=lambda row: (row["recall"], float(mean[row["number"]])))
+    num_shown = min(MAX_CLASSES, len(ranked) // 2)  # no class is both among the worst and the best
     return {
         "name": outputs.name,
         "num_right": len(right),
         "num_wrong": len(wrong),
-        "num_classes": len(outputs.labeled.names),
+        "num_classes": len(names),
         "set_size": outputs.set_size,
-        "max_images": int(outputs.labeled.label.bincount().max()),
+        "max_images": int(label.bincount().max()),
         "worst": [class_card(outputs, row) for row in ranked[:num_shown]],
         "best": [class_card(outputs, row) for row in ranked[::-1][:num_shown]],
         "right": examples(outputs, right, MAX_EXAMPLES),
         "wrong": examples(outputs, wrong, MAX_EXAMPLES),
         "confusion": confusion(outputs, ranked),
     }
-
-
-def ranked_classes(outputs: Classified) -> list[Entries]:
-    """The rows of `per_class` with the class's `number`, worst first. Classes of equal recall are
-    ordered by the mean probability of the right class."""
-    label = outputs.labeled.label
-    names = outputs.labeled.names
-    probability = outputs.probability[torch.arange(len(label)), label].double()
-    total = torch.bincount(label, probability, minlength=len(names))
-    mean = total / torch.bincount(label, minlength=len(names)).clamp(min=1)
-    rows = per_class(outputs.predicted, label, names)
-    numbers = {name: number for number, name in enumerate(names)}
-    for row in rows:
-        row["number"] = numbers[row["class"]]
-    return sorted(rows, key=lambda row: (row["recall"], float(mean[row["number"]])))
 
 
 def class_card(outputs: Classified, row: Entries) -> Entries:

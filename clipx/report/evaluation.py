@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clipx.report.charts import LineChart, Point, line_chart
-from clipx.report.collect import Score, SetScores
+from clipx.report.collect import SetScores
 from clipx.report.formats import exact_text, percent_text
 from clipx.results import is_rate
 
@@ -65,26 +65,26 @@ def other_sets(scores: dict[str, SetScores]) -> dict[str, SetScores]:
     return others
 
 
-def newest_step(metrics: SetScores) -> int:
-    return max(max(score.step for score in scores) for scores in metrics.values())
+def newest_step(metrics: SetScores) -> float:
+    return max(point.step for points in metrics.values() for point in points)
 
 
 def value_text(metric: str, value: float) -> str:
     return percent_text(value) if is_rate(metric) else exact_text(value)
 
 
-def interval_text(metric: str, score: Score) -> str:
-    if score.low is None or score.high is None:
+def interval_text(metric: str, point: Point) -> str:
+    if not point.has_interval:
         return ""
-    return f"{value_text(metric, score.low)} to {value_text(metric, score.high)}"
+    return f"{value_text(metric, point.low)} to {value_text(metric, point.high)}"
 
 
-def bar(metric: str, score: Score) -> tuple[float, float, float] | None:
+def bar(metric: str, point: Point) -> tuple[float, float, float] | None:
     """(low, value, high) of a rate with an interval, in percent of a bar; else None."""
-    if score.low is None or score.high is None or not is_rate(metric):
+    if not point.has_interval or not is_rate(metric):
         return None
     # Some rates, such as differences of slices, can lie outside of the bar.
-    low, value, high = (100 * min(1, max(0, x)) for x in (score.low, score.value, score.high))
+    low, value, high = (100 * min(1, max(0, x)) for x in (point.low, point.value, point.high))
     return low, value, high
 
 
@@ -100,18 +100,8 @@ def score_chart(
     title: str, metrics: SetScores, names: dict[str, str], *, unit: str = "", is_share: bool = False
 ) -> list[LineChart]:
     """A chart of those metrics, if they were measured more than once. names: metric -> series"""
-    series = {}
-    is_curve = False  # a single point is no curve, and the tables have it already
-    for metric, name in names.items():
-        if metric in metrics:
-            series[name] = [score_point(score) for score in metrics[metric]]
-            is_curve |= len(series[name]) > 1
-    if not is_curve:
+    series = {name: metrics[metric] for metric, name in names.items() if metric in metrics}
+    # A single point is no curve, and the tables have it already.
+    if max(map(len, series.values()), default=0) < 2:
         return []
     return [line_chart(title, series, unit=unit, from_zero=is_share, percent=is_share)]
-
-
-def score_point(score: Score) -> Point:
-    if score.low is None or score.high is None:
-        return Point(score.step, score.value)
-    return Point(score.step, score.value, score.low, score.high)

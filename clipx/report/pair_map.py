@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from clipx.report.projections import Projection
 
@@ -30,36 +29,24 @@ class MapPair:
 
 def map_pairs(projection: Projection, names: Sequence[str], *, max_pictures: int) -> list[MapPair]:
     """projection: of the N images, then their N texts; names: of the N pairs"""
-    positions = pixels(projection.place)
-    images = positions[: len(names)]
-    texts = positions[len(names) :]
-    with_picture = spread_out(images, max_pictures)
-    pairs = []
-    for number, name in enumerate(names):
-        pairs.append(MapPair(name, images[number], texts[number], number in with_picture))
-    return pairs
-
-
-def pixels(place: Tensor) -> list[Position]:
-    low = place.min(0).values
-    span = place.max(0).values - low
+    low = projection.place.min(0).values
+    span = projection.place.max(0).values - low
     # A coordinate that all points share lies in the middle.
-    share = torch.where(span > 0, (place - low) / span, 0.5)
+    share = torch.where(span > 0, (projection.place - low) / span, 0.5)
     x = EDGE + share[:, 0] * (WIDTH - 2 * EDGE)
     y = HEIGHT - EDGE - share[:, 1] * (HEIGHT - 2 * EDGE)  # pixels grow downwards
-    return list(zip(x.tolist(), y.tolist(), strict=True))
+    positions = list(zip(x.tolist(), y.tolist(), strict=True))
+    texts = positions[len(names) :]
 
-
-def spread_out(positions: Sequence[Position], limit: int) -> list[int]:
-    """The first positions, at most `limit`, at which pictures do not overlap."""
-    chosen: list[int] = []
-    for number, (x, y) in enumerate(positions):
-        for other in chosen:
-            other_x, other_y = positions[other]
-            if max(abs(x - other_x), abs(y - other_y)) < MIN_GAP:
-                break  # they would overlap
-        else:
-            chosen.append(number)
-        if len(chosen) == limit:
-            break
-    return chosen
+    pairs = []
+    pictures: list[Position] = []
+    for name, image, text in zip(names, positions, texts, strict=False):
+        # The first images whose pictures do not overlap have one.
+        has_picture = len(pictures) < max_pictures
+        for other_x, other_y in pictures:
+            if max(abs(image[0] - other_x), abs(image[1] - other_y)) < MIN_GAP:
+                has_picture = False
+        if has_picture:
+            pictures.append(image)
+        pairs.append(MapPair(name, image, text, has_picture))
+    return pairs

@@ -58,31 +58,29 @@ def space_report(paired: Paired) -> dict[str, Any]:
     health = None
     if len(paired.image) > 1:
         health = embedding_health.health(paired.image, paired.text[paired.first_caption])
+
+    shown = evenly_spaced(len(paired.image), NUM_CELLS)
+    captions = [paired.caption_of(row) for row in shown]
+    cosines = paired.text[paired.first_caption[shown]] @ paired.image[shown].T
+    similarity = {
+        "rows": captions,
+        "columns": captions,
+        "pictures": [picture_uri(paired.captioned.images.shown(row)) for row in shown],
+        "values": cosines.tolist(),
+        "marked": [(number, number) for number in range(len(shown))],
+        "low": float(cosines.min()),
+        "high": float(cosines.max()),
+    }
     return {
         "name": paired.name,
         "num_pairs": len(paired.image),
         "num_pairs_on_maps": len(rows),
-        "similarity": similarity(paired),
+        "similarity": similarity,
         "maps": maps,
         "pictures": pictures,
         "failures": failures,
         "health": health,
         "meaning": MEANING,
-    }
-
-
-def similarity(paired: Paired) -> dict[str, Any]:
-    rows = evenly_spaced(len(paired.image), NUM_CELLS)
-    names = [paired.caption_of(row) for row in rows]
-    cosines = paired.text[paired.first_caption[rows]] @ paired.image[rows].T
-    return {
-        "rows": names,
-        "columns": names,
-        "pictures": [picture_uri(paired.captioned.images.shown(row)) for row in rows],
-        "values": cosines.tolist(),
-        "marked": [(number, number) for number in range(len(rows))],
-        "low": float(cosines.min()),
-        "high": float(cosines.max()),
     }
 
 

@@ -124,11 +124,11 @@ def test_a_long_curve_keeps_its_mean_and_its_range() -> None:
     points = [Point(float(n), float((n * 7919) % 101)) for n in range(12 * MAX_POINTS)]
     means = thinned(points)
     assert len(means) == MAX_POINTS
-    assert sum(p.y for p in means) / len(means) == pytest.approx(
-        sum(p.y for p in points) / len(points)
+    assert sum(p.value for p in means) / len(means) == pytest.approx(
+        sum(p.value for p in points) / len(points)
     )
-    assert max(p.high for p in means) == max(p.y for p in points)
-    assert min(p.low for p in means) == min(p.y for p in points)
+    assert max(p.high for p in means) == max(p.value for p in points)
+    assert min(p.low for p in means) == min(p.value for p in points)
     assert thinned(points[:MAX_POINTS]) == points[:MAX_POINTS]
 
 
