@@ -79,12 +79,13 @@ def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> No
         (folder / name).mkdir(parents=True, exist_ok=True)
     lines = []
     for name, result in results.items():
-        lines += [strict_json.dumps(record) + "\n" for record in lines_of(model, name, result)]
+        for record in lines_of(model, name, result):
+            lines.append(strict_json.dumps(record) + "\n")
         arrays: dict[str, Any] = {"keys": np.array(result.keys, dtype=str)}
         for metric, values in result.samples.items():
             arrays[metric] = values.numpy()
-        for metric, weights in result.weights.items():
-            arrays[WEIGHTS + metric] = weights.numpy()
+            if metric in result.weights:
+                arrays[WEIGHTS + metric] = result.weights[metric].numpy()
         # Opened here, since savez appends .npz to a name with another suffix.
         with (folder / "samples" / f"{name}.npz").open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -112,16 +113,19 @@ def lines_of(model: str, name: str, result: Result) -> list[dict[str, Any]]:
 def clip_benchmark_records(model: str, name: str, result: Result) -> dict[str, dict[str, Any]]:
     """Task -> record, for the metrics that CLIP_benchmark has too."""
     records = {}
-    for task, its_name in CLIP_BENCHMARK.items():
-        shared = [metric for metric in its_name if metric in result.metrics]
-        if shared:
+    for task, names in CLIP_BENCHMARK.items():
+        values = {}
+        for metric, its_name in names.items():
+            if metric in result.metrics:
+                values[its_name] = result.metrics[metric]
+        if values:
             records[task] = {
                 "dataset": name,
                 # CLIP_benchmark has an architecture and its weights; here one path names both.
                 "model": model,
                 "pretrained": model,
                 "task": task,
-                "metrics": {its_name[metric]: result.metrics[metric] for metric in shared},
+                "metrics": values,
                 "language": "en",
             }
     return records
@@ -217,15 +221,9 @@ def _compare_set(
                 f"set {name} has other numbers of captions an image in one of the two: they were "
                 "not evaluated on the same test set"
             )
-        differences.append(
-            difference(
-                name,
-                metric,
-                torch.from_numpy(first[metric]),
-                torch.from_numpy(second[metric]),
-                None if weights is None else torch.from_numpy(weights),
-            )
-        )
+        values = (torch.from_numpy(first[metric]), torch.from_numpy(second[metric]))
+        weight_tensor = None if weights is None else torch.from_numpy(weights)
+        differences.append(difference(name, metric, *values, weight_tensor))
     return differences
 
 

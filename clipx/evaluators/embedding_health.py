@@ -7,8 +7,8 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
+from clipx.evaluators.captioned_set import CaptionedConfig
 from clipx.evaluators.distributed import embed_images, embed_texts, on_main
-from clipx.evaluators.test_sets import CaptionedConfig
 from clipx.metrics import embedding
 from clipx.types import ImageTextEncoder, Result, Setting, UserError
 

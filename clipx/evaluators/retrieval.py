@@ -10,8 +10,8 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
+from clipx.evaluators.captioned_set import CaptionedConfig, CaptionedSet
 from clipx.evaluators.distributed import embed_images, embed_texts, exchange
-from clipx.evaluators.test_sets import CaptionedConfig, CaptionedSet
 from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 RECALLS = (1, 5, 10)

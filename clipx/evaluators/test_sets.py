@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipx.config import config
 from clipx.data import decode
 from clipx.data.sample_files import read_image_file
 from clipx.data.sources.webdataset import OpenShard, open_shard
@@ -74,56 +73,6 @@ def evenly_spaced(count: int, limit: int) -> list[int]:
     return [number * count // limit for number in range(limit)]
 
 
-@dataclass(frozen=True)
-class CaptionedSet:
-    """captions: M, at least one of each image; owner: (M,) int64 image of each caption, not
-    decreasing"""
-
-    images: Images
-    captions: Sequence[str]
-    owner: Tensor
-
-    def first_captions(self) -> Tensor:
-        """(N,) int64, the number of the first caption of each image."""
-        num_captions = torch.bincount(self.owner)
-        return num_captions.cumsum(0) - num_captions
-
-    def evenly_spaced(self, limit: int) -> CaptionedSet:
-        """At most `limit` images with their captions, from the first on."""
-        rows = evenly_spaced(len(self.images), limit)
-        is_kept = torch.isin(self.owner, torch.tensor(rows))
-        captions = [self.captions[number] for number in is_kept.nonzero().flatten().tolist()]
-        owner = torch.searchsorted(torch.tensor(rows), self.owner[is_kept])
-        return CaptionedSet(self.images.subset(rows), captions, owner)
-
-
-@config
-class CaptionedConfig:
-    """Settings of evaluators on images with captions."""
-
-    path: str
-    """Folder in CLIP_benchmark's webdataset layout, with captions one a line in `.txt`."""
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` if it has one."""
-    every: str | None = None
-    """Interval in training, as a duration; null: at the end only."""
-
-    def read(self) -> CaptionedSet:
-        """Raises UserError."""
-        images, texts = read_shards(split_folder(Path(self.path), self.split), "txt")
-        captions: list[str] = []
-        owner: list[int] = []
-        for number, text in enumerate(texts):
-            own = [line for line in text.splitlines() if line.strip()]
-            if not own:
-                raise UserError(
-                    f"test set {self.path} has an image without a caption, {images.keys[number]}"
-                )
-            captions += own
-            owner += [number] * len(own)
-        return CaptionedSet(images, captions, torch.tensor(owner))
-
-
 def is_classification(path: Path) -> bool:
     """Whether a set has classes; otherwise it has captions. Raises UserError."""
     folder = split_folder(path, None)
@@ -141,13 +90,20 @@ def split_folder(path: Path, split: str | None) -> Path:
                 return path / name
         return path
     if not (path / split).is_dir():
-        folders = [p.name for p in sorted(path.iterdir()) if p.is_dir()] or ["no folders"]
-        names = ", ".join(folders[:5]) + (" ..." if len(folders) > 5 else "")
+        folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        names = ", ".join(folders[:5]) or "no folders"
+        if len(folders) > 5:
+            names += " ..."
         raise UserError(
             f"test set {path} has no split {split!r}; it has {names}. Give the folder above, "
             "another split, or split=null where these are the classes"
         )
     return path / split
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text that are not blank."""
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -157,7 +113,7 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"test set file {path} cannot be read: {reason}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = text_lines(text)
     if not lines:
         raise UserError(f"test set file {path} is empty")
     return lines
@@ -176,10 +132,10 @@ def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
     for path in paths:
         shard = open_shard(path)
         for sample, key in enumerate(shard.index.keys):
+            # Members of other names are ignored, such as a JSON beside the image.
             members = {name: (offset, size) for name, offset, size in shard.index.members(sample)}
-            # A sample may have other members, which are ignored.
-            kind = next((name for name in decode.EXTENSIONS if name in members), None)
-            if kind is None or label not in members:
+            kinds = [name for name in decode.EXTENSIONS if name in members]
+            if not kinds or label not in members:
                 raise UserError(
                     f"test set sample {key} of {path} has no image or no .{label} member"
                 )
@@ -189,8 +145,9 @@ def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
                 raise UserError(
                     f"test set sample {key} of {path} does not decode: {error}"
                 ) from error
+            # Keys are unique within a shard only.
             keys.append(f"{path.name}/{key}")
-            places.append((shard, *members[kind]))
+            places.append((shard, *members[kinds[0]]))
     if not keys:
         raise UserError(f"test set {folder} has no samples: its shards are empty")
 
@@ -210,9 +167,10 @@ def read_class_folders(folder: Path, classes: Sequence[str]) -> tuple[Images, li
     labels: list[int] = []
     for label, name in enumerate(classes):
         # Sorted, since file systems list in any order, and results must not depend on that.
-        of_class = sorted(path for path in (folder / name).rglob("*") if _is_image(path))
-        files += of_class
-        labels += [label] * len(of_class)
+        for path in sorted((folder / name).rglob("*")):
+            if _is_image(path):
+                files.append(path)
+                labels.append(label)
     if not files:
         raise UserError(
             f"test set {folder} has no images in its {len(classes)} class folders; "

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
-from clipx.report.axes import Axis, labeled_ticks, step_axis, value_axis
+from clipx.report.axes import Axis, labeled_ticks, value_axis
 from clipx.report.formats import exact_text, percent_text
 
 # The drawing, and the edges of the area in which curves are drawn.
@@ -119,12 +119,14 @@ def line_chart(
             if point.has_interval:
                 values += [point.low, point.high]
         if finite[name]:
-            first = value_text(finite[name][0].value)
-            trends.append(f"{name} from {first} to {value_text(finite[name][-1].value)}")
+            oldest = value_text(finite[name][0].value)
+            newest = value_text(finite[name][-1].value)
+            trends.append(f"{name} from {oldest} to {newest}")
     if not finite[names[0]]:
         return LineChart(title, unit, names)
 
-    x = step_axis(steps, LEFT, RIGHT)
+    margin = 1 if min(steps) == max(steps) else 0  # a single step has no span
+    x = Axis(min(steps) - margin, max(steps) + margin, LEFT, RIGHT)
     y = value_axis(values, BOTTOM, TOP, from_zero=from_zero)
     note = ""
     if num_finite < num_points:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from clipx.report.charts import LineChart, Point, line_chart
 from clipx.report.collect import SetScores
 from clipx.report.formats import exact_text, percent_text
@@ -51,18 +53,15 @@ RETRIEVAL = Task(
 TASKS = (CLASSIFICATION, RETRIEVAL)
 
 
-def sets_of_task(task: Task, scores: dict[str, SetScores]) -> dict[str, SetScores]:
-    return {name: metrics for name, metrics in scores.items() if task.charted.keys() & metrics}
-
-
-def other_sets(scores: dict[str, SetScores]) -> dict[str, SetScores]:
-    """The sets of no task, without those of embedding_health, which have a section of their own."""
-    others = {}
+def sets_of_task(task: Task | None, scores: dict[str, SetScores]) -> dict[str, SetScores]:
+    """The sets with metrics of a task; for None those of no task, without embedding_health's, which
+    have a section of their own."""
+    chosen = {}
     for name, metrics in scores.items():
-        has_task = any(task.charted.keys() & metrics for task in TASKS)
-        if not has_task and "alignment" not in metrics:
-            others[name] = metrics
-    return others
+        tasks = [candidate for candidate in TASKS if candidate.charted.keys() & metrics]
+        if task in tasks or (task is None and not tasks and "alignment" not in metrics):
+            chosen[name] = metrics
+    return chosen
 
 
 def newest_step(metrics: SetScores) -> float:
@@ -84,8 +83,8 @@ def bar(metric: str, point: Point) -> tuple[float, float, float] | None:
     if not point.has_interval or not is_rate(metric):
         return None
     # Some rates, such as differences of slices, can lie outside of the bar.
-    low, value, high = (100 * min(1, max(0, x)) for x in (point.low, point.value, point.high))
-    return low, value, high
+    low, value, high = np.clip((point.low, point.value, point.high), 0, 1).tolist()
+    return 100 * low, 100 * value, 100 * high
 
 
 def over_time(task: Task, sets: dict[str, SetScores]) -> list[LineChart]:

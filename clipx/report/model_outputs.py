@@ -14,10 +14,10 @@ from clipx import embed, metrics
 from clipx.embed import Encoder
 from clipx.eval_verb import chosen_evaluators
 from clipx.evaluators import embedding_health, retrieval, zero_shot
+from clipx.evaluators.captioned_set import CaptionedConfig, CaptionedSet
 from clipx.evaluators.classifier import classifier
 from clipx.evaluators.distributed import embed_images, embed_texts
 from clipx.evaluators.labeled_set import LabeledSet
-from clipx.evaluators.test_sets import CaptionedConfig, CaptionedSet
 from clipx.training.precision import compute_dtype
 from clipx.types import Setting, UserError
 

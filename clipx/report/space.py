@@ -10,9 +10,8 @@ from clipx.report.charts import LineChart
 from clipx.report.collect import SetScores
 from clipx.report.evaluation import score_chart
 from clipx.report.formats import picture_uri
+from clipx.report.maps import centered, map_pairs, projections
 from clipx.report.model_outputs import Paired
-from clipx.report.pair_map import map_pairs
-from clipx.report.projections import centered, projections
 
 NUM_CELLS = 9  # rows and columns of the matrix of cosines
 MAX_PAIRS = 250  # on a map
@@ -60,14 +59,20 @@ def space_report(paired: Paired) -> dict[str, Any]:
         health = embedding_health.health(paired.image, paired.text[paired.first_caption])
 
     shown = evenly_spaced(len(paired.image), NUM_CELLS)
-    captions = [paired.caption_of(row) for row in shown]
+    captions = []
+    cell_pictures = []
+    diagonal = []
+    for number, row in enumerate(shown):
+        captions.append(paired.caption_of(row))
+        cell_pictures.append(picture_uri(paired.captioned.images.shown(row)))
+        diagonal.append((number, number))
     cosines = paired.text[paired.first_caption[shown]] @ paired.image[shown].T
     similarity = {
         "rows": captions,
         "columns": captions,
-        "pictures": [picture_uri(paired.captioned.images.shown(row)) for row in shown],
+        "pictures": cell_pictures,
         "values": cosines.tolist(),
-        "marked": [(number, number) for number in range(len(shown))],
+        "marked": diagonal,
         "low": float(cosines.min()),
         "high": float(cosines.max()),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from clipx.files import write_whole
-from clipx.report import charts, evaluation, pair_map, run_facts, space
+from clipx.report import charts, evaluation, maps, run_facts, space
 from clipx.report.classes import MIN_IMAGES, class_report
 from clipx.report.collect import Record, read_record, scores_by_set
 from clipx.report.curves import learning_curves
@@ -56,7 +56,7 @@ def render(record: Record, outputs: ModelOutputs) -> str:
         space=space.space_report(outputs.paired[0]) if outputs.paired else None,
         health_over_time=space.health_over_time(scores),
         line_chart_geometry=charts,
-        map_geometry=pair_map,
+        map_geometry=maps,
     )
 
 

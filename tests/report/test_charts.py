@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from clipx.report.axes import labeled_ticks, linear_ticks, tick_labels, value_axis
 from clipx.report.charts import MAX_POINTS, LineChart, Point, line_chart, thinned
-from clipx.report.pair_map import EDGE, HEIGHT, MIN_GAP, WIDTH, map_pairs
-from clipx.report.projections import centered, pca
+from clipx.report.maps import EDGE, HEIGHT, MIN_GAP, WIDTH, centered, map_pairs, pca
 
 ENDS = st.tuples(st.floats(-1e6, 1e6, allow_nan=False), st.floats(1e-5, 1e6, allow_nan=False)).map(
     lambda pair: (pair[0], pair[0] + pair[1] * max(1.0, abs(pair[0]) * 1e-3))
