@@ -48,13 +48,12 @@ class EmbeddingHealth:
 def health(image: Tensor, text: Tensor) -> Result:
     """image, text: (N, D) matching rows, at least two"""
     result = Result()
-    squared_distance = (image - text).double().square().sum(1)
-    alignment = embedding.alignment(image, text)
-    result.add("alignment", alignment, metrics.student_interval(squared_distance))
+    distances = embedding.squared_distances(image, text)
+    result.add("alignment", distances.mean().item(), metrics.student_interval(distances))
     gap = embedding.modality_gap(image, text)
     result.add("modality_gap", gap, embedding.modality_gap_interval(image, text))
 
-    # No intervals: these shift with the number of images, and none is a mean.
+    # No intervals: the following shift with the number of images, and none is a mean.
     k = min(NEIGHBORS, len(image))
     _, neighbors = metrics.nearest_neighbors(text, image, k)
     result.add("hubness", embedding.hubness(neighbors, len(image)))

@@ -77,6 +77,7 @@ def rate_interval(
 
     mean = weighted_mean(values, weights)
     total = weights.sum()
+    # A weighted mean is a ratio of sums; this is its variance by linearization.
     deviation = weights * (values - mean) / total
     variance = deviation.square().sum().item() * count / (count - 1)
     # Kish's effective number of samples: few large weights count as few samples.
@@ -100,7 +101,9 @@ def effective_interval(
     spread = rate * (1 - rate)
     # The probability that these trials would all have been alike, and so have shown no variance.
     unseen = math.exp(-trials * spread)
+    # Student's quantile exceeds the normal one as much as an interval must be wider.
     wider = student_quantile(freedom, tail) / student_quantile(math.inf, tail)
+    # 1 / trials is the variance of a binomial rate over its spread: add both on that scale.
     seen = (1 - unseen) * variance * wider**2 / spread if spread > 0 else 0.0
     count = 1 / (seen + unseen / trials)
     return binomial_interval(min(1.0, rate) * count, count, tail)
@@ -181,7 +184,7 @@ def ratio_interval(numerator: Tensor, denominator: Tensor) -> Interval | None:
     if total == 0 or count < 2:
         return None
     ratio = numerator.sum().item() / total
-    if ratio > 1:
+    if ratio > 1:  # more right under corruption than on clean pictures: no binomial rate
         return None
     deviation = numerator - ratio * denominator
     variance = deviation.square().sum().item() / total**2 * count / (count - 1)
@@ -208,6 +211,7 @@ def median_interval(values: Tensor, owner: Tensor) -> Interval | None:
         by_image = torch.bincount(owner, below - share)
         clustered = by_image.square().sum().item() / num_values**2
         error = 0.5 * math.sqrt(clustered / (share * (1 - share)))
+    # As many values are left out at each end.
     num_outside = num_values * (0.5 - student_quantile(num_images - 1) * error)
     first = max(1, math.ceil(num_outside))
     return ordered[first - 1].item(), ordered[num_values - first].item()

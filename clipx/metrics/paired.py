@@ -112,6 +112,7 @@ def sign_flip_test(difference: Tensor, weights: Tensor) -> PairedTest:
 
     # A pattern that flips none or all of the samples is as far from all differences.
     trivial = (flipped_weight == 0) | (kept_weight == 0)
+    # Patterns with equal means differ by rounding: count them as ties, toward a larger p.
     rounding = 1e-12 * difference.abs().max()
     lows = torch.minimum(flipped_mean, kept_mean) - rounding
     highs = torch.maximum(flipped_mean, kept_mean) + rounding
@@ -135,6 +136,7 @@ def _patterns(count: int) -> Tensor:
     """(patterns, count) float64, 1 for a flipped sign: all patterns, or random ones and that of no
     flip, which makes the test exact (Phipson and Smyth, 2010)."""
     if count <= MAX_EXACT:
+        # The bits of 0 ... 2^count - 1 are all patterns.
         numbers = torch.arange(2**count)
         bits = numbers[:, None] >> torch.arange(count) & 1
         return bits.double()

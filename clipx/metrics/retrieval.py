@@ -50,7 +50,9 @@ class PairRanks:
         count = torch.bincount(self.owner)
         first = (count.cumsum(0) - count)[self.owner]
         place = torch.arange(len(self.owner)) - first + 1  # from 1, among the image's captions
-        precision = place / (place + self.closer_captions[order]).double()
+        # Down to this caption: so many of the image's own, and so many of others before it.
+        rank = place + self.closer_captions[order]
+        precision = place / rank.double()
         return torch.bincount(self.owner, precision) / count
 
 
@@ -122,7 +124,8 @@ class PairCounter:
 
             # Floats, because their sums are many times faster than those of bool.
             above = torch.empty_like(scores)
-            torch.ge(scores, self.own_score[start:stop].to(self.device), out=above)
+            own_score = self.own_score[start:stop].to(self.device)
+            torch.ge(scores, own_score, out=above)
             _set_ties(above, image_ids, self.image_ids[owner], pairs)
             self.closer_images[start:stop] += above.sum(0).long().cpu()
             # Images have a handful of captions each, so this loop is short.
