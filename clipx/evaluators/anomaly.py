@@ -69,4 +69,4 @@ class Anomaly:
 def anomaly_score(normal: Tensor, features: Tensor, k: int) -> Tensor:
     """(N,) mean cosine distance to the k nearest normal rows."""
     similarity, _ = metrics.nearest_neighbors(features, normal, k)
-    return 1 - similarity.mean(1)
+    return 1 - similarity.mean(1)  # rows have unit norm

@@ -31,6 +31,7 @@ def read_templates(path: Path, templates: str | None) -> list[str]:
     if templates in TEMPLATES:
         return known_templates(templates)
     file = Path(templates) if templates else path / "zeroshot_classification_templates.txt"
+    # Class folders of other origin have no such file, and users do not know its name.
     if templates is None and not file.exists():
         raise UserError(
             f"test set file {file} cannot be read: No such file or directory; write prompts with "
@@ -62,6 +63,7 @@ def classifier(
     _check_templates(templates)
     if setting.cache is None:
         return _embed_classes(encoder, class_names, templates, setting)
+    # All that determines the classifier. The empty line separates templates and class names.
     text = "\n".join([encoder.text_digest(), *templates, "", *class_names])
     digest = hashlib.sha256(text.encode()).hexdigest()
     file = setting.cache / f"{digest[:32]}.safetensors"
@@ -107,7 +109,7 @@ def nearest_class_hits(features: Tensor, classes: Tensor, label: Tensor) -> Tens
 
     features: (N, D); classes: (C, D); label: (N,) int64
     """
-    ids = metrics.row_ids(classes)
+    ids = metrics.row_ids(classes)  # classes of equal names have equal rows
     scores = metrics.similarities(features, classes, ids)
     return metrics.top_k_hits(scores, label, 1, ids).double()
 

@@ -62,6 +62,7 @@ def dedup_result(features: Tensor, group: Tensor, threshold: float, keys: list[s
         interval = metrics.auroc_interval(similarity, has_duplicate, group)
         result.add("dedup-auroc", area, interval)
     if has_duplicate.any():
+        # Only of the groups with duplicates, so `compare` cannot pair it with all keys.
         right = nearest_is_right[has_duplicate].double()
         shares, sizes = metrics.by_group(right, group[has_duplicate])
         interval = metrics.rate_interval(shares, sizes)

@@ -79,6 +79,7 @@ class Fairness:
 
 def slice_result(whole: Result, slices: list[str]) -> Result:
     """slices: of each sample"""
+    # Slice names in alphabetical order, and the number of each sample's slice.
     names, inverse = np.unique(slices, return_inverse=True)
     slice_of = torch.from_numpy(inverse)
     result = Result(keys=whole.keys)

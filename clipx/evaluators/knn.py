@@ -47,4 +47,4 @@ def vote(train: Tensor, label: Tensor, test: Tensor, k: int, num_classes: int) -
     _, nearest = metrics.nearest_neighbors(test, train, k)
     votes = torch.zeros(len(test), num_classes, dtype=torch.int64)
     votes.scatter_add_(1, label[nearest], torch.ones_like(nearest))
-    return votes.argmax(1)  # the first of equal ones, as in scikit-learn
+    return votes.argmax(1)  # argmax takes the first of equal ones, as scikit-learn does

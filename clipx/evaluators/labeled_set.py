@@ -115,7 +115,8 @@ def read_train_and_test(settings: LabeledConfig, train_split: str) -> tuple[Labe
     path = settings.path
     train = settings.read(train_split)
     test = settings.read()
-    # Without a list of classes, the folders of each split are numbered by their own names.
+    # Without a list of classes, the folders of each split are numbered by their own names, so that
+    # number 1 might be another class in each.
     if list(train.names) != list(test.names):
         raise UserError(
             f"test set {path} has other classes in its training split than in its test split"
@@ -142,11 +143,14 @@ def _check_folders(folder: Path, folders: list[str], class_list: ClassList, clas
     """Raise UserError unless the folders are those of the classes."""
     wanted = list(class_list.folders or ())
     missing = [name for name in wanted if name not in folders]
-    if len(missing) == len(wanted):
+    if len(missing) == len(wanted):  # the level above or below was given
+        shown = ", ".join(folders[:5])
+        if len(folders) > 5:
+            shown += " ..."
         raise UserError(
             f"test set {folder} has none of the {len(wanted)} class folders of {classes}, such as "
-            f"{wanted[0]}; it has {', '.join(folders[:5])}{' ...' if len(folders) > 5 else ''}. "
-            "Give the folder that holds the class folders, or its name as split"
+            f"{wanted[0]}; it has {shown}. Give the folder that holds the class folders, or its "
+            "name as split"
         )
     if missing:
         name = class_list.names[wanted.index(missing[0])]

@@ -94,11 +94,12 @@ def class_scores(
         # are those of the paper.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(train.double().numpy(), label.numpy())
-    known = torch.from_numpy(model.decision_function(test.double().numpy()))
-    if known.ndim == 1:  # of two classes, the logit of the second
-        known = torch.stack([-known, known], dim=1)
+    logits = torch.from_numpy(model.decision_function(test.double().numpy()))
+    if logits.ndim == 1:  # of two classes, the logit of the second
+        logits = torch.stack([-logits, logits], dim=1)
+    # scikit-learn knows only the classes that occur in training.
     scores = torch.full((len(test), num_classes), -torch.inf, dtype=torch.float64)
-    scores[:, torch.from_numpy(model.classes_)] = known
+    scores[:, torch.from_numpy(model.classes_)] = logits
     return scores
 
 

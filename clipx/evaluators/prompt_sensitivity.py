@@ -61,6 +61,7 @@ def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequenc
     # No interval: the best less the worst of equal templates is above 0 by noise alone.
     result.add("template_gap", best - worst)
 
+    # Between -1 and 1 for each image, so not a rate.
     gain = ensemble - single
     result.add("ensemble_gain", gain.mean().item(), metrics.student_interval(gain))
     result.add("num_samples", len(ensemble))

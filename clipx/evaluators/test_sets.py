@@ -59,7 +59,7 @@ class Images:
 
     def subset(self, numbers: Sequence[int]) -> Images:
         keys = [self.keys[number] for number in numbers]
-        return Images(self.path, keys, lambda n: self.read(numbers[n]))
+        return Images(self.path, keys, lambda row: self.read(numbers[row]))
 
 
 def gray(size: int) -> Tensor:

@@ -82,8 +82,8 @@ class PairCounter:
         self.closer_images = torch.zeros(len(text), dtype=torch.int64)
         self.closer_captions = torch.zeros(len(text), dtype=torch.int64)
 
-        # The similarity of each caption to its image, (M,). A product of matrices, as those that
-        # it is compared with: a sum of products by row would be rounded in another way.
+        # (M,) similarity of each caption to its image. By a product of matrices, like the scores
+        # to compare it with: a sum of products by row would be rounded in another way.
         own_scores = []
         for block in image_blocks(len(image)):
             rows = image[block.start : block.stop].to(device)

@@ -14,7 +14,8 @@ from clipx.files import write_whole
 class JsonLines:
     """Appends to a file line by line, so that a killed run loses nothing that it logged.
 
-    On a full disk lines are kept for the next call, so that training goes on; `fault` is the error.
+    On a full disk lines are kept for the next call, so that training continues; `fault` is the
+    error.
     """
 
     def __init__(self, path: Path) -> None:
