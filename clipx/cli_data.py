@@ -71,6 +71,7 @@ def _index(arguments: argparse.Namespace) -> None:
 
     source = webdataset.Config(arguments.shards, allow_pipe=arguments.allow_pipe)
     files = source.files()
+    # Indexes are kept in the cache folder, where training finds them.
     with progress("indexing shards", len(files)) as advance:
         catalog = open_catalog(files, source.cache(), advance)
     totals = {
@@ -178,7 +179,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     size = config.global_batch_size
     note(f"{corpus.num_samples:,} samples, batches of {size}, {arguments.seconds:.0f} s")
     report = bench(batches, seconds=arguments.seconds)
-    total = sum(report.seconds.values())
+    total = sum(report.seconds.values())  # for a sample, in one process without a loader
     rows = []
     for stage, seconds in [*report.seconds.items(), ("all", total)]:
         rate = f"{1 / seconds:,.0f}"

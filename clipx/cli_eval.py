@@ -69,6 +69,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from clipx import eval_verb, results
 
     differences = results.compare(arguments.first, arguments.second)
+    # As for `clipx eval`: one object a line, so that jq and grep can select metrics.
     if arguments.json:
         for difference in differences:
             print(strict_json.dumps(vars(difference)))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
@@ -44,6 +43,7 @@ def complaints(error: ValidationError, cls: type) -> list[str]:
         if kind == "nested":
             nested = item["ctx"]["lines"]
             lines += [f"{path}.{line}" for line in nested]
+            # The key may be one of the component that the name has replaced.
             if any(": unknown key" in line for line in nested):
                 lines.append(
                     f"{path}: a new name keeps the settings that were given to another; "
@@ -70,11 +70,7 @@ def _fields_at(cls: Any, path: Sequence[int | str]) -> list[str]:
     for part in path:
         if not dataclasses.is_dataclass(cls):
             return []
-        hints = {field.name: field.type for field in dataclasses.fields(cls)}
-        hint = hints.get(str(part))
-        if isinstance(hint, str):  # `from __future__ import annotations` makes them strings
-            hint = vars(sys.modules[cls.__module__]).get(hint)
-        cls = hint
+        cls = get_type_hints(cls).get(str(part))
     if not dataclasses.is_dataclass(cls):
         return []
     return [field.name for field in dataclasses.fields(cls)]

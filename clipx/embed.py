@@ -68,6 +68,7 @@ class Encoder:
     def logit_scale(self) -> float:
         """The learned inverse temperature, by which cosines become logits."""
         scale = self.model.logit_scale.exp().item()
+        # The towers may be sound where this one parameter is not, and no feature would show it.
         if not math.isfinite(scale):
             raise UserError(f"logit_scale is {scale}: the weights of {self.source} are damaged")
         return scale
@@ -166,6 +167,7 @@ class Encoder:
         after an evaluation, also after one that failed."""
         was_training = self.model.training
         self.model.eval()
+        # Weights stay float32; autocast is what `dtype` selects, in training as here.
         is_mixed = self.dtype != torch.float32
         autocast = torch.autocast(self.device.type, self.dtype if is_mixed else None, is_mixed)
         try:

@@ -173,11 +173,12 @@ def print_table(title: str, results: Mapping[str, Result]) -> None:
             table.add_row(*first_cells, metric, _cell(metric, value), interval)
             first_cells = ("", "")  # a set is named in its first row
         table.add_section()
-        alarms += [f"{name}: {alarm}" for alarm in result.alarms]
+        for alarm in result.alarms:
+            alarms.append(f"{name}: {alarm}")
     console = _console()
     console.print(table)
     for alarm in alarms:
-        console.print(alarm, markup=False)
+        console.print(alarm, markup=False)  # keys in it may contain [brackets]
 
 
 def print_comparison(differences: Sequence[Difference]) -> None:
@@ -196,6 +197,7 @@ def print_comparison(differences: Sequence[Difference]) -> None:
 
 def _console() -> Console:
     console = Console(highlight=False)
+    # Without a terminal rich assumes 80 columns, in which it wraps the metrics' names.
     return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 

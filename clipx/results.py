@@ -206,8 +206,8 @@ def _compare_set(
             f"set {name} has {sizes[0]} and {sizes[1]} samples, of which {len(keys)} are the same: "
             "the two were not evaluated on the same test set"
         )
-    first = {array: values[rows_first] for array, values in first.items()}
-    second = {array: values[rows_second] for array, values in second.items()}
+    first = {name: values[rows_first] for name, values in first.items()}
+    second = {name: values[rows_second] for name, values in second.items()}
     differences = []
     for metric in first:
         if metric == "keys" or metric.startswith(WEIGHTS) or metric not in second:
@@ -231,6 +231,7 @@ def difference(
     name: str, metric: str, first: Tensor, second: Tensor, weights: Tensor | None = None
 ) -> Difference:
     """first, second: (N,) values of the same samples; weights: (N,) of the samples in the mean"""
+    # One procedure for p and interval, so that they never contradict each other.
     test = metrics.paired_test(first, second, weights)
     low, high = test.interval or (None, None)
     return Difference(

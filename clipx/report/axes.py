@@ -49,19 +49,14 @@ def value_axis(
 
 def labeled_ticks(axis: Axis, *, percent: bool = False) -> list[tuple[float, str]]:
     """(pixel, label) of each tick."""
+    if axis.log:
+        # Labels of one unit, as on a linear axis, would make the small ones 0.
+        return [(axis.pixel(tick), exact_text(tick)) for tick in log_ticks(axis.low, axis.high)]
     scale = 100 if percent else 1
     suffix = "%" if percent else ""
-    if axis.log:
-        scale = 1
-        suffix = ""
-        ticks = log_ticks(axis.low, axis.high)
-        # Labels of one unit, as on a linear axis, would make the small ones 0.
-        labels = list(map(exact_text, ticks))
-    else:
-        ticks = linear_ticks(scale * axis.low, scale * axis.high)
-        labels = tick_labels(ticks)
+    ticks = linear_ticks(scale * axis.low, scale * axis.high)
     labeled = []
-    for tick, label in zip(ticks, labels, strict=True):
+    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
         labeled.append((axis.pixel(tick / scale), label + suffix))
     return labeled
 

@@ -34,7 +34,7 @@ def class_report(outputs: Classified) -> Entries:
     probability = outputs.probability[torch.arange(len(label)), label].double()
     total = torch.bincount(label, probability, minlength=len(names))
     mean = total / torch.bincount(label, minlength=len(names)).clamp(min=1)
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers = {name: number for number, name in enumerate(names)}  # of equal names the last
     ranked = per_class(outputs.predicted, label, names)
     for row in ranked:
         row["number"] = numbers[row["class"]]

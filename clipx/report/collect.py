@@ -62,6 +62,7 @@ class Record:
         seconds = 0.0
         seen_before = 0
         for line in self.metrics:
+            # The rate is the mean since the line before.
             rate = line.get("train/samples_per_second", 0)
             seen = line.get("samples_seen", seen_before)
             if rate > 0:
@@ -82,6 +83,7 @@ def read_record(path: Path) -> Record:
     try:
         config_yaml = read_text(path / "config.yaml")
         nonfinite = read_lines(path / "nonfinite.jsonl")
+        # The page counts and joins the keys. Other lines need no check: their values are shown.
         for line in nonfinite:
             if not isinstance(line.get("keys"), list):
                 line["keys"] = []

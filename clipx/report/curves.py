@@ -35,6 +35,7 @@ def learning_curves(metrics: Lines) -> list[LineChart]:
     for line in metrics:
         logged |= line.keys()
     styles = dict(STYLES)
+    # Other losses and objectives log metrics of their own.
     for key in sorted(logged - STYLES.keys()):
         if key.startswith(PREFIX) and key not in NOT_CHARTED and not key.endswith("_interval"):
             name = key.removeprefix(PREFIX).replace("_", " ")

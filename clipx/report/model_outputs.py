@@ -85,6 +85,7 @@ def collect_outputs(run: Path) -> ModelOutputs:
     report shows what there is."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        # In the precision that `clipx eval` uses, so that both count the same images as right.
         encoder = embed.load(run, device=device, dtype=compute_dtype("auto", device))
     except UserError as error:
         return ModelOutputs(model_error=str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from clipx.report.collect import Record, scores_by_set
+from clipx.report.collect import Record, SetScores
 from clipx.report.evaluation import value_text
 from clipx.report.formats import duration_text, exact_text
 from clipx.report.model_outputs import ModelOutputs
@@ -16,7 +16,7 @@ Facts = list[tuple[str, str]]
 """(name, value) of each line."""
 
 
-def tiles(record: Record) -> list[tuple[str, str, str]]:
+def tiles(record: Record, scores: dict[str, SetScores]) -> list[tuple[str, str, str]]:
     """(value, name, note) of the numbers at the top of the page."""
     tiles = []
     newest = record.newest_metrics
@@ -25,7 +25,6 @@ def tiles(record: Record) -> list[tuple[str, str, str]]:
         tiles.append((exact_text(newest["step"]), "steps", f"{num_samples:,} samples"))
     if "train/loss" in newest:
         tiles.append((exact_text(newest["train/loss"]), "newest loss", ""))
-    scores = scores_by_set(record.results)
     names = {"zeroshot-top1": "zero-shot top-1", "text_to_image_R@1": "text to image R@1"}
     for metric, name in names.items():
         for set_name, metrics in scores.items():
@@ -49,11 +48,10 @@ def facts(record: Record, outputs: ModelOutputs) -> Facts:
 
     # The most important settings.
     data = record.settings("data")
-    loss = record.config.get("loss")
     settings = {
         "Architecture": record.settings("model").get("name"),
         "Data": data.get("shards") or data.get("sources"),
-        "Loss": loss.get("name") if isinstance(loss, dict) else loss,
+        "Loss": record.settings("loss").get("name"),
         "Global batch size": record.config.get("global_batch_size"),
         "Peak learning rate": record.settings("optim").get("lr"),
         "Precision": record.config.get("precision"),

@@ -40,6 +40,7 @@ CHARTS = {  # title -> metric -> name of the series
 
 def space_report(paired: Paired) -> dict[str, Any]:
     """Values for page.html.j2. health: None for a single pair, on which it is not defined"""
+    # Lines and pictures of more pairs would cover one another.
     rows = evenly_spaced(len(paired.image), MAX_PAIRS)
     features = centered(paired.image[rows], paired.text[paired.first_caption[rows]])
     projected, failures = projections(features)

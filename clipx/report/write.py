@@ -43,7 +43,7 @@ def render(record: Record, outputs: ModelOutputs) -> str:
         name=record.path.resolve().name,
         record=record,
         outputs=outputs,
-        tiles=run_facts.tiles(record),
+        tiles=run_facts.tiles(record, scores),
         facts=run_facts.facts(record, outputs),
         curves=learning_curves(record.metrics),
         scores=scores,
