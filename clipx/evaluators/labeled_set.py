@@ -24,25 +24,6 @@ from clipx.evaluators.test_sets import (
 from clipx.types import ImageTextEncoder, Setting, UserError
 
 
-@config
-class LabeledConfig:
-    """Settings of evaluators on images with classes."""
-
-    path: str
-    """Folder in CLIP_benchmark's webdataset layout, or with class folders."""
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` if it has one."""
-    classes: str | None = None
-    """imagenet, imagenet-v2, -a, -r or -sketch, objectnet, or a file with one class name a line;
-    null: the set's classnames.txt, else the names of its folders."""
-    every: str | None = None
-    """Interval in training, as a duration; null: at the end only."""
-
-    def read(self, split: str | None = None) -> LabeledSet:
-        """The samples of `split`, by default those of the test. Raises UserError."""
-        return read_labeled(Path(self.path), split or self.split, self.classes)
-
-
 @dataclass(frozen=True)
 class LabeledSet:
     """label: (N,) int64; names: of the C classes"""
@@ -66,48 +47,60 @@ class LabeledSet:
         return embed_images(encoder, self.images.image, self.images.keys, setting)
 
 
-def read_labeled(path: Path, split: str | None = None, classes: str | None = None) -> LabeledSet:
-    """Raises UserError.
+@config
+class LabeledConfig:
+    """Settings of evaluators on images with classes."""
 
-    classes: one of class_lists.SUBSETS, `objectnet`, or a file with one name a line; by default
-        classnames.txt, or the names of the folders
-    """
-    folder = split_folder(path, split)
-    if any(folder.glob("*.tar")):
-        names = list(_read_classes(path, classes or str(path / "classnames.txt")).names)
-        images, texts = read_shards(folder, "cls")
-        labels = []
-        for key, text in zip(images.keys, texts, strict=True):
-            text = text.strip()
-            # isdecimal, since isdigit accepts a superscript two, which int() refuses.
-            if not text.isdecimal() or int(text) >= len(names):
+    path: str
+    """Folder in CLIP_benchmark's webdataset layout, or with class folders."""
+    split: str | None = None
+    """Folder of the split; null: `test` or `val` if it has one."""
+    classes: str | None = None
+    """imagenet, imagenet-v2, -a, -r or -sketch, objectnet, or a file with one class name a line;
+    null: the set's classnames.txt, else the names of its folders."""
+    every: str | None = None
+    """Interval in training, as a duration; null: at the end only."""
+
+    def read(self, split: str | None = None) -> LabeledSet:
+        """The samples of `split`, by default those of the test. Raises UserError."""
+        path = Path(self.path)
+        classes = self.classes
+        folder = split_folder(path, split or self.split)
+        if any(folder.glob("*.tar")):
+            names = list(_read_classes(path, classes or str(path / "classnames.txt")).names)
+            images, texts = read_shards(folder, "cls")
+            labels = []
+            for key, text in zip(images.keys, texts, strict=True):
+                text = text.strip()
+                # isdecimal, since isdigit accepts a superscript two, which int() refuses.
+                if not text.isdecimal() or int(text) >= len(names):
+                    raise UserError(
+                        f"test set {images.path} has the label {text!r} at sample {key}, but "
+                        f"classnames.txt names {len(names)} classes, from 0 on"
+                    )
+                labels.append(int(text))
+            return LabeledSet(images, torch.tensor(labels), names)
+
+        # Folders: a file or a published list may name the classes, else the folders do.
+        folders = class_folders(folder)
+        if classes is None and (path / "classnames.txt").exists():
+            classes = str(path / "classnames.txt")
+        if classes is None:
+            names = [name.replace("_", " ") for name in folders]
+        else:
+            class_list = _read_classes(path, classes)
+            names = list(class_list.names)
+            if class_list.folders is not None:
+                # A published list has its own order of classes, which accuracy tables follow.
+                _check_folders(folder, folders, class_list, classes)
+                folders = list(class_list.folders)
+            elif len(names) != len(folders):
                 raise UserError(
-                    f"test set {images.path} has the label {text!r} at sample {key}, but "
-                    f"classnames.txt names {len(names)} classes, from 0 on"
+                    f"test set {folder} has {len(folders)} class folders, and {classes} names "
+                    f"{len(names)} classes; it must name one a folder, in sorted order"
                 )
-            labels.append(int(text))
+        images, labels = read_class_folders(folder, folders)
         return LabeledSet(images, torch.tensor(labels), names)
-
-    # Folders: a file or a published list may name the classes, else the folders do.
-    folders = class_folders(folder)
-    if classes is None and (path / "classnames.txt").exists():
-        classes = str(path / "classnames.txt")
-    if classes is None:
-        names = [name.replace("_", " ") for name in folders]
-    else:
-        class_list = _read_classes(path, classes)
-        names = list(class_list.names)
-        if class_list.folders is not None:
-            # A published list has its own order of classes, which accuracy tables follow.
-            _check_folders(folder, folders, class_list, classes)
-            folders = list(class_list.folders)
-        elif len(names) != len(folders):
-            raise UserError(
-                f"test set {folder} has {len(folders)} class folders, and {classes} names "
-                f"{len(names)} classes; it must name one a folder, in sorted order"
-            )
-    images, labels = read_class_folders(folder, folders)
-    return LabeledSet(images, torch.tensor(labels), names)
 
 
 def read_train_and_test(settings: LabeledConfig, train_split: str) -> tuple[LabeledSet, LabeledSet]:
