@@ -137,10 +137,10 @@ def _print_bad(bad: list[BadSample], num_samples: int, out: Path | None) -> None
     for sample in bad:
         kinds.setdefault((sample.stage, sample.error), []).append(sample)
     rows = []
-    for (stage, error), samples in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+    for samples in sorted(kinds.values(), key=len, reverse=True):
         first = samples[0]  # of many alike, one shows what to mend
         where = f"{first.key or '(whole shard)'} of {first.shard}: {first.message}"
-        rows.append([stage, error, f"{len(samples):,}", printable(where)])
+        rows.append([first.stage, first.error, f"{len(samples):,}", printable(where)])
     _print_table(["stage", "error", "count", "the first"], rows)
     summary = f"{len(bad):,} of {num_samples:,} samples and shards are bad"
     if out is not None:

@@ -67,7 +67,8 @@ def draw_cell(
     small_font = ImageFont.load_default(11)
     x = 8
     y = 6
-    cell.paste(image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS), (x, y))
+    image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
+    cell.paste(image, (x, y))
     draw.rectangle((x - 1, y - 1, x + IMAGE_SIZE, y + IMAGE_SIZE), outline="#cccccc")
 
     # Only a narrow column is left beside the image, so a long name of a set takes two lines.

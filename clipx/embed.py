@@ -138,7 +138,8 @@ class Encoder:
         for name, tensor in parts.items():
             digest.update(name.encode())
             # As bytes, because NumPy has no bfloat16.
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            values = tensor.detach().cpu().flatten().contiguous()
+            digest.update(values.view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def _check(self, kind: Literal["image", "text"], features: Tensor, names: list[str]) -> None:

@@ -38,7 +38,9 @@ class CaptionedSet:
         """At most `limit` images with their captions, from the first on."""
         rows = evenly_spaced(len(self.images), limit)
         is_kept = torch.isin(self.owner, torch.tensor(rows))
-        captions = [self.captions[number] for number in is_kept.nonzero().flatten().tolist()]
+        kept = is_kept.nonzero().flatten().tolist()
+        captions = [self.captions[number] for number in kept]
+        # The new number of an image is its place among the rows, which increase.
         owner = torch.searchsorted(torch.tensor(rows), self.owner[is_kept])
         return CaptionedSet(self.images.subset(rows), captions, owner)
 

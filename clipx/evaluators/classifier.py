@@ -98,7 +98,8 @@ def _embed_classes(
             for template in templates:
                 prompts.append(template.replace("{c}", name).replace("{}", name))
         embeddings = embed_texts(encoder, prompts, setting)
-        means = embeddings.view(len(names), len(templates), -1).mean(1)
+        by_class = embeddings.view(len(names), len(templates), -1)
+        means = by_class.mean(1)
         rows.append(F.normalize(means, dim=-1))
     row_of = {name: row for row, name in enumerate(distinct)}
     return torch.cat(rows)[[row_of[name] for name in class_names]]

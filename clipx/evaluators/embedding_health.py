@@ -37,7 +37,8 @@ class EmbeddingHealth:
         if len(captioned.images) < 2:
             raise UserError(f"test set {settings.path} has one image: there is no space to look at")
         self.images = captioned.images
-        self.captions = [captioned.captions[row] for row in captioned.first_captions().tolist()]
+        first_captions = captioned.first_captions().tolist()
+        self.captions = [captioned.captions[number] for number in first_captions]
 
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         image = embed_images(encoder, self.images.image, self.images.keys, setting)

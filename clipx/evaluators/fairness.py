@@ -28,7 +28,8 @@ class Config:
     every: str | None = None
 
     def build(self) -> Fairness:
-        return Fairness(self.of.build(), read_column(Path(self.table), self.column))
+        slices = read_column(Path(self.table), self.column)
+        return Fairness(self.of.build(), slices)
 
 
 def read_column(path: Path, column: str) -> dict[str, str]:

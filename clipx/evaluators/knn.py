@@ -34,7 +34,8 @@ class Knn:
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
-        predicted = vote(train, self.train.label, test, self.k, len(self.train.names))
+        num_classes = len(self.train.names)
+        predicted = vote(train, self.train.label, test, self.k, num_classes)
         hits = predicted == self.test.label
         result = Result(keys=self.test.images.keys)
         metrics.add_rate(result, "knn-top1", hits)

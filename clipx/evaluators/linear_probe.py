@@ -73,7 +73,8 @@ def few_shot(labeled: LabeledSet, shots: int, seed: int) -> LabeledSet:
                 f"{labeled.images.path} has {len(rows)} training samples of {name!r}; "
                 f"shots {shots} needs as many of each class"
             )
-        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:shots]])
+        drawn = torch.randperm(len(rows), generator=generator)[:shots]
+        chosen.append(rows[drawn])
     # In the order of the set, so that its shards are read forward.
     return labeled.subset(torch.cat(chosen).sort().values.tolist())
 
@@ -106,7 +107,8 @@ def class_scores(
 def sweep(features: Tensor, label: Tensor, num_classes: int, seed: int, setting: Setting) -> float:
     """The strength that is best on a fifth of the samples after a fit to the others. The final fit
     is then to all of them."""
-    order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(label), generator=generator)
     num_held = max(1, len(label) // 5)
     held = order[:num_held]
     kept = order[num_held:]
@@ -151,6 +153,7 @@ def _middle_of_best(accuracy: dict[float, float]) -> float:
             run = []
             continue
         run = [*run, exponent]
+        # The sweep is finer near a peak, so a run is as wide as its ends are apart.
         if not widest or run[-1] - run[0] > widest[-1] - widest[0]:
             widest = run
     middle = (widest[0] + widest[-1]) / 2

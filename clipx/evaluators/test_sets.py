@@ -177,7 +177,8 @@ def read_class_folders(folder: Path, classes: Sequence[str]) -> tuple[Images, li
             f"looked for {', '.join(decode.EXTENSIONS)}"
         )
     keys = [file.relative_to(folder).as_posix() for file in files]
-    return Images(folder, keys, lambda n: read_image_file(files[n], decode.MAX_BYTES)), labels
+    images = Images(folder, keys, lambda row: read_image_file(files[row], decode.MAX_BYTES))
+    return images, labels
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -62,7 +62,8 @@ def classification_result(
     result.tables["per_class"] = per_class(predicted, labeled.label, names)
 
     # The pairs of classes of which one is taken for the other, most frequent first.
-    counts = metrics.confusion(predicted, labeled.label, len(names)).fill_diagonal_(0).flatten()
+    confusion = metrics.confusion(predicted, labeled.label, len(names))
+    counts = confusion.fill_diagonal_(0).flatten()
     confusions = []
     for place in counts.argsort(descending=True, stable=True).tolist():
         count = int(counts[place])

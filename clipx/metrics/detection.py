@@ -84,7 +84,9 @@ def auroc_interval(score: Tensor, positive: Tensor, group: Tensor | None = None)
     error = math.sqrt(variance) / spread
     logit = math.log(area / (1 - area))
     reach = student_quantile(freedom) * error
-    return max(low, float(expit(logit - reach))), min(high, float(expit(logit + reach)))
+    low = max(low, float(expit(logit - reach)))
+    high = min(high, float(expit(logit + reach)))
+    return low, high
 
 
 def _mean_variance(deviation: Tensor, group: Tensor) -> tuple[float, int]:

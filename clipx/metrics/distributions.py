@@ -23,6 +23,7 @@ def binomial_interval(hits: float, count: float, tail: float = TAIL) -> tuple[fl
 
     hits, count: may be fractions, for an effective number of samples
     """
+    # The gamma function extends the binomial coefficient to fractions.
     log_choose = math.lgamma(count + 1) - math.lgamma(hits + 1) - math.lgamma(count - hits + 1)
 
     def upper_tail(rate: float, observed_share: float) -> float:

@@ -120,7 +120,9 @@ def sign_flip_test(difference: Tensor, weights: Tensor) -> PairedTest:
     highs = highs.masked_fill(trivial, torch.inf).sort().values
 
     # The observed difference lies between the two means of any pattern, so one side decides.
-    p = min((lows <= 0).double().mean().item(), (highs >= 0).double().mean().item())
+    share_low = (lows <= 0).double().mean().item()
+    share_high = (highs >= 0).double().mean().item()
+    p = min(share_low, share_high)
     if num_differing < MIN_DIFFERING:
         return PairedTest(p, None)
     place = math.ceil(LEVEL * len(lows))

@@ -118,7 +118,8 @@ class PairCounter:
             owner = self.owner[start:stop]
             scores = image @ self.text[start:stop].to(self.device).T
             # Captions of an image do not compete with one another.
-            columns = ((owner >= block.start) & (owner < block.stop)).nonzero().flatten()
+            is_own = (owner >= block.start) & (owner < block.stop)
+            columns = is_own.nonzero().flatten()
             pairs = (owner[columns] - block.start, columns)
             scores[pairs] = -torch.inf
 
@@ -130,7 +131,8 @@ class PairCounter:
             self.closer_images[start:stop] += above.sum(0).long().cpu()
             # Images have a handful of captions each, so this loop is short.
             for k in range(shape[1]):
-                torch.ge(scores, thresholds[:, k, None].to(self.device), out=above)
+                threshold = thresholds[:, k, None].to(self.device)
+                torch.ge(scores, threshold, out=above)
                 _set_ties(above, own_ids[:, k], text_ids, pairs)
                 closer[:, k] += above.sum(1).long().cpu()
         self.closer_captions[first:last] += closer[row, column]

@@ -23,7 +23,8 @@ class Axis:
 
     def pixel(self, value: float) -> float:
         if self.log:
-            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+            ratio = max(value, self.low) / self.low
+            share = math.log(ratio) / math.log(self.high / self.low)
         else:
             share = (value - self.low) / (self.high - self.low)
         return self.start + share * (self.stop - self.start)
@@ -80,7 +81,9 @@ def log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times the powers of ten in [low, high], the powers alone if these are many."""
     powers = []
     ticks = []
-    for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+    first = math.floor(math.log10(low))
+    last = math.ceil(math.log10(high))
+    for exponent in range(first, last + 1):
         power = 10.0**exponent
         if low <= power <= high:
             powers.append(power)
@@ -95,14 +98,18 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     if len(ticks) < 2:
         return [exact_text(tick) for tick in ticks]
     step = ticks[1] - ticks[0]
-    largest = max(abs(tick) for tick in ticks)
+    largest = max(map(abs, ticks))
     unit = 1.0
     suffix = ""
-    # 2,000 is as short as 2k, so thousands begin at 10k.
-    for smallest, size, letter in ((1e4, 1e3, "k"), (1e6, 1e6, "M"), (1e9, 1e9, "G")):
-        if largest >= smallest:
-            unit = size
-            suffix = letter
+    if largest >= 1e4:  # 2,000 is as short as 2k
+        unit = 1e3
+        suffix = "k"
+    if largest >= 1e6:
+        unit = 1e6
+        suffix = "M"
+    if largest >= 1e9:
+        unit = 1e9
+        suffix = "G"
     if largest < 1e-3:  # 1e-05 is shorter than 0.00001
         digits = 1 + math.ceil(math.log10(largest / step) + 1e-9)
         return [f"{tick:.{digits}g}" for tick in ticks]

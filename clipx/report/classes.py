@@ -40,7 +40,9 @@ def class_report(outputs: Classified) -> Entries:
         row["number"] = numbers[row["class"]]
     ranked.sort(key=lambda row: (row["recall"], float(mean[row["number"]])))
     num_shown = min(MAX_CLASSES, len(ranked) // 2)  # no class is both among the worst and the best
-    cards = [class_card(outputs, row) for row in ranked[:num_shown] + ranked[::-1][:num_shown]]
+    worst = ranked[:num_shown]
+    best = ranked[::-1][:num_shown]
+    cards = [class_card(outputs, row) for row in worst + best]
     return {
         "name": outputs.name,
         "num_right": len(right),

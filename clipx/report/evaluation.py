@@ -83,8 +83,9 @@ def bar(metric: str, point: Point) -> tuple[float, float, float] | None:
     if not point.has_interval or not is_rate(metric):
         return None
     # Some rates, such as differences of slices, can lie outside of the bar.
-    low, value, high = np.clip((point.low, point.value, point.high), 0, 1).tolist()
-    return 100 * low, 100 * value, 100 * high
+    ends = np.clip((point.low, point.value, point.high), 0, 1)
+    low, value, high = (100 * ends).tolist()
+    return low, value, high
 
 
 def over_time(task: Task, sets: dict[str, SetScores]) -> list[LineChart]:
