@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from clipx import cli_data, cli_eval
 from clipx.types import PeerError, RankError, Stopped, UserError
@@ -50,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         arguments.run(arguments)
     except UserError as error:
-        if _must_print(error):
+        # If all ranks have the same error, one of them prints it.
+        must_print = True
+        if "torch" in sys.modules and not isinstance(error, RankError):
+            from clipx.distributed.runtime import is_reporting_rank
+
+            must_print = is_reporting_rank()
+        if must_print:
             print(f"clipx: {error}", file=sys.stderr, flush=True)
         else:
             # A launcher ends all ranks when the first exits; the rank that prints must be first.
@@ -67,15 +72,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("clipx: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _must_print(error: UserError) -> bool:
-    """False on all ranks but one if all have the same error."""
-    if isinstance(error, RankError) or "torch" not in sys.modules:
-        return True
-    from clipx.distributed.runtime import is_reporting_rank
-
-    return is_reporting_rank()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -102,7 +98,14 @@ def parser() -> argparse.ArgumentParser:
 
     cli_eval.add_verbs(verbs)
     cli_data.add_verbs(verbs)
-    _add_runs(verbs)
+
+    runs = verbs.add_parser("runs", help="runs with step, loss, last checkpoint; alive or not")
+    text = "folders of runs, or YAML files, perhaps with key=value, for the runs that they name"
+    runs.add_argument("targets", nargs="*", metavar="RUN", help=f"{text} (default: runs)")
+    text = "print step/total of one run; exit with 0 when it is finished, 75 when not"
+    runs.add_argument("--check", action="store_true", help=text)
+    runs.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+    runs.set_defaults(run=_runs)
 
     config = verbs.add_parser("config", help="configs").add_subparsers(
         required=True, metavar="WHAT"
@@ -112,16 +115,6 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value")
     show.set_defaults(run=_config_show)
     return top
-
-
-def _add_runs(verbs: Any) -> None:
-    runs = verbs.add_parser("runs", help="runs with step, loss, last checkpoint; alive or not")
-    text = "folders of runs, or YAML files, perhaps with key=value, for the runs that they name"
-    runs.add_argument("targets", nargs="*", metavar="RUN", help=f"{text} (default: runs)")
-    text = "print step/total of one run; exit with 0 when it is finished, 75 when not"
-    runs.add_argument("--check", action="store_true", help=text)
-    runs.add_argument("--json", action="store_true", help="one JSON list instead of a table")
-    runs.set_defaults(run=_runs)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -145,8 +138,11 @@ def _train(arguments: argparse.Namespace) -> None:
 def _runs(arguments: argparse.Namespace) -> None:
     from clipx.training import runs
 
-    overrides = [text for text in arguments.targets if "=" in text]
-    targets = [text for text in arguments.targets if "=" not in text] or ["runs"]
+    targets = []
+    overrides = []
+    for text in arguments.targets:
+        (overrides if "=" in text else targets).append(text)
+    targets = targets or ["runs"]
     if arguments.check:
         sys.exit(runs.check(targets, overrides))
     runs.show(targets, overrides, as_json=arguments.json)

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,12 +34,12 @@ def add_verbs(verbs: Any) -> None:
     demo.add_argument(
         "--workers", type=int, default=None, help="rendering processes (default: one per core)"
     )
-    demo.set_defaults(run=_run_demo)
+    demo.set_defaults(run=_demo)
 
     index = data.add_parser("index", help="index shards and print their samples and faults")
     index.add_argument("shards", nargs="+", help="folders, globs, {000..127} ranges or URLs")
     index.add_argument("--allow-pipe", action="store_true", help="run `pipe:` commands")
-    index.set_defaults(run=_run_index)
+    index.set_defaults(run=_index)
 
     verify = data.add_parser("verify", help="find every sample that training could not use")
     verify.add_argument("corpus", help="shards, or the YAML file of a run")
@@ -49,51 +48,38 @@ def add_verbs(verbs: Any) -> None:
     )
     verify.add_argument("--out", type=Path, help="list for data.skip, one JSON object a line")
     verify.add_argument("--workers", type=int, help="processes (default: one per core)")
-    verify.set_defaults(run=_run_verify)
+    verify.set_defaults(run=_verify)
 
     bench = data.add_parser("bench", help="samples/s of reading, decoding, augmenting ...")
     bench.add_argument("config", type=Path, help="YAML file of a run")
     bench.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.workers=8")
     bench.add_argument("--seconds", type=float, default=20.0, help="how long to measure")
-    bench.set_defaults(run=_run_bench)
+    bench.set_defaults(run=_bench)
 
 
-def _run_demo(arguments: argparse.Namespace) -> None:
+def _demo(arguments: argparse.Namespace) -> None:
     from clipx.demo.corpus import build
 
     build(arguments.preset, arguments.out, workers=arguments.workers)
 
 
-def _run_index(arguments: argparse.Namespace) -> None:
-    if index(arguments.shards, allow_pipe=arguments.allow_pipe):
-        sys.exit(1)
-
-
-def _run_verify(arguments: argparse.Namespace) -> None:
-    num_bad = verify_corpus(
-        arguments.corpus, arguments.overrides, out=arguments.out, workers=arguments.workers
-    )
-    if num_bad:
-        sys.exit(1)
-
-
-def index(patterns: list[str], *, allow_pipe: bool) -> int:
-    """Index shards and print their totals and faults. Returns the number of unreadable shards."""
+def _index(arguments: argparse.Namespace) -> None:
+    """Index shards and print their totals and faults. Exit with 1 if some are unreadable."""
     from clipx.data.catalog import open_catalog
     from clipx.data.sources import webdataset
     from clipx.progress import printable, progress
 
-    source = webdataset.Config(patterns, allow_pipe=allow_pipe)
+    source = webdataset.Config(arguments.shards, allow_pipe=arguments.allow_pipe)
     files = source.files()
+    # Indexes are kept in the cache folder, where training finds them.
     with progress("indexing shards", len(files)) as advance:
         catalog = open_catalog(files, source.cache(), advance)
-    num_unreadable = sum(fault.is_whole_shard for fault in catalog.faults)
     totals = {
         "shards": len(catalog.files),
         "samples": int(catalog.samples.sum()),
-        "bytes": sum(file.size for file in catalog.files if file.size >= 0),
+        "bytes": sum(max(0, file.size) for file in catalog.files),  # -1 where it is not known
         "truncated": int(catalog.truncated.sum()),
-        "unreadable": num_unreadable,
+        "unreadable": sum(fault.is_whole_shard for fault in catalog.faults),
     }
     _print_table(list(totals), [[f"{number:,}" for number in totals.values()]])
     # A missing disk makes all shards faulty, and the first of them show it.
@@ -101,21 +87,21 @@ def index(patterns: list[str], *, allow_pipe: bool) -> int:
         print(printable(f"{fault.shard}: {fault.message}"))
     if catalog.faults[_MAX_SHOWN:]:
         print(f"... and {len(catalog.faults) - _MAX_SHOWN} more")
-    return num_unreadable
+    if totals["unreadable"]:
+        sys.exit(1)
 
 
-def verify_corpus(
-    corpus: str, overrides: Sequence[str], *, out: Path | None, workers: int | None
-) -> int:
-    """Print the bad samples and shards, and write one line for each to `out`. Returns their
-    number."""
+def _verify(arguments: argparse.Namespace) -> None:
+    """Print the bad samples and shards, and write one line for each to --out. Exit with 1 if there
+    are some."""
     from dataclasses import replace
 
     from clipx.data.captions import check_caption_fields
     from clipx.data.verify import verify
     from clipx.progress import note, progress
 
-    config = _data_config(corpus, overrides)
+    out = arguments.out
+    config = _data_config(arguments.corpus, arguments.overrides)
     opened = replace(config, max_bad_fraction=1.0).open(seed=0)  # bad shards are listed, not fatal
     try:
         messages = check_caption_fields(opened)
@@ -123,6 +109,7 @@ def verify_corpus(
         messages = [str(error)]
     for message in messages:
         note(message)
+    workers = arguments.workers
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     num_samples = int(opened.sizes.sum())
@@ -136,7 +123,8 @@ def verify_corpus(
             bad.append(sample)
             file.write(json.dumps(sample.record()) + "\n")  # an interrupted check leaves a list
     _print_bad(bad, num_samples, out)
-    return len(bad)
+    if bad:
+        sys.exit(1)
 
 
 def _print_bad(bad: list[BadSample], num_samples: int, out: Path | None) -> None:
@@ -145,13 +133,14 @@ def _print_bad(bad: list[BadSample], num_samples: int, out: Path | None) -> None
     if not bad:
         print(f"all {num_samples:,} samples are good")
         return
-    counts = Counter((sample.stage, sample.error) for sample in bad)
+    kinds: dict[tuple[str, str], list[BadSample]] = {}
+    for sample in bad:
+        kinds.setdefault((sample.stage, sample.error), []).append(sample)
     rows = []
-    for (stage, error), count in counts.most_common():
-        # Of many alike, one shows what to mend.
-        first = next(sample for sample in bad if (sample.stage, sample.error) == (stage, error))
+    for samples in sorted(kinds.values(), key=len, reverse=True):
+        first = samples[0]  # of many alike, one shows what to mend
         where = f"{first.key or '(whole shard)'} of {first.shard}: {first.message}"
-        rows.append([stage, error, f"{count:,}", printable(where)])
+        rows.append([first.stage, first.error, f"{len(samples):,}", printable(where)])
     _print_table(["stage", "error", "count", "the first"], rows)
     summary = f"{len(bad):,} of {num_samples:,} samples and shards are bad"
     if out is not None:
@@ -176,7 +165,7 @@ def _data_config(corpus: str, overrides: Sequence[str]) -> DataConfig:
     return configs.build(DataConfig, settings["data"], where="the command line")
 
 
-def _run_bench(arguments: argparse.Namespace) -> None:
+def _bench(arguments: argparse.Namespace) -> None:
     """Print samples per second of each stage of loading, and name the slowest."""
     from clipx import config as configs
     from clipx.data.bench import bench
@@ -190,7 +179,7 @@ def _run_bench(arguments: argparse.Namespace) -> None:
     size = config.global_batch_size
     note(f"{corpus.num_samples:,} samples, batches of {size}, {arguments.seconds:.0f} s")
     report = bench(batches, seconds=arguments.seconds)
-    total = sum(report.seconds.values())
+    total = sum(report.seconds.values())  # for a sample, in one process without a loader
     rows = []
     for stage, seconds in [*report.seconds.items(), ("all", total)]:
         rate = f"{1 / seconds:,.0f}"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from clipx import strict_json
-from clipx.types import UserError
 
 
 def add_verbs(verbs: Any) -> None:
@@ -62,40 +61,15 @@ def add_verbs(verbs: Any) -> None:
 
 def _eval(arguments: argparse.Namespace) -> None:
     from clipx import eval_verb
-    from clipx.results import check_out, lines_of, write_results
 
-    if arguments.out:
-        check_out(arguments.out)  # before minutes of work
-    evaluation = eval_verb.run(
-        arguments.model,
-        sets=arguments.sets,
-        suite=arguments.suite,
-        overrides=arguments.overrides,
-        precision=arguments.precision,
-        averaged=not arguments.raw,
-        picture=arguments.picture is not None,
-    )
-    if evaluation.runtime.is_main:
-        results = evaluation.results
-        if arguments.json:
-            for name, result in results.items():
-                for line in lines_of(arguments.model, name, result):
-                    print(strict_json.dumps(line))
-        else:
-            eval_verb.print_table(evaluation.encoder.source, results)
-        if arguments.out:
-            write_results(arguments.out, arguments.model, results)
-        if arguments.picture:
-            eval_verb.write_picture(evaluation.encoder, evaluation.evaluators, arguments.picture)
-    evaluation.runtime.close()
-    if evaluation.faults:
-        raise UserError("\n".join(evaluation.faults))
+    eval_verb.run(arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from clipx import eval_verb, results
 
     differences = results.compare(arguments.first, arguments.second)
+    # As for `clipx eval`: one object a line, so that jq and grep can select metrics.
     if arguments.json:
         for difference in differences:
             print(strict_json.dumps(vars(difference)))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import sys
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
 MAX_INTEGER = 2**63 - 1  # what tensors, files and JSON readers can hold
+MAX_SHOWN = 200  # characters of a value
 
 
 def unusable_values(data: Any, path: str = "") -> Iterator[str]:
@@ -25,13 +26,9 @@ def unusable_values(data: Any, path: str = "") -> Iterator[str]:
     elif isinstance(data, int) and not -MAX_INTEGER <= data <= MAX_INTEGER:
         # Python refuses to print an integer of more than 4,300 digits.
         yield f"{path}: an integer of {data.bit_length()} bits; give one of 63 bits at most"
-    elif isinstance(data, str) and not _is_text(data):
+    elif isinstance(data, str) and re.search("[\0\ud800-\udfff]", data):
+        # NUL, which paths cannot have, or a half of a UTF-16 pair.
         yield f"{path}: {data[:60]!r} has a character that is no text; remove it"
-
-
-def _is_text(value: str) -> bool:
-    """False for NUL, which paths cannot have, and for halves of UTF-16 pairs."""
-    return "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def complaints(error: ValidationError, cls: type) -> list[str]:
@@ -46,6 +43,7 @@ def complaints(error: ValidationError, cls: type) -> list[str]:
         if kind == "nested":
             nested = item["ctx"]["lines"]
             lines += [f"{path}.{line}" for line in nested]
+            # The key may be one of the component that the name has replaced.
             if any(": unknown key" in line for line in nested):
                 lines.append(
                     f"{path}: a new name keeps the settings that were given to another; "
@@ -60,15 +58,11 @@ def complaints(error: ValidationError, cls: type) -> list[str]:
             lines.append(f"{path}: {item['msg']}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{path}: {message} (given: {_shown(item.get('input'))})")
+            given = repr(item.get("input"))
+            if len(given) > MAX_SHOWN:
+                given = f"{given[:MAX_SHOWN]} ... ({len(given):,} characters)"
+            lines.append(f"{path}: {message} (given: {given})")
     return lines
-
-
-def _shown(value: Any, limit: int = 200) -> str:
-    text = repr(value)
-    if len(text) <= limit:
-        return text
-    return f"{text[:limit]} ... ({len(text):,} characters)"
 
 
 def _fields_at(cls: Any, path: Sequence[int | str]) -> list[str]:
@@ -76,11 +70,7 @@ def _fields_at(cls: Any, path: Sequence[int | str]) -> list[str]:
     for part in path:
         if not dataclasses.is_dataclass(cls):
             return []
-        hints = {field.name: field.type for field in dataclasses.fields(cls)}
-        hint = hints.get(str(part))
-        if isinstance(hint, str):  # `from __future__ import annotations` makes them strings
-            hint = vars(sys.modules[cls.__module__]).get(hint)
-        cls = hint
+        cls = get_type_hints(cls).get(str(part))
     if not dataclasses.is_dataclass(cls):
         return []
     return [field.name for field in dataclasses.fields(cls)]

@@ -46,7 +46,7 @@ class Duration:
 def parse_seconds(text: str | float) -> float:
     """`15 minutes`, `23h30m`, `1 day 2 hours`, `90s` or plain seconds. Raises ValueError."""
     match = _TIME.match(str(text))
-    seconds = 0.0
+    seconds = 0.0  # an empty text matches too, and is refused below
     if match is not None:
         try:
             for number, unit in zip(match.groups(), _UNIT_SECONDS, strict=True):

@@ -53,21 +53,22 @@ class Encoder:
         self.dtype = dtype
         self.source = source
         self.model = model.to(self.device)
-        # All settings of the text tower, at any level of the JSON: quick_gelu is at the top.
-        of_images = ("vision_cfg", "preprocess_cfg")
-        self._text_settings = {k: v for k, v in model_json.items() if k not in of_images}
-        self.text_cfg: dict[str, Any] = model_json["text_cfg"]
-        self.tokenizer: Tokenizer = build_tokenizer(self.text_cfg)
+        self.tokenizer: Tokenizer = build_tokenizer(model_json["text_cfg"])
         self.embed_dim: int = model_json["embed_dim"]
         self.context_length = context_length(model_json)
         self.pad_to = fixed_text_length(model_json)
         self.preprocessing = Preprocessing.of(model_json)
         self.image_size = image_size(model_json)
+        # All settings of the text tower, at any level of the JSON: quick_gelu is at the top.
+        self._text_settings = dict(model_json)
+        for of_images in ("vision_cfg", "preprocess_cfg"):
+            self._text_settings.pop(of_images, None)
 
     @property
     def logit_scale(self) -> float:
         """The learned inverse temperature, by which cosines become logits."""
         scale = self.model.logit_scale.exp().item()
+        # The towers may be sound where this one parameter is not, and no feature would show it.
         if not math.isfinite(scale):
             raise UserError(f"logit_scale is {scale}: the weights of {self.source} are damaged")
         return scale
@@ -91,14 +92,17 @@ class Encoder:
             images = [images]
         features = [torch.empty(0, self.embed_dim)]  # no images give (0, D)
         for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            fitted = [self.fit(_to_pixels(picture, max_image_pixels)) for picture in batch]
+            fitted = []
+            names = []
+            for number, picture in enumerate(images[start : start + batch_size], start):
+                fitted.append(self.fit(_to_pixels(picture, max_image_pixels)))
+                is_file = isinstance(picture, str | Path)
+                names.append(str(picture) if is_file else f"number {number}")
             # Pixels travel to the device as uint8, and features leave it batch by batch: those of
             # a large set would fill it.
             pixels = self.preprocessing(torch.stack(fitted).to(self.device))
             with self._inference():
                 rows = self.model.encode_image(pixels).cpu()
-            names = [_name(picture, start + n) for n, picture in enumerate(batch)]
             self._check("image", rows, names)
             features.append(rows)
         return torch.cat(features)
@@ -118,7 +122,7 @@ class Encoder:
             tokens = pad(ids, self.tokenizer.pad_id, self.pad_to).to(self.device)
             with self._inference():
                 rows = self.model.encode_text(tokens).cpu()
-            self._check("text", rows, [repr(text) for text in batch])
+            self._check("text", rows, list(map(repr, batch)))
             features.append(rows)
         return torch.cat(features)
 
@@ -128,10 +132,14 @@ class Encoder:
         # or in a transformers config, and its words in the tokenizer's files.
         settings = [self._text_settings, self.tokenizer.state, str(self.dtype), self.device.type]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for name, tensor in self.model.text.state_dict().items():
+        parts = self.model.text.state_dict()
+        # Last, so that a difference which none of the above has still shows.
+        parts[""] = self.encode_text(PROBES)
+        for name, tensor in parts.items():
             digest.update(name.encode())
-            digest.update(_bytes(tensor))
-        digest.update(_bytes(self.encode_text(PROBES)))
+            # As bytes, because NumPy has no bfloat16.
+            values = tensor.detach().cpu().flatten().contiguous()
+            digest.update(values.view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def _check(self, kind: Literal["image", "text"], features: Tensor, names: list[str]) -> None:
@@ -160,6 +168,7 @@ class Encoder:
         after an evaluation, also after one that failed."""
         was_training = self.model.training
         self.model.eval()
+        # Weights stay float32; autocast is what `dtype` selects, in training as here.
         is_mixed = self.dtype != torch.float32
         autocast = torch.autocast(self.device.type, self.dtype if is_mixed else None, is_mixed)
         try:
@@ -189,14 +198,6 @@ def _to_pixels(picture: Picture, max_image_pixels: int) -> Tensor:
         raise UserError(f"image {picture}: {error}{remedy}") from error
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _name(picture: Picture, number: int) -> str:
-    return str(picture) if isinstance(picture, str | Path) else f"number {number}"
-
-
 def load(
     model: Path | str,
     *,
@@ -215,10 +216,8 @@ def load(
     name = str(model)
     folder = Path(model)
     # Prefixes first: a folder may have any name but these.
-    if name.startswith(OPEN_CLIP):
-        towers, model_json = _published(_open_clip_config(name))
-    elif name.startswith((LOCAL, HUB)):
-        towers, model_json = _published(ModelConfig(name=name, initial=checkpoint.Config(name)))
+    if name.startswith((OPEN_CLIP, LOCAL, HUB)):
+        towers, model_json = _load_published(name)
     elif is_transformers(folder):
         towers, model_json = load_transformers(folder)
     else:
@@ -227,24 +226,23 @@ def load(
     return Encoder(towers, model_json, device=device, dtype=dtype, source=name)
 
 
-def _open_clip_config(name: str) -> ModelConfig:
-    architecture, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
-    if not tag:
-        raise UserError(
-            f"{name} names no weights; write open_clip:ARCHITECTURE/TAG, for example "
-            "open_clip:ViT-B-32/laion2b_s34b_b79k"
-        )
-    is_file = Path(tag).is_file()
-    initial = checkpoint.Config(tag) if is_file else pretrained.Config(tag)
-    return ModelConfig(name=architecture, initial=initial)
-
-
-def _published(config: ModelConfig) -> tuple[DualEncoder, dict[str, Any]]:
-    """A model with the weights that its config names."""
+def _load_published(name: str) -> tuple[DualEncoder, dict[str, Any]]:
+    """The model of a name with one of the prefixes, and its model JSON."""
+    config = ModelConfig(name=name, initial=checkpoint.Config(name))
+    if name.startswith(OPEN_CLIP):
+        architecture, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
+        if not tag:
+            raise UserError(
+                f"{name} names no weights; write open_clip:ARCHITECTURE/TAG, for example "
+                "open_clip:ViT-B-32/laion2b_s34b_b79k"
+            )
+        is_file = Path(tag).is_file()
+        initial = checkpoint.Config(tag) if is_file else pretrained.Config(tag)
+        config = ModelConfig(name=architecture, initial=initial)
     model_json = config.read()
-    initial = config.build_initial()
-    assert initial is not None, "the config names weights"
-    initial.prepare()
+    weights = config.build_initial()
+    assert weights is not None, "the config names weights"
+    weights.prepare()
     model = DualEncoder(model_json)
-    initial.load(model)
+    weights.load(model)
     return model.eval(), model_json

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,19 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from clipx import embed
-from clipx.config import Data, build, component, config, merge, parse_override, read_layers
-from clipx.contact_sheet import Guess, contact_sheet
-from clipx.distributed.runtime import Runtime, start
-from clipx.embed import Encoder
+from clipx import embed, strict_json
+from clipx.config import Data, component, config, load, parse_override
+from clipx.contact_sheet import write_contact_sheet
+from clipx.distributed.runtime import start
 from clipx.evaluators import zero_shot
-from clipx.evaluators.classifier import classifier
 from clipx.files import cache_folder
-from clipx.results import Difference
+from clipx.results import Difference, check_out, is_rate, lines_of, write_results
 from clipx.training.config import TrainConfig
 from clipx.training.evaluation import evaluate_each, evaluator_for, faults_of
-from clipx.training.precision import PrecisionKind, build_precision
+from clipx.training.precision import build_precision
 from clipx.types import Result, Setting, UserError
 
-GUESSES = 12  # images of each set in the picture
 WIDTH = 140  # of tables in a log file, which has no terminal to fit
-RATES = ("top", "R@", "mAP", "recall", "ece", "accuracy", "share", "gap", "worst", "slice")
 
 
 @config
@@ -38,54 +35,49 @@ class Suite:
     evaluators: dict[str, component("clipx.evaluators")] = Field(min_length=1)  # type: ignore[valid-type]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """results: the same on all ranks; evaluators: those with a result; faults: errors of others"""
+def run(arguments: Namespace) -> None:
+    """Evaluate on all ranks that the launcher has started, and print and write the results on rank
+    0. Raises UserError, also after results if some of the evaluators have failed.
 
-    encoder: Encoder
-    evaluators: Mapping[str, Any]
-    results: dict[str, Result]
-    faults: list[str]
-    runtime: Runtime
-
-
-def run(
-    model: str,
-    *,
-    sets: Sequence[Path] = (),
-    suite: Path | None = None,
-    overrides: Sequence[str] = (),
-    precision: PrecisionKind = "auto",
-    averaged: bool = True,
-    picture: bool = False,
-) -> Evaluation:
-    """Evaluate on all ranks that the launcher has started. Raises UserError.
-
-    averaged: as for `embed.load`
-    picture: `write_picture` will be called, which needs a classification set
+    arguments: of `clipx eval`, see cli_eval.py
     """
-    evaluators = chosen_evaluators(model, sets, suite, overrides)
-    if picture and not any(isinstance(e, zero_shot.Config) for e in evaluators.values()):
+    model = arguments.model
+    # Everything that can be refused is refused before minutes of embedding.
+    if arguments.out:
+        check_out(arguments.out)
+    evaluators = chosen_evaluators(model, arguments.sets, arguments.suite, arguments.overrides)
+    drawable = [name for name, e in evaluators.items() if isinstance(e, zero_shot.Config)]
+    if arguments.picture and not drawable:
         raise UserError("no classification set among the test sets, so there is nothing to draw")
     runtime = start("auto")
-    dtype = build_precision(precision, runtime.device).dtype  # sets TF32 too
-    # Report all sets that cannot be read before minutes of embedding; a single one fails by itself.
+    dtype = build_precision(arguments.precision, runtime.device).dtype  # sets TF32 too
+    # All sets that cannot be read are reported at once; a single one fails by itself.
     faults = faults_of(evaluators) if runtime.is_main and len(evaluators) > 1 else []
     runtime.agree("\n".join(faults) or None)
+
     encoder = runtime.main_first(
-        lambda: embed.load(model, device=runtime.device, dtype=dtype, averaged=averaged)
+        lambda: embed.load(model, device=runtime.device, dtype=dtype, averaged=not arguments.raw)
     )
-    setting = Setting(ranks=runtime, cache=classifier_folder(), device=runtime.device)
+    setting = Setting(ranks=runtime, cache=cache_folder("classifiers"), device=runtime.device)
     if runtime.is_main and sys.stderr.isatty():
         setting = replace(setting, progress=show_progress)
     results, faults = evaluate_each(encoder, evaluators, setting)
-    if faults and not results:
+
+    if runtime.is_main and results:
+        if arguments.json:
+            for name, result in results.items():
+                for line in lines_of(model, name, result):
+                    print(strict_json.dumps(line))
+        else:
+            print_table(encoder.source, results)
+        if arguments.out:
+            write_results(arguments.out, model, results)
+        if arguments.picture:
+            drawn = {name: evaluators[name] for name in drawable if name in results}
+            write_contact_sheet(encoder, drawn, arguments.picture)
+    runtime.close()
+    if faults:
         raise UserError("\n".join(faults))
-    return Evaluation(encoder, {n: evaluators[n] for n in results}, results, faults, runtime)
-
-
-def classifier_folder() -> Path:
-    return cache_folder("classifiers")
 
 
 def show_progress(done: int, total: int) -> None:
@@ -100,12 +92,12 @@ def chosen_evaluators(
     overrides: `evaluators.NAME.key=value` changes an evaluator of the suite or the run;
         `key=value` is a setting of all test sets in `sets`
     """
-    for_evaluators = []
-    for_sets = []
+    for_evaluators: list[str] = []
+    for_sets: list[Data] = []
     for text in overrides:
         data = parse_override(text)
         if "evaluators" in data:
-            for_evaluators.append(data)
+            for_evaluators.append(text)
         else:
             for_sets.append(data)
     if for_sets and not sets:
@@ -122,58 +114,47 @@ def chosen_evaluators(
     for name, folder in named_sets(sets).items():
         chosen[name] = evaluator_for(folder, for_sets)
     if suite is not None:
-        of_suite = build(Suite, _layers(suite, for_evaluators), where=str(suite)).evaluators
-        if repeated := set(chosen) & set(of_suite):
+        of_suite = load(Suite, suite, for_evaluators).evaluators
+        if repeated := chosen.keys() & of_suite.keys():
             raise UserError(
                 f"--set and --suite both have a test set named {', '.join(sorted(repeated))}; "
                 "leave one out"
             )
         chosen |= of_suite
-    # Without --set and --suite, the model must be a run that has evaluators.
-    return chosen or _evaluators_of_run(model, for_evaluators)
+    if chosen:
+        return chosen
+
+    # The model is a run that has evaluators, or a checkpoint in the folder of one.
+    run_folder = Path(model)
+    if not (run_folder / "config.yaml").exists():
+        run_folder = run_folder.parent.parent
+    file = run_folder / "config.yaml"
+    if not file.exists():
+        raise UserError(
+            f"{model} has no config.yaml with evaluators; name a test set with --set, "
+            "or several with --suite"
+        )
+    evaluators = load(TrainConfig, file, for_evaluators).evaluators
+    if not evaluators:
+        raise UserError(f"the run {run_folder} has no evaluators; name a test set with --set")
+    return evaluators
 
 
 def named_sets(folders: Sequence[Path]) -> dict[str, Path]:
     """Name -> folder. The name is the last part of the path, or as many parts as the sets need to
     differ. Raises UserError for a folder that is given twice."""
     resolved = [folder.resolve() for folder in folders]
-    for folder in resolved:
+    names = {}
+    for number, folder in enumerate(resolved):
         if resolved.count(folder) > 1:
             raise UserError(f"--set {folder} is given twice")
-
-    def name(folder: Path, num_parts: int) -> str:
-        return "-".join(folder.parts[-num_parts:]).lstrip("/-")
-
-    names = {}
-    for folder in resolved:
-        num_parts = 1  # of the path, from its end
-        while [name(other, num_parts) for other in resolved].count(name(folder, num_parts)) > 1:
-            num_parts += 1
-        names[name(folder, num_parts)] = folder
+        tails: list[str] = []
+        for num_parts in range(1, len(folder.parts) + 1):
+            tails = ["-".join(other.parts[-num_parts:]).lstrip("/-") for other in resolved]
+            if tails.count(tails[number]) == 1:
+                break
+        names[tails[number]] = folder
     return names
-
-
-def _layers(path: Path, changes: Sequence[Data]) -> Data:
-    data = read_layers(path)
-    for change in changes:
-        data = merge(data, change)
-    return data
-
-
-def _evaluators_of_run(model: str, changes: Sequence[Data]) -> Mapping[str, Any]:
-    """model: a run, or a checkpoint in its folder"""
-    path = Path(model)
-    folder = path if (path / "config.yaml").exists() else path.parent.parent
-    file = folder / "config.yaml"
-    if not file.exists():
-        raise UserError(
-            f"{model} has no config.yaml with evaluators; name a test set with --set, "
-            "or several with --suite"
-        )
-    evaluators = build(TrainConfig, _layers(file, changes), where=str(file)).evaluators
-    if not evaluators:
-        raise UserError(f"the run {folder} has no evaluators; name a test set with --set")
-    return evaluators
 
 
 def print_table(title: str, results: Mapping[str, Result]) -> None:
@@ -192,11 +173,12 @@ def print_table(title: str, results: Mapping[str, Result]) -> None:
             table.add_row(*first_cells, metric, _cell(metric, value), interval)
             first_cells = ("", "")  # a set is named in its first row
         table.add_section()
-        alarms += [f"{name}: {alarm}" for alarm in result.alarms]
+        for alarm in result.alarms:
+            alarms.append(f"{name}: {alarm}")
     console = _console()
     console.print(table)
     for alarm in alarms:
-        console.print(alarm, markup=False)
+        console.print(alarm, markup=False)  # keys in it may contain [brackets]
 
 
 def print_comparison(differences: Sequence[Difference]) -> None:
@@ -215,35 +197,10 @@ def print_comparison(differences: Sequence[Difference]) -> None:
 
 def _console() -> Console:
     console = Console(highlight=False)
+    # Without a terminal rich assumes 80 columns, in which it wraps the metrics' names.
     return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 def _cell(metric: str, value: float) -> str:
     """Rates in percent."""
-    return f"{value:.2%}" if any(word in metric for word in RATES) else f"{value:.4g}"
-
-
-def write_picture(encoder: Encoder, evaluators: Mapping[str, Any], out: Path) -> None:
-    """Some images of each classification set with the model's three best guesses, as one PNG."""
-    guesses: list[Guess] = []
-    for name, evaluator in evaluators.items():
-        if isinstance(evaluator, zero_shot.Config):
-            guesses += guess(evaluator.build(), encoder, name)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(guesses, columns=GUESSES // 2).save(out)
-
-
-def guess(evaluator: zero_shot.ZeroShot, encoder: Encoder, name: str) -> list[Guess]:
-    """Guesses for evenly spaced images of a set, not chosen by how well the model does on them."""
-    labeled = evaluator.set
-    weights = classifier(encoder, labeled.names, evaluator.templates)
-    guesses = []
-    for number in range(0, len(labeled), max(1, len(labeled) // GUESSES))[:GUESSES]:
-        image = labeled.images.shown(number)
-        logits = encoder.logit_scale * encoder.encode_image(image)[0] @ weights.T
-        probability = logits.softmax(-1)
-        best = probability.argsort(descending=True)[:3].tolist()
-        classes = [(labeled.names[number], float(probability[number])) for number in best]
-        truth = labeled.names[int(labeled.label[number])]
-        guesses.append(Guess(image, truth, classes, name))
-    return guesses
+    return f"{value:.2%}" if is_rate(metric) else f"{value:.4g}"

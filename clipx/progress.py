@@ -57,7 +57,7 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         done += count
         bar.update(done)
         now = time.monotonic()
-        # A log shall end with the total.
+        # The last line of a log always has the total.
         is_due = now - last_line >= SECONDS_BETWEEN_LINES or done == total
         if is_due and not bar.is_shown:
             last_line = now

@@ -46,6 +46,15 @@ CLIP_BENCHMARK = {
 }
 
 
+# Parts of the names of metrics that are shown in percent.
+RATES = ("top", "R@", "mAP", "recall", "ece", "accuracy", "share", "gap", "worst", "slice")
+
+
+def is_rate(metric: str) -> bool:
+    # The modality gap is a distance, although the word is among those of rates.
+    return metric != "modality_gap" and any(word in metric for word in RATES)
+
+
 def check_out(folder: Path) -> None:
     """Raise UserError if results must not be written to `folder`."""
     if folder.exists() and not folder.is_dir():
@@ -70,12 +79,13 @@ def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> No
         (folder / name).mkdir(parents=True, exist_ok=True)
     lines = []
     for name, result in results.items():
-        lines += [strict_json.dumps(record) + "\n" for record in lines_of(model, name, result)]
+        for record in lines_of(model, name, result):
+            lines.append(strict_json.dumps(record) + "\n")
         arrays: dict[str, Any] = {"keys": np.array(result.keys, dtype=str)}
         for metric, values in result.samples.items():
             arrays[metric] = values.numpy()
-        for metric, weights in result.weights.items():
-            arrays[WEIGHTS + metric] = weights.numpy()
+            if metric in result.weights:
+                arrays[WEIGHTS + metric] = result.weights[metric].numpy()
         # Opened here, since savez appends .npz to a name with another suffix.
         with (folder / "samples" / f"{name}.npz").open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -89,30 +99,33 @@ def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> No
 
 def lines_of(model: str, name: str, result: Result) -> list[dict[str, Any]]:
     """One record for each metric of a set."""
+    num_samples = int(result.metrics["num_samples"])
     records = []
     for metric, value in result.metrics.items():
-        if metric == "num_samples":
-            continue
-        record = {"model": model, "set": name, "metric": metric, "value": value}
-        record |= metrics.ends(result.intervals.get(metric))
-        record["num_samples"] = int(result.metrics["num_samples"])
-        records.append(record)
+        if metric != "num_samples":
+            record: dict[str, Any] = {"model": model, "set": name, "metric": metric, "value": value}
+            record["low"], record["high"] = result.intervals.get(metric, (None, None))
+            record["num_samples"] = num_samples
+            records.append(record)
     return records
 
 
 def clip_benchmark_records(model: str, name: str, result: Result) -> dict[str, dict[str, Any]]:
     """Task -> record, for the metrics that CLIP_benchmark has too."""
     records = {}
-    for task, its_name in CLIP_BENCHMARK.items():
-        shared = [metric for metric in its_name if metric in result.metrics]
-        if shared:
+    for task, names in CLIP_BENCHMARK.items():
+        values = {}
+        for metric, its_name in names.items():
+            if metric in result.metrics:
+                values[its_name] = result.metrics[metric]
+        if values:
             records[task] = {
                 "dataset": name,
                 # CLIP_benchmark has an architecture and its weights; here one path names both.
                 "model": model,
                 "pretrained": model,
                 "task": task,
-                "metrics": {its_name[metric]: result.metrics[metric] for metric in shared},
+                "metrics": values,
                 "language": "en",
             }
     return records
@@ -122,12 +135,19 @@ def read_samples(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """Set -> `keys` and metrics, (N,) each, as written by `write_results`. Raises UserError."""
     files = sorted((folder / "samples").glob("*.npz"))
     if not files:
-        raise UserError(f"{folder} has no per-sample results; {_remedy(folder)}")
+        inside = folder / "evaluations"
+        if not is_run(folder):
+            remedy = f"write them by `clipx eval MODEL --out {folder}`"
+        elif (inside / "samples").is_dir():
+            remedy = f"those of this run are in {inside}"
+        else:
+            remedy = f"write them by `clipx eval {folder} --out {inside}`, and compare {inside}"
+        raise UserError(f"{folder} has no per-sample results; {remedy}")
     sets = {}
     for path in files:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as npz:
-                arrays = {name: npz[name] for name in npz.files}
+                arrays = dict(npz)
             num_samples = len(arrays["keys"])
         except Exception as error:  # numpy, zipfile and zlib have many for a damaged file
             raise UserError(f"per-sample results {path} cannot be read: {error}") from error
@@ -135,16 +155,6 @@ def read_samples(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             raise UserError(f"per-sample results {path} are not one value a sample")
         sets[path.stem] = arrays
     return sets
-
-
-def _remedy(folder: Path) -> str:
-    """How to get per-sample results if `folder` has none."""
-    if not is_run(folder):
-        return f"write them by `clipx eval MODEL --out {folder}`"
-    inside = folder / "evaluations"
-    if (inside / "samples").is_dir():
-        return f"those of this run are in {inside}"
-    return f"write them by `clipx eval {folder} --out {inside}`, and compare {inside}"
 
 
 @dataclass(frozen=True)
@@ -187,43 +197,41 @@ def _compare_set(
     name: str, first: dict[str, np.ndarray], second: dict[str, np.ndarray]
 ) -> list[Difference]:
     # Pair by key: a copy of the set may have its samples in another order.
+    sizes = (len(first["keys"]), len(second["keys"]))
     keys, rows_first, rows_second = np.intersect1d(
         first["keys"], second["keys"], return_indices=True
     )
-    if len(keys) < max(len(first["keys"]), len(second["keys"])):
+    if len(keys) < max(sizes):
         raise UserError(
-            f"set {name} has {len(first['keys'])} and {len(second['keys'])} samples, of which "
-            f"{len(keys)} are the same: the two were not evaluated on the same test set"
+            f"set {name} has {sizes[0]} and {sizes[1]} samples, of which {len(keys)} are the same: "
+            "the two were not evaluated on the same test set"
         )
-    values_first = _rows(first, rows_first)
-    values_second = _rows(second, rows_second)
+    first = {name: values[rows_first] for name, values in first.items()}
+    second = {name: values[rows_second] for name, values in second.items()}
     differences = []
-    for metric, values in values_first.items():
-        if metric.startswith(WEIGHTS) or metric not in values_second:
+    for metric in first:
+        if metric == "keys" or metric.startswith(WEIGHTS) or metric not in second:
             continue
-        weights = values_first.get(WEIGHTS + metric)
-        weights_second = values_second.get(WEIGHTS + metric)
+        weights = first.get(WEIGHTS + metric)
+        weights_second = second.get(WEIGHTS + metric, weights)
         if weights is None:
             weights = weights_second  # results of an older clipx have none
-        elif weights_second is not None and not torch.equal(weights, weights_second):
+        elif weights_second is not None and not np.array_equal(weights, weights_second):
             raise UserError(
                 f"set {name} has other numbers of captions an image in one of the two: they were "
                 "not evaluated on the same test set"
             )
-        differences.append(difference(name, metric, values, values_second[metric], weights))
+        values = (torch.from_numpy(first[metric]), torch.from_numpy(second[metric]))
+        weight_tensor = None if weights is None else torch.from_numpy(weights)
+        differences.append(difference(name, metric, *values, weight_tensor))
     return differences
-
-
-def _rows(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, Tensor]:
-    """Metric -> (n,) values of these samples."""
-    names = [name for name in arrays if name != "keys"]
-    return {name: torch.from_numpy(arrays[name][rows]) for name in names}
 
 
 def difference(
     name: str, metric: str, first: Tensor, second: Tensor, weights: Tensor | None = None
 ) -> Difference:
     """first, second: (N,) values of the same samples; weights: (N,) of the samples in the mean"""
+    # One procedure for p and interval, so that they never contradict each other.
     test = metrics.paired_test(first, second, weights)
     low, high = test.interval or (None, None)
     return Difference(

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
+    # Python's own reader is the one that knows the three constants which its writer adds to JSON.
+    finite = json.loads(json.dumps(value), parse_constant=lambda constant: None)
+    return json.dumps(finite, indent=indent, allow_nan=False)

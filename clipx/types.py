@@ -8,7 +8,6 @@ Dimension letters used in every docstring:
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -232,14 +231,6 @@ class Setting:
             raise StopRequested(reason)
 
 
-def weighted_mean(values: Tensor, weights: Tensor | None = None) -> float:
-    """Mean of (N,) values with (N,) weights; the same bits in any order of the samples."""
-    if weights is None:
-        return math.fsum(values.tolist()) / len(values)
-    products = weights.double() * values.double()
-    return math.fsum(products.tolist()) / math.fsum(weights.tolist())
-
-
 @dataclass(frozen=True)
 class Result:
     """The metrics of one test set; equal on all ranks.
@@ -263,15 +254,6 @@ class Result:
         self.metrics[name] = value
         if interval is not None:
             self.intervals[name] = interval
-
-    def add_rate(
-        self, name: str, values: Tensor, weights: Tensor | None = None, *, interval: Interval | None
-    ) -> None:
-        """Add the mean of (N,) values in [0, 1], and the values for `compare` and `fairness`."""
-        self.samples[name] = values.double()
-        if weights is not None:
-            self.weights[name] = weights.double()
-        self.add(name, weighted_mean(values, weights), interval)
 
 
 class Evaluator(Protocol):

@@ -22,9 +22,16 @@ class YamlError(ValueError):
 
 def parse_yaml(text: str) -> Any:
     """The value of a YAML document; None for an empty one. Raises YamlError."""
-    # Before PyYAML, which takes time in proportion to the square of the depth.
-    if _bracket_depth(text) > MAX_DEPTH:
-        raise YamlError(f"it is nested more than {MAX_DEPTH} levels deep")
+    # Count brackets, also those in quoted text, before PyYAML sees them: it takes time in
+    # proportion to the square of the depth.
+    depth = 0
+    for letter in text:
+        if letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth = max(0, depth - 1)
+        if depth > MAX_DEPTH:
+            raise YamlError(f"it is nested more than {MAX_DEPTH} levels deep")
     try:
         value = yaml.load(text, Loader=_StrictLoader)
     except RecursionError as error:
@@ -46,19 +53,6 @@ def parse_mapping(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _bracket_depth(text: str) -> int:
-    """How deep brackets are nested, including those in quoted text."""
-    depth = 0
-    deepest = 0
-    for letter in text:
-        if letter in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif letter in "]}":
-            depth = max(0, depth - 1)
-    return deepest
-
-
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader without dates and without duplicate keys."""
 
@@ -69,13 +63,9 @@ class _StrictLoader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        if isinstance(node, yaml.MappingNode):
-            self._refuse_duplicates(node)
-        return super().construct_mapping(node, deep=deep)
-
-    def _refuse_duplicates(self, node: yaml.MappingNode) -> None:
         seen: set[str] = set()
-        for key, _ in node.value:
+        # Of a node that is no mapping, PyYAML reports the kind.
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             # Tag and text: `1` and `"1"` are different keys. `<<` may stand several times.
             name = f"{key.tag} {key.value}"
             if name in seen and not key.tag.endswith(":merge"):
@@ -83,6 +73,7 @@ class _StrictLoader(yaml.SafeLoader):
                     None, None, f"the key {key.value!r} occurs twice; keep one", key.start_mark
                 )
             seen.add(name)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _check_size(value: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from samples import pair, write_shard
 
-from clipx.cli_data import index, verify_corpus
+from clipx import cli
 
 ODD_SHARDS = [os.fsdecode(b"caf\xe9.tar"), "a\nb.tar", "[bold].tar", ":smile:.tar", "\x1b[2J.tar"]
 ODD_KEYS = ["[/bold]", "a\nb", ":smile:", os.fsdecode(b"\xff"), "[red]"]
@@ -26,8 +26,11 @@ def odd(tmp_path: Path) -> Path:
 def test_index_shows_names_as_they_are(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in odd.glob("*.tar"):
         path.write_bytes(b"<html>" * 100)
-    assert index([str(odd)], allow_pipe=False) == len(ODD_SHARDS)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["data", "index", str(odd)])
     printed = capsys.readouterr().out
+    faults = [line for line in printed.splitlines() if line.startswith(f"{odd}/")]
+    assert len(faults) == len(ODD_SHARDS)
     for shown in (r"caf\udce9.tar", r"a\nb.tar", "[bold].tar", ":smile:.tar", r"\x1b[2J.tar"):
         assert f"{odd}/{shown}: shard" in printed
 
@@ -39,7 +42,10 @@ def test_verify_shows_names_as_they_are(
     for name in ODD_SHARDS:
         if name != ODD_SHARDS[number]:
             (odd / name).unlink()
-    assert verify_corpus(str(odd), (), out=tmp_path / "bad.jsonl", workers=0) >= 1
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(
+            ["data", "verify", str(odd), "--out", str(tmp_path / "bad.jsonl"), "--workers", "0"]
+        )
     printed = "".join(capsys.readouterr().out.split())
     assert ["[/bold]", r"a\nb", ":smile:", r"\udcff", "[red]"][number] in printed
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) >= 1

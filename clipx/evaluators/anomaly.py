@@ -31,19 +31,21 @@ class Config(LabeledConfig):
 class Anomaly:
     def __init__(self, settings: Config) -> None:
         path = settings.path
-        normal = settings.normal
         train = settings.read(settings.train_split)
         self.test = settings.read()
-        for name in normal:
+        # Class numbers by split, because without a list of classes each split numbers its own.
+        train_numbers = []
+        test_numbers = []
+        for name in settings.normal:
             if name not in train.names or name not in self.test.names:
                 raise UserError(
                     f"normal class {name!r} is none of {path}'s: {', '.join(train.names)}"
                 )
-        train_is_normal = torch.tensor([train.names[c] in normal for c in train.label.tolist()])
-        self.train = train.subset(train_is_normal.nonzero().flatten())
-        self.anomalous = torch.tensor(
-            [self.test.names[c] not in normal for c in self.test.label.tolist()]
-        )
+            train_numbers.append(train.names.index(name))
+            test_numbers.append(self.test.names.index(name))
+        is_normal = torch.isin(train.label, torch.tensor(train_numbers))
+        self.train = train.subset(is_normal.nonzero().flatten().tolist())
+        self.anomalous = ~torch.isin(self.test.label, torch.tensor(test_numbers))
         self.k = settings.k
         if len(self.train) < self.k:
             raise UserError(
@@ -67,4 +69,4 @@ class Anomaly:
 def anomaly_score(normal: Tensor, features: Tensor, k: int) -> Tensor:
     """(N,) mean cosine distance to the k nearest normal rows."""
     similarity, _ = metrics.nearest_neighbors(features, normal, k)
-    return 1 - similarity.mean(1)
+    return 1 - similarity.mean(1)  # rows have unit norm

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from clipx import metrics
 from clipx.data.class_lists import TEMPLATES, known_templates
-from clipx.evaluators.distributed import embed_texts, on_main
+from clipx.evaluators.distributed import embed_texts, exchange
 from clipx.evaluators.labeled_set import LabeledSet
 from clipx.evaluators.test_sets import read_lines
 from clipx.files import write_whole
@@ -31,6 +31,7 @@ def read_templates(path: Path, templates: str | None) -> list[str]:
     if templates in TEMPLATES:
         return known_templates(templates)
     file = Path(templates) if templates else path / "zeroshot_classification_templates.txt"
+    # Class folders of other origin have no such file, and users do not know its name.
     if templates is None and not file.exists():
         raise UserError(
             f"test set file {file} cannot be read: No such file or directory; write prompts with "
@@ -62,14 +63,21 @@ def classifier(
     _check_templates(templates)
     if setting.cache is None:
         return _embed_classes(encoder, class_names, templates, setting)
+    # All that determines the classifier. The empty line separates templates and class names.
     text = "\n".join([encoder.text_digest(), *templates, "", *class_names])
     digest = hashlib.sha256(text.encode()).hexdigest()
     file = setting.cache / f"{digest[:32]}.safetensors"
     # Rank 0 reads the file for all: another one may see it a moment later on a shared disk.
-    weights = on_main(setting, _read_classifier, file)
-    if weights is None:
-        weights = _embed_classes(encoder, class_names, templates, setting)
-        on_main(setting, _write_classifier, file, weights)
+    cached = None
+    if setting.ranks.rank == 0 and file.exists():
+        cached = load_file(file)["classifier"]
+    cached = exchange(setting, cached)[0]
+    if cached is not None:
+        return cached
+    weights = _embed_classes(encoder, class_names, templates, setting)
+    if setting.ranks.rank == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, save({"classifier": weights.contiguous()}))
     return weights
 
 
@@ -81,28 +89,20 @@ def _embed_classes(
 ) -> Tensor:
     # Classes of the same name get the same row, bit by bit, and are embedded once.
     distinct = list(dict.fromkeys(class_names))
-    row_of = {name: row for row, name in enumerate(distinct)}
     classes_per_step = max(1, PROMPTS // len(templates))
     rows = []
     for start in range(0, len(distinct), classes_per_step):
         names = distinct[start : start + classes_per_step]
         prompts = []
         for name in names:
-            prompts += [t.replace("{c}", name).replace("{}", name) for t in templates]
+            for template in templates:
+                prompts.append(template.replace("{c}", name).replace("{}", name))
         embeddings = embed_texts(encoder, prompts, setting)
-        means = embeddings.view(len(names), len(templates), -1).mean(1)
+        by_class = embeddings.view(len(names), len(templates), -1)
+        means = by_class.mean(1)
         rows.append(F.normalize(means, dim=-1))
-    weights = torch.cat(rows)
-    return weights[[row_of[name] for name in class_names]]
-
-
-def _read_classifier(file: Path) -> Tensor | None:
-    return load_file(file)["classifier"] if file.exists() else None
-
-
-def _write_classifier(file: Path, weights: Tensor) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, save({"classifier": weights.contiguous()}))
+    row_of = {name: row for row, name in enumerate(distinct)}
+    return torch.cat(rows)[[row_of[name] for name in class_names]]
 
 
 def nearest_class_hits(features: Tensor, classes: Tensor, label: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def nearest_class_hits(features: Tensor, classes: Tensor, label: Tensor) -> Tens
 
     features: (N, D); classes: (C, D); label: (N,) int64
     """
-    ids = metrics.row_ids(classes)
+    ids = metrics.row_ids(classes)  # classes of equal names have equal rows
     scores = metrics.similarities(features, classes, ids)
     return metrics.top_k_hits(scores, label, 1, ids).double()
 
@@ -128,8 +128,7 @@ def add_accuracy(
     """
     label = labeled.label
     for k in (1, 5):
-        hits = metrics.top_k_hits(scores, label, k, ids)
-        result.add_rate(f"{prefix}-top{k}", hits, interval=metrics.rate_interval(hits))
+        metrics.add_rate(result, f"{prefix}-top{k}", metrics.top_k_hits(scores, label, k, ids))
 
     # Images are drawn within classes, so the interval is that of a mean of rates.
     predicted = metrics.predictions(scores, label, ids)

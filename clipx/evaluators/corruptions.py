@@ -80,4 +80,5 @@ def corrupt(
             y = strength * side * np.sin(angle)
             matrix = (1, 0, x, 0, 1, y)
             return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=GRAY)
-    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
+    pixels = (pixels.clip(0, 1) * 255).round()
+    return Image.fromarray(pixels.astype(np.uint8))

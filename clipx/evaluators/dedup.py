@@ -37,7 +37,11 @@ class Dedup:
 
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         features = self.set.features(encoder, setting)
-        keys = [self.set.images.keys[row] for row in first_of_groups(self.set.label)]
+        # A group has the key of its first image. Groups go by number, as in metrics.by_group.
+        key_of: dict[int, str] = {}
+        for group, key in zip(self.set.label.tolist(), self.set.images.keys, strict=True):
+            key_of.setdefault(group, key)
+        keys = [key_of[group] for group in sorted(key_of)]
         return on_main(setting, dedup_result, features, self.set.label, self.threshold, keys)
 
 
@@ -45,13 +49,12 @@ def dedup_result(features: Tensor, group: Tensor, threshold: float, keys: list[s
     """The samples are groups of duplicates: the images of one group are found together or missed
     together, so they are not independent trials.
 
-    features: (N, D); group: (N,) int64; keys: of the G groups, in the order of first_of_groups
+    features: (N, D); group: (N,) int64; keys: of the G groups, by increasing number
     """
     result = Result(keys=keys)
     similarity, nearest_is_right = nearest_others(features, group)
-    shares, sizes = metrics.by_group(similarity >= threshold, group)
-    interval = metrics.rate_interval(shares, sizes)
-    result.add_rate("duplicate_share", shares, sizes, interval=interval)
+    is_duplicate = similarity >= threshold
+    metrics.add_rate(result, "duplicate_share", *metrics.by_group(is_duplicate, group))
 
     has_duplicate = (torch.bincount(group) > 1)[group]
     if has_duplicate.any() and not has_duplicate.all():
@@ -59,20 +62,13 @@ def dedup_result(features: Tensor, group: Tensor, threshold: float, keys: list[s
         interval = metrics.auroc_interval(similarity, has_duplicate, group)
         result.add("dedup-auroc", area, interval)
     if has_duplicate.any():
+        # Only of the groups with duplicates, so `compare` cannot pair it with all keys.
         right = nearest_is_right[has_duplicate].double()
         shares, sizes = metrics.by_group(right, group[has_duplicate])
         interval = metrics.rate_interval(shares, sizes)
         result.add("dedup-nearest_recall", right.mean().item(), interval)
     result.add("num_samples", len(group))
     return result
-
-
-def first_of_groups(group: Tensor) -> list[int]:
-    """The first row of each group, in the order of metrics.by_group."""
-    row_of: dict[int, int] = {}
-    for row, number in enumerate(group.tolist()):
-        row_of.setdefault(number, row)
-    return [row_of[number] for number in sorted(row_of)]
 
 
 def nearest_others(features: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:

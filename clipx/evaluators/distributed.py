@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -42,35 +42,26 @@ class AgreedFailure(Agreed, RuntimeError):
     """A rank failed; the message has its traceback."""
 
 
-@dataclass(frozen=True)
-class _Message:
-    """What a rank sends to all others."""
-
-    stop_reason: str | None
-    user_error: str | None
-    failure: str | None
-    value: Any
-
-
 def exchange(setting: Setting, value: T, error: Exception | None = None) -> list[T]:
     """The values of all ranks, in rank order. Raises an Agreed on all ranks if one has an error or
     has to stop."""
-    user_error = None
-    failure = None
-    if isinstance(error, UserError):
-        user_error = str(error)
+    fault: Agreed | None = None
+    stop_reason = setting.stop_reason()
+    if stop_reason is not None:
+        fault = AgreedStop(stop_reason)
+    elif isinstance(error, UserError):
+        fault = AgreedUserError(str(error))
     elif error is not None:
-        failure = "".join(traceback.format_exception(error))
-    message = _Message(setting.stop_reason(), user_error, failure, value)
-    messages: list[_Message] = setting.ranks.gather(message)
-    for rank, message in enumerate(messages):
-        if message.stop_reason is not None:
-            raise AgreedStop(message.stop_reason)
-        if message.user_error is not None:
-            raise AgreedUserError(message.user_error)
-        if message.failure is not None:
-            raise AgreedFailure(f"rank {rank} failed:\n{message.failure}")
-    return [message.value for message in messages]
+        # As text, because the other ranks have neither the stack nor perhaps the exception's class.
+        trace = "".join(traceback.format_exception(error))
+        fault = AgreedFailure(f"rank {setting.ranks.rank} failed:\n{trace}")
+
+    values = []
+    for rank_fault, rank_value in setting.ranks.gather((fault, value)):
+        if rank_fault is not None:
+            raise rank_fault
+        values.append(rank_value)
+    return values
 
 
 def on_main(setting: Setting, compute: Callable[..., T], *arguments: Any) -> T:
@@ -91,7 +82,6 @@ def run_evaluator(config: Any, encoder: ImageTextEncoder, setting: Setting) -> R
     error = None
     try:
         result = config.build().evaluate(encoder, setting)
-        _add_undecodable(result, list(setting.undecodable))
     except Agreed:
         raise
     except StopRequested:
@@ -102,6 +92,16 @@ def run_evaluator(config: Any, encoder: ImageTextEncoder, setting: Setting) -> R
         error = caught
     exchange(setting, None, error)
     assert result is not None
+
+    messages = list(setting.undecodable)
+    if messages:
+        result.add("num_undecodable", len(messages))
+        names = "; ".join(messages[:5])
+        if len(messages) > 5:
+            names += f"; and {len(messages) - 5} more"
+        result.alarms.append(
+            f"{len(messages)} images cannot be decoded and are scored as gray ones: {names}"
+        )
     return result
 
 
@@ -138,6 +138,7 @@ def embed_images(
     features = _embed_batches(count, IMAGES_PER_BATCH, embed, setting)
     for of_rank in exchange(setting, dict(undecodable)):
         undecodable.update(of_rank)
+    # By row, so that the messages do not depend on the number of ranks.
     messages = [undecodable[row] for row in sorted(undecodable)]
     # Leaving out an image or two would change the set, and ending the evaluation would lose it for
     # one damaged file. But a set that is damaged as a whole has no meaningful score.
@@ -149,11 +150,12 @@ def embed_images(
 
 def embed_texts(encoder: ImageTextEncoder, texts: Sequence[str], setting: Setting) -> Tensor:
     """(N, D) features on all ranks. Equal texts have equal features, bit by bit."""
+    # A text in batches of two shapes would be rounded in two ways, so each is embedded once.
     distinct = list(dict.fromkeys(texts))
 
     def embed(first: int, last: int) -> Tensor:
         batch = distinct[first:last]
-        return _encode("text", encoder.encode_text, batch, [repr(text) for text in batch])
+        return _encode("text", encoder.encode_text, batch, list(map(repr, batch)))
 
     features = _embed_batches(len(distinct), TEXTS_PER_BATCH, embed, setting)
     row_of = {text: row for row, text in enumerate(distinct)}
@@ -165,8 +167,7 @@ def _embed_batches(
 ) -> Tensor:
     """(count, D): `embed(first, last)` for all batches. Rank r of R embeds batches r, r + R ..., so
     that any number of ranks computes the same products and gets the same bits."""
-    rank = setting.ranks.rank
-    world_size = setting.ranks.world_size
+    ranks = setting.ranks
     counts = exchange(setting, count)
     if len(set(counts)) > 1:
         of_ranks = ", ".join(f"{size} on rank {number}" for number, size in enumerate(counts))
@@ -175,13 +176,14 @@ def _embed_batches(
             "every machine needs the same files"
         )
     starts = range(0, count, batch_size)
+    batches_per_round = BATCHES_PER_EXCHANGE * ranks.world_size
     features: dict[int, Tensor] = {}
-    for begin in range(0, len(starts), BATCHES_PER_EXCHANGE * world_size):
+    for begin in range(0, len(starts), batches_per_round):
         own: dict[int, Tensor] = {}
-        # Features travel with errors and requests to stop, in one collective.
-        for first in starts[begin : begin + BATCHES_PER_EXCHANGE * world_size][rank::world_size]:
+        for first in starts[begin : begin + batches_per_round][ranks.rank :: ranks.world_size]:
             setting.check_stop()
             own[first] = embed(first, min(first + batch_size, count))
+        # Features travel with errors and requests to stop, in one collective.
         for of_rank in exchange(setting, own):
             features.update(of_rank)
     return torch.cat([features[first] for first in starts])
@@ -200,16 +202,3 @@ def _encode(
     if wrong:
         raise EmbeddingError(what, wrong, names, "every score needs unit rows")
     return features
-
-
-def _add_undecodable(result: Result, messages: list[str]) -> None:
-    """Count the images that were scored as gray ones, and name them in an alarm."""
-    if not messages:
-        return
-    result.add("num_undecodable", len(messages))
-    names = "; ".join(messages[:5])
-    if len(messages) > 5:
-        names += f"; and {len(messages) - 5} more"
-    result.alarms.append(
-        f"{len(messages)} images cannot be decoded and are scored as gray ones: {names}"
-    )

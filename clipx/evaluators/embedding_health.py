@@ -3,14 +3,12 @@ images and texts, dead dimensions and hubs, with alarms for a collapse."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
+from clipx.evaluators.captioned_set import CaptionedConfig
 from clipx.evaluators.distributed import embed_images, embed_texts, on_main
-from clipx.evaluators.test_sets import read_captioned
 from clipx.metrics import embedding
 from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
@@ -26,14 +24,8 @@ MIN_IMAGES = 32  # a few images have a low rank and a long mean in any space
 
 
 @config
-class Config:
-    """A folder in CLIP_benchmark's webdataset layout, with captions one a line in `.txt`, of which
-    the first of each image is used."""
-
-    path: str
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` if it has one."""
-    every: str | None = None
+class Config(CaptionedConfig):
+    """A set of images with captions, of which the first of each image is used."""
 
     def build(self) -> EmbeddingHealth:
         return EmbeddingHealth(self)
@@ -41,11 +33,12 @@ class Config:
 
 class EmbeddingHealth:
     def __init__(self, settings: Config) -> None:
-        captioned = read_captioned(Path(settings.path), settings.split)
+        captioned = settings.read()
         if len(captioned.images) < 2:
             raise UserError(f"test set {settings.path} has one image: there is no space to look at")
         self.images = captioned.images
-        self.captions = [captioned.captions[row] for row in captioned.first_captions()]
+        first_captions = captioned.first_captions().tolist()
+        self.captions = [captioned.captions[number] for number in first_captions]
 
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         image = embed_images(encoder, self.images.image, self.images.keys, setting)
@@ -56,13 +49,12 @@ class EmbeddingHealth:
 def health(image: Tensor, text: Tensor) -> Result:
     """image, text: (N, D) matching rows, at least two"""
     result = Result()
-    squared_distance = (image - text).double().square().sum(1)
-    alignment = embedding.alignment(image, text)
-    result.add("alignment", alignment, metrics.student_interval(squared_distance))
+    distances = embedding.squared_distances(image, text)
+    result.add("alignment", distances.mean().item(), metrics.student_interval(distances))
     gap = embedding.modality_gap(image, text)
     result.add("modality_gap", gap, embedding.modality_gap_interval(image, text))
 
-    # No intervals: these shift with the number of images, and none is a mean.
+    # No intervals: the following shift with the number of images, and none is a mean.
     k = min(NEIGHBORS, len(image))
     _, neighbors = metrics.nearest_neighbors(text, image, k)
     result.add("hubness", embedding.hubness(neighbors, len(image)))

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clipx import metrics
@@ -27,7 +28,8 @@ class Config:
     every: str | None = None
 
     def build(self) -> Fairness:
-        return Fairness(self.of.build(), read_column(Path(self.table), self.column))
+        slices = read_column(Path(self.table), self.column)
+        return Fairness(self.of.build(), slices)
 
 
 def read_column(path: Path, column: str) -> dict[str, str]:
@@ -56,13 +58,18 @@ class Fairness:
         whole = self.inner.evaluate(encoder, setting)
         if not whole.samples:
             raise UserError("fairness.of has no value for each sample to be sliced")
-        missing = [key for key in whole.keys if key not in self.slices]
+        slices = []
+        missing = []
+        for key in whole.keys:
+            if key in self.slices:
+                slices.append(self.slices[key])
+            else:
+                missing.append(key)
         if missing:
             raise UserError(
                 f"the table of slices lacks {len(missing)} of {len(whole.keys)} samples, "
                 f"first {missing[0]}"
             )
-        slices = [self.slices[key] for key in whole.keys]
         if len(set(slices)) < 2:
             raise UserError(
                 f"all {len(slices)} samples are in one slice, {slices[0]!r}: there is no other to "
@@ -73,19 +80,19 @@ class Fairness:
 
 def slice_result(whole: Result, slices: list[str]) -> Result:
     """slices: of each sample"""
-    names = sorted(set(slices))
-    number = torch.tensor([names.index(name) for name in slices])
+    # Slice names in alphabetical order, and the number of each sample's slice.
+    names, inverse = np.unique(slices, return_inverse=True)
+    slice_of = torch.from_numpy(inverse)
     result = Result(keys=whole.keys)
     result.tables["slices"] = []
     for metric, values in whole.samples.items():
         weights = whole.weights.get(metric)
-        interval = metrics.rate_interval(values, weights)
-        result.add_rate(metric, values, weights, interval=interval)
+        metrics.add_rate(result, metric, values, weights)
 
         groups = []
         rows: list[dict[str, Any]] = []
-        for slice_number, name in enumerate(names):
-            members = number == slice_number
+        for number, name in enumerate(names.tolist()):
+            members = slice_of == number
             group = (values[members], None if weights is None else weights[members])
             groups.append(group)
             row = {"metric": metric, "slice": name, "samples": int(members.sum())}

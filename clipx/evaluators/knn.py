@@ -34,10 +34,11 @@ class Knn:
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
-        predicted = vote(train, self.train.label, test, self.k, len(self.train.names))
+        num_classes = len(self.train.names)
+        predicted = vote(train, self.train.label, test, self.k, num_classes)
         hits = predicted == self.test.label
         result = Result(keys=self.test.images.keys)
-        result.add_rate("knn-top1", hits, interval=metrics.rate_interval(hits))
+        metrics.add_rate(result, "knn-top1", hits)
         result.add("num_samples", len(hits))
         return result
 
@@ -47,4 +48,4 @@ def vote(train: Tensor, label: Tensor, test: Tensor, k: int, num_classes: int) -
     _, nearest = metrics.nearest_neighbors(test, train, k)
     votes = torch.zeros(len(test), num_classes, dtype=torch.int64)
     votes.scatter_add_(1, label[nearest], torch.ones_like(nearest))
-    return votes.argmax(1)  # the first of equal ones, as in scikit-learn
+    return votes.argmax(1)  # argmax takes the first of equal ones, as scikit-learn does

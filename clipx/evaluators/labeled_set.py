@@ -10,23 +10,41 @@ import torch
 from torch import Tensor
 
 from clipx.config import config
-from clipx.data.class_lists import (
-    OBJECTNET,
-    SUBSETS,
-    ClassList,
-    known_classes,
-    objectnet_classes,
-)
+from clipx.data.class_lists import OBJECTNET, SUBSETS, ClassList, known_classes, objectnet_classes
 from clipx.evaluators.distributed import embed_images
 from clipx.evaluators.test_sets import (
     Images,
     class_folders,
+    evenly_spaced,
     read_class_folders,
     read_lines,
     read_shards,
     split_folder,
 )
 from clipx.types import ImageTextEncoder, Setting, UserError
+
+
+@dataclass(frozen=True)
+class LabeledSet:
+    """label: (N,) int64; names: of the C classes"""
+
+    images: Images
+    label: Tensor
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, rows: list[int]) -> LabeledSet:
+        return LabeledSet(self.images.subset(rows), self.label[rows], self.names)
+
+    def evenly_spaced(self, limit: int | None) -> LabeledSet:
+        """At most `limit` samples, from the first on."""
+        return self if limit is None else self.subset(evenly_spaced(len(self), limit))
+
+    def features(self, encoder: ImageTextEncoder, setting: Setting) -> Tensor:
+        """(N, D)"""
+        return embed_images(encoder, self.images.image, self.images.keys, setting)
 
 
 @config
@@ -45,69 +63,44 @@ class LabeledConfig:
 
     def read(self, split: str | None = None) -> LabeledSet:
         """The samples of `split`, by default those of the test. Raises UserError."""
-        return read_labeled(Path(self.path), split or self.split, self.classes)
+        path = Path(self.path)
+        classes = self.classes
+        folder = split_folder(path, split or self.split)
+        if any(folder.glob("*.tar")):
+            names = list(_read_classes(path, classes or str(path / "classnames.txt")).names)
+            images, texts = read_shards(folder, "cls")
+            labels = []
+            for key, text in zip(images.keys, texts, strict=True):
+                text = text.strip()
+                # isdecimal, since isdigit accepts a superscript two, which int() refuses.
+                if not text.isdecimal() or int(text) >= len(names):
+                    raise UserError(
+                        f"test set {images.path} has the label {text!r} at sample {key}, but "
+                        f"classnames.txt names {len(names)} classes, from 0 on"
+                    )
+                labels.append(int(text))
+            return LabeledSet(images, torch.tensor(labels), names)
 
-
-@dataclass(frozen=True)
-class LabeledSet:
-    """label: (N,) int64; names: of the C classes"""
-
-    images: Images
-    label: Tensor
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def subset(self, rows: Tensor) -> LabeledSet:
-        """rows: (n,) int64 numbers of samples"""
-        return LabeledSet(self.images.subset(rows.tolist()), self.label[rows], self.names)
-
-    def evenly_spaced(self, limit: int | None) -> LabeledSet:
-        """At most `limit` samples, from the first to the last."""
-        if limit is None or limit >= len(self):
-            return self
-        return self.subset(torch.arange(limit) * len(self) // limit)
-
-    def features(self, encoder: ImageTextEncoder, setting: Setting) -> Tensor:
-        """(N, D)"""
-        return embed_images(encoder, self.images.image, self.images.keys, setting)
-
-
-def read_labeled(path: Path, split: str | None = None, classes: str | None = None) -> LabeledSet:
-    """Raises UserError.
-
-    classes: one of class_lists.SUBSETS, `objectnet`, or a file with one name a line; by default
-        classnames.txt, or the names of the folders
-    """
-    folder = split_folder(path, split)
-    if any(folder.glob("*.tar")):
-        names = _read_classes(path, classes or str(path / "classnames.txt")).names
-        images, texts = read_shards(folder, "cls")
-        labels = [
-            _parse_label(images, number, texts[number], names) for number in range(len(texts))
-        ]
-        return LabeledSet(images, torch.tensor(labels), list(names))
-
-    # Folders: a file or a published list may name the classes, else the folders do.
-    if classes is None and (path / "classnames.txt").exists():
-        classes = str(path / "classnames.txt")
-    folders = class_folders(folder)
-    if classes is None:
-        class_list = ClassList([name.replace("_", " ") for name in folders], folders)
-    else:
-        class_list = _read_classes(path, classes)
-        if class_list.folders is None and len(class_list.names) != len(folders):
-            raise UserError(
-                f"test set {folder} has {len(folders)} class folders, and {classes} names "
-                f"{len(class_list.names)} classes; it must name one a folder, in sorted order"
-            )
-        if class_list.folders is not None:
-            # A published list has its own order of classes, which accuracy tables follow.
-            _check_folders(folder, folders, class_list, classes)
-            folders = list(class_list.folders)
-    images, labels = read_class_folders(folder, folders)
-    return LabeledSet(images, torch.tensor(labels), list(class_list.names))
+        # Folders: a file or a published list may name the classes, else the folders do.
+        folders = class_folders(folder)
+        if classes is None and (path / "classnames.txt").exists():
+            classes = str(path / "classnames.txt")
+        if classes is None:
+            names = [name.replace("_", " ") for name in folders]
+        else:
+            class_list = _read_classes(path, classes)
+            names = list(class_list.names)
+            if class_list.folders is not None:
+                # A published list has its own order of classes, which accuracy tables follow.
+                _check_folders(folder, folders, class_list, classes)
+                folders = list(class_list.folders)
+            elif len(names) != len(folders):
+                raise UserError(
+                    f"test set {folder} has {len(folders)} class folders, and {classes} names "
+                    f"{len(names)} classes; it must name one a folder, in sorted order"
+                )
+        images, labels = read_class_folders(folder, folders)
+        return LabeledSet(images, torch.tensor(labels), names)
 
 
 def read_train_and_test(settings: LabeledConfig, train_split: str) -> tuple[LabeledSet, LabeledSet]:
@@ -115,7 +108,8 @@ def read_train_and_test(settings: LabeledConfig, train_split: str) -> tuple[Labe
     path = settings.path
     train = settings.read(train_split)
     test = settings.read()
-    # Without a list of classes, the folders of each split are numbered by their own names.
+    # Without a list of classes, the folders of each split are numbered by their own names, so that
+    # number 1 might be another class in each.
     if list(train.names) != list(test.names):
         raise UserError(
             f"test set {path} has other classes in its training split than in its test split"
@@ -138,26 +132,18 @@ def _read_classes(path: Path, classes: str) -> ClassList:
     return ClassList(read_lines(Path(classes)))
 
 
-def _parse_label(images: Images, number: int, text: str, names: Sequence[str]) -> int:
-    text = text.strip()
-    # isdecimal, since isdigit accepts a superscript two, which int() refuses.
-    if not text.isdecimal() or int(text) >= len(names):
-        raise UserError(
-            f"test set {images.path} has the label {text!r} at sample "
-            f"{images.keys[number]}, but classnames.txt names {len(names)} classes, from 0 on"
-        )
-    return int(text)
-
-
 def _check_folders(folder: Path, folders: list[str], class_list: ClassList, classes: str) -> None:
     """Raise UserError unless the folders are those of the classes."""
     wanted = list(class_list.folders or ())
     missing = [name for name in wanted if name not in folders]
-    if len(missing) == len(wanted):
+    if len(missing) == len(wanted):  # the level above or below was given
+        shown = ", ".join(folders[:5])
+        if len(folders) > 5:
+            shown += " ..."
         raise UserError(
             f"test set {folder} has none of the {len(wanted)} class folders of {classes}, such as "
-            f"{wanted[0]}; it has {', '.join(folders[:5])}{' ...' if len(folders) > 5 else ''}. "
-            "Give the folder that holds the class folders, or its name as split"
+            f"{wanted[0]}; it has {shown}. Give the folder that holds the class folders, or its "
+            "name as split"
         )
     if missing:
         name = class_list.names[wanted.index(missing[0])]

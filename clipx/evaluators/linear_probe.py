@@ -41,32 +41,29 @@ class Config(LabeledConfig):
 class LinearProbe:
     def __init__(self, settings: Config) -> None:
         self.settings = settings
-        train, self.test = read_train_and_test(settings, settings.train_split)
-        self.train = few_shot(train, settings.shots, settings.seed)
+        self.train, self.test = read_train_and_test(settings, settings.train_split)
+        if settings.shots is not None:
+            self.train = few_shot(self.train, settings.shots, settings.seed)
 
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         train = self.train.features(encoder, setting)
         test = self.test.features(encoder, setting)
-        scores, strength = on_main(setting, self._fit_and_score, train, test, setting)
+        label = self.train.label
+        num_classes = len(self.train.names)
+        # Fits on rank 0: ranks of one machine share its cores, and would all compute the same.
+        strength = self.settings.strength
+        if strength is None:
+            seed = self.settings.seed
+            strength = on_main(setting, sweep, train, label, num_classes, seed, setting)
+        scores = on_main(setting, class_scores, train, label, test, num_classes, strength)
         result = Result(keys=self.test.images.keys)
         add_accuracy(result, "probe", scores, self.test)
         result.add("probe-strength", strength)
         return result
 
-    def _fit_and_score(self, train: Tensor, test: Tensor, setting: Setting) -> tuple[Tensor, float]:
-        """((N, C) scores of the test samples, strength of regularization)"""
-        label = self.train.label
-        num_classes = len(self.train.names)
-        strength = self.settings.strength
-        if strength is None:
-            strength = sweep(train, label, num_classes, self.settings.seed, setting)
-        return class_scores(train, label, test, num_classes, strength), strength
 
-
-def few_shot(labeled: LabeledSet, shots: int | None, seed: int) -> LabeledSet:
+def few_shot(labeled: LabeledSet, shots: int, seed: int) -> LabeledSet:
     """`shots` samples of each class, drawn at random. Raises UserError if a class has fewer."""
-    if shots is None:
-        return labeled
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for number, name in enumerate(labeled.names):
@@ -76,9 +73,10 @@ def few_shot(labeled: LabeledSet, shots: int | None, seed: int) -> LabeledSet:
                 f"{labeled.images.path} has {len(rows)} training samples of {name!r}; "
                 f"shots {shots} needs as many of each class"
             )
-        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:shots]])
+        drawn = torch.randperm(len(rows), generator=generator)[:shots]
+        chosen.append(rows[drawn])
     # In the order of the set, so that its shards are read forward.
-    return labeled.subset(torch.cat(chosen).sort().values)
+    return labeled.subset(torch.cat(chosen).sort().values.tolist())
 
 
 def class_scores(
@@ -97,18 +95,20 @@ def class_scores(
         # are those of the paper.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(train.double().numpy(), label.numpy())
-    known = torch.from_numpy(model.decision_function(test.double().numpy()))
-    if known.ndim == 1:  # of two classes, the logit of the second
-        known = torch.stack([-known, known], dim=1)
+    logits = torch.from_numpy(model.decision_function(test.double().numpy()))
+    if logits.ndim == 1:  # of two classes, the logit of the second
+        logits = torch.stack([-logits, logits], dim=1)
+    # scikit-learn knows only the classes that occur in training.
     scores = torch.full((len(test), num_classes), -torch.inf, dtype=torch.float64)
-    scores[:, torch.from_numpy(model.classes_)] = known
+    scores[:, torch.from_numpy(model.classes_)] = logits
     return scores
 
 
 def sweep(features: Tensor, label: Tensor, num_classes: int, seed: int, setting: Setting) -> float:
     """The strength that is best on a fifth of the samples after a fit to the others. The final fit
     is then to all of them."""
-    order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(label), generator=generator)
     num_held = max(1, len(label) // 5)
     held = order[:num_held]
     kept = order[num_held:]
@@ -130,7 +130,7 @@ def best_strength(accuracy: Callable[[float], float]) -> float:
     tried = {float(exponent): accuracy(10.0**exponent) for exponent in COARSE}
     step = 2.0
     while step > 1 / STEPS_PER_DECADE:
-        step /= 2
+        step /= 2  # a power of two, so that an exponent is reached with the same bits by any path
         peak = _middle_of_best(tried)
         for exponent in (peak - step, peak + step):
             if COARSE[0] <= exponent <= COARSE[-1] and exponent not in tried:
@@ -153,6 +153,7 @@ def _middle_of_best(accuracy: dict[float, float]) -> float:
             run = []
             continue
         run = [*run, exponent]
+        # The sweep is finer near a peak, so a run is as wide as its ends are apart.
         if not widest or run[-1] - run[0] > widest[-1] - widest[0]:
             widest = run
     middle = (widest[0] + widest[-1]) / 2

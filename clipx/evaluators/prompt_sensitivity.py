@@ -48,8 +48,8 @@ def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequenc
     result = Result(keys=keys)
     hits = torch.stack(list(alone.values()))  # (templates, N)
     single = hits.mean(0)
-    result.add_rate("ensemble-top1", ensemble, interval=metrics.rate_interval(ensemble))
-    result.add_rate("single-top1", single, interval=metrics.rate_interval(single))
+    metrics.add_rate(result, "ensemble-top1", ensemble)
+    metrics.add_rate(result, "single-top1", single)
 
     # Selected among the templates by the images they are measured on: intervals allow for that.
     rates = hits.mean(1)
@@ -61,6 +61,7 @@ def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequenc
     # No interval: the best less the worst of equal templates is above 0 by noise alone.
     result.add("template_gap", best - worst)
 
+    # Between -1 and 1 for each image, so not a rate.
     gain = ensemble - single
     result.add("ensemble_gain", gain.mean().item(), metrics.student_interval(gain))
     result.add("num_samples", len(ensemble))

@@ -4,32 +4,25 @@ caption among all images."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
+from clipx.evaluators.captioned_set import CaptionedConfig, CaptionedSet
 from clipx.evaluators.distributed import embed_images, embed_texts, exchange
-from clipx.evaluators.test_sets import CaptionedSet, read_captioned
 from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 RECALLS = (1, 5, 10)
 
 
 @config
-class Config:
-    """A folder in CLIP_benchmark's webdataset layout, with captions one a line in `.txt`."""
-
-    path: str
-    split: str | None = None
-    """Folder of the split; null: `test` or `val` if it has one."""
-    every: str | None = None
-    """Interval in training, as a duration; null: at the end only."""
+class Config(CaptionedConfig):
+    """A set of images with captions."""
 
     def build(self) -> Retrieval:
-        return Retrieval(read_captioned(Path(self.path), self.split))
+        return Retrieval(self.read())
 
 
 class Retrieval:
@@ -53,10 +46,9 @@ def pair_ranks(image: Tensor, text: Tensor, owner: Tensor, setting: Setting) -> 
 
     image: (N, D); text: (M, D); owner: (M,) the image of each caption
     """
-    world_size = setting.ranks.world_size
-    blocks = metrics.image_blocks(len(image))[setting.ranks.rank :: world_size]
+    ranks = setting.ranks
     counter = metrics.PairCounter(image, text, owner, device=setting.device)
-    for block in blocks:
+    for block in metrics.image_blocks(len(image))[ranks.rank :: ranks.world_size]:
         setting.check_stop()  # minutes at 100,000 images
         counter.count(block)
     counts = torch.stack([counter.closer_images, counter.closer_captions])
@@ -76,26 +68,24 @@ def retrieval_result(ranks: metrics.PairRanks, keys: Sequence[str]) -> Result:
     by_caption = ranks.text_to_image()
 
     for k in RECALLS:
-        hits = by_image <= k
-        result.add_rate(f"image_to_text_R@{k}", hits, interval=metrics.rate_interval(hits))
+        metrics.add_rate(result, f"image_to_text_R@{k}", by_image <= k)
     for k in RECALLS:
-        means, weights = metrics.by_group(by_caption <= k, owner)
-        interval = metrics.rate_interval(means, weights)
-        result.add_rate(f"text_to_image_R@{k}", means, weights, interval=interval)
+        shares = metrics.by_group(by_caption <= k, owner)
+        metrics.add_rate(result, f"text_to_image_R@{k}", *shares)
 
-    precision = ranks.image_average_precision()
-    result.add_rate("image_to_text_mAP", precision, interval=metrics.rate_interval(precision))
+    metrics.add_rate(result, "image_to_text_mAP", ranks.image_average_precision())
     # A caption has one image, so its average precision is one over the rank.
-    means, weights = metrics.by_group(1 / by_caption.double(), owner)
-    interval = metrics.rate_interval(means, weights)
-    result.add_rate("text_to_image_mAP", means, weights, interval=interval)
+    precision = metrics.by_group(1 / by_caption.double(), owner)
+    metrics.add_rate(result, "text_to_image_mAP", *precision)
 
-    median = by_image.double().quantile(0.5).item()
-    interval = metrics.median_interval(by_image, torch.arange(len(keys)))
-    result.add("image_to_text_median_rank", median, interval)
-    median = by_caption.double().quantile(0.5).item()
-    interval = metrics.median_interval(by_caption, owner)
-    result.add("text_to_image_median_rank", median, interval)
+    # A median is no mean of samples, so `compare` has no values to pair.
+    for direction, rank, image in (
+        ("image_to_text", by_image, torch.arange(len(keys))),
+        ("text_to_image", by_caption, owner),
+    ):
+        median = rank.double().quantile(0.5).item()
+        interval = metrics.median_interval(rank, image)
+        result.add(f"{direction}_median_rank", median, interval)
 
     result.add("num_samples", len(keys))
     result.add("num_captions", len(owner))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -52,35 +53,31 @@ class Robustness:
 
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         weights = classifier(encoder, self.set.names, self.templates, setting)
+        images = self.set.images
         features = self.set.features(encoder, setting)
         clean = nearest_class_hits(features, weights, self.set.label)
-        corrupted: dict[str, Tensor] = {}
-        table = []
-        for name in self.settings.corruptions:
-            by_severity = []
-            for severity in self.settings.severities:
-                features = self._corrupted_features(name, severity, encoder, setting)
-                hits = nearest_class_hits(features, weights, self.set.label)
-                by_severity.append(hits)
-                row = {"corruption": name, "severity": severity}
-                table.append(row | metrics.rate_row("top1", hits))
-            # Per image, because severities of one image are not independent samples.
-            corrupted[f"{name}-top1"] = torch.stack(by_severity).mean(0)
-        return robustness_result(clean, corrupted, table, self.set.images.keys)
 
-    def _corrupted_features(
-        self, name: str, severity: int, encoder: ImageTextEncoder, setting: Setting
-    ) -> Tensor:
-        images = self.set.images
-
-        def read(number: int) -> Tensor:
+        def corrupted_image(name: str, severity: int, number: int) -> Tensor:
             picture = fitted_picture(images.image(number), encoder)
             # Draws depend on the seed and the key, not on ranks or order.
             key = zlib.crc32(f"{images.keys[number]}/{name}/{severity}".encode())
             random = np.random.default_rng((self.settings.seed, key))
             return pixels_of(corrupt(picture, name, severity, random))
 
-        return embed_images(encoder, read, images.keys, setting)
+        corrupted: dict[str, Tensor] = {}
+        table = []
+        for name in self.settings.corruptions:
+            by_severity = []
+            for severity in self.settings.severities:
+                read = partial(corrupted_image, name, severity)
+                features = embed_images(encoder, read, images.keys, setting)
+                hits = nearest_class_hits(features, weights, self.set.label)
+                by_severity.append(hits)
+                row = {"corruption": name, "severity": severity}
+                table.append(row | metrics.rate_row("top1", hits))
+            # Per image, because severities of one image are not independent samples.
+            corrupted[f"{name}-top1"] = torch.stack(by_severity).mean(0)
+        return robustness_result(clean, corrupted, table, images.keys)
 
 
 def robustness_result(
@@ -93,9 +90,10 @@ def robustness_result(
     result = Result(keys=keys, tables={"severities": table})
     mean = torch.stack(list(corrupted.values())).mean(0)
     for name, values in {"clean-top1": clean, "corrupted-top1": mean, **corrupted}.items():
-        result.add_rate(name, values, interval=metrics.rate_interval(values))
+        metrics.add_rate(result, name, values)
     if clean.any():  # else the ratio has no meaning
         relative = result.metrics["corrupted-top1"] / result.metrics["clean-top1"]
+        # Clean and corrupted hits are of the same images, so the ratio has an interval of its own.
         result.add("relative-top1", relative, metrics.ratio_interval(mean, clean))
     result.add("num_samples", len(clean))
     return result

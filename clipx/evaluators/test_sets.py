@@ -59,7 +59,7 @@ class Images:
 
     def subset(self, numbers: Sequence[int]) -> Images:
         keys = [self.keys[number] for number in numbers]
-        return Images(self.path, keys, lambda n: self.read(numbers[n]))
+        return Images(self.path, keys, lambda row: self.read(numbers[row]))
 
 
 def gray(size: int) -> Tensor:
@@ -67,36 +67,10 @@ def gray(size: int) -> Tensor:
     return torch.full((3, size, size), 127, dtype=torch.uint8)
 
 
-@dataclass(frozen=True)
-class CaptionedSet:
-    """captions: M, at least one of each image; owner: (M,) int64 image of each caption, not
-    decreasing"""
-
-    images: Images
-    captions: Sequence[str]
-    owner: Tensor
-
-    def first_captions(self) -> list[int]:
-        """N, the number of the first caption of each image."""
-        is_first = torch.ones(len(self.owner), dtype=torch.bool)
-        is_first[1:] = self.owner[1:] != self.owner[:-1]
-        return is_first.nonzero().flatten().tolist()
-
-
-def read_captioned(path: Path, split: str | None = None) -> CaptionedSet:
-    """Raises UserError."""
-    images, texts = read_shards(split_folder(path, split), "txt")
-    captions: list[str] = []
-    owner: list[int] = []
-    for number, text in enumerate(texts):
-        own = [line for line in text.splitlines() if line.strip()]
-        if not own:
-            raise UserError(
-                f"test set {path} has an image without a caption, {images.keys[number]}"
-            )
-        captions += own
-        owner += [number] * len(own)
-    return CaptionedSet(images, captions, torch.tensor(owner))
+def evenly_spaced(count: int, limit: int) -> list[int]:
+    """At most `limit` of 0 ... count - 1, from the first on."""
+    limit = min(limit, count)
+    return [number * count // limit for number in range(limit)]
 
 
 def is_classification(path: Path) -> bool:
@@ -116,13 +90,20 @@ def split_folder(path: Path, split: str | None) -> Path:
                 return path / name
         return path
     if not (path / split).is_dir():
-        folders = [p.name for p in sorted(path.iterdir()) if p.is_dir()] or ["no folders"]
-        names = ", ".join(folders[:5]) + (" ..." if len(folders) > 5 else "")
+        folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        names = ", ".join(folders[:5]) or "no folders"
+        if len(folders) > 5:
+            names += " ..."
         raise UserError(
             f"test set {path} has no split {split!r}; it has {names}. Give the folder above, "
             "another split, or split=null where these are the classes"
         )
     return path / split
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines of a text that are not blank."""
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def read_lines(path: Path) -> list[str]:
@@ -132,7 +113,7 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"test set file {path} cannot be read: {reason}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = text_lines(text)
     if not lines:
         raise UserError(f"test set file {path} is empty")
     return lines
@@ -151,10 +132,10 @@ def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
     for path in paths:
         shard = open_shard(path)
         for sample, key in enumerate(shard.index.keys):
+            # Members of other names are ignored, such as a JSON beside the image.
             members = {name: (offset, size) for name, offset, size in shard.index.members(sample)}
-            # A sample may have other members, which are ignored.
-            image = next((members[name] for name in decode.EXTENSIONS if name in members), None)
-            if image is None or label not in members:
+            kinds = [name for name in decode.EXTENSIONS if name in members]
+            if not kinds or label not in members:
                 raise UserError(
                     f"test set sample {key} of {path} has no image or no .{label} member"
                 )
@@ -164,8 +145,9 @@ def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
                 raise UserError(
                     f"test set sample {key} of {path} does not decode: {error}"
                 ) from error
+            # Keys are unique within a shard only.
             keys.append(f"{path.name}/{key}")
-            places.append((shard, *image))
+            places.append((shard, *members[kinds[0]]))
     if not keys:
         raise UserError(f"test set {folder} has no samples: its shards are empty")
 
@@ -185,24 +167,29 @@ def read_class_folders(folder: Path, classes: Sequence[str]) -> tuple[Images, li
     labels: list[int] = []
     for label, name in enumerate(classes):
         # Sorted, since file systems list in any order, and results must not depend on that.
-        of_class = sorted(path for path in (folder / name).rglob("*") if _is_image(path))
-        files += of_class
-        labels += [label] * len(of_class)
+        for path in sorted((folder / name).rglob("*")):
+            if _is_image(path):
+                files.append(path)
+                labels.append(label)
     if not files:
         raise UserError(
             f"test set {folder} has no images in its {len(classes)} class folders; "
             f"looked for {', '.join(decode.EXTENSIONS)}"
         )
     keys = [file.relative_to(folder).as_posix() for file in files]
-    return Images(folder, keys, lambda n: read_image_file(files[n], decode.MAX_BYTES)), labels
+    images = Images(folder, keys, lambda row: read_image_file(files[row], decode.MAX_BYTES))
+    return images, labels
 
 
 def class_folders(folder: Path) -> list[str]:
     """The names of the folders in it, sorted, numbers by their value. Raises UserError."""
-    names = [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-    if names:
-        numbers = [name for name in names if name.isascii() and name.isdecimal()]
-        others = [name for name in names if name not in numbers]
+    numbers = []
+    others = []
+    for path in folder.iterdir():
+        if path.is_dir() and path.name[0] != ".":
+            is_number = path.name.isascii() and path.name.isdecimal()
+            (numbers if is_number else others).append(path.name)
+    if numbers or others:
         return sorted(numbers, key=lambda name: (int(name), name)) + sorted(others)
     if any(_is_image(path) for path in folder.iterdir()):
         raise UserError(

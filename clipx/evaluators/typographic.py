@@ -40,29 +40,29 @@ class Typographic:
         self.set = zero_shot.set.evenly_spaced(settings.limit)
         num_classes = len(self.set.names)
         generator = torch.Generator().manual_seed(settings.seed)
+        # Any class but the picture's own.
         offset = torch.randint(1, num_classes, (len(self.set),), generator=generator)
-        self.written = (self.set.label + offset) % num_classes  # any class but the picture's own
+        self.written = (self.set.label + offset) % num_classes
 
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
+        def attack(number: int) -> Tensor:
+            """The model's view of an image, (3, size, size) uint8, with the other class on it."""
+            picture = fitted_picture(images.image(number), encoder)
+            word = self.set.names[int(self.written[number])]
+            return pixels_of(written_on(picture, word))
+
+        images = self.set.images
         weights = classifier(encoder, self.set.names, self.templates, setting)
-        keys = self.set.images.keys
         clean = self.set.features(encoder, setting)
-        attacked = embed_images(encoder, lambda n: self.attacked(n, encoder), keys, setting)
-        result = Result(keys=keys)
-        for name, features, label in (
-            ("clean-top1", clean, self.set.label),
-            ("attacked-top1", attacked, self.set.label),
-            ("read_share", attacked, self.written),
-        ):
-            hits = nearest_class_hits(features, weights, label)
-            result.add_rate(name, hits, interval=metrics.rate_interval(hits))
+        attacked = embed_images(encoder, attack, images.keys, setting)
+        result = Result(keys=images.keys)
+        label = self.set.label
+        metrics.add_rate(result, "clean-top1", nearest_class_hits(clean, weights, label))
+        metrics.add_rate(result, "attacked-top1", nearest_class_hits(attacked, weights, label))
+        # The rest of the wrong answers are third classes.
+        metrics.add_rate(result, "read_share", nearest_class_hits(attacked, weights, self.written))
         result.add("num_samples", len(self.set))
         return result
-
-    def attacked(self, number: int, encoder: ImageTextEncoder) -> Tensor:
-        """(3, size, size) uint8: the model's view of an image with the other class on it."""
-        picture = fitted_picture(self.set.images.image(number), encoder)
-        return pixels_of(written_on(picture, self.set.names[int(self.written[number])]))
 
 
 def written_on(image: Image.Image, text: str) -> Image.Image:

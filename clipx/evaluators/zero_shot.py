@@ -58,8 +58,20 @@ def classification_result(
     correct = predicted == labeled.label
     result.add("zeroshot-ece", metrics.calibration_error(confidence, correct))
 
-    result.tables["per_class"] = per_class(predicted, labeled.label, labeled.names)
-    result.tables["confusion"] = confusions(predicted, labeled.label, labeled.names)
+    names = labeled.names
+    result.tables["per_class"] = per_class(predicted, labeled.label, names)
+
+    # The pairs of classes of which one is taken for the other, most frequent first.
+    confusion = metrics.confusion(predicted, labeled.label, len(names))
+    counts = confusion.fill_diagonal_(0).flatten()
+    confusions = []
+    for place in counts.argsort(descending=True, stable=True).tolist():
+        count = int(counts[place])
+        if count == 0:
+            break
+        right, wrong = divmod(place, len(names))
+        confusions.append({"class": names[right], "taken_for": names[wrong], "count": count})
+    result.tables["confusion"] = confusions
     return result
 
 
@@ -75,19 +87,6 @@ def per_class(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[di
     return sorted(rows, key=lambda row: row["recall"])
 
 
-def confusions(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The pairs of classes of which one is taken for the other, most frequent first."""
-    counts = metrics.confusion(predicted, label, len(names)).fill_diagonal_(0).flatten()
-    rows = []
-    for place in counts.argsort(descending=True, stable=True).tolist():
-        count = int(counts[place])
-        if count == 0:
-            break
-        right, wrong = divmod(place, len(names))
-        rows.append({"class": names[right], "taken_for": names[wrong], "count": count})
-    return rows
-
-
 def zero_shot(
     model: ImageTextEncoder,
     images: object,
@@ -100,4 +99,5 @@ def zero_shot(
     templates: prompts with {c} in place of the class name
     """
     weights = classifier(model, class_names, templates)
-    return (model.logit_scale * model.encode_image(images) @ weights.T).softmax(-1)
+    logits = model.logit_scale * model.encode_image(images) @ weights.T
+    return logits.softmax(-1)

@@ -17,21 +17,24 @@ def top_k_hits(scores: Tensor, label: Tensor, k: int, ids: Tensor | None = None)
     scores: (N, C) float; label: (N,) int64
     ids: (C,) int64, number of the first class that equals each; None if all differ
     """
-    rivals = scores >= scores.gather(1, label[:, None])
+    column = label[:, None]
+    own_score = scores.gather(1, column)
+    rivals = scores >= own_score
     if ids is not None:
-        number = torch.arange(len(ids))
-        equal = ids[None, :] == ids[label][:, None]
-        later = number[None, :] > label[:, None]
-        rivals &= ~(equal & later)
-    rivals.scatter_(1, label[:, None], False)
+        is_equal = ids == ids[column]
+        is_later = torch.arange(len(ids)) > column
+        rivals &= ~(is_equal & is_later)
+    rivals.scatter_(1, column, False)  # a label is no rival of itself
     return rivals.sum(1) < k
 
 
 def predictions(scores: Tensor, label: Tensor, ids: Tensor | None = None) -> Tensor:
     """(N,) int64 classes with the highest scores. The label is predicted where top_k_hits with
     k = 1 has a hit, and nowhere else, so that tables agree with accuracy on ties."""
-    best_other = scores.scatter(1, label[:, None], -torch.inf).argmax(1)
-    return torch.where(top_k_hits(scores, label, 1, ids), label, best_other)
+    without_label = scores.scatter(1, label[:, None], -torch.inf)
+    best_other = without_label.argmax(1)
+    is_hit = top_k_hits(scores, label, 1, ids)
+    return torch.where(is_hit, label, best_other)
 
 
 def top_k_accuracy(scores: Tensor, label: Tensor, k: int) -> float:
@@ -44,13 +47,15 @@ def mean_per_class_recall(predicted: Tensor, label: Tensor, num_classes: int) ->
     total = torch.bincount(label, minlength=num_classes)
     right = torch.bincount(label[predicted == label], minlength=num_classes)
     occurs = total > 0
-    return (right[occurs].double() / total[occurs]).mean().item()
+    recall = right[occurs].double() / total[occurs]
+    return recall.mean().item()
 
 
 def confusion(predicted: Tensor, label: Tensor, num_classes: int) -> Tensor:
     """(C, C) int64 number of samples by class (row) and predicted class (column)."""
-    pair = label * num_classes + predicted
-    return torch.bincount(pair, minlength=num_classes**2).view(num_classes, num_classes)
+    cell = label * num_classes + predicted
+    counts = torch.bincount(cell, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, *, bins: int = 15) -> float:
@@ -63,5 +68,6 @@ def calibration_error(confidence: Tensor, correct: Tensor, *, bins: int = 15) ->
     # Bin b holds the confidences in (b / bins, (b + 1) / bins], and the first one 0 as well.
     number = (confidence * bins).ceil().long() - 1
     number = number.clamp(0, bins - 1)
+    # A bin's gap times its number of samples is the sum of its samples' gaps.
     gap = torch.bincount(number, confidence - correct.double(), minlength=bins)
     return gap.abs().sum().item() / len(confidence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from clipx.metrics.distributions import binomial_interval, student_quantile
@@ -41,8 +42,9 @@ def _components(score: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
 def _ranks(score: Tensor) -> Tensor:
     """(N,) float64 from 1; equal scores share the mean of their ranks."""
     _, place, count = score.unique(return_inverse=True, return_counts=True)
-    last = count.cumsum(0).double()
-    return (last - (count - 1) / 2)[place]
+    last_rank = count.cumsum(0).double()
+    mean_rank = last_rank - (count - 1) / 2
+    return mean_rank[place]
 
 
 def auroc_interval(score: Tensor, positive: Tensor, group: Tensor | None = None) -> Interval | None:
@@ -77,20 +79,21 @@ def auroc_interval(score: Tensor, positive: Tensor, group: Tensor | None = None)
     # Near 0 and 1 few pairs are in the wrong order, and their scatter is hardly known.
     unseen = math.exp(-TRIALS_PER_SAMPLE * trials * spread)
     unseen_variance = spread / (TRIALS_PER_SAMPLE * trials)
-    error = math.sqrt((1 - unseen) * variance + unseen * unseen_variance) / spread
+    variance = (1 - unseen) * variance + unseen * unseen_variance
+    # The derivative of the logit is 1 / spread.
+    error = math.sqrt(variance) / spread
     logit = math.log(area / (1 - area))
     reach = student_quantile(freedom) * error
-    return max(low, _sigmoid(logit - reach)), min(high, _sigmoid(logit + reach))
+    low = max(low, float(expit(logit - reach)))
+    high = min(high, float(expit(logit + reach)))
+    return low, high
 
 
 def _mean_variance(deviation: Tensor, group: Tensor) -> tuple[float, int]:
     """(variance of the mean of these deviations from it, number of groups)"""
     _, member = group.unique(return_inverse=True)
+    # Deviations within a group may go together, so the sums are the independent values.
     total = torch.bincount(member, deviation)
     num_groups = len(total)
     variance = total.square().sum().item() / len(deviation) ** 2
     return variance * num_groups / max(1, num_groups - 1), num_groups
-
-
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-logit))

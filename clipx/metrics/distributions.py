@@ -23,14 +23,18 @@ def binomial_interval(hits: float, count: float, tail: float = TAIL) -> tuple[fl
 
     hits, count: may be fractions, for an effective number of samples
     """
+    # The gamma function extends the binomial coefficient to fractions.
     log_choose = math.lgamma(count + 1) - math.lgamma(hits + 1) - math.lgamma(count - hits + 1)
 
     def upper_tail(rate: float, observed_share: float) -> float:
         """P(more hits) + a share of P(as many hits), which grows with the rate."""
-        equal = math.exp(log_choose + hits * math.log(rate) + (count - hits) * math.log1p(-rate))
+        log_equal = log_choose + hits * math.log(rate) + (count - hits) * math.log1p(-rate)
+        # The binomial sum as an incomplete beta function, which takes fractions too.
         at_least = float(betainc(hits, count - hits + 1, rate)) if hits > 0 else 1.0
-        return at_least - (1 - observed_share) * equal
+        return at_least - (1 - observed_share) * math.exp(log_equal)
 
+    # The low end is the rate at which so many hits or more have the probability `tail`, and the
+    # high end that at which so few or fewer have it.
     low = 0.0
     high = 1.0
     estimate = hits / count
@@ -43,13 +47,14 @@ def binomial_interval(hits: float, count: float, tail: float = TAIL) -> tuple[fl
 
 def student_quantile(freedom: float, tail: float = TAIL) -> float:
     """The value that Student's t with these degrees of freedom exceeds at probability `tail`."""
-    if math.isinf(freedom):
+    if math.isinf(freedom):  # the normal distribution
         return float(ndtri(1 - tail))
     return float(stdtrit(freedom, 1 - tail))
 
 
 def _root(function: Callable[[float], float], wanted: float, low: float, high: float) -> float:
     """The argument at which a growing function has the value `wanted`, by bisection."""
+    # Not SciPy's: it also evaluates the ends, where a rate of 0 or 1 has no logarithm.
     for _ in range(60):
         middle = (low + high) / 2
         if function(middle) < wanted:

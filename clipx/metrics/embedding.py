@@ -18,9 +18,10 @@ def not_unit(features: Tensor) -> list[int]:
     return torch.nonzero(~is_unit).flatten().tolist()
 
 
-def alignment(image: Tensor, text: Tensor) -> float:
-    """Mean squared distance of matching rows, 0 to 4 (arXiv:2005.10242)."""
-    return (image - text).double().square().sum(1).mean().item()
+def squared_distances(image: Tensor, text: Tensor) -> Tensor:
+    """(N,) of matching rows, 0 to 4; their mean is the alignment (arXiv:2005.10242)."""
+    difference = (image - text).double()
+    return difference.square().sum(1)
 
 
 def uniformity(features: Tensor, *, block: int = 4096) -> float:
@@ -29,6 +30,7 @@ def uniformity(features: Tensor, *, block: int = 4096) -> float:
     total = torch.zeros((), dtype=torch.float64)
     for start in range(0, len(features), block):
         similarity = features[start : start + block] @ features.T
+        # Of unit rows, d^2 = 2 - 2 cos; rounding may give less than 0.
         squared = (2 - 2 * similarity).clamp_(min=0).double()
         rows = torch.arange(len(similarity))
         squared[rows, rows + start] = torch.inf  # a row is no pair with itself
@@ -40,11 +42,12 @@ def uniformity(features: Tensor, *, block: int = 4096) -> float:
 def effective_rank(features: Tensor) -> float:
     """Number of dimensions in use, 1 to D: the exponential of the entropy of the singular values'
     shares (Roy and Vetterli, 2007), of centered features."""
-    centered = features.double() - features.double().mean(0)
-    singular = torch.linalg.svdvals(centered)
+    features = features.double()
+    singular = torch.linalg.svdvals(features - features.mean(0))
     total = singular.sum()
-    if total < 1e-9:
+    if total < 1e-9:  # all rows are one point
         return 1.0
+    # 0 log 0 is 0, which floats do not know.
     share = singular[singular > 1e-12 * total] / total
     entropy = -(share * share.log()).sum()
     return entropy.exp().item()
@@ -52,7 +55,8 @@ def effective_rank(features: Tensor) -> float:
 
 def modality_gap(image: Tensor, text: Tensor) -> float:
     """Distance of the two means, 0 to 2 (arXiv:2203.02053)."""
-    return (image.double().mean(0) - text.double().mean(0)).norm().item()
+    gap = image.double().mean(0) - text.double().mean(0)
+    return gap.norm().item()
 
 
 def modality_gap_interval(image: Tensor, text: Tensor) -> Interval | None:
@@ -69,6 +73,7 @@ def modality_gap_interval(image: Tensor, text: Tensor) -> Interval | None:
     if count < 10 or gap == 0:
         return None
     along = difference @ (mean / gap)
+    # Variances of the mean. The total over all directions is that along the gap and the rest.
     variance_along = along.var().item() / count
     variance_across = difference.var(0).sum().item() / count - variance_along
     if gap < 3 * math.sqrt(variance_along + variance_across):
@@ -88,7 +93,8 @@ def dead_dimensions(features: Tensor) -> float:
     are spread evenly."""
     even = features.shape[1] ** -0.5
     deviation = features.double().std(0, correction=0)
-    return (deviation < 0.01 * even).double().mean().item()
+    is_dead = deviation < 0.01 * even
+    return is_dead.double().mean().item()
 
 
 def hubness(neighbors: Tensor, num_candidates: int) -> float:
@@ -101,4 +107,5 @@ def hubness(neighbors: Tensor, num_candidates: int) -> float:
     deviation = count.std(correction=0)
     if deviation == 0:
         return 0.0
-    return ((count - count.mean()) / deviation).pow(3).mean().item()
+    standardized = (count - count.mean()) / deviation
+    return standardized.pow(3).mean().item()

@@ -13,20 +13,32 @@ import torch
 from torch import Tensor
 
 from clipx.metrics.distributions import TAIL, binomial_interval, student_quantile
-from clipx.types import Interval, weighted_mean
+from clipx.types import Interval, Result
 
 MIN_DEVIATING = 10  # values that differ from the most frequent one, for Student's t
 
 
-def ends(interval: Interval | None) -> dict[str, Any]:
-    """`low` and `high` of a row of a table."""
-    low, high = interval or (None, None)
-    return {"low": low, "high": high}
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> float:
+    """Mean of (N,) values with (N,) weights; the same bits in any order of the samples."""
+    if weights is None:
+        return math.fsum(values.tolist()) / len(values)
+    products = weights.double() * values.double()
+    return math.fsum(products.tolist()) / math.fsum(weights.tolist())
+
+
+def add_rate(result: Result, name: str, values: Tensor, weights: Tensor | None = None) -> None:
+    """Add the mean of (N,) values in [0, 1] with its interval, and the values themselves, which
+    `compare` and `fairness` need."""
+    result.samples[name] = values.double()
+    if weights is not None:
+        result.weights[name] = weights.double()
+    result.add(name, weighted_mean(values, weights), rate_interval(values, weights))
 
 
 def rate_row(name: str, values: Tensor, weights: Tensor | None = None) -> dict[str, Any]:
     """The mean of (N,) values under `name`, with `low` and `high`, for a row of a table."""
-    return {name: weighted_mean(values, weights)} | ends(rate_interval(values, weights))
+    low, high = rate_interval(values, weights) or (None, None)
+    return {name: weighted_mean(values, weights), "low": low, "high": high}
 
 
 def by_group(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -37,11 +49,9 @@ def by_group(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor | None]:
     _, member = group.unique(return_inverse=True)
     size = torch.bincount(member)
     mean = torch.bincount(member, values.double()) / size
-    return mean, None if _all_equal(size) else size
-
-
-def _all_equal(values: Tensor) -> bool:
-    return bool((values == values[0]).all())
+    if (size == size[0]).all():
+        return mean, None
+    return mean, size
 
 
 def rate_interval(
@@ -59,15 +69,18 @@ def rate_interval(
     if values.min() < 0 or values.max() > 1:
         return None
     weights = torch.ones_like(values) if weights is None else weights.double()
-    is_binary = bool(((values == 0) | (values == 1)).all())
-    if is_binary and _all_equal(weights):
+    is_binary = (values == 0) | (values == 1)
+    if is_binary.all() and (weights == weights[0]).all():
         return binomial_interval(float(values.sum()), float(count), tail)
     if count < 2:
         return None
+
     mean = weighted_mean(values, weights)
     total = weights.sum()
+    # A weighted mean is a ratio of sums; this is its variance by linearization.
     deviation = weights * (values - mean) / total
     variance = deviation.square().sum().item() * count / (count - 1)
+    # Kish's effective number of samples: few large weights count as few samples.
     trials = (total.square() / weights.square().sum()).item()
     # Half a sample at 0 and half a one at 1: of 100 images of which 3 fail altogether, a set often
     # has none that does. Without these halves that covers at 91 %, with them at 95 %.
@@ -88,7 +101,9 @@ def effective_interval(
     spread = rate * (1 - rate)
     # The probability that these trials would all have been alike, and so have shown no variance.
     unseen = math.exp(-trials * spread)
+    # Student's quantile exceeds the normal one as much as an interval must be wider.
     wider = student_quantile(freedom, tail) / student_quantile(math.inf, tail)
+    # 1 / trials is the variance of a binomial rate over its spread: add both on that scale.
     seen = (1 - unseen) * variance * wider**2 / spread if spread > 0 else 0.0
     count = 1 / (seen + unseen / trials)
     return binomial_interval(min(1.0, rate) * count, count, tail)
@@ -110,6 +125,7 @@ def class_mean_interval(hits: Tensor, label: Tensor) -> Interval | None:
     variance_of_class = (squares + mean * (1 - mean)) / size
     parts = variance_of_class / size / num_classes**2
     variance = parts.sum().item()
+    # Satterthwaite's degrees of freedom of a sum of variances.
     freedom = math.inf
     if variance > 0:
         freedom = variance**2 / (parts.square() / size).sum().item()
@@ -135,10 +151,11 @@ def worst_interval(groups: Sequence[tuple[Tensor, Tensor | None]]) -> Interval |
 
 def best_interval(groups: Sequence[tuple[Tensor, Tensor | None]]) -> Interval | None:
     """Interval of the highest mean among groups of (values, weights) in [0, 1], corrected alike."""
-    mirrored = worst_interval([(1 - values.double(), weights) for values, weights in groups])
-    if mirrored is None:
+    # The best rate of hits is one less the worst rate of misses.
+    misses = worst_interval([(1 - values.double(), weights) for values, weights in groups])
+    if misses is None:
         return None
-    low, high = mirrored
+    low, high = misses
     return 1 - high, 1 - low
 
 
@@ -167,7 +184,7 @@ def ratio_interval(numerator: Tensor, denominator: Tensor) -> Interval | None:
     if total == 0 or count < 2:
         return None
     ratio = numerator.sum().item() / total
-    if ratio > 1:
+    if ratio > 1:  # more right under corruption than on clean pictures: no binomial rate
         return None
     deviation = numerator - ratio * denominator
     variance = deviation.square().sum().item() / total**2 * count / (count - 1)
@@ -194,6 +211,7 @@ def median_interval(values: Tensor, owner: Tensor) -> Interval | None:
         by_image = torch.bincount(owner, below - share)
         clustered = by_image.square().sum().item() / num_values**2
         error = 0.5 * math.sqrt(clustered / (share * (1 - share)))
+    # As many values are left out at each end.
     num_outside = num_values * (0.5 - student_quantile(num_images - 1) * error)
     first = max(1, math.ceil(num_outside))
     return ordered[first - 1].item(), ordered[num_values - first].item()

@@ -42,23 +42,13 @@ def paired_test(first: Tensor, second: Tensor, weights: Tensor | None = None) ->
 
     weights: (N,) of the samples in the mean; equal by default
     """
-    values = torch.stack([first.double(), second.double()])
-    is_binary = bool(((values == 0) | (values == 1)).all())
     if weights is None:
         weights = torch.ones(len(first))
-    if is_binary and bool((weights == weights[0]).all()):
-        return _binary_test(first, second)
-    return sign_flip_test(values[1] - values[0], weights)
+    values = torch.stack([first.double(), second.double()])
+    is_binary = (values == 0) | (values == 1)
+    if not is_binary.all() or not (weights == weights[0]).all():
+        return sign_flip_test(values[1] - values[0], weights)
 
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value of McNemar's test (Psychometrika 1947): the probability of so uneven
-    a split of the samples that one model alone gets right, if the two were equally good."""
-    tail = float(bdtr(min(only_first, only_second), only_first + only_second, 0.5))
-    return min(1.0, 2 * tail)
-
-
-def _binary_test(first: Tensor, second: Tensor) -> PairedTest:
     only_first = int((first > second).sum())
     only_second = int((second > first).sum())
     p = mcnemar(only_first, only_second)
@@ -68,6 +58,13 @@ def _binary_test(first: Tensor, second: Tensor) -> PairedTest:
         low = min(low, 0.0)
         high = max(high, 0.0)
     return PairedTest(p, (low, high))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value of McNemar's test (Psychometrika 1947): the probability of so uneven
+    a split of the samples that one model alone gets right, if the two were equally good."""
+    tail = float(bdtr(min(only_first, only_second), only_first + only_second, 0.5))
+    return min(1.0, 2 * tail)
 
 
 def difference_interval(only_first: int, only_second: int, count: int) -> Interval:
@@ -115,6 +112,7 @@ def sign_flip_test(difference: Tensor, weights: Tensor) -> PairedTest:
 
     # A pattern that flips none or all of the samples is as far from all differences.
     trivial = (flipped_weight == 0) | (kept_weight == 0)
+    # Patterns with equal means differ by rounding: count them as ties, toward a larger p.
     rounding = 1e-12 * difference.abs().max()
     lows = torch.minimum(flipped_mean, kept_mean) - rounding
     highs = torch.maximum(flipped_mean, kept_mean) + rounding
@@ -122,7 +120,9 @@ def sign_flip_test(difference: Tensor, weights: Tensor) -> PairedTest:
     highs = highs.masked_fill(trivial, torch.inf).sort().values
 
     # The observed difference lies between the two means of any pattern, so one side decides.
-    p = min((lows <= 0).double().mean().item(), (highs >= 0).double().mean().item())
+    share_low = (lows <= 0).double().mean().item()
+    share_high = (highs >= 0).double().mean().item()
+    p = min(share_low, share_high)
     if num_differing < MIN_DIFFERING:
         return PairedTest(p, None)
     place = math.ceil(LEVEL * len(lows))
@@ -138,6 +138,7 @@ def _patterns(count: int) -> Tensor:
     """(patterns, count) float64, 1 for a flipped sign: all patterns, or random ones and that of no
     flip, which makes the test exact (Phipson and Smyth, 2010)."""
     if count <= MAX_EXACT:
+        # The bits of 0 ... 2^count - 1 are all patterns.
         numbers = torch.arange(2**count)
         bits = numbers[:, None] >> torch.arange(count) & 1
         return bits.double()

@@ -50,16 +50,16 @@ class PairRanks:
         count = torch.bincount(self.owner)
         first = (count.cumsum(0) - count)[self.owner]
         place = torch.arange(len(self.owner)) - first + 1  # from 1, among the image's captions
-        precision = place / (place + self.closer_captions[order]).double()
+        # Down to this caption: so many of the image's own, and so many of others before it.
+        rank = place + self.closer_captions[order]
+        precision = place / rank.double()
         return torch.bincount(self.owner, precision) / count
 
 
 def image_blocks(num_images: int) -> list[range]:
     """The blocks of images for `PairCounter.count`."""
-    blocks = []
-    for start in range(0, num_images, IMAGES_PER_BLOCK):
-        blocks.append(range(start, min(start + IMAGES_PER_BLOCK, num_images)))
-    return blocks
+    starts = range(0, num_images, IMAGES_PER_BLOCK)
+    return [range(num_images)[start : start + IMAGES_PER_BLOCK] for start in starts]
 
 
 class PairCounter:
@@ -79,22 +79,21 @@ class PairCounter:
         self.first = self.last - num_captions
         self.image_ids = row_ids(image)
         self.text_ids = row_ids(text)
-        self.own_score = self._own_scores()
         self.closer_images = torch.zeros(len(text), dtype=torch.int64)
         self.closer_captions = torch.zeros(len(text), dtype=torch.int64)
 
-    def _own_scores(self) -> Tensor:
-        """(M,) similarity of each caption to its image, by a product of matrices as the others."""
-        parts = []
-        for block in image_blocks(len(self.image)):
-            image = self.image[block.start : block.stop].to(self.device)
+        # (M,) similarity of each caption to its image. By a product of matrices, like the scores
+        # to compare it with: a sum of products by row would be rounded in another way.
+        own_scores = []
+        for block in image_blocks(len(image)):
+            rows = image[block.start : block.stop].to(device)
             last = int(self.last[block.stop - 1])
             for start in range(int(self.first[block.start]), last, CAPTIONS_PER_BLOCK):
                 stop = min(start + CAPTIONS_PER_BLOCK, last)
-                scores = image @ self.text[start:stop].to(self.device).T
-                rows = self.owner[start:stop] - block.start
-                parts.append(scores[rows, torch.arange(stop - start)].cpu())
-        return torch.cat(parts)
+                scores = rows @ text[start:stop].to(device).T
+                own_row = owner[start:stop] - block.start
+                own_scores.append(scores[own_row, torch.arange(stop - start)].cpu())
+        self.own_score = torch.cat(own_scores)
 
     def count(self, block: range) -> None:
         """Compare the images of a block with all captions."""
@@ -102,6 +101,7 @@ class PairCounter:
         image_ids = self.image_ids[block.start : block.stop]
         first = int(self.first[block.start])
         last = int(self.last[block.stop - 1])
+
         # Column k has the k-th caption of each image; an infinite threshold stands for none.
         row = self.owner[first:last] - block.start
         column = torch.arange(first, last) - self.first[self.owner[first:last]]
@@ -118,17 +118,21 @@ class PairCounter:
             owner = self.owner[start:stop]
             scores = image @ self.text[start:stop].to(self.device).T
             # Captions of an image do not compete with one another.
-            columns = ((owner >= block.start) & (owner < block.stop)).nonzero().flatten()
+            is_own = (owner >= block.start) & (owner < block.stop)
+            columns = is_own.nonzero().flatten()
             pairs = (owner[columns] - block.start, columns)
             scores[pairs] = -torch.inf
 
             # Floats, because their sums are many times faster than those of bool.
             above = torch.empty_like(scores)
-            torch.ge(scores, self.own_score[start:stop].to(self.device), out=above)
+            own_score = self.own_score[start:stop].to(self.device)
+            torch.ge(scores, own_score, out=above)
             _set_ties(above, image_ids, self.image_ids[owner], pairs)
             self.closer_images[start:stop] += above.sum(0).long().cpu()
+            # Images have a handful of captions each, so this loop is short.
             for k in range(shape[1]):
-                torch.ge(scores, thresholds[:, k, None].to(self.device), out=above)
+                threshold = thresholds[:, k, None].to(self.device)
+                torch.ge(scores, threshold, out=above)
                 _set_ties(above, own_ids[:, k], text_ids, pairs)
                 closer[:, k] += above.sum(1).long().cpu()
         self.closer_captions[first:last] += closer[row, column]

@@ -17,6 +17,7 @@ def row_ids(features: Tensor) -> Tensor:
     rows = (features.detach().cpu() + 0.0).contiguous().numpy()  # + 0.0 turns -0.0 into 0.0
     first: dict[bytes, int] = {}
     ids = []
+    # Digests take 16 bytes a row, where the rows of a large set would fill the memory.
     for number, row in enumerate(rows):
         digest = hashlib.blake2b(row, digest_size=16).digest()
         ids.append(first.setdefault(digest, number))
@@ -31,7 +32,7 @@ def similarities(rows: Tensor, columns: Tensor, column_ids: Tensor | None = None
     ids = row_ids(columns) if column_ids is None else column_ids
     scores = rows @ columns.T
     is_repeated = ids != torch.arange(len(ids))
-    if is_repeated.any():
+    if is_repeated.any():  # copy the column of the first of each kind; rare, so most pay nothing
         scores = scores[:, ids.to(scores.device)]
     return scores
 

@@ -23,18 +23,11 @@ class Axis:
 
     def pixel(self, value: float) -> float:
         if self.log:
-            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+            ratio = max(value, self.low) / self.low
+            share = math.log(ratio) / math.log(self.high / self.low)
         else:
             share = (value - self.low) / (self.high - self.low)
         return self.start + share * (self.stop - self.start)
-
-
-def step_axis(steps: Sequence[float], start: float, stop: float) -> Axis:
-    first = min(steps)
-    last = max(steps)
-    if first == last:
-        return Axis(first - 1, last + 1, start, stop)
-    return Axis(first, last, start, stop)
 
 
 def value_axis(
@@ -61,10 +54,11 @@ def labeled_ticks(axis: Axis, *, percent: bool = False) -> list[tuple[float, str
         # Labels of one unit, as on a linear axis, would make the small ones 0.
         return [(axis.pixel(tick), exact_text(tick)) for tick in log_ticks(axis.low, axis.high)]
     scale = 100 if percent else 1
+    suffix = "%" if percent else ""
     ticks = linear_ticks(scale * axis.low, scale * axis.high)
     labeled = []
     for tick, label in zip(ticks, tick_labels(ticks), strict=True):
-        labeled.append((axis.pixel(tick / scale), f"{label}%" if percent else label))
+        labeled.append((axis.pixel(tick / scale), label + suffix))
     return labeled
 
 
@@ -87,11 +81,15 @@ def log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times the powers of ten in [low, high], the powers alone if these are many."""
     powers = []
     ticks = []
-    for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1):
+    first = math.floor(math.log10(low))
+    last = math.ceil(math.log10(high))
+    for exponent in range(first, last + 1):
         power = 10.0**exponent
         if low <= power <= high:
             powers.append(power)
-        ticks += [m * power for m in (1, 2, 5) if low * 0.999 <= m * power <= high * 1.001]
+        for tick in (power, 2 * power, 5 * power):
+            if low * 0.999 <= tick <= high * 1.001:
+                ticks.append(tick)
     return ticks if len(ticks) <= 6 else powers
 
 
@@ -100,14 +98,18 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     if len(ticks) < 2:
         return [exact_text(tick) for tick in ticks]
     step = ticks[1] - ticks[0]
-    largest = max(abs(tick) for tick in ticks)
+    largest = max(map(abs, ticks))
     unit = 1.0
     suffix = ""
-    # 2,000 is as short as 2k, so thousands begin at 10k.
-    for smallest, size, letter in ((1e4, 1e3, "k"), (1e6, 1e6, "M"), (1e9, 1e9, "G")):
-        if largest >= smallest:
-            unit = size
-            suffix = letter
+    if largest >= 1e4:  # 2,000 is as short as 2k
+        unit = 1e3
+        suffix = "k"
+    if largest >= 1e6:
+        unit = 1e6
+        suffix = "M"
+    if largest >= 1e9:
+        unit = 1e9
+        suffix = "G"
     if largest < 1e-3:  # 1e-05 is shorter than 0.00001
         digits = 1 + math.ceil(math.log10(largest / step) + 1e-9)
         return [f"{tick:.{digits}g}" for tick in ticks]

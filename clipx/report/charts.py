@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
-from clipx.report.axes import Axis, labeled_ticks, step_axis, value_axis
+from clipx.report.axes import Axis, labeled_ticks, value_axis
 from clipx.report.formats import exact_text, percent_text
 
 # The drawing, and the edges of the area in which curves are drawn.
@@ -26,26 +26,21 @@ Position = tuple[float, float]
 
 @dataclass(frozen=True)
 class Point:
-    """A value of a curve.
+    """A value at a step.
 
-    y: NaN if there is no finite value
-    low, high: ends of the band, NaN without one
+    low, high: ends of its interval, drawn as a band; NaN without one
     label: heading of the tooltip, by default the step
     """
 
-    x: float
-    y: float
+    step: float
+    value: float
     low: float = NAN
     high: float = NAN
     label: str = ""
 
     @property
-    def is_finite(self) -> bool:
-        return math.isfinite(self.y)
-
-    @property
-    def has_band(self) -> bool:
-        return math.isfinite(self.low) and math.isfinite(self.high)
+    def has_interval(self) -> bool:
+        return math.isfinite(self.low)
 
 
 @dataclass(frozen=True)
@@ -104,42 +99,44 @@ def line_chart(
     percent: values are shares, shown in percent
     """
     value_text = percent_text if percent else exact_text
+    names = list(series)
     shown = {}
     finite = {}
     trends = []
     steps = []
     values = []
     num_points = 0
-    num_missing = 0
+    num_finite = 0
     for name, points in series.items():
         num_points += len(points)
-        num_missing += sum(not point.is_finite for point in points)
+        num_finite += sum(math.isfinite(point.value) for point in points)
         shown[name] = thinned(points)
-        finite[name] = [point for point in shown[name] if point.is_finite]
+        finite[name] = [point for point in shown[name] if math.isfinite(point.value)]
         for point in finite[name]:
-            steps.append(point.x)
-            values.append(point.y)
+            steps.append(point.step)
+            values.append(point.value)
             # The axis must hold the bands too, or they would leave the drawing.
-            if point.has_band:
+            if point.has_interval:
                 values += [point.low, point.high]
         if finite[name]:
-            ends = f"{value_text(finite[name][0].y)} to {value_text(finite[name][-1].y)}"
-            trends.append(f"{name} from {ends}")
-    names = list(series)
+            oldest = value_text(finite[name][0].value)
+            newest = value_text(finite[name][-1].value)
+            trends.append(f"{name} from {oldest} to {newest}")
     if not finite[names[0]]:
         return LineChart(title, unit, names)
 
-    x = step_axis(steps, LEFT, RIGHT)
+    margin = 1 if min(steps) == max(steps) else 0  # a single step has no span
+    x = Axis(min(steps) - margin, max(steps) + margin, LEFT, RIGHT)
     y = value_axis(values, BOTTOM, TOP, from_zero=from_zero)
     note = ""
-    if num_missing:
-        note = f"{num_missing:,} of {num_points:,} values are not finite and left out."
+    if num_finite < num_points:
+        note = f"{num_points - num_finite:,} of {num_points:,} values are not finite and left out."
     return LineChart(
         title,
         unit,
         names,
         note=note,
-        newest=value_text(finite[names[0]][-1].y),
+        newest=value_text(finite[names[0]][-1].value),
         summary=f"{title}: {', '.join(trends)}",
         x_ticks=labeled_ticks(x),
         y_ticks=labeled_ticks(y, percent=percent),
@@ -156,16 +153,16 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     for number in range(MAX_POINTS):
         start = len(points) * number // MAX_POINTS
         stop = len(points) * (number + 1) // MAX_POINTS
-        stretch = [point for point in points[start:stop] if point.is_finite]
+        stretch = [point for point in points[start:stop] if math.isfinite(point.value)]
         if not stretch:  # the gap stays visible
-            means.append(Point(points[start].x, NAN))
+            means.append(Point(points[start].step, NAN))
             continue
-        values = [point.y for point in stretch]
         first = stretch[0]
         last = stretch[-1]
-        label = f"mean of {first.label or exact_text(first.x)} to {exact_text(last.x)}"
+        label = f"mean of {first.label or exact_text(first.step)} to {exact_text(last.step)}"
+        values = [point.value for point in stretch]
         mean = sum(values) / len(values)
-        means.append(Point(last.x, mean, min(values), max(values), label))
+        means.append(Point(last.step, mean, min(values), max(values), label))
     return means
 
 
@@ -174,16 +171,16 @@ def curve(points: Sequence[Point], x: Axis, y: Axis) -> Curve:
     bands = []
     lines = []
     dots = []
-    for is_finite, stretch in groupby(points, key=lambda point: point.is_finite):
+    for is_finite, stretch in groupby(points, key=lambda point: math.isfinite(point.value)):
         if not is_finite:
             continue
         line = []
         upper = []
         lower = []
         for point in stretch:
-            pixel = x.pixel(point.x)
-            line.append((pixel, y.pixel(point.y)))
-            if point.has_band:
+            pixel = x.pixel(point.step)
+            line.append((pixel, y.pixel(point.value)))
+            if point.has_interval:
                 upper.append((pixel, y.pixel(point.high)))
                 lower.append((pixel, y.pixel(point.low)))
         lines.append(line)
@@ -206,20 +203,19 @@ def hover_columns(
     by_step: dict[float, list[tuple[str, Point]]] = {}
     for name, points in series.items():
         for point in points:
-            by_step.setdefault(point.x, []).append((name, point))
+            by_step.setdefault(point.step, []).append((name, point))
     steps = sorted(by_step)
     middles = [x.pixel((first + second) / 2) for first, second in pairwise(steps)]
-    edges = [LEFT, *middles, RIGHT]
+    edges = pairwise([LEFT, *middles, RIGHT])
     columns = []
-    for number, step in enumerate(steps):
+    for step, (left, right) in zip(steps, edges, strict=True):
         lines = [by_step[step][0][1].label or f"step {exact_text(step)}"]
         dots = []
         for name, point in by_step[step]:
-            text = f"{name}: {value_text(point.y)}"
-            if point.has_band:
+            text = f"{name}: {value_text(point.value)}"
+            if point.has_interval:
                 text += f" ({value_text(point.low)} to {value_text(point.high)})"
             lines.append(text)
-            dots.append((x.pixel(step), y.pixel(point.y)))
-        left = edges[number]
-        columns.append(Column(left, edges[number + 1] - left, "\n".join(lines), dots))
+            dots.append((x.pixel(step), y.pixel(point.value)))
+        columns.append(Column(left, right - left, "\n".join(lines), dots))
     return columns

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from clipx.evaluators.test_sets import evenly_spaced
 from clipx.evaluators.zero_shot import per_class
 from clipx.report.formats import percent_text, picture_uri
-from clipx.report.model_outputs import Classified, evenly_spaced
+from clipx.report.model_outputs import Classified
 
 MAX_CLASSES = 6  # of the worst and of the best
 MAX_PICTURES = 3  # of a class
@@ -23,39 +24,38 @@ Entries = dict[str, Any]
 
 
 def class_report(outputs: Classified) -> Entries:
-    ranked = ranked_classes(outputs)
-    num_shown = min(MAX_CLASSES, len(ranked) // 2)  # no class is both among the worst and the best
-    is_right = outputs.predicted == outputs.labeled.label
+    label = outputs.labeled.label
+    names = outputs.labeled.names
+    is_right = outputs.predicted == label
     right = is_right.nonzero().flatten().tolist()
     wrong = (~is_right).nonzero().flatten().tolist()
+
+    # Classes of equal recall are ordered by the mean probability of the right class.
+    probability = outputs.probability[torch.arange(len(label)), label].double()
+    total = torch.bincount(label, probability, minlength=len(names))
+    mean = total / torch.bincount(label, minlength=len(names)).clamp(min=1)
+    numbers = {name: number for number, name in enumerate(names)}  # of equal names the last
+    ranked = per_class(outputs.predicted, label, names)
+    for row in ranked:
+        row["number"] = numbers[row["class"]]
+    ranked.sort(key=lambda row: (row["recall"], float(mean[row["number"]])))
+    num_shown = min(MAX_CLASSES, len(ranked) // 2)  # no class is both among the worst and the best
+    worst = ranked[:num_shown]
+    best = ranked[::-1][:num_shown]
+    cards = [class_card(outputs, row) for row in worst + best]
     return {
         "name": outputs.name,
         "num_right": len(right),
         "num_wrong": len(wrong),
-        "num_classes": len(outputs.labeled.names),
+        "num_classes": len(names),
         "set_size": outputs.set_size,
-        "max_images": int(outputs.labeled.label.bincount().max()),
-        "worst": [class_card(outputs, row) for row in ranked[:num_shown]],
-        "best": [class_card(outputs, row) for row in ranked[::-1][:num_shown]],
+        "max_images": int(label.bincount().max()),
+        "worst": cards[:num_shown],
+        "best": cards[num_shown:],
         "right": examples(outputs, right, MAX_EXAMPLES),
         "wrong": examples(outputs, wrong, MAX_EXAMPLES),
         "confusion": confusion(outputs, ranked),
     }
-
-
-def ranked_classes(outputs: Classified) -> list[Entries]:
-    """The rows of `per_class` with the class's `number`, worst first. Classes of equal recall are
-    ordered by the mean probability of the right class."""
-    label = outputs.labeled.label
-    names = outputs.labeled.names
-    probability = outputs.probability[torch.arange(len(label)), label].double()
-    total = torch.bincount(label, probability, minlength=len(names))
-    mean = total / torch.bincount(label, minlength=len(names)).clamp(min=1)
-    rows = per_class(outputs.predicted, label, names)
-    numbers = {name: number for number, name in enumerate(names)}
-    for row in rows:
-        row["number"] = numbers[row["class"]]
-    return sorted(rows, key=lambda row: (row["recall"], float(mean[row["number"]])))
 
 
 def class_card(outputs: Classified, row: Entries) -> Entries:
@@ -90,35 +90,31 @@ def confusion(outputs: Classified, ranked: list[Entries]) -> Entries | None:
     """Counts of the worst classes, by the classes that they are taken for; None if no class with
     enough images is ever taken for another."""
     names = outputs.labeled.names
-    worst = []
-    for row in ranked:
-        if row["samples"] >= MIN_IMAGES and row["recall"] < 1:
-            worst.append(row["number"])
-    worst = worst[:MAX_CONFUSED]
-    if not worst:
-        return None
-
-    counts = []
+    counts: dict[int, Counter[int]] = {}  # class -> predicted class -> images
     total: Counter[int] = Counter()
-    for number in worst:
-        predicted = outputs.predicted[outputs.labeled.label == number]
-        counts.append(Counter(predicted.tolist()))
-        total += counts[-1]
+    for row in ranked:
+        number = row["number"]
+        if row["samples"] >= MIN_IMAGES and row["recall"] < 1 and len(counts) < MAX_CONFUSED:
+            predicted = outputs.predicted[outputs.labeled.label == number]
+            counts[number] = Counter(predicted.tolist())
+            total += counts[number]
+    if not counts:
+        return None
     most_common = dict(total.most_common(MAX_TAKEN_FOR))
     columns = sorted(most_common, key=lambda number: names[number])
 
     values = []
     marked = []
-    for r, number in enumerate(worst):
-        values.append([counts[r][column] for column in columns])
+    high = 0
+    for number, count in counts.items():
+        row = [count[column] for column in columns]
         if number in columns:
-            marked.append((r, columns.index(number)))
-    high = max(map(max, values))
-    # The sum of all other classes may be larger, and is not compared with single ones by its shade.
-    for r, row in enumerate(values):
-        row.append(counts[r].total() - sum(row))
+            marked.append((len(values), columns.index(number)))
+        high = max(high, *row)
+        # The sum of all other classes may exceed `high`: its shade is compared with none.
+        values.append([*row, count.total() - sum(row)])
     return {
-        "rows": [names[number] for number in worst],
+        "rows": [names[number] for number in counts],
         "columns": [*(names[number] for number in columns), "others"],
         "pictures": [],
         "values": values,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipx.report.charts import Point
 from clipx.trackers.jsonl import read_lines, step_of
 from clipx.training.runs import usable_status
 from clipx.types import UserError
@@ -17,18 +18,8 @@ from clipx.yaml_text import parse_mapping
 Lines = list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Score:
-    """Value of a metric at a step, with the ends of its 95 % interval if it has one."""
-
-    step: int
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-SetScores = dict[str, list[Score]]
-"""Metric -> its scores, oldest first."""
+SetScores = dict[str, list[Point]]
+"""Metric -> its values with their 95 % intervals, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +62,7 @@ class Record:
         seconds = 0.0
         seen_before = 0
         for line in self.metrics:
+            # The rate is the mean since the line before.
             rate = line.get("train/samples_per_second", 0)
             seen = line.get("samples_seen", seen_before)
             if rate > 0:
@@ -90,6 +82,15 @@ def read_record(path: Path) -> Record:
         )
     try:
         config_yaml = read_text(path / "config.yaml")
+        nonfinite = read_lines(path / "nonfinite.jsonl")
+        # The page counts and joins the keys. Other lines need no check: their values are shown.
+        for line in nonfinite:
+            if not isinstance(line.get("keys"), list):
+                line["keys"] = []
+        try:
+            status = usable_status(json.loads(read_text(path / "status.json") or "{}"))
+        except (ValueError, TypeError, RecursionError):
+            status = {}  # a damaged file must not cost the rest of the report
         return Record(
             path,
             config_yaml=config_yaml,
@@ -98,8 +99,8 @@ def read_record(path: Path) -> Record:
             metrics=read_steps(path / "metrics.jsonl"),
             results=read_steps(path / "results.jsonl"),
             quarantine=read_lines(path / "quarantine.jsonl"),
-            nonfinite=read_lines(path / "nonfinite.jsonl"),
-            status=read_status(path / "status.json"),
+            nonfinite=nonfinite,
+            status=status,
         )
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
@@ -109,50 +110,33 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def read_status(path: Path) -> dict[str, Any]:
-    try:
-        return usable_status(json.loads(read_text(path) or "{}"))
-    except (ValueError, TypeError, RecursionError):
-        return {}  # a damaged file must not cost the rest of the report
-
-
 def read_steps(path: Path) -> Lines:
-    """The lines that have a step, with their usable entries. Other programs may have written to
-    the file."""
+    """The lines that have a step, with their numbers and their intervals, which are pairs of
+    numbers. Other programs may have written to the file."""
     lines = []
     for line in read_lines(path):
         step = step_of(line)
-        if step is not None and 0 <= step < 1 << 63:
-            lines.append(usable_entries(line))
+        if step is None or not 0 <= step < 1 << 63:
+            continue
+        usable = {}
+        for name, value in line.items():
+            if name.endswith("_interval"):
+                is_usable = isinstance(value, list) and len(value) == 2 and all(map(is_real, value))
+            elif name.startswith("train/") and name != "train/samples_per_second":
+                # NaN and infinity stay: the page counts them.
+                is_not_finite = isinstance(value, float) and not math.isfinite(value)
+                is_usable = is_real(value) or is_not_finite
+            else:
+                is_usable = is_real(value)
+            if is_usable:
+                usable[name] = value
+        lines.append(usable)
     return lines
 
 
-def usable_entries(line: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a line, and its intervals, which are pairs of numbers."""
-    usable = {}
-    for name, value in line.items():
-        if name.endswith("_interval"):
-            is_usable = is_interval(value)
-        elif name.startswith("train/") and name != "train/samples_per_second":
-            is_usable = is_number(value)  # may be NaN, which the page counts
-        else:
-            is_usable = is_number(value) and math.isfinite(value)
-        if is_usable:
-            usable[name] = value
-    return usable
-
-
-def is_number(value: Any) -> bool:
-    """An int or a float with which one can calculate, or NaN or infinity."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return not abs(value) > 1e300 or value in (math.inf, -math.inf)
-
-
-def is_interval(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) != 2:
-        return False
-    return all(is_number(end) and math.isfinite(end) for end in value)
+def is_real(value: Any) -> bool:
+    """Whether it is a finite number with which one can calculate in floats."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e300
 
 
 def scores_by_set(results: Lines) -> dict[str, SetScores]:
@@ -170,13 +154,6 @@ def scores_by_set(results: Lines) -> dict[str, SetScores]:
                 continue
             owner = max(owners, key=len)  # pets-and-owners-R@1 is not of the set pets
             metric = key.removeprefix(f"{owner}-")
-            low, high = line.get(f"{key}_interval", (None, None))
-            score = Score(line["step"], float(value), low, high)
-            scores.setdefault(owner, {}).setdefault(metric, []).append(score)
+            point = Point(line["step"], float(value), *line.get(f"{key}_interval", ()))
+            scores.setdefault(owner, {}).setdefault(metric, []).append(point)
     return scores
-
-
-def nonfinite_keys(line: dict[str, Any]) -> list[Any]:
-    """Keys of the samples of a line of nonfinite.jsonl."""
-    keys = line.get("keys")
-    return keys if isinstance(keys, list) else []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clipx.eval_verb import RATES
+import numpy as np
+
 from clipx.report.charts import LineChart, Point, line_chart
-from clipx.report.collect import Score, SetScores
+from clipx.report.collect import SetScores
 from clipx.report.formats import exact_text, percent_text
+from clipx.results import is_rate
 
 
 @dataclass(frozen=True)
@@ -51,45 +53,38 @@ RETRIEVAL = Task(
 TASKS = (CLASSIFICATION, RETRIEVAL)
 
 
-def sets_of_task(task: Task, scores: dict[str, SetScores]) -> dict[str, SetScores]:
-    return {name: metrics for name, metrics in scores.items() if task.charted.keys() & metrics}
-
-
-def other_sets(scores: dict[str, SetScores]) -> dict[str, SetScores]:
-    """The sets of no task, without those of embedding_health, which have a section of their own."""
-    others = {}
+def sets_of_task(task: Task | None, scores: dict[str, SetScores]) -> dict[str, SetScores]:
+    """The sets with metrics of a task; for None those of no task, without embedding_health's, which
+    have a section of their own."""
+    chosen = {}
     for name, metrics in scores.items():
-        has_task = any(task.charted.keys() & metrics for task in TASKS)
-        if not has_task and "alignment" not in metrics:
-            others[name] = metrics
-    return others
+        tasks = [candidate for candidate in TASKS if candidate.charted.keys() & metrics]
+        if task in tasks or (task is None and not tasks and "alignment" not in metrics):
+            chosen[name] = metrics
+    return chosen
 
 
-def newest_step(metrics: SetScores) -> int:
-    return max(max(score.step for score in scores) for scores in metrics.values())
-
-
-def is_rate(metric: str) -> bool:
-    # The modality gap is a distance, although the word is among those of rates.
-    return metric != "modality_gap" and any(word in metric for word in RATES)
+def newest_step(metrics: SetScores) -> float:
+    return max(point.step for points in metrics.values() for point in points)
 
 
 def value_text(metric: str, value: float) -> str:
     return percent_text(value) if is_rate(metric) else exact_text(value)
 
 
-def interval_text(metric: str, score: Score) -> str:
-    if score.low is None or score.high is None:
+def interval_text(metric: str, point: Point) -> str:
+    if not point.has_interval:
         return ""
-    return f"{value_text(metric, score.low)} to {value_text(metric, score.high)}"
+    return f"{value_text(metric, point.low)} to {value_text(metric, point.high)}"
 
 
-def bar(metric: str, score: Score) -> tuple[float, float, float] | None:
+def bar(metric: str, point: Point) -> tuple[float, float, float] | None:
     """(low, value, high) of a rate with an interval, in percent of a bar; else None."""
-    if score.low is None or score.high is None or not is_rate(metric):
+    if not point.has_interval or not is_rate(metric):
         return None
     # Some rates, such as differences of slices, can lie outside of the bar.
-    low, value, high = (100 * min(1, max(0, x)) for x in (score.low, score.value, score.high))
+    ends = np.clip((point.low, point.value, point.high), 0, 1)
+    low, value, high = (100 * ends).tolist()
     return low, value, high
 
 
@@ -105,18 +100,8 @@ def score_chart(
     title: str, metrics: SetScores, names: dict[str, str], *, unit: str = "", is_share: bool = False
 ) -> list[LineChart]:
     """A chart of those metrics, if they were measured more than once. names: metric -> series"""
-    series = {}
-    is_curve = False  # a single point is no curve, and the tables have it already
-    for metric, name in names.items():
-        if metric in metrics:
-            series[name] = [score_point(score) for score in metrics[metric]]
-            is_curve |= len(series[name]) > 1
-    if not is_curve:
+    series = {name: metrics[metric] for metric, name in names.items() if metric in metrics}
+    # A single point is no curve, and the tables have it already.
+    if max(map(len, series.values()), default=0) < 2:
         return []
     return [line_chart(title, series, unit=unit, from_zero=is_share, percent=is_share)]
-
-
-def score_point(score: Score) -> Point:
-    if score.low is None or score.high is None:
-        return Point(score.step, score.value)
-    return Point(score.step, score.value, score.low, score.high)

@@ -6,7 +6,6 @@ import base64
 import io
 import math
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -42,9 +41,11 @@ def picture_uri(image: Tensor, *, size: int = 96) -> str:
 
     image: (3, H, W) uint8; its longer side is reduced to at most `size` pixels
     """
-    picture = Image.fromarray(image.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    pixels = image.permute(1, 2, 0).contiguous()  # (H, W, 3)
+    picture = Image.fromarray(pixels.numpy())
     picture.thumbnail((size, size), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     # A page has hundreds of pictures. One of the demo is 0.7 KB as WebP, 1.5 KB as JPEG.
     picture.save(buffer, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    text = base64.b64encode(buffer.getvalue()).decode()
+    return f"data:image/webp;base64,{text}"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +14,10 @@ from clipx import embed, metrics
 from clipx.embed import Encoder
 from clipx.eval_verb import chosen_evaluators
 from clipx.evaluators import embedding_health, retrieval, zero_shot
+from clipx.evaluators.captioned_set import CaptionedConfig, CaptionedSet
 from clipx.evaluators.classifier import classifier
 from clipx.evaluators.distributed import embed_images, embed_texts
 from clipx.evaluators.labeled_set import LabeledSet
-from clipx.evaluators.test_sets import CaptionedSet, read_captioned
 from clipx.training.precision import compute_dtype
 from clipx.types import Setting, UserError
 
@@ -60,7 +58,7 @@ class Paired:
     @cached_property
     def first_caption(self) -> Tensor:
         """(N,) which of the M captions is the first of each image."""
-        return torch.tensor(self.captioned.first_captions())
+        return self.captioned.first_captions()
 
     def caption_of(self, image: int) -> str:
         return self.captioned.captions[int(self.first_caption[image])]
@@ -87,6 +85,7 @@ def collect_outputs(run: Path) -> ModelOutputs:
     report shows what there is."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        # In the precision that `clipx eval` uses, so that both count the same images as right.
         encoder = embed.load(run, device=device, dtype=compute_dtype("auto", device))
     except UserError as error:
         return ModelOutputs(model_error=str(error))
@@ -106,26 +105,20 @@ def collect_outputs(run: Path) -> ModelOutputs:
                 outputs.classified.append(classify(name, config, encoder, setting))
             except UserError as error:
                 outputs.class_errors.append(f"{name}: {error}")
-    for name, config in captioned_sets(evaluators).items():
-        print(f"embedding {name}", file=sys.stderr)
-        try:
-            outputs.paired.append(embed_pairs(name, config, encoder, setting))
-        except UserError as error:
-            outputs.caption_errors.append(f"{name}: {error}")
-    return outputs
 
-
-def captioned_sets(evaluators: Mapping[str, Any]) -> dict[str, Any]:
-    """The evaluators on captions, those of retrieval first; each test set once."""
-    chosen: dict[str, Any] = {}
-    known = set()
-    # embedding_health needs the same features, so a set that retrieval has is not embedded again.
+    # Retrieval first: embedding_health needs the same features, so a set of both is embedded once.
+    embedded = set()
     for kind in (retrieval.Config, embedding_health.Config):
         for name, config in evaluators.items():
-            if isinstance(config, kind) and (config.path, config.split) not in known:
-                chosen[name] = config
-                known.add((config.path, config.split))
-    return chosen
+            if not isinstance(config, kind) or (config.path, config.split) in embedded:
+                continue
+            embedded.add((config.path, config.split))
+            print(f"embedding {name}", file=sys.stderr)
+            try:
+                outputs.paired.append(embed_pairs(name, config, encoder, setting))
+            except UserError as error:
+                outputs.caption_errors.append(f"{name}: {error}")
+    return outputs
 
 
 def classify(name: str, config: zero_shot.Config, encoder: Encoder, setting: Setting) -> Classified:
@@ -140,34 +133,10 @@ def classify(name: str, config: zero_shot.Config, encoder: Encoder, setting: Set
     return Classified(name, labeled, probability, predicted, len(evaluator.set))
 
 
-def embed_pairs(
-    name: str,
-    config: retrieval.Config | embedding_health.Config,
-    encoder: Encoder,
-    setting: Setting,
-) -> Paired:
-    whole = read_captioned(Path(config.path), config.split)
-    captioned = captioned_subset(whole, evenly_spaced(len(whole.images), MAX_IMAGES))
+def embed_pairs(name: str, config: CaptionedConfig, encoder: Encoder, setting: Setting) -> Paired:
+    whole = config.read()
+    captioned = whole.evenly_spaced(MAX_IMAGES)
     images = captioned.images
     image = embed_images(encoder, images.image, images.keys, setting)
     text = embed_texts(encoder, captioned.captions, setting)
     return Paired(name, captioned, image, text, len(whole.images))
-
-
-def captioned_subset(captioned: CaptionedSet, rows: Sequence[int]) -> CaptionedSet:
-    """The images of these rows, which increase, with their captions."""
-    captions = []
-    owner = []
-    new_row = {row: number for number, row in enumerate(rows)}
-    for caption, row in zip(captioned.captions, captioned.owner.tolist(), strict=True):
-        if row in new_row:
-            captions.append(caption)
-            owner.append(new_row[row])
-    return CaptionedSet(captioned.images.subset(rows), captions, torch.tensor(owner))
-
-
-def evenly_spaced(count: int, limit: int) -> list[int]:
-    """At most `limit` of 0 ... count - 1, from the first on."""
-    if count <= limit:
-        return list(range(count))
-    return [number * count // limit for number in range(limit)]

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipx.evaluators.test_sets import evenly_spaced
 from clipx.report.formats import picture_uri
-from clipx.report.model_outputs import Paired, evenly_spaced
+from clipx.report.model_outputs import Paired
 
 NUM_QUERIES = 6  # in each direction
 NUM_CANDIDATES = 5  # the best ones of a query
@@ -48,7 +49,8 @@ def retrieval_report(paired: Paired) -> dict[str, Any]:
     for number in evenly_spaced(num_images, NUM_QUERIES):
         image = min(num_images - 1, number + shift)
         captions = []
-        for candidate in candidates(paired.text @ paired.image[image], captioned.owner == image):
+        scores = paired.text @ paired.image[image]
+        for candidate in candidates(scores, captioned.owner == image):
             captions.append((candidate, captioned.captions[candidate.number]))
         uri = picture_uri(captioned.images.shown(image))
         by_image.append((uri, captioned.images.keys[image], captions))
@@ -69,14 +71,14 @@ def candidates(scores: Tensor, is_right: Tensor) -> list[Candidate]:
     is_right: (N,) bool, at least one True
     """
     best = scores.topk(min(NUM_CANDIDATES, len(scores))).indices.tolist()
-    chosen = []
-    for rank, number in enumerate(best, 1):
-        chosen.append(
-            Candidate(number, rank, float(scores[number]), bool(is_right[number]), is_extra=False)
-        )
+    ranked = list(enumerate(best, 1))
     if not is_right[best].any():
-        number = int(scores.masked_fill(~is_right, -torch.inf).argmax())
+        best_right = int(scores.masked_fill(~is_right, -torch.inf).argmax())
         # Ties count against the right one, as in the metrics.
-        rank = 1 + int(((scores >= scores[number]) & ~is_right).sum())
-        chosen.append(Candidate(number, rank, float(scores[number]), is_right=True, is_extra=True))
+        is_above = (scores >= scores[best_right]) & ~is_right
+        ranked.append((1 + int(is_above.sum()), best_right))
+    chosen = []
+    for rank, number in ranked:
+        score = float(scores[number])
+        chosen.append(Candidate(number, rank, score, bool(is_right[number]), rank > len(best)))
     return chosen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from clipx.report.collect import Record, is_number, scores_by_set
+from clipx.report.collect import Record, SetScores
 from clipx.report.evaluation import value_text
 from clipx.report.formats import duration_text, exact_text
 from clipx.report.model_outputs import ModelOutputs
@@ -16,16 +16,15 @@ Facts = list[tuple[str, str]]
 """(name, value) of each line."""
 
 
-def tiles(record: Record) -> list[tuple[str, str, str]]:
+def tiles(record: Record, scores: dict[str, SetScores]) -> list[tuple[str, str, str]]:
     """(value, name, note) of the numbers at the top of the page."""
     tiles = []
     newest = record.newest_metrics
     num_samples = newest.get("samples_seen", 0)
     if newest:
         tiles.append((exact_text(newest["step"]), "steps", f"{num_samples:,} samples"))
-    if is_number(newest.get("train/loss")):
+    if "train/loss" in newest:
         tiles.append((exact_text(newest["train/loss"]), "newest loss", ""))
-    scores = scores_by_set(record.results)
     names = {"zeroshot-top1": "zero-shot top-1", "text_to_image_R@1": "text to image R@1"}
     for metric, name in names.items():
         for set_name, metrics in scores.items():
@@ -46,7 +45,22 @@ def facts(record: Record, outputs: ModelOutputs) -> Facts:
     if outputs.source:
         facts.append(("Checkpoint", outputs.source))
         facts.append(("Parameters", f"{outputs.num_parameters:,}"))
-    return facts + setup(record) + software(record)
+
+    # The most important settings.
+    data = record.settings("data")
+    settings = {
+        "Architecture": record.settings("model").get("name"),
+        "Data": data.get("shards") or data.get("sources"),
+        "Loss": record.settings("loss").get("name"),
+        "Global batch size": record.config.get("global_batch_size"),
+        "Peak learning rate": record.settings("optim").get("lr"),
+        "Precision": record.config.get("precision"),
+        "Seed": record.config.get("seed"),
+    }
+    for name, value in settings.items():
+        if value is not None:
+            facts.append((name, number_or_text(value)))
+    return facts + software(record)
 
 
 def progress(record: Record) -> Facts:
@@ -79,27 +93,6 @@ def progress(record: Record) -> Facts:
     return facts
 
 
-def setup(record: Record) -> Facts:
-    """The most important settings."""
-    config = record.config
-    data = record.settings("data")
-    loss = config.get("loss")
-    settings = {
-        "Architecture": record.settings("model").get("name"),
-        "Data": data.get("shards") or data.get("sources"),
-        "Loss": loss.get("name") if isinstance(loss, dict) else loss,
-        "Global batch size": config.get("global_batch_size"),
-        "Peak learning rate": record.settings("optim").get("lr"),
-        "Precision": config.get("precision"),
-        "Seed": config.get("seed"),
-    }
-    facts = []
-    for name, value in settings.items():
-        if value is not None:
-            facts.append((name, number_or_text(value)))
-    return facts
-
-
 def number_or_text(value: Any) -> str:
     if isinstance(value, list | dict):
         return ", ".join(map(str, value))  # of a mapping of sources, their names
@@ -115,7 +108,10 @@ def software(record: Record) -> Facts:
     # The hardware has no fixed list of names: a machine records what it has.
     for name, value in record.versions[-1].items():
         if name in SOFTWARE and value:
-            versions.append(f"{name} {shortened(str(value))}")
+            version = str(value)
+            if len(version) >= 40:  # a commit, with `+` if the work tree was changed
+                version = version[:12] + ("+" if version.endswith("+") else "")
+            versions.append(f"{name} {version}")
         elif name not in SOFTWARE and value is not None:
             hardware.append(f"{name} {value}")
     facts = [("Versions", ", ".join(versions))]
@@ -126,16 +122,7 @@ def software(record: Record) -> Facts:
     if "memory_gib" in record.newest_metrics:
         facts.append(("Memory", f"{record.newest_metrics['memory_gib']:.1f} GiB at most"))
     facts.append(("Starts", f"{len(record.versions):,}"))
-    commits = set()
-    for version in record.versions:
-        commits.add(str(version.get("commit")))
+    commits = {str(version.get("commit")) for version in record.versions}
     if len(commits) > 1:
         facts.append(("Commits", f"{len(commits)} different ones over its starts"))
     return facts
-
-
-def shortened(version: str) -> str:
-    """A commit by its first twelve digits, with the `+` of a changed work tree."""
-    if len(version) < 40:
-        return version
-    return version[:12] + ("+" if version.endswith("+") else "")

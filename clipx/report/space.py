@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from clipx.evaluators import embedding_health
+from clipx.evaluators.test_sets import evenly_spaced
 from clipx.report.charts import LineChart
 from clipx.report.collect import SetScores
 from clipx.report.evaluation import score_chart
 from clipx.report.formats import picture_uri
-from clipx.report.model_outputs import Paired, evenly_spaced
-from clipx.report.pair_map import map_pairs
-from clipx.report.projections import centered, projections
+from clipx.report.maps import centered, map_pairs, projections
+from clipx.report.model_outputs import Paired
 
 NUM_CELLS = 9  # rows and columns of the matrix of cosines
 MAX_PAIRS = 250  # on a map
@@ -40,6 +40,7 @@ CHARTS = {  # title -> metric -> name of the series
 
 def space_report(paired: Paired) -> dict[str, Any]:
     """Values for page.html.j2. health: None for a single pair, on which it is not defined"""
+    # Lines and pictures of more pairs would cover one another.
     rows = evenly_spaced(len(paired.image), MAX_PAIRS)
     features = centered(paired.image[rows], paired.text[paired.first_caption[rows]])
     projected, failures = projections(features)
@@ -57,31 +58,35 @@ def space_report(paired: Paired) -> dict[str, Any]:
     health = None
     if len(paired.image) > 1:
         health = embedding_health.health(paired.image, paired.text[paired.first_caption])
+
+    shown = evenly_spaced(len(paired.image), NUM_CELLS)
+    captions = []
+    cell_pictures = []
+    diagonal = []
+    for number, row in enumerate(shown):
+        captions.append(paired.caption_of(row))
+        cell_pictures.append(picture_uri(paired.captioned.images.shown(row)))
+        diagonal.append((number, number))
+    cosines = paired.text[paired.first_caption[shown]] @ paired.image[shown].T
+    similarity = {
+        "rows": captions,
+        "columns": captions,
+        "pictures": cell_pictures,
+        "values": cosines.tolist(),
+        "marked": diagonal,
+        "low": float(cosines.min()),
+        "high": float(cosines.max()),
+    }
     return {
         "name": paired.name,
         "num_pairs": len(paired.image),
         "num_pairs_on_maps": len(rows),
-        "similarity": similarity(paired),
+        "similarity": similarity,
         "maps": maps,
         "pictures": pictures,
         "failures": failures,
         "health": health,
         "meaning": MEANING,
-    }
-
-
-def similarity(paired: Paired) -> dict[str, Any]:
-    rows = evenly_spaced(len(paired.image), NUM_CELLS)
-    names = [paired.caption_of(row) for row in rows]
-    cosines = paired.text[paired.first_caption[rows]] @ paired.image[rows].T
-    return {
-        "rows": names,
-        "columns": names,
-        "pictures": [picture_uri(paired.captioned.images.shown(row)) for row in rows],
-        "values": cosines.tolist(),
-        "marked": [(number, number) for number in range(len(rows))],
-        "low": float(cosines.min()),
-        "high": float(cosines.max()),
     }
 
 

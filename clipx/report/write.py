@@ -7,9 +7,9 @@ from pathlib import Path
 import jinja2
 
 from clipx.files import write_whole
-from clipx.report import charts, evaluation, pair_map, run_facts, space
+from clipx.report import charts, evaluation, maps, run_facts, space
 from clipx.report.classes import MIN_IMAGES, class_report
-from clipx.report.collect import Record, nonfinite_keys, read_record, scores_by_set
+from clipx.report.collect import Record, read_record, scores_by_set
 from clipx.report.curves import learning_curves
 from clipx.report.formats import exact_text
 from clipx.report.model_outputs import ModelOutputs, collect_outputs
@@ -43,7 +43,7 @@ def render(record: Record, outputs: ModelOutputs) -> str:
         name=record.path.resolve().name,
         record=record,
         outputs=outputs,
-        tiles=run_facts.tiles(record),
+        tiles=run_facts.tiles(record, scores),
         facts=run_facts.facts(record, outputs),
         curves=learning_curves(record.metrics),
         scores=scores,
@@ -55,9 +55,8 @@ def render(record: Record, outputs: ModelOutputs) -> str:
         # Maps take seconds, and one set shows the space.
         space=space.space_report(outputs.paired[0]) if outputs.paired else None,
         health_over_time=space.health_over_time(scores),
-        nonfinite_keys=nonfinite_keys,
         line_chart_geometry=charts,
-        map_geometry=pair_map,
+        map_geometry=maps,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from clipx.files import write_whole
 class JsonLines:
     """Appends to a file line by line, so that a killed run loses nothing that it logged.
 
-    On a full disk lines are kept for the next call, so that training goes on; `fault` is the error.
+    On a full disk lines are kept for the next call, so that training continues; `fault` is the
+    error.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._waiting = path, b""
+        self._path = path
+        self._waiting = b""  # not written yet
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.fault: str | None = None
 
@@ -29,6 +32,7 @@ class JsonLines:
             self.fault = f"{self._path.name} waits to be written: {error}"
 
     def _write(self) -> None:
+        # One call may write a part of the bytes only, as on a disk that is almost full.
         while self._waiting:
             self._waiting = self._waiting[os.write(self._file, self._waiting) :]
         self.fault = None
@@ -44,8 +48,7 @@ class JsonLines:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a file. Lines that are no JSON object are skipped, since a kill may have cut
     the last one short. Raises OSError."""
-    records = (_record(line) for line in _lines(path))
-    return [record for record in records if record is not None]
+    return [record for _, record in _records(path)]
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -54,9 +57,8 @@ def keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in _lines(path):
-        record = _record(line)
-        if record is not None and (step_of(record) or 0) <= step:
+    for line, record in _records(path):
+        if (step_of(record) or 0) <= step:
             kept.append(line + "\n")
     write_whole(path, "".join(kept))
 
@@ -67,15 +69,15 @@ def step_of(record: dict[str, Any]) -> int | None:
     return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
-def _lines(path: Path) -> list[str]:
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line that is a JSON object, and the object."""
     if not path.exists():
-        return []
-    return path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
+        return
+    # Not splitlines, which also splits at U+2028 and the like inside of a text.
+    for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            yield line, record

@@ -17,7 +17,7 @@ from clipx.data.class_lists import SUBSETS, known_classes, known_templates
 from clipx.eval_verb import Suite
 from clipx.evaluators import zero_shot
 from clipx.evaluators.classifier import classifier
-from clipx.evaluators.labeled_set import read_labeled
+from clipx.evaluators.labeled_set import LabeledConfig, LabeledSet
 from clipx.training.evaluation import evaluator_for
 from clipx.types import Setting, UserError
 
@@ -32,6 +32,10 @@ def write_folders(folder: Path, names: list[str], *, images: int = 1) -> Path:
             data = solid((number % 256, number // 256, 255 - image))
             (folder / name / f"{image}.png").write_bytes(data)
     return folder
+
+
+def read(path: Path, split: str | None = None, classes: str | None = None) -> LabeledSet:
+    return LabeledConfig(str(path), split, classes).read()
 
 
 class Knowing:
@@ -106,28 +110,28 @@ def test_the_imagenet_suite_runs_on_a_tree_of_its_thousand_folders(tmp_path: Pat
 def test_folders_are_classes_in_sorted_order_by_their_own_names_or_a_files(tmp_path: Path) -> None:
     write_folders(tmp_path, ["hot_dog", "cat"], images=2)
     (tmp_path / "cat/readme.txt").write_text("no image")
-    found = read_labeled(tmp_path)
+    found = read(tmp_path)
     assert (list(found.names), found.label.tolist()) == (["cat", "hot dog"], [0, 0, 1, 1])
     assert list(found.images.keys) == [f"{d}/{n}.png" for d in ("cat", "hot_dog") for n in (0, 1)]
     (tmp_path / "classnames.txt").write_text("feline\nsausage\n")
-    assert list(read_labeled(tmp_path).names) == ["feline", "sausage"]
+    assert list(read(tmp_path).names) == ["feline", "sausage"]
     assert evaluator_for(tmp_path) == zero_shot.Config(path=str(tmp_path))
     (tmp_path / "classnames.txt").write_text("feline\n")
     with pytest.raises(UserError, match=r"has 2 class folders, and .*classnames.txt names 1"):
-        read_labeled(tmp_path)
+        read(tmp_path)
 
 
 def test_numbered_folders_are_in_the_order_of_numbers(tmp_path: Path) -> None:
-    assert list(read_labeled(write_folders(tmp_path, ["10", "9", "1"])).names) == ["1", "9", "10"]
+    assert list(read(write_folders(tmp_path, ["10", "9", "1"])).names) == ["1", "9", "10"]
 
 
 def test_a_split_is_a_folder(tmp_path: Path) -> None:
     write_folders(tmp_path / "train", ["a", "b"], images=3)
     write_folders(tmp_path / "val", ["a", "b"])
-    assert len(read_labeled(tmp_path)) == 2
-    assert len(read_labeled(tmp_path, "train")) == 6
+    assert len(read(tmp_path)) == 2
+    assert len(read(tmp_path, "train")) == 6
     with pytest.raises(UserError, match="has no split 'test'; it has train, val"):
-        read_labeled(tmp_path, "test")
+        read(tmp_path, "test")
 
 
 @pytest.mark.parametrize(
@@ -148,13 +152,13 @@ def test_a_folder_that_does_not_fit_its_classes_is_named(
 ) -> None:
     write_folders(tmp_path, folders)
     with pytest.raises(UserError, match=complaint):
-        read_labeled(tmp_path, None, classes)
+        read(tmp_path, None, classes)
 
 
 def test_a_folder_that_is_no_class_is_named(tmp_path: Path) -> None:
     write_folders(tmp_path, [*(known_classes("imagenet-r").folders or ()), "other"])
     with pytest.raises(UserError, match="folders that are no class of imagenet-r: other; take"):
-        read_labeled(tmp_path, None, "imagenet-r")
+        read(tmp_path, None, "imagenet-r")
 
 
 def test_objectnets_classes_are_those_that_its_own_files_share_with_imagenet(
@@ -162,7 +166,7 @@ def test_objectnets_classes_are_those_that_its_own_files_share_with_imagenet(
 ) -> None:
     write_folders(tmp_path / "images", ["air_freshener", "t-shirt", "alarm_clock"])
     with pytest.raises(UserError, match=r"mappings/folder_to_objectnet_label.json.* split=images"):
-        read_labeled(tmp_path, "images", "objectnet")
+        read(tmp_path, "images", "objectnet")
     mappings = {
         "folder_to_objectnet_label": {
             "air_freshener": "Air freshener",
@@ -174,7 +178,7 @@ def test_objectnets_classes_are_those_that_its_own_files_share_with_imagenet(
     (tmp_path / "mappings").mkdir()
     for name, content in mappings.items():
         (tmp_path / f"mappings/{name}.json").write_text(json.dumps(content))
-    found = read_labeled(tmp_path, "images", "objectnet")
+    found = read(tmp_path, "images", "objectnet")
     assert list(found.names) == ["alarm clock", "t-shirt"]
     assert list(found.images.keys) == ["alarm_clock/0.png", "t-shirt/0.png"]
     assert found.label.tolist() == [0, 1]
@@ -183,13 +187,13 @@ def test_objectnets_classes_are_those_that_its_own_files_share_with_imagenet(
 def test_an_empty_split_is_named(tmp_path: Path) -> None:
     (tmp_path / "val/cat").mkdir(parents=True)
     with pytest.raises(UserError, match="no images in its 1 class folders; looked for jpg"):
-        read_labeled(tmp_path)
+        read(tmp_path)
     (tmp_path / "val/cat").rmdir()
     with pytest.raises(UserError, match=r"has neither shards \*.tar nor class folders"):
-        read_labeled(tmp_path)
+        read(tmp_path)
     (tmp_path / "val/a.png").write_bytes(solid((0, 0, 0)))
     with pytest.raises(UserError, match="has images but no class folders: move each image into"):
-        read_labeled(tmp_path)
+        read(tmp_path)
 
 
 def test_a_classifier_is_embedded_once(tmp_path: Path) -> None:

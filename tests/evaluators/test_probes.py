@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from clipx.evaluators import anomaly, clustering, dedup, knn, linear_probe
 from clipx.evaluators.anomaly import anomaly_score
 from clipx.evaluators.dedup import dedup_result
-from clipx.evaluators.labeled_set import read_labeled
+from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.evaluators.linear_probe import best_strength, class_scores, sweep
 from clipx.metrics import top_k_accuracy
 from clipx.types import Setting, StopRequested, UserError
@@ -196,7 +196,7 @@ def test_dedup_of_a_folder(tmp_path: Path) -> None:
     write_folders(tmp_path, ["a", "b"], images=2)
     write_folders(tmp_path, ["c"])
     (tmp_path / "c/0.png").write_bytes(solid((2, 0, 0)))
-    assert read_labeled(tmp_path).images.keys[::2] == ["a/0.png", "b/0.png", "c/0.png"]
+    assert LabeledConfig(str(tmp_path)).read().images.keys[::2] == ["a/0.png", "b/0.png", "c/0.png"]
     found = dedup.Config(path=str(tmp_path)).build().evaluate(ENCODER, Setting())
     assert found.metrics["dedup-auroc"] == 1.0
     assert found.keys == ["a/0.png", "b/0.png", "c/0.png"]

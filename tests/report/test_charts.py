@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from clipx.report.axes import labeled_ticks, linear_ticks, tick_labels, value_axis
 from clipx.report.charts import MAX_POINTS, LineChart, Point, line_chart, thinned
-from clipx.report.pair_map import EDGE, HEIGHT, MIN_GAP, WIDTH, map_pairs
-from clipx.report.projections import centered, pca
+from clipx.report.maps import EDGE, HEIGHT, MIN_GAP, WIDTH, centered, map_pairs, pca
 
 ENDS = st.tuples(st.floats(-1e6, 1e6, allow_nan=False), st.floats(1e-5, 1e6, allow_nan=False)).map(
     lambda pair: (pair[0], pair[0] + pair[1] * max(1.0, abs(pair[0]) * 1e-3))
@@ -124,11 +123,11 @@ def test_a_long_curve_keeps_its_mean_and_its_range() -> None:
     points = [Point(float(n), float((n * 7919) % 101)) for n in range(12 * MAX_POINTS)]
     means = thinned(points)
     assert len(means) == MAX_POINTS
-    assert sum(p.y for p in means) / len(means) == pytest.approx(
-        sum(p.y for p in points) / len(points)
+    assert sum(p.value for p in means) / len(means) == pytest.approx(
+        sum(p.value for p in points) / len(points)
     )
-    assert max(p.high for p in means) == max(p.y for p in points)
-    assert min(p.low for p in means) == min(p.y for p in points)
+    assert max(p.high for p in means) == max(p.value for p in points)
+    assert min(p.low for p in means) == min(p.value for p in points)
     assert thinned(points[:MAX_POINTS]) == points[:MAX_POINTS]
 
 

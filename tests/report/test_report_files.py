@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from html_checks import checked
 
-from clipx.report.collect import Score, read_record, scores_by_set
+from clipx.report.charts import Point
+from clipx.report.collect import read_record, scores_by_set
 from clipx.report.model_outputs import ModelOutputs
 from clipx.report.write import render
 from clipx.types import UserError
@@ -133,7 +134,7 @@ def test_scores_belong_to_the_longest_name_of_a_set_that_fits() -> None:
     assert set(scores) == {"pets", "pets-and-owners", "space", "twins"}
     assert set(scores["pets"]) == {"zeroshot-top1", "zeroshot-top5", "num_samples"}
     first, last = scores["pets"]["zeroshot-top1"]
-    assert first == Score(2, 0.2, pytest.approx(0.16), pytest.approx(0.25))
+    assert first == Point(2, 0.2, pytest.approx(0.16), pytest.approx(0.25))
     assert last.step == 4
 
 
@@ -225,4 +226,4 @@ def test_an_interval_that_is_not_a_pair_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run_dir: x")
     (tmp_path / "results.jsonl").write_text(json.dumps(line))
     scores = scores_by_set(read_record(tmp_path).results)
-    assert scores["a"]["zeroshot-top1"] == [Score(1, 0.5)]
+    assert scores["a"]["zeroshot-top1"] == [Point(1, 0.5)]

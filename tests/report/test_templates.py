@@ -7,9 +7,8 @@ import re
 import torch
 from html_checks import checked
 
-from clipx.report import pair_map
-from clipx.report.pair_map import map_pairs
-from clipx.report.projections import centered, pca
+from clipx.report import maps
+from clipx.report.maps import centered, map_pairs, pca
 from clipx.report.write import template_environment
 
 MATRIX = {
@@ -36,7 +35,7 @@ def test_a_map_draws_each_image_and_each_text_once() -> None:
     projection = pca(centered(torch.randn(30, 8), torch.randn(30, 8)))
     pairs = map_pairs(projection, [f"caption {n}" for n in range(30)], max_pictures=4)
     macros = template_environment().get_template("charts.svg.j2").module
-    html = macros.pair_map(projection, pairs, pair_map)  # type: ignore[attr-defined]
+    html = macros.pair_map(projection, pairs, maps)  # type: ignore[attr-defined]
     for number, pair in enumerate(pairs):
         assert html.count(f"<title>image: {pair.name}</title>") == 1
         assert html.count(f"<title>text: {pair.name}</title>") == 1

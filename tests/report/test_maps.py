@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipx.report import projections as maps
-from clipx.report.projections import Projection, centered, pca, projections, t_sne, umap
+from clipx.report import maps
+from clipx.report.maps import Projection, centered, pca, projections, t_sne, umap
 
 
 def test_pca_is_the_best_plane_and_does_not_depend_on_the_sign_of_its_vectors() -> None:
