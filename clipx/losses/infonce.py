@@ -76,19 +76,17 @@ def _mean_logit(
 ) -> Tensor:
     """(B,) mean over both directions of a pair's logits that are not masked."""
     options = {"scale": scale, "ids": ids}
+    # `negatives` adds those of both directions, so only one of the two sums takes them.
     of_image = pairwise_sum(torch.positive, image, text, pool, negatives=negatives, **options)
     of_text = pairwise_sum(torch.positive, text, image, pool, **options)
-    # A text has as many candidates as the image of the same ids.
     with torch.no_grad():
+        # Masks leave each row another number of candidates. A text has as many as its image,
+        # because both have the same ids, so one direction is enough where there are no negatives.
         count = pairwise_sum(torch.ones_like, image, text, pool, ids=ids).rows
+        num_logits = 2 * count
         if negatives is not None:
-            count += pairwise_sum(
-                torch.ones_like,
-                image,
-                negatives.columns,
-                None,
-                ids=ids,
-                column_ids=negatives.ids,
-                own="absent",
-            ).rows
-    return (of_image.rows + of_text.rows) / (2 * count)
+            with_negatives = pairwise_sum(
+                torch.ones_like, image, text, pool, ids=ids, negatives=negatives
+            )
+            num_logits = count + with_negatives.rows
+    return (of_image.rows + of_text.rows) / num_logits
