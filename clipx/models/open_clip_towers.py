@@ -149,13 +149,18 @@ def _cut_mask(
     return args, {**kwargs, "attn_mask": kwargs["attn_mask"][..., :num_tokens, :num_tokens]}
 
 
-def split(tower: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """(trunk, head) with tower(x) = head(trunk(x)); None for towers that do not divide so."""
+def split(tower: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """(trunk, head) with tower(x) = head(trunk(x)). Raises UserError for towers that do not divide
+    so."""
     if isinstance(tower, TimmModel):
         return tower.trunk, tower.head
     if isinstance(tower, HFTextEncoder):
         return PooledText(tower), tower.proj
-    return None
+    raise UserError(
+        "cache_features needs towers of timm and Hugging Face (vision_cfg.timm_model_name, "
+        f"text_cfg.hf_model_name); this model's {type(tower).__name__} has no trunk apart from "
+        "its head"
+    )
 
 
 class PooledText(nn.Module):

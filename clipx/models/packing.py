@@ -113,17 +113,6 @@ class PackedText:
     packing: Packing | None = None
     order: Tensor | None = None
 
-    def in_batch_order(self, features: Tensor) -> Tensor:
-        return features if self.order is None else features[self.order.argsort()]
-
-
-def pack_images(x: Tensor) -> tuple[Tensor, Packing | None]:
-    """(B, T, width) -> (B * T, width) on CPUs, where packed attention is quicker. Unchanged, and
-    None, on devices and in torch.compile, which have kernels of their own."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return x, None
-    return x.flatten(0, 1), Packing([(x.shape[0], x.shape[1])])
-
 
 def pack_captions(text: Tensor, end: Tensor) -> PackedText:
     """(B, T) ids and (B,) index of each end token, packed where that is quicker.
@@ -132,6 +121,7 @@ def pack_captions(text: Tensor, end: Tensor) -> PackedText:
     know their lengths, so it waits for the device here.
     """
     device = text.device.type
+    # Lengths that change from batch to batch would make torch.compile compile again and again.
     if device not in PADDING or torch.compiler.is_compiling():
         return PackedText(text, torch.arange(text.shape[1], device=text.device), end)
     return pack(text, end, padding=PADDING[device], share=device == "cpu")
@@ -143,7 +133,7 @@ def pack(text: Tensor, end: Tensor, *, padding: int, share: bool) -> PackedText:
     padding: tokens that a group may waste
     share: give each distinct prefix one row; for causal towers, on CPUs
     """
-    order = end.argsort(stable=True)
+    order = end.argsort(stable=True)  # of captions, the shortest first
     groups = group_by_length((end[order] + 1).tolist(), padding)
     steps = torch.arange(text.shape[1], device=text.device)
     position = torch.cat([steps[:tokens].repeat(count) for count, tokens in groups])
@@ -153,13 +143,15 @@ def pack(text: Tensor, end: Tensor, *, padding: int, share: bool) -> PackedText:
     if not share:
         return PackedText(text[caption, position], position, end[order], Packing(groups), order)
     prefix, is_first = number_prefixes(text, end)
+    # Padding within a group takes the row of its caption's end token: no row is computed for it.
     row = prefix[caption, position.minimum(end[caption])]
+    # Of the places that share a row, the first computes it.
     place = is_first[caption, position].nonzero()[:, 0]
     place = place[row[place].argsort()]
     packing = Packing(groups, RowIndex.of(row, len(place)), RowIndex.of(place, len(row)))
-    return PackedText(
-        text[caption[place], position[place]], position[place], end[order], packing, order
-    )
+    caption = caption[place]
+    position = position[place]
+    return PackedText(text[caption, position], position, end[order], packing, order)
 
 
 def number_prefixes(text: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,11 +160,13 @@ def number_prefixes(text: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     Returns (B, T) the number of the prefix that ends at each token, meaningless after the caption's
     end, and (B, T) bool, one True for each number.
     """
-    words = np.where(np.arange(text.shape[1]) <= end.numpy()[:, None], text.numpy(), -1)
+    is_word = np.arange(text.shape[1]) <= end.numpy()[:, None]
+    words = np.where(is_word, text.numpy(), -1)
     # In alphabetical order, a caption shares with the one before it whatever prefix it shares with
     # any earlier one.
     order = np.lexsort(words.T[::-1])
     words = words[order]
+    # A token begins a new prefix from the first difference to the caption above it onwards.
     is_new = np.ones(words.shape, dtype=bool)
     is_new[1:] = np.logical_or.accumulate(words[1:] != words[:-1], axis=1)
     is_new &= words >= 0
@@ -203,10 +197,13 @@ def group_by_length(lengths: list[int], padding: int) -> Groups:
 
 def split_groups(x: Tensor, groups: Groups) -> list[Tensor]:
     """(P, width) -> a view (count, T, width) of each group."""
-    parts = x.split([count * tokens for count, tokens in groups])
-    return [
-        part.view(count, tokens, -1) for part, (count, tokens) in zip(parts, groups, strict=True)
-    ]
+    views = []
+    start = 0
+    for count, tokens in groups:
+        stop = start + count * tokens
+        views.append(x[start:stop].view(count, tokens, -1))
+        start = stop
+    return views
 
 
 def _lengths(groups: Groups) -> Tensor:

@@ -48,10 +48,8 @@ class TextTransformer(nn.Module):
         )
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
-        self._initialize(width)
 
-    def _initialize(self, width: int) -> None:
-        """OpenAI's: the deeper the tower, the smaller residual branches start."""
+        # OpenAI's initialization: the deeper the tower, the smaller residual branches start.
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
@@ -74,7 +72,9 @@ class TextTransformer(nn.Module):
         x = x + F.embedding(captions.positions, self.positional_embedding)
         x = self.transformer(x, captions.end, captions.packing)
         features = self.ln_final(x) @ self.text_projection
-        return captions.in_batch_order(features)
+        if captions.order is None:
+            return features
+        return features[captions.order.argsort()]  # the captions were sorted by length
 
 
 def end_of(text: Tensor) -> Tensor:

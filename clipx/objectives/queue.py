@@ -42,19 +42,15 @@ class PairQueue(nn.Module):
         new = {"image": pool.gather(image), "text": pool.gather(text)}
         if ids is not None:
             new["ids"] = pool.gather(ids)
-        # Rows that are not finite would spoil many later steps.
+        # One row that is not finite would spoil the loss of every step until it leaves the queue.
         if not (new["image"].isfinite().all() & new["text"].isfinite().all()):
             return
-        if not self._fits(new):
-            # The run was resumed with other kinds of ids than it had: the queue starts anew.
+        shapes = {name: rows.shape[1:] for name, rows in new.items()}
+        if shapes != {name: rows.shape[1:] for name, rows in self._rows.items()}:
+            # The queue is empty, or the run was resumed with other kinds of ids: start anew.
             self._rows = {name: rows[:0] for name, rows in new.items()}
-        for name, rows in new.items():
+        for name, rows in new.items():  # first in, first out
             self._rows[name] = torch.cat([self._rows[name], rows])[-self.size :]
-
-    def _fits(self, new: dict[str, Tensor]) -> bool:
-        if self._rows.keys() != new.keys():
-            return False
-        return all(rows.shape[1:] == self._rows[name].shape[1:] for name, rows in new.items())
 
     def get_extra_state(self) -> dict[str, Tensor]:
         return dict(self._rows)

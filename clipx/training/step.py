@@ -78,12 +78,11 @@ class Step:
         bad_rows: list[int] = []
         if all(map(math.isfinite, values)):
             learner.optimizer.step()
-            metrics |= learner.objective.after_update()
             outcome: Outcome = "updated"
         else:
-            metrics |= learner.objective.after_skip()
             outcome = self._why_skipped(metrics["loss"])
             bad_rows = nonfinite_rows(features)
+        metrics |= learner.objective.after_step()
         scaler = learner.precision.scaler
         if scaler is not None and outcome != "nonfinite":
             scaler.update(overflowed=outcome == "overflow")
