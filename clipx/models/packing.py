@@ -8,7 +8,6 @@ copied to the places of whole sequences, and the result is taken from one place 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,11 +83,11 @@ class Packing:
     def to_rows(self, x: Tensor) -> Tensor:
         return x if self.place_of_row is None else self.place_of_row.take(x)
 
-    def sequences(self, x: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def sequences(self, x: Tensor, token: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(N, width), (B,) -> (count, T, width) and (count,) of each group."""
         counts = [count for count, _ in self.groups]
         parts = split_groups(self.to_places(x), self.groups)
-        yield from zip(parts, token.split(counts), strict=True)
+        return list(zip(parts, token.split(counts), strict=True))
 
     def rows_at(self, token: Tensor) -> Tensor:
         """(B,) index of a token in each sequence -> (B,) its row."""

@@ -12,14 +12,7 @@ from reference import Past, infonce_rows, sigmoid_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipx.distributed.pool import (
-    ChunkedPool,
-    GatheredPool,
-    LocalPool,
-    PoolConfig,
-    RingPool,
-    build_pool,
-)
+from clipx.distributed.pool import GlobalPool, LocalPool, PoolConfig, build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
 from clipx.losses.infonce import InfoNCE
@@ -55,13 +48,9 @@ class Case:
         return losses[self.loss]
 
     def build_pool(self, world_size: int) -> Pool:
-        pools = {
-            "local": lambda: LocalPool(world_size),
-            "gathered": GatheredPool,
-            "chunked": lambda: ChunkedPool(self.chunk),
-            "ring": RingPool,
-        }
-        return pools[self.pool]()
+        if self.pool == "local":
+            return LocalPool(world_size)
+        return GlobalPool(self.pool, self.chunk)
 
     def build_objective(self, towers: Towers) -> ImageText:
         return ImageText(
