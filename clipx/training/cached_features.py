@@ -36,8 +36,7 @@ def feature_batches(
     dtype: torch.dtype,
 ) -> FeatureBatches:
     """Features of the whole corpus. All ranks compute those that are not cached yet. Raises
-    UserError, and Stopped on all ranks if one is asked to stop; features computed by then are
-    kept."""
+    UserError, and Stopped on all ranks if one has to stop; features computed by then are kept."""
     assert config.cache_features is not None
     if faults := augmentation_faults(config.data):
         raise UserError("\n".join(faults))
@@ -60,7 +59,7 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[[], None]]
 
 
 def stoppable(progress: Progress, stop: Stop) -> Progress:
-    """The same progress, which raises StopRequested once this rank is asked to stop."""
+    """The same progress, which raises StopRequested once this rank has to stop."""
 
     @contextmanager
     def stoppable_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
@@ -78,7 +77,8 @@ def stoppable(progress: Progress, stop: Stop) -> Progress:
 
 def _together(runtime: Runtime, folder: Path, build: Callable[[], None]) -> None:
     """Call `build` on all ranks. If one fails or has to stop, all raise."""
-    fault, reason = None, None
+    fault = None
+    reason = None
     try:
         build()
     except StopRequested as request:
@@ -88,7 +88,8 @@ def _together(runtime: Runtime, folder: Path, build: Callable[[], None]) -> None
     except UserError as error:
         fault = str(error)
     runtime.agree(fault)
-    if first := next((text for text in runtime.gather(reason) if text), None):
+    first = runtime.first(reason)
+    if first is not None:
         raise Stopped(f"stopped by {first} while features are cached; those in {folder} are kept")
 
 

@@ -28,7 +28,7 @@ import torch
 
 from clipx.checkpoints.manifest import list_checkpoints
 from clipx.config import differences
-from clipx.distributed.runtime import Runtime, job
+from clipx.distributed.runtime import job
 from clipx.files import write_whole
 from clipx.training.run_lock import RunLock
 from clipx.training.run_status import RunStatus, State
@@ -158,23 +158,6 @@ class RunFolder:
                 "checkpoints are of. Restore it from a backup, or choose another run_dir="
             )
         return None
-
-
-def open_on_main(
-    runtime: Runtime, path: Path, config: dict[str, Any], config_yaml: str, **settings: Any
-) -> RunFolder | None:
-    """The run folder on rank 0, None on the others. Raises UserError on all ranks.
-
-    settings: further arguments of RunFolder
-    """
-    folder, fault = None, None
-    if runtime.is_main:
-        try:
-            folder = RunFolder(path, config, config_yaml, **settings)
-        except UserError as error:
-            fault = str(error)
-    runtime.agree(fault)
-    return folder
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from clipx.training.errors import explain
 from clipx.training.interruption import Stop, raise_if_signaled
 from clipx.training.precision import build_precision
 from clipx.training.resume import load_newest
-from clipx.training.run_folder import CORPUS_SETTINGS, RunFolder, open_on_main
+from clipx.training.run_folder import CORPUS_SETTINGS, RunFolder
 from clipx.training.run_status import State
 from clipx.training.schedule import rate
 from clipx.training.skipped_steps import count_outcome, memory_gib, report_nonfinite
@@ -91,14 +92,15 @@ class Session:
         self.messages = [*warnings, *messages]
         check(config, self.encoder, world_size=self.runtime.world_size)
         raise_if_signaled(self.runtime, self.stop)
-        self.folder = open_on_main(
-            self.runtime,
+        open_folder = partial(
+            RunFolder,
             Path(config.run_dir),
             to_data(config),
             to_yaml(config),
             total_steps=self.plan.total,
             may_change=CORPUS_SETTINGS if config.data.accept_changed_corpus else (),
         )
+        self.folder = self.runtime.on_main(open_folder)
 
     def _build(self) -> None:
         config = self.config
@@ -131,9 +133,12 @@ class Session:
         torch.manual_seed(config.seed + self.runtime.rank)  # ranks drop out different units
 
     def _resume(self) -> None:
-        accept = self.config.data.accept_changed_corpus
         saved, messages = load_newest(
-            self.runtime, self.folder, self.corpus, self.learner, accept_changed_corpus=accept
+            self.runtime,
+            self.folder,
+            self.corpus,
+            self.learner,
+            accept_changed_corpus=self.config.data.accept_changed_corpus,
         )
         if saved is not None:
             self.clamped_steps.fill_(saved.state.clamped_steps)
@@ -149,7 +154,7 @@ class Session:
             newest=None if saved is None else saved.state.step,
         )
         if self.folder is not None:
-            self.folder.status.update(**self._progress())
+            self.folder.status.update(**self.progress())
             write_table(self.folder.path, self.corpus.table())
             self.messages += self.folder.messages
         raise_if_signaled(self.runtime, self.stop)
@@ -160,13 +165,15 @@ class Session:
 
         stop: this rank requests that the run ends
         """
-        config, plan = self.config, self.plan
+        config = self.config
+        plan = self.plan
         schedule = config.optim.schedule
         share = rate(schedule, self.state.step, plan.total, plan.warmup, plan.cooldown)
         for group in self.learner.optimizer.param_groups:
             group["lr"] = config.optim.lr * share * group["lr_scale"]
 
         result = self.step(batch, stop, self.saver.is_due())
+        # Equal on all ranks, so that all stop or save after the same step.
         self.stop_requested, self.save_requested = result.requests
         state = replace(
             self.state,
@@ -211,24 +218,15 @@ class Session:
         self.state = state.on_rank(is_main=self.runtime.is_main)
         return self.saver.save(state, wait=wait)
 
-    def update_status(self, record: dict[str, Any]) -> None:
-        """Copy a log line to status.json, for `clipx runs`."""
-        if self.folder is not None:
-            self.folder.status.update(
-                **self._progress(),
-                loss=record["train/loss"],
-                samples_per_second=record["train/samples_per_second"],
-            )
-
     def close(self, state: State, reason: str | None) -> None:
         """Release the folder. Waits for a checkpoint that is being written."""
         self.saver.close()
         self.monitor.close()
         if self.folder is not None:
-            self.folder.status.update(**self._progress())
+            self.folder.status.update(**self.progress())
             self.folder.close(state, reason)
 
-    def _progress(self) -> dict[str, int | None]:
+    def progress(self) -> dict[str, int | None]:
         """For status.json, on rank 0."""
         return {
             "step": self.state.step,
@@ -237,7 +235,8 @@ class Session:
         }
 
     def describe(self) -> str:
-        corpus, size = self.corpus, self.config.global_batch_size
+        corpus = self.corpus
+        size = self.config.global_batch_size
         num_parameters = sum(p.numel() for p in self.encoder.parameters())
         text = (
             f"{corpus.num_samples:,} pairs in {corpus.num_shards} shards, "

@@ -31,7 +31,8 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     """
     stop = stop or Stop()
     session = Session(config, stop)
-    runtime, plan = session.runtime, session.plan
+    runtime = session.runtime
+    plan = session.plan
     report = Reporter(total_steps=plan.total, first_step=session.state.step, show=runtime.is_main)
     stop.on_first = lambda name: report.say(f"{name}: a checkpoint after this step, then the end")
     for message in [*session.messages, session.describe()]:
@@ -45,7 +46,8 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
         run_steps(session, files, report, stop)
         state = "finished"
     except Stopped as early:
-        state, reason = "stopped", str(early)
+        state = "stopped"
+        reason = str(early)
         raise
     except BaseException as error:  # noqa: BLE001  raised below
         explained = explain(error, config, runtime, session.monitor)
@@ -66,20 +68,22 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
 def open_log_files(session: Session) -> LogFiles | None:
     """The log files, on rank 0. All ranks take part. Raises UserError on all of them if the files
     cannot be read or written."""
-    files, fault = None, None
-    if session.folder is not None:
-        path = session.folder.path
+
+    def open_files() -> LogFiles:
+        path = Path(session.config.run_dir)
         try:
-            files = LogFiles(path, session.state.step, tensorboard=session.config.tensorboard)
+            return LogFiles(path, session.state.step, tensorboard=session.config.tensorboard)
         except OSError as error:
-            fault = str(unwritable(path, error))
-    session.runtime.agree(fault)
-    return files
+            raise unwritable(path, error) from error
+
+    return session.runtime.on_main(open_files)
 
 
 def run_steps(session: Session, files: LogFiles | None, report: Reporter, stop: Stop) -> None:
     """Take the remaining steps, and log, save and evaluate when that is due. Raises Stopped."""
-    config, plan, throughput = session.config, session.plan, Throughput()
+    config = session.config
+    plan = session.plan
+    throughput = Throughput()
     # Faults of whole shards are known since the corpus was opened; a resumed run has logged them.
     bad = session.corpus.faults if files is not None and session.state.step == 0 else []
     try:
@@ -99,7 +103,9 @@ def run_steps(session: Session, files: LogFiles | None, report: Reporter, stop: 
                 pause_start = time.perf_counter()
                 save_if_due(session, report)
                 if session.stop_requested and (step < plan.total or evaluations_due(session)):
-                    raise stopped(session, stop_reason(session, stop))
+                    reason = session.runtime.first(stop.reason)
+                    assert reason is not None, "a rank has requested the stop"
+                    raise stopped(session, reason)
                 # After the checkpoint, because an evaluation may fail.
                 evaluate_if_due(session, files, report, stop)
                 throughput.pause(time.perf_counter() - pause_start)
@@ -119,7 +125,8 @@ def log_step(
     report: Reporter,
 ) -> None:
     """Write one line of metrics.jsonl, and the bad samples of all ranks. All ranks take part."""
-    runtime, state = session.runtime, session.state
+    runtime = session.runtime
+    state = session.state
     record = {
         "step": state.step,
         "samples_seen": state.position,
@@ -129,12 +136,19 @@ def log_step(
         **throughput.read(),
         "fingerprint": f"{runtime.sum_int(state.fingerprint):016x}",
     }
-    all_bad = [sample for of_rank in runtime.gather(bad) for sample in of_rank]
+    all_bad = []
+    for of_rank in runtime.gather(bad):
+        all_bad += of_rank
     if files is not None:
         files.log(record, all_bad)
         if files.fault:
             report.say(f"{files.fault}; training goes on")
-    session.update_status(record)
+    if session.folder is not None:  # for `clipx runs`
+        session.folder.status.update(
+            **session.progress(),
+            loss=record["train/loss"],
+            samples_per_second=record["train/samples_per_second"],
+        )
     report.log(record)
 
 
@@ -142,7 +156,8 @@ def save_if_due(session: Session, report: Reporter) -> None:
     """Save before the end and before an evaluation, and wait until the checkpoint is on the disk:
     no later save would make up for one that failed. Otherwise save while training goes on. Raises
     UserError if the last save fails."""
-    step, plan = session.state.step, session.plan
+    step = session.state.step
+    plan = session.plan
     if fault := session.saver.fault():
         report.say(f"{fault}; the last good one stays, training goes on")
     is_last = step == plan.total or session.stop_requested
@@ -159,22 +174,25 @@ def save_if_due(session: Session, report: Reporter) -> None:
 
 def evaluations_due(session: Session) -> list[str]:
     """Names of the evaluators to run after this step."""
-    step, plan = session.state.step, session.plan
+    step = session.state.step
     if step == 0:
         return []
+    plan = session.plan
     return [name for name, every in plan.evaluate_every.items() if due(step, every, plan.total)]
 
 
 def evaluate_if_due(session: Session, files: LogFiles | None, report: Reporter, stop: Stop) -> None:
     """Evaluate on all ranks, each its share of the samples. Skips what a killed run has evaluated
-    at this step before. Raises Stopped if any rank was asked to stop meanwhile."""
-    step, runtime = session.state.step, session.runtime
+    at this step before. Raises Stopped if any rank had to stop meanwhile."""
+    step = session.state.step
+    runtime = session.runtime
     names = evaluations_due(session)
     if not names or runtime.from_main(files is not None and step in files.evaluated_steps):
         return
     evaluators = {name: session.config.evaluators[name] for name in names}
     with session.learner.evaluated(session.model_json) as model:
-        device, dtype = runtime.device, session.precision.dtype
+        device = runtime.device
+        dtype = session.precision.dtype
         encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
         setting = Setting(ranks=runtime, device=device, stop_reason=lambda: stop.reason)
         try:
@@ -198,9 +216,10 @@ def log_results(
             for metric, interval in result.intervals.items():
                 record[f"{name}-{metric}_interval"] = interval
         files.log_results(record)
-    shown = [
-        f"{name} {value:.2%}" for name, value in values.items() if name.endswith(("top1", "R@1"))
-    ]
+    shown = []
+    for name, value in values.items():
+        if name.endswith(("top1", "R@1")):  # the others are in results.jsonl
+            shown.append(f"{name} {value:.2%}")
     report.say(f"step {session.state.step}  " + "  ".join(shown))
     for name, result in results.items():
         for alarm in result.alarms:
@@ -212,10 +231,5 @@ def stopped(session: Session, reason: str) -> Stopped:
     part. Raises UserError if the checkpoint could not be written."""
     if fault := session.saver.finish():
         raise UserError(f"{fault}; make room and start the same command again")
-    step, total = session.state.step, session.plan.total
-    return Stopped(f"stopped at step {step} of {total} by {reason}, with a checkpoint")
-
-
-def stop_reason(session: Session, stop: Stop) -> str:
-    """The reason of the first rank that has one. All ranks take part."""
-    return next(reason for reason in session.runtime.gather(stop.reason) if reason)
+    progress = f"step {session.state.step} of {session.plan.total}"
+    return Stopped(f"stopped at {progress} by {reason}, with a checkpoint")
