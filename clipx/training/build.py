@@ -42,22 +42,20 @@ def new_encoder(
         runtime.main_first(initial.prepare)
     encoder = DualEncoder(model_json)
     if initial is None:
-        messages = [f"weights: random, seed {seed}{_pretrained_towers(model_json)}"]
+        # Even so, towers of transformers and timm may bring weights of their own.
+        text = model_json["text_cfg"]
+        image = model_json["vision_cfg"]
+        names = []
+        if text.get("hf_model_name") and text.get("hf_model_pretrained", True):
+            names.append(f"text {text['hf_model_name']}")
+        if image.get("timm_model_name") and image.get("timm_model_pretrained"):
+            names.append(f"image {image['timm_model_name']}")
+        pretrained = f", with the pretrained tower {' and '.join(names)}" if names else ""
+        messages = [f"weights: random, seed {seed}{pretrained}"]
     else:
         messages = [f"weights: {initial.source}", *initial.load(encoder)]
     encoder.lock(model.locked, model.unlocked_groups)
     return encoder, messages
-
-
-def _pretrained_towers(model_json: dict[str, Any]) -> str:
-    """The towers that bring weights of their own, for the log."""
-    text, image = model_json["text_cfg"], model_json["vision_cfg"]
-    names = []
-    if text.get("hf_model_name") and text.get("hf_model_pretrained", True):
-        names.append(f"text {text['hf_model_name']}")
-    if image.get("timm_model_name") and image.get("timm_model_pretrained"):
-        names.append(f"image {image['timm_model_name']}")
-    return f", with the pretrained tower {' and '.join(names)}" if names else ""
 
 
 def build_source(
@@ -158,7 +156,7 @@ def build_saver(
         model_json,
         keep=config.keep_checkpoints,
         keep_every=plan.keep_every,
-        texts=folder.about() if folder else {},
+        texts=folder.texts if folder else {},
     )
     return Saver(
         learner.runtime,

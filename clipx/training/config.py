@@ -120,9 +120,16 @@ class RunPlan:
                 faults.append(f"{key}: {error}")
                 return 1
 
-        total, cooldown = steps("duration", config.duration), config.optim.schedule.cooldown
-        every, keep, after = config.checkpoint_every, config.keep_every, config.stop_after
+        total = steps("duration", config.duration)
+        cooldown = config.optim.schedule.cooldown
+        every = config.checkpoint_every
+        keep = config.keep_every
+        after = config.stop_after
         timed = is_time(every)
+        evaluate_every = {}
+        for name, evaluator in config.evaluators.items():
+            interval = evaluator.every or config.duration  # null: only at the end
+            evaluate_every[name] = steps(f"evaluators.{name}.every", interval)
         plan = cls(
             total=total,
             warmup=steps("optim.warmup", config.optim.warmup),
@@ -133,10 +140,7 @@ class RunPlan:
             keep_every=steps("keep_every", keep) if keep else None,
             stop_after=seconds("stop_after", after) if after else None,
             stop_margin=seconds("stop_margin", config.stop_margin),
-            evaluate_every={
-                n: steps(f"evaluators.{n}.every", e.every or config.duration)
-                for n, e in config.evaluators.items()
-            },
+            evaluate_every=evaluate_every,
         )
         if faults:
             raise UserError("\n".join(faults))

@@ -72,6 +72,7 @@ class RunFolder:
     another config.
 
     messages: for the log; status: see `RunStatus`
+    texts: files that describe the run in each of its checkpoints, name -> content
     """
 
     def __init__(
@@ -86,8 +87,8 @@ class RunFolder:
         """may_change: settings beside MAY_CHANGE that the user allows to differ"""
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._config_yaml = config_yaml
-        self._version = json.dumps(code_version()) + "\n"
+        version_line = json.dumps(code_version()) + "\n"
+        self.texts = {"config.yaml": config_yaml, "version.json": version_line}
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = RunLock(path, job())
@@ -98,7 +99,7 @@ class RunFolder:
             self._check_config(config, (*MAY_CHANGE, *may_change))
             write_whole(path / "config.yaml", config_yaml)
             with (path / "version.json").open("a") as file:
-                file.write(self._version)
+                file.write(version_line)
         except OSError as error:
             self._lock.release()
             raise unwritable(path, error) from error
@@ -106,10 +107,6 @@ class RunFolder:
             self._lock.release()
             raise
         self.status = RunStatus(path / "status.json", job(), total_steps=total_steps)
-
-    def about(self) -> dict[str, str]:
-        """Files that describe the run in each of its checkpoints: name -> content."""
-        return {"config.yaml": self._config_yaml, "version.json": self._version}
 
     def close(self, state: State, reason: str | None) -> None:
         """Record how the run ended, and release the folder."""
@@ -204,16 +201,13 @@ def hardware() -> dict[str, str | None]:
 def _commit() -> str | None:
     """The commit of the source tree, with `+` if files differ from it; None outside of a
     checkout."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
+    git = ["git", "-C", str(Path(__file__).parent)]
+    outputs = []
     try:
-        commit = git("rev-parse", "HEAD")
-        return (commit + ("+" if git("status", "--porcelain") else "")) or None
-    except OSError:
-        return None  # no git on this machine
+        for command in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+            done = subprocess.run([*git, *command], capture_output=True, text=True, check=True)
+            outputs.append(done.stdout.strip())
+    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or no checkout
+        return None
+    commit, changed_files = outputs
+    return f"{commit}+" if changed_files else commit

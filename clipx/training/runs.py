@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +85,12 @@ def read(path: Path) -> Run:
         status = usable_status(json.loads((path / "status.json").read_text()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         status["reason"] = f"status.json: {type(error).__name__}" if checkpoints else None
-    get = status.get
-    return Run(
-        path=str(path),
-        state=_state(status, now=time.time()),
-        reason=get("reason"),
-        step=get("step", newest or 0),
-        total_steps=get("total_steps"),
-        samples_seen=get("samples_seen"),
-        loss=get("loss"),
-        samples_per_second=get("samples_per_second"),
-        checkpoint=newest,
-        updated=get("updated"),
-        host=get("host"),
-        job=get("job"),
-        attempt=get("attempt"),
-    )
+    facts: dict[str, Any] = {field.name: status.get(field.name) for field in fields(Run)}
+    facts["path"] = str(path)
+    facts["state"] = _state(status, now=time.time())
+    facts["step"] = status.get("step", newest or 0)
+    facts["checkpoint"] = newest  # in the folder, whatever the status has
+    return Run(**facts)
 
 
 _TEXTS = ("state", "reason", "host", "job")
@@ -215,8 +205,11 @@ def _row(run: Run, *, now: float) -> tuple[str, ...]:
     def text(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    where = [run.host or "-", *([f"job {run.job}"] if run.job else [])]
-    where += [f"start {run.attempt + 1}"] if run.attempt else []
+    where = run.host or "-"
+    if run.job:
+        where += f", job {run.job}"
+    if run.attempt:
+        where += f", start {run.attempt + 1}"
     return (
         run.path,
         run.state,
@@ -226,7 +219,7 @@ def _row(run: Run, *, now: float) -> tuple[str, ...]:
         text(run.samples_per_second, ",.0f"),
         text(run.checkpoint, "d"),
         "-" if run.updated is None else f"{_ago(now - run.updated)} ago",
-        ", ".join(where),
+        where,
     )
 
 
