@@ -50,7 +50,7 @@ _TEMPORARY_NAME = re.compile(r"\.step_[0-9]+\.[0-9]+")
 
 @dataclass(frozen=True)
 class About:
-    """What is the same for all checkpoints of a run.
+    """Facts and settings that all checkpoints of a run share.
 
     keep: number of newest checkpoints that are kept
     keep_every: steps that are multiples of it are never removed
@@ -121,6 +121,7 @@ def _write_tensors(
     parts = {name: vars(training)[name] for name in PARTS}
     torch.save({**parts, "optimizer": settings}, folder / "training.pt")
     entries = {optimizer_files.file_of(0): optimizer_files.write(moments, folder, 0)}
+    # The digest is computed while a file is written, so that no byte is read again.
     groups = {"model": weights}
     if training.ema is not None:
         groups["ema"] = training.ema

@@ -55,7 +55,7 @@ def verify(path: Path) -> str | None:
         manifest = json.loads((path / "manifest.json").read_text())
         if missing := [name for name in REQUIRED if name not in manifest]:
             return f"its manifest does not list {', '.join(missing)}"
-        # Loading would read these too, so they must not be anything else than what was written.
+        # Loading would read these too, and they are not of the run that wrote the manifest.
         present = [name for name in OPTIONAL if (path / name).exists()]
         present += [f"optimizer/{file.name}" for file in path.glob("optimizer/*.safetensors")]
         for name in sorted(present):
@@ -122,15 +122,10 @@ def _other_step(path: Path) -> str | None:
     """The fault of a copy under the name of another step: a run would resume from it again and
     again until it had passed that step."""
     try:
-        step = _stored_step(path)
+        step = json.loads((path / "state.json").read_text())["step"]
     except _UNREADABLE as error:
         return f"state.json: {type(error).__name__}: {error}"
     return None if step == step_of(path) else f"its state.json is of step {step}"
-
-
-def _stored_step(path: Path) -> Any:
-    """The step in a checkpoint's state.json. Raises the exceptions of _UNREADABLE."""
-    return json.loads((path / "state.json").read_text())["step"]
 
 
 def prune(folder: Path, step: int, *, keep: int, keep_every: int | None) -> None:
@@ -169,8 +164,9 @@ def is_own(path: Path) -> bool:
     if path.name != f"step_{_number(path):08d}" or path.is_symlink():
         return False
     try:
-        return _stored_step(path) == step_of(path)
+        return json.loads((path / "state.json").read_text())["step"] == step_of(path)
     except _UNREADABLE:
+        # Damaged, or half removed: only a run writes a manifest.
         return (path / "manifest.json").is_file()
 
 

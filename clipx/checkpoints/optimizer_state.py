@@ -91,7 +91,7 @@ def gather(checkpoint: Path, num_ranks: int) -> dict[str, dict[str, Any]]:
         entry = json.loads(marker.read_text() or '{"fault": "the disk is full"}')
         if "fault" in entry:
             raise OSError(f"rank {rank}: {entry['fault']}")
-        marker.unlink()
+        marker.unlink()  # not a part of the checkpoint
         entries[file_of(rank)] = entry
     return entries
 
@@ -120,6 +120,7 @@ def load(checkpoint: Path, settings: Mapping[str, Any], target: Target) -> dict[
     metadata = reader.read_metadata().state_dict_metadata
     state = {number: dict(items) for number, items in settings["state"].items()}
     tensors = {}
+    # `target` decides what is read: a whole tensor, or the part that this rank owns.
     for name, about in metadata.items():
         assert isinstance(about, TensorStorageMetadata)
         number, _, key = name.partition(".")

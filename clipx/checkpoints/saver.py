@@ -1,5 +1,5 @@
 """When and how a run's checkpoints are written: tensors are copied into host memory first, then a
-thread writes them while training goes on."""
+thread writes them during the next steps."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ class HostBuffers:
         self._next = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """A copy, which is complete once the function of `ready` returns: the device goes on."""
+        """A copy, which is complete once the function of `ready` returns. The host does not wait
+        for the device."""
         if self._next == len(self._buffers):
             self._buffers.append(torch.empty(0))
         buffer = self._buffers[self._next]
+        # Only the first checkpoint allocates: later ones have the same tensors in the same order.
         if buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pin)
             self._buffers[self._next] = buffer
@@ -104,6 +106,7 @@ class Saver:
         if self._folder is None:
             return False
         now = time.monotonic()
+        # After a failure, such as a full disk, do not wait for the next interval.
         if self._failure_time is not None and now - self._failure_time > RETRY_SECONDS:
             return True
         return self._every_seconds is not None and now - self._start_time >= self._every_seconds
@@ -139,7 +142,8 @@ class Saver:
         """The work of this rank's thread; None if it has none. It makes no collectives, which
         belong to the main thread."""
         ready = self._buffers.ready()
-        folder, rank = self._folder, self._runtime.rank
+        folder = self._folder
+        rank = self._runtime.rank
         temporary = None if folder is None else checkpoints.temporary(folder, state.step)
         num_writers = 1
         if self._learner.is_sharded:

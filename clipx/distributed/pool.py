@@ -82,6 +82,7 @@ class GlobalPool:
 def gather_batch(rows: Tensor) -> Tensor:
     """(G, ...) rows of all ranks in the order of their positions, without gradient: ranks take a
     batch's positions in turns (see `data.order.batch_positions`)."""
+    # Rank r has the positions r, r + R, r + 2R ..., so (R, B, ...) transposed is in their order.
     by_rank = all_gather(rows.detach()).unflatten(0, (dist.get_world_size(), -1))
     return by_rank.transpose(0, 1).flatten(0, 1)
 
@@ -106,6 +107,7 @@ class _Gathered:
     def visit(
         self, compute: Compute, reduce: tuple[Reduce, ...], *extra: Tensor
     ) -> tuple[Tensor, ...]:
+        # What backward needs of each column travels with it; the columns are here already.
         rows = (*self.rows, *map(all_gather, extra))
         own = range(self.local_size)
         results = compute(CandidateBlock(rows, own, dist.get_rank() * self.local_size))

@@ -51,7 +51,7 @@ class Runtime:
         """Elementwise mean over ranks. The host does not wait for the device."""
         if self.world_size == 1:
             return values
-        total = values.clone()
+        total = values.clone()  # all_reduce works in place
         dist.all_reduce(total)
         return total / self.world_size
 
@@ -152,6 +152,7 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
     if not use_cpu:
         launcher.check_devices(os.environ, visible=torch.cuda.device_count())
     world_size = launcher.integer(os.environ, "WORLD_SIZE", 1)
+    # accelerate joins the process group; it wraps neither model nor optimizer nor data.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*OMP_NUM_THREADS.*")
         accelerator = Accelerator(

@@ -105,6 +105,7 @@ class Sharded(Wrapped):
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
         for root in self._roots:
+            # Without a sync, gradients stay whole and unreduced until the last micro-batch.
             assert isinstance(root, FSDPModule)
             root.set_requires_gradient_sync(last)
             root.set_is_last_backward(last)

@@ -81,7 +81,7 @@ def _mean_logit(
     of_text = pairwise_sum(torch.positive, text, image, pool, **options)
     with torch.no_grad():
         # Masks leave each row another number of candidates. A text has as many as its image,
-        # because both have the same ids, so one direction is enough where there are no negatives.
+        # because both have the same ids, so without negatives one direction is enough.
         count = pairwise_sum(torch.ones_like, image, text, pool, ids=ids).rows
         num_logits = 2 * count
         if negatives is not None:

@@ -101,6 +101,7 @@ def _vision_faults(vision: _Vision) -> list[str]:
     if vision.timm_model_name:
         return []
     faults = []
+    # Each head works on its own slice of the width.
     heads = vision.width // vision.head_width
     if heads == 0 or vision.width % heads:
         faults.append(

@@ -108,6 +108,7 @@ def _settings(cfg: dict[str, Any], key: str, schema: type) -> dict[str, Any]:
 def _set_image_size(tower: TimmModel, size: int, name: str) -> None:
     """Change the patch grid and the position embeddings of a timm model to another image size than
     its own. Convolutional networks take any. Raises UserError."""
+    # timm keeps the size in the module that cuts images into patches, under one of three names.
     own_size = None
     children = dict(tower.trunk.named_children())
     for key in ("patch_embed", "pixel_embed", "stem"):
@@ -174,5 +175,6 @@ class PooledText(nn.Module):
         self.pad_id: int = config.pad_token_id
 
     def forward(self, text: Tensor) -> Tensor:
+        # The pooler too leaves out padding: a mean over it would depend on the batch.
         mask = (text != self.pad_id).long()
         return self.pooler(self.transformer(input_ids=text, attention_mask=mask), mask)

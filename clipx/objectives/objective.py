@@ -57,16 +57,14 @@ class Objective(nn.Module, ABC):
         return {}
 
     def forward(self, views: Views) -> Features:
-        # DDP and FSDP2 hook `forward`: gradients are exchanged for what is called through it.
+        # DDP and FSDP2 hook `forward`: only a call through it exchanges gradients.
         return self.embed(views)
 
     def own_state(self) -> dict[str, Any]:
-        """`state_dict` without the encoder, whose weights have a file of their own."""
+        """`state_dict` without the encoder, whose weights have a file of their own. Loaded by
+        `load_state_dict(state, strict=False)`."""
         own = {}
         for name, value in self.state_dict().items():
             if not name.startswith("encoder."):
                 own[name] = value
         return own
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        self.load_state_dict(state, strict=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from clipx.checkpoints.saver import Saver
 from clipx.data.corpus import Corpus
 from clipx.data.loader import BatchSource
 from clipx.data.preprocessing import Preprocessing
-from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
@@ -28,7 +27,6 @@ from clipx.training.learner import Learner
 from clipx.training.optim import build_optimizer
 from clipx.training.precision import Precision
 from clipx.training.run_folder import RunFolder
-from clipx.training.step import Step
 
 
 def new_encoder(
@@ -39,6 +37,7 @@ def new_encoder(
     torch.manual_seed(seed)
     initial = model.build_initial()
     if initial is not None:
+        # One rank downloads, and the others find the files in the cache.
         runtime.main_first(initial.prepare)
     encoder = DualEncoder(model_json)
     if initial is None:
@@ -72,6 +71,7 @@ def build_source(
     if config.cache_features is None:
         batches = pixel_batches(config, corpus, model_json, **share)
         return batches, encoder, Preprocessing.of(model_json)
+    # The locked trunks run once over the corpus; steps see their features and train the heads.
     split = split_locked(encoder, model_json)
     batches = feature_batches(config, runtime, stop, corpus, split, model_json, dtype)
     return batches, split.heads, lambda features: features
@@ -101,6 +101,7 @@ def build_learner(
     normalize: Callable[[Tensor], Tensor],
 ) -> Learner:
     """encoder: the whole model; trained: what steps run: all of it, or its heads"""
+    # Both change blocks, so they come before `wrap` shards these or copies them.
     if config.grad_checkpointing:
         trained.set_grad_checkpointing(True)
     if config.compile == "towers":
@@ -123,22 +124,6 @@ def build_learner(
         optimizer=build_optimizer(trained, config.optim),
         precision=precision,
         ema=Ema(encoder, config.ema) if config.ema is not None else None,
-    )
-
-
-def build_step(
-    config: TrainConfig,
-    learner: Learner,
-    *,
-    mark: Callable[[Literal["forward", "loss"]], None],
-) -> Step:
-    return Step(
-        learner=learner,
-        pool=build_pool(config.pool, world_size=learner.runtime.world_size),
-        clip_grad_norm=config.optim.clip_grad_norm,
-        micro_batch_size=config.micro_batch_size,
-        average=learner.runtime.average,
-        mark=mark,
     )
 
 

@@ -35,16 +35,19 @@ def feature_batches(
     model_json: dict[str, Any],
     dtype: torch.dtype,
 ) -> FeatureBatches:
-    """Features of the whole corpus. All ranks compute those that are not cached yet. Raises
+    """Features of the whole corpus. All ranks compute what the cache lacks. Raises
     UserError, and Stopped on all ranks if one has to stop; features computed by then are kept."""
     assert config.cache_features is not None
     if faults := augmentation_faults(config.data):
         raise UserError("\n".join(faults))
     trunks = _trunks(split, model_json, runtime.device, dtype)
+    # The cache's folder is named after the trunks, the corpus and the preprocessing, so that a
+    # change of any of them computes features anew.
     cache = FeatureCache(Path(config.cache_features), corpus, trunks, config.data)
     share = {"rank": runtime.rank, "world_size": runtime.world_size}
     watched = stoppable(progress if runtime.is_main else silent, stop)
     if not runtime.gather(cache.complete)[0]:
+        # Where all features are cached, the trunks take no memory of the device.
         split.image_trunk.to(runtime.device)
         split.text_trunk.to(runtime.device)
         _together(runtime, cache.folder, lambda: build_images(cache, watched, **share))
@@ -87,6 +90,7 @@ def _together(runtime: Runtime, folder: Path, build: Callable[[], None]) -> None
         fault = f"cache_features {folder} cannot be written: {error}"
     except UserError as error:
         fault = str(error)
+    # Two collectives, which every rank completes, whatever happened to it.
     runtime.agree(fault)
     first = runtime.first(reason)
     if first is not None:

@@ -27,6 +27,7 @@ Table = Iterable[tuple[str, int, str]]
 def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
     """Open the corpus on rank 0 and send it to the others, so that one process of a thousand looks
     at every shard, and all have the same corpus. Faults are raised on all ranks."""
+    # Uneven ranks would give means over ranks another meaning than the mean over the batch.
     size = config.global_batch_size
     ranks = runtime.world_size
     if size % ranks:
@@ -85,6 +86,7 @@ def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
 
 def write_table(folder: Path, table: Table) -> None:
     """Write corpus.tsv, for a later comparison by `changes`. Raises UserError."""
+    # Names are paths or URLs, which may have tabs, but never in the two columns at the end.
     lines = "".join(f"{_in_one_line(name)}\t{n}\t{digest}\n" for name, n, digest in table)
     try:
         write_whole(folder / _FILE, lines)

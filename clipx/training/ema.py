@@ -54,6 +54,8 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """Inside, the model has the averages. Afterwards it has its own weights again, bit for
         bit."""
+        # A copy, because averages are written into the model's own tensors: DDP, FSDP2 and compiled
+        # graphs keep references to them.
         own = {name: local(t).clone() for name, t in self._model.state_dict().items()}
         self._copy_to_model(self._average)
         try:

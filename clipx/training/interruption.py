@@ -29,7 +29,7 @@ NOTICES = (signal.SIGUSR1, signal.SIGHUP)
 """Signals that may be repeated, or come together with another, without a request to end at once:
 schedulers repeat SIGUSR1, and a session that closes sends SIGHUP beside SIGTERM."""
 EXIT_STOPPED = 75
-"""EX_TEMPFAIL: ended early with a checkpoint; the same command goes on."""
+"""EX_TEMPFAIL: ended early with a checkpoint; the same command continues the run."""
 EXIT_AT_ONCE = 130
 REPEAT_SECONDS = 1.0
 """The same signal within this time is a repetition: schedulers and launchers signal the whole group

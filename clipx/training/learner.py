@@ -113,8 +113,9 @@ class Learner:
         for."""
         training = saved.training
         scaler = self.precision.scaler
+        # Copied in place: the optimizer and DDP's buckets refer to these tensors.
         self.encoder.load_state_dict(weights_like(saved.weights, self.encoder.state_dict()))
-        self.objective.load_own_state(training.objective)
+        self.objective.load_state_dict(training.objective, strict=False)  # without the encoder
         load_optimizer(self.optimizer, training.optimizer)
         if scaler is not None and training.scaler:
             scaler.load_state_dict(training.scaler)
@@ -139,6 +140,7 @@ class Learner:
             if not self.is_sharded:
                 yield self.encoder
                 return
+            # Collected inside, so that it has the averages.
             weights = whole(self.encoder.state_dict(), copy=Tensor.cpu)
             with torch.random.fork_rng():  # building a model draws weights, which are overwritten
                 copy = DualEncoder(model_json)

@@ -99,9 +99,11 @@ class Reporter:
     def log(self, record: dict[str, Any]) -> None:
         step = record["step"]
         text = _log_line(record)
+        # On a terminal the line is part of the bar, and is overwritten by the next.
         if self._bar is not None:
             self._bar.update(step, text)
             return
+        # Over the whole start, evaluations and saves included, as they will come again.
         seconds_per_step = (time.perf_counter() - self._start) / (step - self._first)
         left = timedelta(seconds=int(seconds_per_step * (self._total - step)))
         self.say(f"step {step}/{self._total}  {text}  {left} left")

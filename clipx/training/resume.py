@@ -30,6 +30,7 @@ def load_newest(
     folder: on rank 0
     """
     messages: list[str] = []
+    # An iterator, since verifying reads all of a checkpoint, and the newest is usually intact.
     candidates: Iterator[Path] = iter(())
     if folder is not None:
         candidates = manifest.valid_checkpoints(folder.checkpoints, messages)

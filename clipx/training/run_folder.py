@@ -91,6 +91,7 @@ class RunFolder:
         self.texts = {"config.yaml": config_yaml, "version.json": version_line}
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            # First of all: another process may be writing the files that are read below.
             self._lock = RunLock(path, job())
         except OSError as error:
             raise unwritable(path, error) from error
@@ -120,6 +121,7 @@ class RunFolder:
             return
         changed = []
         for key in differences(stored, config):
+            # `data` allowed would allow `data.skip` too, but not `database`.
             if not any(f"{key}.".startswith(f"{allowed}.") for allowed in may_change):
                 changed.append(key)
         if not changed:
@@ -185,7 +187,7 @@ def code_version() -> dict[str, Any]:
 def hardware() -> dict[str, str | None]:
     """Names and numbers of processors; gpu is None without one."""
     cpu = platform.processor() or platform.machine()
-    table = Path("/proc/cpuinfo")
+    table = Path("/proc/cpuinfo")  # platform.processor() is empty on many Linux systems
     if table.exists():
         for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

@@ -61,6 +61,7 @@ def find(folders: Sequence[Path], *, depth: int = 3) -> list[Path]:
 
     def search(folder: Path, depth_left: int) -> None:
         names = {entry.name for entry in folder.iterdir()}
+        # A run folder holds no others, so the search does not go below it.
         if "status.json" in names or {"config.yaml", "checkpoints"} <= names:
             runs.append(folder)
         elif depth_left:
@@ -140,7 +141,7 @@ def is_alive(pid: int, started: float) -> bool:
     if not 0 < pid < 1 << 31:
         return False  # 0 would mean a group of processes
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 is not delivered: only the check is made
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -150,6 +151,7 @@ def is_alive(pid: int, started: float) -> bool:
         boot = next(x for x in Path("/proc/stat").read_text().splitlines() if x[:6] == "btime ")
     except OSError:
         return True  # no /proc on this system
+    # Field 22 of stat, the 20th after the name: the start in clock ticks since the boot.
     born = int(boot.split()[1]) + int(after_name[19]) / os.sysconf("SC_CLK_TCK")
     return after_name[0] not in "ZX" and born <= started + 2  # btime is in whole seconds
 

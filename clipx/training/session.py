@@ -17,14 +17,9 @@ from clipx.config import to_data, to_yaml
 from clipx.data.loader import Loaded
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.monitor import Monitor
+from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import job, keep_freed_memory, start
-from clipx.training.build import (
-    build_learner,
-    build_saver,
-    build_source,
-    build_step,
-    new_encoder,
-)
+from clipx.training.build import build_learner, build_saver, build_source, new_encoder
 from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.corpus import describe, open_together, write_table
 from clipx.training.errors import explain
@@ -35,10 +30,9 @@ from clipx.training.run_folder import CORPUS_SETTINGS, RunFolder
 from clipx.training.run_status import State
 from clipx.training.schedule import rate
 from clipx.training.skipped_steps import count_outcome, memory_gib, report_nonfinite
+from clipx.training.step import Step
 from clipx.training.validation import check, check_plan, with_defaults
 from clipx.types import Stopped
-
-_FINGERPRINT_MODULUS = 1 << 63
 
 
 class Session:
@@ -58,7 +52,7 @@ class Session:
         self.start_time = time.time()
         self.stop = stop or Stop()
         self.runtime = start(config.device, timeout_minutes=config.timeout_minutes)
-        if self.runtime.device.type == "cpu":
+        if self.runtime.device.type == "cpu":  # GPUs have torch's own allocator
             keep_freed_memory()
         self.monitor = Monitor(self.runtime, timeout_seconds=60 * config.timeout_minutes)
         self.folder: RunFolder | None = None
@@ -80,6 +74,7 @@ class Session:
     def _open(self) -> None:
         """Check everything that can be wrong, before anything is written."""
         config = self.config
+        # The corpus first: durations in epochs depend on its size.
         self.corpus = open_together(config, self.runtime)
         self.plan = RunPlan.of(config, self.corpus.num_samples)
         self.stop.deadline = self.plan.deadline(job(), self.start_time)
@@ -90,6 +85,7 @@ class Session:
             config.model, self.model_json, self.runtime, seed=config.seed
         )
         self.messages = [*warnings, *messages]
+        # After the model is built, since it may have batch norms or parts that cannot be locked.
         check(config, self.encoder, world_size=self.runtime.world_size)
         raise_if_signaled(self.runtime, self.stop)
         open_folder = partial(
@@ -123,9 +119,12 @@ class Session:
             pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
             normalize=normalize,
         )
-        self.step = build_step(
-            config,
+        self.step = Step(
             self.learner,
+            build_pool(config.pool, world_size=self.runtime.world_size),
+            clip_grad_norm=config.optim.clip_grad_norm,
+            micro_batch_size=config.micro_batch_size,
+            average=self.runtime.average,
             mark=lambda phase: self.monitor.at(self.state.step + 1, phase),
         )
         # On the device, so that counting does not wait for it.
@@ -179,7 +178,7 @@ class Session:
             self.state,
             step=self.state.step + 1,
             position=batch.state["position"],
-            fingerprint=(self.state.fingerprint + batch.fingerprint) % _FINGERPRINT_MODULUS,
+            fingerprint=(self.state.fingerprint + batch.fingerprint) % (1 << 63),
         )
         self.state = count_outcome(state, result.outcome)
         metrics = dict(result.metrics)
@@ -210,6 +209,8 @@ class Session:
 
     def save(self, *, wait: bool) -> str | None:
         """Write a checkpoint; see `Saver.save`."""
+        # Each rank counts its own samples, and the sum goes into the checkpoint. Rank 0 continues
+        # with the sum and the others with 0, so that nothing is counted twice.
         state = replace(
             self.state,
             fingerprint=self.runtime.sum_int(self.state.fingerprint),

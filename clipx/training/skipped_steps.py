@@ -47,6 +47,7 @@ def report_nonfinite(
 
     state: after the step
     """
+    # Every rank has skipped the step, but often only one has the sample that is the cause.
     bad_keys = [batch.keys[row] for row in result.bad_rows]
     suspects: dict[int, list[str]] = {}
     all_keys: dict[int, list[str]] = {}
@@ -93,4 +94,5 @@ def memory_gib(device: torch.device) -> float:
         peak_bytes = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return peak_bytes / 2**30
+    # The kernel counts from the start of the process; there is no way to begin anew.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux

@@ -19,6 +19,7 @@ from torch import Tensor
 from clipx.objectives.objective import Features, Views
 from clipx.training.gradients import clip_gradients
 from clipx.training.learner import Learner, random_state, set_random_state
+from clipx.training.precision import autocast
 from clipx.types import Batch, LossOutput, Pool
 
 Outcome = Literal["updated", "nonfinite", "overflow"]
@@ -91,11 +92,13 @@ class Step:
         metrics |= learner.objective.after_step()
         if scaler is not None and outcome != "nonfinite":
             scaler.update(overflowed=outcome == "overflow")
+        # None rather than zeros: the first backward then writes where it would have to add.
         learner.optimizer.zero_grad(set_to_none=True)
         return StepResult(metrics, outcome, bad_rows, any_requests)
 
     def _embed(self, views: Views) -> Features:
-        with self.learner.precision.autocast():
+        precision = self.learner.precision
+        with autocast(precision.device, precision.dtype):
             return self.learner.model(views)
 
     def _loss(self, features: Features) -> LossOutput:
@@ -162,6 +165,7 @@ class Step:
         learner = self.learner
         parameters = learner.parameters
         if learner.precision.scaler is not None:
+            # Before clipping, whose limit is meant for the gradient of the loss itself.
             learner.precision.scaler.unscale(parameters)
         norm = clip_gradients(parameters, self.clip_grad_norm)
         own = {"loss": out.loss, **out.metrics, "grad_norm": norm}

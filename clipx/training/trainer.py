@@ -99,9 +99,11 @@ def run_steps(session: Session, files: LogFiles | None, report: Reporter, stop: 
                 if due(step, plan.log_every, plan.total):
                     log_step(session, metrics, throughput, bad, files, report)
                     bad = []
+                # Saves and evaluations count neither as training time nor as a step that hangs.
                 session.monitor.at(step, "elsewhere")
                 pause_start = time.perf_counter()
                 save_if_due(session, report)
+                # A stop that comes with the last step needs no exception: the run is complete.
                 if session.stop_requested and (step < plan.total or evaluations_due(session)):
                     reason = session.runtime.first(stop.reason)
                     assert reason is not None, "a rank has requested the stop"
@@ -139,6 +141,7 @@ def log_step(
     all_bad = []
     for of_rank in runtime.gather(bad):
         all_bad += of_rank
+    # Collectives are behind us: from here on rank 0 works alone.
     if files is not None:
         files.log(record, all_bad)
         if files.fault:
@@ -154,7 +157,7 @@ def log_step(
 
 def save_if_due(session: Session, report: Reporter) -> None:
     """Save before the end and before an evaluation, and wait until the checkpoint is on the disk:
-    no later save would make up for one that failed. Otherwise save while training goes on. Raises
+    no later save would make up for one that failed. Otherwise save during the next steps. Raises
     UserError if the last save fails."""
     step = session.state.step
     plan = session.plan
@@ -190,6 +193,7 @@ def evaluate_if_due(session: Session, files: LogFiles | None, report: Reporter, 
     if not names or runtime.from_main(files is not None and step in files.evaluated_steps):
         return
     evaluators = {name: session.config.evaluators[name] for name in names}
+    # With the averages of the weights, if the run keeps them.
     with session.learner.evaluated(session.model_json) as model:
         device = runtime.device
         dtype = session.precision.dtype

@@ -22,10 +22,14 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
 
     encoder: the model, with its locked parts locked
     """
+    # All conflicts are collected, so that a user corrects them in one go.
     conflicts = []
     size = config.global_batch_size
     micro = config.micro_batch_size
-    batch_norm = trained_batch_norm(encoder)
+    batch_norm = None  # the name of the first that is trained
+    for name, module in encoder.named_modules():
+        if isinstance(module, _BatchNorm) and module.training and batch_norm is None:
+            batch_norm = name
     if micro is not None and micro * world_size < size:
         unit = world_size * micro
         if size % unit:
@@ -70,7 +74,7 @@ def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str
     if runtime.is_main:
         faults = faults_of(config.evaluators)
         has_checkpoint = bool(list_checkpoints(Path(config.run_dir) / "checkpoints"))
-    # A run with a checkpoint goes on: training is worth more than a test set that has vanished.
+    # With a checkpoint the run continues: training is worth more than a test set that has vanished.
     runtime.agree("\n".join(faults) if faults and not has_checkpoint else None)
     warnings = [f"{fault}; training goes on" for fault in runtime.from_main(faults)]
     if plan.warmup >= plan.total:
@@ -79,14 +83,6 @@ def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str
             f"{plan.total:,}: the learning rate never reaches optim.lr"
         )
     return warnings
-
-
-def trained_batch_norm(encoder: nn.Module) -> str | None:
-    """The name of the first batch norm in training mode; None if there is none."""
-    for name, module in encoder.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            return name
-    return None
 
 
 def with_defaults(model_json: dict[str, Any], loss: Loss) -> dict[str, Any]:

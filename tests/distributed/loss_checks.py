@@ -128,7 +128,7 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
         if step == case.steps // 2 and case.queue:  # as after a resume
             state = objective.own_state()
             objective.queue = PairQueue(case.queue)
-            objective.load_own_state(state)
+            objective.load_state_dict(state, strict=False)
     named = towers.named_parameters()
     queue = objective.own_state().get("queue._extra_state", {})
     return {

@@ -60,7 +60,7 @@ def test_autocast_multiplies_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
 def test_only_float16_needs_a_scaler(kind: PrecisionKind) -> None:
     found = build_precision(kind, CPU)
     assert (found.scaler is not None) == (kind == "fp16")
-    with found.autocast():
+    with autocast(found.device, found.dtype):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == found.dtype
 
 
