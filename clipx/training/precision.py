@@ -73,19 +73,16 @@ class Precision:
 def build_precision(kind: PrecisionKind, device: torch.device) -> Precision:
     """Also sets, for the whole process, whether float32 may be rounded to TF32. Raises UserError
     if the device does not support `kind`."""
-    name = f"device {device}"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
     has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if kind == "tf32" and not has_tf32:
         raise UserError(
-            f"precision tf32: {name} has no TF32, which came with NVIDIA's Ampere "
+            f"precision tf32: {_device_name(device)} has no TF32, which came with NVIDIA's Ampere "
             "(2020); use precision=fp32, or auto"
         )
     dtype = compute_dtype(kind, device)
     if dtype == torch.float16 and (fault := _float16_fault(device)):
         raise UserError(
-            f"precision fp16: {name} does not multiply float16 ({fault}); "
+            f"precision fp16: {_device_name(device)} does not multiply float16 ({fault}); "
             "use precision=fp32, or auto"
         )
     _allow_tf32(kind == "tf32")
@@ -131,3 +128,7 @@ def _allow_tf32(allowed: bool) -> None:
         warnings.filterwarnings("ignore", message=".*TF32.*")
         torch.set_float32_matmul_precision("high" if allowed else "highest")
         torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"device {device}"
