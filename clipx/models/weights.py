@@ -29,6 +29,7 @@ def fill(model: nn.Module, file: Path) -> list[str]:
     if file.suffix == ".npz":
         _fill_from_big_vision(model, file)
         return []
+    # From any program's file to the model's names, scalars and sizes; then it must fit exactly.
     weights = read_weights(file)
     weights = _with_names_of_clipx(model, weights)
     messages = _fit_scalars(model, weights) + _resize_positions(model, weights)

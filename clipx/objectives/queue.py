@@ -28,8 +28,8 @@ class PairQueue(nn.Module):
         other kinds of ids, so that it is unknown which of them are negatives."""
         if not self._rows:
             return None
-        # A state that was loaded is on the CPU.
-        self._rows = {name: rows.to(device) for name, rows in self._rows.items()}
+        for name, rows in self._rows.items():
+            self._rows[name] = rows.to(device)  # a state that was loaded is on the CPU
         past_ids = self._rows.get("ids")
         if ids is None:
             return Negatives(self._rows["image"], self._rows["text"])
@@ -45,12 +45,15 @@ class PairQueue(nn.Module):
         # One row that is not finite would spoil the loss of every step until it leaves the queue.
         if not (new["image"].isfinite().all() & new["text"].isfinite().all()):
             return
-        shapes = {name: rows.shape[1:] for name, rows in new.items()}
-        if shapes != {name: rows.shape[1:] for name, rows in self._rows.items()}:
-            # The queue is empty, or the run was resumed with other kinds of ids: start anew.
-            self._rows = {name: rows[:0] for name, rows in new.items()}
+        past = self._rows
+        for name, rows in new.items():
+            # Resumed with other kinds of ids, or another width: start anew.
+            if name not in past or len(past) != len(new) or past[name].shape[1:] != rows.shape[1:]:
+                past = {}
+        self._rows = {}
         for name, rows in new.items():  # first in, first out
-            self._rows[name] = torch.cat([self._rows[name], rows])[-self.size :]
+            all_rows = torch.cat([past[name], rows]) if past else rows
+            self._rows[name] = all_rows[-self.size :]
 
     def get_extra_state(self) -> dict[str, Tensor]:
         return dict(self._rows)

@@ -87,6 +87,7 @@ class Learner:
         """Why a checkpoint cannot be loaded into this run; None if it can. Changes nothing."""
         expected = self.encoder.state_dict()
         training = saved.training
+        # From the weights to what depends on them: the first difference explains the others.
         if fault := _other_tensors(saved.weights, expected):
             return f"model.safetensors: {fault}"
         if training.ema is not None:

@@ -100,7 +100,7 @@ def _parameter_groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[G
         decay = config.layer_decay
         if isinstance(decay, dict):
             decay = decay.get("visual" if name.startswith("visual.") else "text", 1.0)
-        # The scalars have the only depth of their own, so their power is 0 and their scale is 1.
+        # The scalars have depth 0 of 1, so that their scale is 1 whatever the decay.
         scale = decay ** (num_depths - 1 - depth)
         # A fused kernel takes sharded parameters or whole ones, and scalars are never sharded. They
         # always are a group of their own, so that a checkpoint fits runs with and without shards.
@@ -138,7 +138,8 @@ def _muon(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
             f"optim.kind muon needs torch 2.9 or newer, and this is {torch.__version__}: "
             "pip install --upgrade torch, or use optim.kind=adamw"
         ) from error
-    # Updates as large as AdamW's, so that both take the same learning rate (arXiv:2502.16982).
+    # Orthogonal updates, scaled to be as large as AdamW's: both take the same learning rate
+    # (arXiv:2502.16982).
     return Muon(groups, lr=config.lr, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
 
 

@@ -190,7 +190,10 @@ def show(targets: Sequence[str], overrides: Sequence[str], *, as_json: bool) -> 
     if as_json:
         print(strict_json.dumps([asdict(run) for run in runs]))
         return
-    rows = [HEADER, *(_row(run, now=time.time()) for run in runs)]
+    now = time.time()
+    rows: list[tuple[str, ...]] = [HEADER]
+    for run in runs:
+        rows.append(_row(run, now=now))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

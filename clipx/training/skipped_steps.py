@@ -65,13 +65,8 @@ def report_nonfinite(
         for rank, keys in suspects.items():
             file.log({"step": state.step, "rank": rank, "features": has_bad_features, "keys": keys})
         file.close()
-    if state.nonfinite_in_a_row >= limit:
-        raise UserError(_message(state, suspects, path, has_bad_features=has_bad_features))
-
-
-def _message(
-    state: TrainState, suspects: dict[int, list[str]], path: Path, *, has_bad_features: bool
-) -> str:
+    if state.nonfinite_in_a_row < limit:
+        return
     rank, keys = next(iter(suspects.items()))
     what = "features are" if has_bad_features else "loss or gradient is"
     shown = ", ".join(keys[:_MAX_SHOWN_KEYS])
@@ -80,7 +75,7 @@ def _message(
     if len(suspects) > 1:
         other_ranks = ", ".join(str(other) for other in list(suspects)[1:])
         shown += f"; ranks {other_ranks} too"
-    return (
+    raise UserError(
         f"step {state.step}: {state.nonfinite_in_a_row} steps in a row had no finite loss and "
         f"gradient; on rank {rank} {what} not finite for {shown}. All are in {path}. Look at these "
         "samples, lower optim.lr, lengthen optim.warmup, or set optim.clip_grad_norm; "
