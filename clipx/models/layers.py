@@ -166,6 +166,9 @@ def set_grad_checkpointing(tower: Any, enable: bool) -> None:
         for block in tower.transformer.resblocks:
             if isinstance(block, open_clip_transformer.CustomResidualAttentionBlock):
                 raise UserError(_UNSUPPORTED.format("open_clip's transformer of custom blocks"))
-        tower.set_grad_checkpointing(enable)
+        if isinstance(tower, VisionTransformer | TextTransformer):
+            tower.transformer.grad_checkpointing = enable
+        else:
+            tower.set_grad_checkpointing(enable)
     else:
         raise UserError(_UNSUPPORTED.format(type(tower).__name__))

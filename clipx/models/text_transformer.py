@@ -62,9 +62,6 @@ class TextTransformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=branch_std)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.transformer.set_grad_checkpointing(enable)
-
     def forward(self, text: Tensor) -> Tensor:
         # As rows without padding and without repeated prefixes where that is quicker.
         captions = pack_captions(text, end_of(text))

@@ -84,17 +84,16 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
+    """grad_checkpointing: keep only the input of each block for backward, which computes its
+    forward again (arXiv:1604.06174)
+    """
+
     def __init__(self, width: int, layers: int, heads: int, **settings: Any) -> None:
         """settings: the optional ones of `Block`"""
         super().__init__()
         assert layers > 0
         self.grad_checkpointing = False
         self.resblocks = nn.ModuleList(Block(width, heads, **settings) for _ in range(layers))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for backward, which computes its forward again
-        (arXiv:1604.06174)."""
-        self.grad_checkpointing = enable
 
     def forward(self, x: Tensor, read: Tensor, packing: Packing | None = None) -> Tensor:
         """(B, T, width), (B,) token indices -> (B, width), the output at those tokens.

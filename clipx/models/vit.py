@@ -63,9 +63,6 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.transformer.set_grad_checkpointing(enable)
-
     def forward(self, image: Tensor, draws: Tensor | None = None) -> Tensor:
         """draws: (B, num_draws) uniform in [0, 1), which decide the patches that training drops;
         None: draw them here"""
