@@ -123,6 +123,7 @@ def merge(base: Data, top: Data) -> Data:
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
+        # An empty mapping is a value: it is how a layer removes all entries of those below.
         if isinstance(value, dict) and value and isinstance(old, dict):
             merged[key] = merge(old, value)
         else:

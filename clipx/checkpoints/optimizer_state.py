@@ -54,6 +54,7 @@ def write(tensors: Tensors, checkpoint: Path, rank: int) -> dict[str, Any]:
     """Write a rank's file. Returns its entry of the manifest. Raises OSError."""
     path = checkpoint / file_of(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The header by which torch's own reader finds the part that each rank needs.
     offsets = {name: {"saved_offsets": list(part.offset)} for name, part in tensors.items()}
     about = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0"}
     digest = tensor_files.write({n: p.tensor for n, p in tensors.items()}, path, about)

@@ -82,6 +82,7 @@ def weights_like(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor])
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimizer's whole state, and shard each tensor as its parameter is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # torch's load_state_dict copies tensors as they come; it would not shard a whole one.
     placed: dict[int, dict[str, Any]] = {}
     for number, items in state["state"].items():
         placed[number] = {}

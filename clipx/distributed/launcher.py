@@ -122,6 +122,7 @@ def check(environment: Mapping[str, str], *, gloo: bool) -> None:
             "accelerate launch or srun, or unset RANK to train by one process"
         )
     _check_address(env["MASTER_ADDR"], integer(env, "MASTER_PORT"))
+    # gloo sends each peer the address that this host's name stands for.
     has_other_hosts = world_size > integer(env, "LOCAL_WORLD_SIZE", world_size)
     if gloo and has_other_hosts and not env.get("GLOO_SOCKET_IFNAME"):
         _check_own_name()

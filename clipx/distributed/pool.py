@@ -39,6 +39,7 @@ class PoolConfig:
 
 
 def build_pool(config: PoolConfig, *, world_size: int) -> Pool:
+    # On one rank all kinds show the same rows, and the local one needs no collective.
     if world_size == 1 or config.kind == "local":
         return LocalPool(world_size)
     return GlobalPool(config.kind, config.chunk)
@@ -159,6 +160,7 @@ class _Ring:
             next_rows = pass_right(rows, tag=0) if hop < num_ranks - 1 else None
             results = compute(CandidateBlock(rows, own if hop == 0 else range(0), 0))
             if arriving is not None:
+                # Results of these rows from the ranks that had them before.
                 results = tuple(map(combine, results, arriving(), reduce))
             if hop == 0:
                 own_results = results

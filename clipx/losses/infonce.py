@@ -51,6 +51,7 @@ class InfoNCE(Loss):
         image, text: (B, D) of unit norm; logit_scale: () log of the inverse temperature
         logit_bias: of no effect on a softmax; ids: (B, K), a column for each of `id_kinds`
         """
+        # Logits in float32, whatever the towers compute in: see `at_least_float32`.
         image = at_least_float32(image)
         text = at_least_float32(text)
         scale = at_least_float32(logit_scale).exp()
@@ -62,6 +63,7 @@ class InfoNCE(Loss):
             # Cross-entropy is linear in the target: a part of it is the mean over all candidates.
             mean = _mean_logit(image, text, scale, pool, ids, negatives)
             target = (1 - self.label_smoothing) * positive + self.label_smoothing * mean
+        # Half from images to texts and half back; both directions have the same target.
         loss = ((lse.rows + lse.columns) / 2 - target).mean()
         return LossOutput(loss, {"image_to_text_accuracy": lse.own_is_nearest.float().mean()})
 

@@ -109,6 +109,7 @@ def pairwise_sum(
     """
     scale = _scalar(scale, rows)
     bias = _scalar(bias, rows)
+    # autograd of a tile holds several copies of it, so a loss may give its derivative.
     functions = (function, derivative or _derivative_of(function), row_sums)
     sums, own_logits, largest_other = SumFunction.apply(
         rows, columns, scale, bias, functions, pool, ids, ids, own
@@ -117,6 +118,8 @@ def pairwise_sum(
         others = (scale, bias, functions, None, ids, negatives.ids, "absent")
         for_rows = SumFunction.apply(rows, negatives.columns, *others)
         for_columns = SumFunction.apply(columns, negatives.rows, *others)
+        # Past pairs are negatives of both directions: this image with past texts, and this text
+        # with past images.
         sums = sums + for_rows[0] + for_columns[0]
         largest_other = torch.maximum(largest_other, for_rows[2])
     return PairwiseSum(sums, own_logits > largest_other)

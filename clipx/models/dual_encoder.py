@@ -106,6 +106,7 @@ class DualEncoder(nn.Module):
         from clipx.models import layers
 
         depths = {name: (0, 1) for name, _ in self.named_parameters(recurse=False)}
+        # The two towers may differ in depth, so each depth comes with the number in its tower.
         for tower in ("visual", "text"):
             of_tower = layers.tower_depths(self.get_submodule(tower))
             count = 1 + max(of_tower.values(), default=0)

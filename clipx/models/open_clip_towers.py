@@ -86,6 +86,7 @@ def text_tower(cfg: dict[str, Any]) -> nn.Module:
         ) from error
     if isinstance(tower, HFTextEncoder):
         _check_positions(tower, context_length(cfg))
+    # Captions are padded to the longest of the batch, and open_clip's mask has the full length.
     if isinstance(tower, TextTransformer) and tower.attn_mask is not None:
         tower.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
     return tower

@@ -65,6 +65,7 @@ class TextTransformer(nn.Module):
     def forward(self, text: Tensor) -> Tensor:
         # As rows without padding and without repeated prefixes where that is quicker.
         captions = pack_captions(text, end_of(text))
+        # Positions count from the start of each caption, also where captions are packed.
         x = self.token_embedding(captions.ids)
         x = x + F.embedding(captions.positions, self.positional_embedding)
         x = self.transformer(x, captions.end, captions.packing)

@@ -137,6 +137,7 @@ def build_saver(
     newest: int | None,
 ) -> Saver:
     """folder: on rank 0; newest: the step of the checkpoint that the run continues from"""
+    # Checkpoints describe themselves: each has the model's JSON, the config and the versions.
     about = checkpoints.About(
         model_json,
         keep=config.keep_checkpoints,

@@ -60,6 +60,7 @@ class Learner:
         """
         is_main = self.runtime.is_main
         copy_on_main = copy if is_main else None
+        # Each rank drops out other units, so each has a state of its own.
         random = self.runtime.gather(random_state(self.runtime.device))
         optimizer = self.optimizer.state_dict()
         if self.is_sharded:
@@ -79,6 +80,7 @@ class Learner:
     def target(self, number: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """An empty tensor for the optimizer's state of a parameter, sharded as the parameter is."""
         parameter = self.parameters[number]
+        # Moments have the shape of their parameter; other state, such as counts, is not sharded.
         if isinstance(parameter, DTensor) and parameter.shape == shape:
             return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
         return torch.empty(shape, dtype=dtype)

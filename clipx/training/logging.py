@@ -25,6 +25,7 @@ class LogFiles:
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
         """Removes lines after `step`, since a resumed run takes these steps again."""
+        # Before the files are opened to append.
         for name in ("metrics", "results", "quarantine", "nonfinite"):
             keep_until(folder / f"{name}.jsonl", step)
         results = folder / "results.jsonl"

@@ -126,6 +126,7 @@ class RunFolder:
                 changed.append(key)
         if not changed:
             return
+        # Nothing of the earlier start would be mixed with this one.
         if not list_checkpoints(self.checkpoints):
             self.messages.append(
                 f"the config differs from that of an earlier start ({', '.join(changed)}), which "

@@ -42,6 +42,7 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     state: State = "failed"
     reason: str | None = None
     try:
+        # Lines after the resumed step are removed here, as these steps are taken again.
         files = open_log_files(session)
         run_steps(session, files, report, stop)
         state = "finished"
@@ -50,6 +51,7 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
         reason = str(early)
         raise
     except BaseException as error:  # noqa: BLE001  raised below
+        # Also for KeyboardInterrupt and SystemExit: the status file must not keep "running".
         explained = explain(error, config, runtime, session.monitor)
         reason = f"{type(explained).__name__}: {explained}"
         raise explained from (None if explained is error else error)

@@ -83,6 +83,7 @@ class Pretrained(Initial):
         entry = get_pretrained_cfg(name, self._tag)
         if entry:
             return entry
+        # Either the tag or the model is unknown; the remedies differ.
         tags = list_pretrained_tags_by_model(name)
         if tags:
             raise UserError(
