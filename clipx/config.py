@@ -79,7 +79,7 @@ def read_layers(path: Path, children: tuple[Path, ...] = ()) -> Data:
         raise UserError(f"config {str(path)!r} cannot be read: {error}") from error
     if resolved in children:
         raise UserError(f"config {path} extends itself, by way of {children[-1]}")
-    if data is None:  # an empty file
+    if data is None:  # an empty file, or comments only
         data = {}
     if not isinstance(data, dict):
         raise UserError(
@@ -123,6 +123,7 @@ def merge(base: Data, top: Data) -> Data:
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
+        # An empty mapping is a value: it is how a layer removes all entries of those below.
         if isinstance(value, dict) and value and isinstance(old, dict):
             merged[key] = merge(old, value)
         else:
@@ -134,9 +135,10 @@ def to_data(value: Any) -> Any:
     """A config as plain data, from which `build` makes an equal one."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         data = {}
-        name = _component_name(type(value))
-        if name is not None:
-            data["name"] = name
+        cls = type(value)
+        if cls.__name__ == "Config":  # a component: the name that selects it
+            module = cls.__module__
+            data["name"] = module.rpartition(".")[2] if module.startswith("clipx.") else module
         for field in dataclasses.fields(value):
             data[field.name] = to_data(getattr(value, field.name))
         return data
@@ -182,6 +184,7 @@ def _resolve(family: str, value: Any) -> Any:
 
 
 def _config_class(family: str, name: str) -> type:
+    # A name with dots is a module of the user's own, such as `my_lab.losses.focal`.
     is_dotted_path = "." in name and name[0] != "."
     module_name = name if is_dotted_path else f"{family}.{name}"
     try:
@@ -211,11 +214,3 @@ def _modules(family: str) -> list[str]:
         if not path.stem.startswith("_") and "class Config" in path.read_text("utf-8"):
             names.append(path.stem)
     return names
-
-
-def _component_name(cls: type) -> str | None:
-    """The `name` that selects this class; None if it is no component."""
-    if cls.__name__ != "Config":
-        return None
-    is_own = cls.__module__.startswith("clipx.")
-    return cls.__module__.rpartition(".")[2] if is_own else cls.__module__

@@ -27,7 +27,7 @@ class UserError(Exception):
 
 
 class RankError(UserError):
-    """A user's mistake that one rank alone has met, so that it is that rank that must say it."""
+    """A user's mistake that one rank alone has met, so that this rank must report it."""
 
 
 class EmbeddingError(UserError):
@@ -37,12 +37,15 @@ class EmbeddingError(UserError):
     """
 
     def __init__(self, what: str, rows: list[int], names: Sequence[str], reason: str) -> None:
-        shown = ", ".join(str(names[row]) for row in rows[:5]) + (" ..." if len(rows) > 5 else "")
+        shown = ", ".join(str(names[row]) for row in rows[:5])
+        if len(rows) > 5:
+            shown += " ..."
         super().__init__(
             f"{len(rows)} of {len(names)} {what} embeddings are not finite and of unit norm "
             f"({shown}): {reason}"
         )
-        self.what, self.rows, self.reason = what, rows, reason
+        self.rows = rows
+        self.reason = reason
 
 
 class PeerError(Exception):
@@ -50,8 +53,8 @@ class PeerError(Exception):
 
 
 class Stopped(Exception):
-    """A run has ended before its last step, with a checkpoint, because it was asked to. The command
-    line exits with 75: the same command goes on."""
+    """A run has ended before its last step, with a checkpoint, by a signal or a time limit. The
+    command line exits with 75: the same command goes on."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ class Alone:
 
 
 class StopRequested(Exception):
-    """A rank was asked to stop during an evaluation; the message names the signal or time limit."""
+    """A rank has to stop during an evaluation; the message names the signal or time limit."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints import manifest
 from clipx.checkpoints.format import Training, TrainState
 
 MODEL: dict[str, Any] = {
@@ -35,5 +36,5 @@ def save(folder: Path, step: int, *, keep: int = 3, **other: Any) -> Path:
     json_ = other.get("model_json", MODEL)
     about = checkpoints.About(json_, keep=keep, **other.get("about", {}))
     path = checkpoints.save(folder, state, model.state_dict(), training, about)
-    checkpoints.prune(folder, step, about)
+    manifest.prune(folder, step, keep=about.keep, keep_every=about.keep_every)
     return path

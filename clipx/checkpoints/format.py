@@ -20,7 +20,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,7 @@ from clipx.checkpoints.manifest import find_checkpoint, seal
 from clipx.checkpoints.manifest import list_checkpoints as list_checkpoints
 from clipx.checkpoints.manifest import newest_valid as newest_valid
 from clipx.checkpoints.manifest import verify as verify
-from clipx.checkpoints.train_state import PARTS as PARTS
-from clipx.checkpoints.train_state import LaterVersion as LaterVersion
-from clipx.checkpoints.train_state import LoadedCheckpoint, read_state, training_parts
+from clipx.checkpoints.train_state import PARTS, LoadedCheckpoint, read_state, training_parts
 from clipx.checkpoints.train_state import Training as Training
 from clipx.checkpoints.train_state import TrainState as TrainState
 from clipx.data.preprocessing import Preprocessing
@@ -51,7 +50,7 @@ _TEMPORARY_NAME = re.compile(r"\.step_[0-9]+\.[0-9]+")
 
 @dataclass(frozen=True)
 class About:
-    """What is the same for all checkpoints of a run.
+    """Facts and settings that all checkpoints of a run share.
 
     keep: number of newest checkpoints that are kept
     keep_every: steps that are multiples of it are never removed
@@ -66,11 +65,7 @@ class About:
 
 def temporary(folder: Path, step: int) -> Path:
     """The folder in which this process writes a checkpoint before it is renamed."""
-    return folder / f".{_name(step)}.{os.getpid()}"
-
-
-def _name(step: int) -> str:
-    return f"step_{step:08d}"
+    return folder / f".step_{step:08d}.{os.getpid()}"
 
 
 def save(
@@ -85,51 +80,37 @@ def save(
     """Write `folder/step_N` atomically. Raises OSError; a partial write is removed.
 
     weights: the model's state_dict, with whole tensors
-    num_writers: ranks that write a part of the optimizer: this one, and others by `save_part`
+    num_writers: ranks that write a part of the optimizer into the `temporary` folder
     """
-    target = folder / _name(state.step)
+    target = folder / f"step_{state.step:08d}"
     unfinished = temporary(folder, state.step)
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder, keep=unfinished)
+    # Unfinished checkpoints of killed processes: a run folder has one writer, so none is in use.
+    for path in folder.iterdir():
+        is_unfinished = _TEMPORARY_NAME.fullmatch(path.name) and not path.is_symlink()
+        if is_unfinished and path != unfinished:
+            shutil.rmtree(path)
     try:
         unfinished.mkdir(exist_ok=True)  # another rank may have made it
         entries = _write_tensors(unfinished, weights, training)
         _write_texts(unfinished, state, about)
         entries |= optimizer_files.gather(unfinished, num_writers)
         seal(unfinished, entries)
-        _make_way(target)
+        # A checkpoint of the same step is damaged, or the run would have continued from it.
+        if target.is_dir() and manifest.is_own(target):
+            manifest.remove(target)
+        elif target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+            target.rmdir()
+        if os.path.lexists(target):  # something that no run has written
+            raise FileExistsError(f"{target} is not a checkpoint of a run; move it away")
         unfinished.rename(target)
-        sync(folder)
-    except RuntimeError as error:  # raised by torch.save on a full disk
+        sync(folder)  # or a power loss could undo the rename
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise OSError(f"{type(error).__name__}: {error}") from error
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, RuntimeError):  # raised by torch.save on a full disk
+            raise OSError(f"{type(error).__name__}: {error}") from error
         raise
     return target
-
-
-def prune(folder: Path, step: int, about: About) -> None:
-    """Remove the checkpoints that need not be kept once that of `step` exists. Raises OSError."""
-    manifest.prune(folder, step, keep=about.keep, keep_every=about.keep_every)
-
-
-def _make_way(target: Path) -> None:
-    """Remove a checkpoint of the same step. It is damaged, for the run would have continued from a
-    good one. Raises OSError if something that no run has written is in the way."""
-    if target.is_dir() and manifest.is_own(target):
-        manifest.remove(target)
-    elif target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
-        target.rmdir()
-    if os.path.lexists(target):
-        raise FileExistsError(f"{target} is not a checkpoint of a run; move it away")
-
-
-def save_part(unfinished: Path, training: Training, rank: int) -> None:
-    """Write the optimizer tensors of another rank into the `temporary` folder of rank 0. Raises
-    OSError."""
-    _, tensors = optimizer_files.split(training.optimizer)
-    optimizer_files.write_for_rank_0(tensors, unfinished, rank)
 
 
 def _write_tensors(
@@ -140,6 +121,7 @@ def _write_tensors(
     parts = {name: vars(training)[name] for name in PARTS}
     torch.save({**parts, "optimizer": settings}, folder / "training.pt")
     entries = {optimizer_files.file_of(0): optimizer_files.write(moments, folder, 0)}
+    # The digest is computed while a file is written, so that no byte is read again.
     groups = {"model": weights}
     if training.ema is not None:
         groups["ema"] = training.ema
@@ -170,7 +152,7 @@ def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) ->
 
     target: makes the tensors of the optimizer that are filled, which may be parts of the whole
     """
-    try:
+    with _reading(path):
         state = read_state(path)
         parts = training_parts(path)
         if not (path / optimizer_files.file_of(0)).is_file():
@@ -183,16 +165,19 @@ def load(path: Path, target: optimizer_files.Target = optimizer_files.on_cpu) ->
             weights=load_file(path / "model.safetensors"),
             training=Training(**parts, ema=load_file(averages) if averages.exists() else None),
         )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn the errors of broken files into UserErrors."""
+    try:
+        yield
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    # torch.load, safetensors and json raise almost any exception for a broken file.
-    line = str(error).split("\n")[0][:300]
-    return UserError(f"checkpoint {path} cannot be read: {type(error).__name__}: {line}")
+    except Exception as error:  # torch.load, safetensors and json raise almost any
+        line = str(error).split("\n")[0][:300]
+        text = f"checkpoint {path} cannot be read: {type(error).__name__}: {line}"
+        raise UserError(text) from error
 
 
 def load_model(
@@ -204,7 +189,7 @@ def load_model(
     averaged: load the averages of the weights (`ema`), if the run has them
     """
     folder = find_checkpoint(Path(path))
-    try:
+    with _reading(folder):
         stored = json.loads((folder / "open_clip_config.json").read_text())
         model_json = {**stored["model_cfg"], "preprocess_cfg": stored["preprocess_cfg"]}
         model_json = with_text_folder(model_json, folder)
@@ -215,16 +200,4 @@ def load_model(
             averages = load_file(folder / "ema.safetensors")
             weights = {name: averages[name] for name in weights}
         model.load_state_dict(weights)
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise _unreadable(folder, error) from error
     return model.eval(), model_json, state
-
-
-def _remove_leftovers(folder: Path, *, keep: Path) -> None:
-    """Remove unfinished checkpoints of killed processes. A run folder has one writer, so none of
-    them is in use."""
-    for path in folder.iterdir():
-        if path != keep and _TEMPORARY_NAME.fullmatch(path.name) and not path.is_symlink():
-            shutil.rmtree(path)

@@ -45,8 +45,7 @@ def seal(folder: Path, entries: Mapping[str, dict[str, Any]]) -> None:
             "sha256": digest_file(file),
         }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
-    folders = (path for path in folder.rglob("*") if path.is_dir())
-    for path in [*files, folder / "manifest.json", *folders, folder]:
+    for path in [*folder.rglob("*"), folder]:  # files, and the folders that list them
         sync(path)
 
 
@@ -56,8 +55,12 @@ def verify(path: Path) -> str | None:
         manifest = json.loads((path / "manifest.json").read_text())
         if missing := [name for name in REQUIRED if name not in manifest]:
             return f"its manifest does not list {', '.join(missing)}"
-        if unlisted := _unlisted(path, manifest):
-            return f"{unlisted[0]} is not listed in its manifest; remove it"
+        # Loading would read these too, and they are not of the run that wrote the manifest.
+        present = [name for name in OPTIONAL if (path / name).exists()]
+        present += [f"optimizer/{file.name}" for file in path.glob("optimizer/*.safetensors")]
+        for name in sorted(present):
+            if name not in manifest:
+                return f"{name} is not listed in its manifest; remove it"
         for name, expected in manifest.items():
             if fault := _difference(path, name, expected):
                 return fault
@@ -79,13 +82,6 @@ def _difference(path: Path, name: str, expected: dict[str, Any]) -> str | None:
     if digest_file(file) != expected["sha256"]:
         return f"{name} has another SHA-256 than when it was written"
     return None
-
-
-def _unlisted(path: Path, manifest: dict[str, Any]) -> list[str]:
-    """Files that loading would read, but that are not in the manifest."""
-    present = [name for name in OPTIONAL if (path / name).exists()]
-    present += [f"optimizer/{file.name}" for file in (path / "optimizer").glob("*.safetensors")]
-    return sorted(name for name in present if name not in manifest)
 
 
 def step_of(path: Path) -> int | None:
@@ -126,15 +122,10 @@ def _other_step(path: Path) -> str | None:
     """The fault of a copy under the name of another step: a run would resume from it again and
     again until it had passed that step."""
     try:
-        step = _stored_step(path)
+        step = json.loads((path / "state.json").read_text())["step"]
     except _UNREADABLE as error:
         return f"state.json: {type(error).__name__}: {error}"
     return None if step == step_of(path) else f"its state.json is of step {step}"
-
-
-def _stored_step(path: Path) -> Any:
-    """The step in a checkpoint's state.json. Raises the exceptions of _UNREADABLE."""
-    return json.loads((path / "state.json").read_text())["step"]
 
 
 def prune(folder: Path, step: int, *, keep: int, keep_every: int | None) -> None:
@@ -144,8 +135,10 @@ def prune(folder: Path, step: int, *, keep: int, keep_every: int | None) -> None
     The newest `keep` up to `step` stay, and multiples of `keep_every`. Later ones stay too: they
     were skipped at the start because they are damaged, and must not take the place of good ones
     here. What the run has not written is never removed."""
-    own = [path for path in list_checkpoints(folder) if is_own(path)]
-    past = [path for path in own if _number(path) <= step]
+    past = []
+    for path in list_checkpoints(folder):
+        if is_own(path) and _number(path) <= step:
+            past.append(path)
     faults: list[OSError] = []
     for path in past[:-keep]:
         if keep_every is not None and _number(path) % keep_every == 0:
@@ -171,8 +164,9 @@ def is_own(path: Path) -> bool:
     if path.name != f"step_{_number(path):08d}" or path.is_symlink():
         return False
     try:
-        return _stored_step(path) == step_of(path)
+        return json.loads((path / "state.json").read_text())["step"] == step_of(path)
     except _UNREADABLE:
+        # Damaged, or half removed: only a run writes a manifest.
         return (path / "manifest.json").is_file()
 
 
@@ -182,9 +176,12 @@ def remove(path: Path) -> None:
         listed = list(json.loads((path / "manifest.json").read_text()))
     except _UNREADABLE:
         listed = []
-    inside = [n for n in listed if isinstance(n, str) and ".." not in Path(n).parts]
-    names = {*REQUIRED, *OPTIONAL, "config.yaml", "version.json", *inside}
-    names |= {f"optimizer/{file.name}" for file in (path / "optimizer").glob("rank_*")}
+    names = {*REQUIRED, *OPTIONAL, "config.yaml", "version.json"}
+    names |= {f"optimizer/{file.name}" for file in path.glob("optimizer/rank_*")}
+    for name in listed:
+        # A damaged manifest must not remove files elsewhere.
+        if isinstance(name, str) and ".." not in Path(name).parts:
+            names.add(name)
     for name in sorted(names - {"manifest.json"}):
         if not Path(name).is_absolute():
             (path / name).unlink(missing_ok=True)

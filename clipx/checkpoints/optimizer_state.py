@@ -54,6 +54,7 @@ def write(tensors: Tensors, checkpoint: Path, rank: int) -> dict[str, Any]:
     """Write a rank's file. Returns its entry of the manifest. Raises OSError."""
     path = checkpoint / file_of(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The header by which torch's own reader finds the part that each rank needs.
     offsets = {name: {"saved_offsets": list(part.offset)} for name, part in tensors.items()}
     about = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0"}
     digest = tensor_files.write({n: p.tensor for n, p in tensors.items()}, path, about)
@@ -91,7 +92,7 @@ def gather(checkpoint: Path, num_ranks: int) -> dict[str, dict[str, Any]]:
         entry = json.loads(marker.read_text() or '{"fault": "the disk is full"}')
         if "fault" in entry:
             raise OSError(f"rank {rank}: {entry['fault']}")
-        marker.unlink()
+        marker.unlink()  # not a part of the checkpoint
         entries[file_of(rank)] = entry
     return entries
 
@@ -120,6 +121,7 @@ def load(checkpoint: Path, settings: Mapping[str, Any], target: Target) -> dict[
     metadata = reader.read_metadata().state_dict_metadata
     state = {number: dict(items) for number, items in settings["state"].items()}
     tensors = {}
+    # `target` decides what is read: a whole tensor, or the part that this rank owns.
     for name, about in metadata.items():
         assert isinstance(about, TensorStorageMetadata)
         number, _, key = name.partition(".")

@@ -1,11 +1,11 @@
 """When and how a run's checkpoints are written: tensors are copied into host memory first, then a
-thread writes them while training goes on."""
+thread writes them during the next steps."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints import manifest, optimizer_state
 from clipx.checkpoints.train_state import Training, TrainState
 from clipx.distributed.runtime import Runtime
 
@@ -45,10 +46,12 @@ class HostBuffers:
         self._next = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """A copy, which is complete once the function of `ready` returns: the device goes on."""
+        """A copy, which is complete once the function of `ready` returns. The host does not wait
+        for the device."""
         if self._next == len(self._buffers):
             self._buffers.append(torch.empty(0))
         buffer = self._buffers[self._next]
+        # Only the first checkpoint allocates: later ones have the same tensors in the same order.
         if buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pin)
             self._buffers[self._next] = buffer
@@ -62,37 +65,6 @@ class HostBuffers:
         event = torch.cuda.Event()
         event.record()
         return event.synchronize
-
-
-class BackgroundWriter:
-    """One thread that does one thing at a time."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._faults: list[str] = []
-
-    def start(self, name: str, write: Callable[[], None]) -> None:
-        """Run `write` in a thread, after the one before has ended. name: for error messages"""
-        self.wait()
-        # Not a daemon: a run that ends by an error still completes this checkpoint.
-        self._thread = threading.Thread(target=self._run, args=(name, write), name="checkpoint")
-        self._thread.start()
-
-    def _run(self, name: str, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except Exception as error:  # noqa: BLE001  an exception in a thread reaches no caller
-            self._faults.append(f"{name} not written: {type(error).__name__}: {error}")
-
-    def wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def take_fault(self) -> str | None:
-        """Errors since the last call."""
-        faults, self._faults = self._faults, []
-        return "; ".join(faults) or None
 
 
 class Saver:
@@ -120,7 +92,11 @@ class Saver:
         self._every_seconds = every_seconds
         self._asynchronous = asynchronous
         self._buffers = HostBuffers(runtime.device)
-        self._writer = BackgroundWriter()
+        # Not a daemon thread: a run that ends by an error still completes its checkpoint.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._pending_step = 0
+        self._faults: list[str] = []
         self._start_time = time.monotonic()
         self._failure_time: float | None = None
         self._notices: list[str] = []
@@ -130,6 +106,7 @@ class Saver:
         if self._folder is None:
             return False
         now = time.monotonic()
+        # After a failure, such as a full disk, do not wait for the next interval.
         if self._failure_time is not None and now - self._failure_time > RETRY_SECONDS:
             return True
         return self._every_seconds is not None and now - self._start_time >= self._every_seconds
@@ -140,15 +117,24 @@ class Saver:
         A full disk does not end the run: the next save may succeed.
         """
         wait = wait or not self._asynchronous
-        self._writer.wait()  # it still reads the buffers
+        self._join()  # it still reads the buffers
         self._buffers.begin()
         self._start_time = time.monotonic()
         self._failure_time = None
         weights, training = self._learner.collect(Tensor.cpu if wait else self._buffers)
         write = self._writing(state, weights, training)
         if write is not None:
-            self._writer.start(f"checkpoint of step {state.step}", write)
+            self._pending = self._thread.submit(write)
+            self._pending_step = state.step
         return self.finish() if wait else None
+
+    def _join(self) -> None:
+        """Wait for the save in progress, and note its error, which reaches no caller by itself."""
+        error = None if self._pending is None else self._pending.exception()
+        self._pending = None
+        if error is not None:
+            text = f"{type(error).__name__}: {error}"
+            self._faults.append(f"checkpoint of step {self._pending_step} not written: {text}")
 
     def _writing(
         self, state: TrainState, weights: Mapping[str, Tensor], training: Training
@@ -156,7 +142,8 @@ class Saver:
         """The work of this rank's thread; None if it has none. It makes no collectives, which
         belong to the main thread."""
         ready = self._buffers.ready()
-        folder, rank = self._folder, self._runtime.rank
+        folder = self._folder
+        rank = self._runtime.rank
         temporary = None if folder is None else checkpoints.temporary(folder, state.step)
         num_writers = 1
         if self._learner.is_sharded:
@@ -169,37 +156,40 @@ class Saver:
         def write() -> None:
             ready()
             if folder is None:
-                checkpoints.save_part(temporary, training, rank)
+                _, tensors = optimizer_state.split(training.optimizer)
+                optimizer_state.write_for_rank_0(tensors, temporary, rank)
                 return
-            checkpoints.save(folder, state, weights, training, self._about, num_writers=num_writers)
+            about = self._about
+            checkpoints.save(folder, state, weights, training, about, num_writers=num_writers)
             self.newest = state.step
-            self._prune(folder, state.step)
+            try:
+                manifest.prune(folder, state.step, keep=about.keep, keep_every=about.keep_every)
+            except OSError as error:  # only a notice: the save itself has succeeded
+                self._notices.append(f"an old checkpoint cannot be removed: {error}")
 
         return write
 
-    def _prune(self, folder: Path, step: int) -> None:
-        """Remove old checkpoints. An error is a notice: the save itself has succeeded."""
-        try:
-            checkpoints.prune(folder, step, self._about)
-        except OSError as error:
-            self._notices.append(f"an old checkpoint cannot be removed: {error}")
-
     def take_notices(self) -> list[str]:
         """Messages since the last call, on rank 0."""
-        notices, self._notices = self._notices, []
+        notices = self._notices
+        self._notices = []
         return notices
 
     def finish(self) -> str | None:
         """Wait for the save in progress. Returns its fault on all ranks."""
-        self._writer.wait()
+        self._join()
         return self._runtime.from_main(self.fault())
 
     def fault(self) -> str | None:
-        """The fault of the last save, once, on rank 0."""
-        fault = self._writer.take_fault()
-        if fault is not None:
-            self._failure_time = time.monotonic()
-        return fault
+        """The faults of saves that have ended since the last call, on rank 0."""
+        if self._pending is not None and self._pending.done():
+            self._join()
+        faults = self._faults
+        self._faults = []
+        if not faults:
+            return None
+        self._failure_time = time.monotonic()
+        return "; ".join(faults)
 
     def close(self) -> None:
-        self._writer.wait()
+        self._thread.shutdown()

@@ -20,32 +20,42 @@ from clipx.checkpoints.optimizer_state import Part
 def whole(value: Any, *, copy: Callable[[Tensor], Tensor] | None) -> Any:
     """The same dicts and lists with every tensor whole, copied into host memory by `copy`. All
     ranks take part; those without `copy` get None for each tensor."""
-    if isinstance(value, Tensor):
-        full = value.detach()
-        full = full.full_tensor() if isinstance(full, DTensor) else full
+
+    def copy_whole(tensor: Tensor) -> Tensor | None:
+        full = tensor.detach()
+        if isinstance(full, DTensor):
+            full = full.full_tensor()  # a collective, so also on ranks that drop the result
         return copy(full) if copy else None
-    if isinstance(value, Mapping):
-        return {key: whole(item, copy=copy) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(whole(item, copy=copy) for item in value)
-    return value
+
+    return _map_tensors(value, copy_whole)
 
 
 def own_part(value: Any, *, copy: Callable[[Tensor], Tensor], is_main: bool) -> Any:
     """The same dicts and lists with this rank's part of each sharded tensor. Of tensors that all
     ranks have, rank 0 gets a copy and the others None. Nothing travels."""
-    if isinstance(value, DTensor):
+
+    def copy_part(tensor: Tensor) -> Tensor | Part | None:
+        if not isinstance(tensor, DTensor):
+            return copy(tensor.detach()) if is_main else None
+        own = tensor.to_local().detach()
+        if not own.numel():  # more ranks than rows
+            return None
         _, offset = compute_local_shape_and_global_offset(
-            value.shape, value.device_mesh, value.placements
+            tensor.shape, tensor.device_mesh, tensor.placements
         )
-        own = value.to_local().detach()
-        return Part(copy(own), tuple(offset)) if own.numel() else None
+        return Part(copy(own), tuple(offset))
+
+    return _map_tensors(value, copy_part)
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """The same dicts and lists with `function(tensor)` in place of each tensor."""
     if isinstance(value, Tensor):
-        return copy(value.detach()) if is_main else None
+        return function(value)
     if isinstance(value, Mapping):
-        return {key: own_part(item, copy=copy, is_main=is_main) for key, item in value.items()}
+        return {key: _map_tensors(item, function) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(own_part(item, copy=copy, is_main=is_main) for item in value)
+        return type(value)(_map_tensors(item, function) for item in value)
     return value
 
 
@@ -72,6 +82,7 @@ def weights_like(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor])
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimizer's whole state, and shard each tensor as its parameter is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # torch's load_state_dict copies tensors as they come; it would not shard a whole one.
     placed: dict[int, dict[str, Any]] = {}
     for number, items in state["state"].items():
         placed[number] = {}

@@ -42,7 +42,8 @@ def write(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] = 
     end = 0
     for name in ordered:
         tensor = tensors[name]
-        begin, end = end, end + tensor.numel() * tensor.element_size()
+        begin = end
+        end += tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -55,20 +56,18 @@ def write(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] = 
         for piece in (len(text).to_bytes(8, "little"), text):
             _put(file.fileno(), memoryview(piece), digest)
         for name in ordered:
-            _put(file.fileno(), _bytes(tensors[name]), digest)
+            # No copy where the tensor is on the CPU and contiguous, as in a checkpoint.
+            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            data = flat.view(torch.uint8).numpy().data if len(flat) else memoryview(b"")
+            _put(file.fileno(), data, digest)
         os.fsync(file.fileno())
     return digest.hexdigest()
 
 
 def _put(descriptor: int, data: memoryview, digest: hashlib._Hash) -> None:
-    """Write and hash. Both release the GIL, so training goes on meanwhile."""
+    """Write and hash. Both release the GIL, so that steps run meanwhile."""
     for begin in range(0, len(data), _PIECE):
         piece = data[begin : begin + _PIECE]
         digest.update(piece)
-        while piece:
+        while piece:  # a write may end early
             piece = piece[os.write(descriptor, piece) :]
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if len(flat) else memoryview(b"")

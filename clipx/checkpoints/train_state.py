@@ -83,11 +83,13 @@ def read_state(path: Path) -> TrainState:
     entries = json.loads((path / "state.json").read_text())
     if not isinstance(entries, dict):
         raise ValueError(f"state.json holds {type(entries).__name__} instead of an object")
+    # Later versions may add entries, whose meaning this one cannot know.
     known = {field.name: field.default for field in fields(TrainState)}
     _refuse_unknown(path, "state.json", set(entries) - set(known))
     if missing := [name for name in _REQUIRED if name not in entries]:
         raise ValueError(f"state.json has no {', '.join(missing)}")
     for name, value in entries.items():
+        # type(), not isinstance: true is no step.
         right_type = type(value) is type(known[name])
         if not right_type or (isinstance(value, int) and not 0 <= value < 1 << 63):
             raise ValueError(f"state.json: {name} is {str(value)[:40]!r}")

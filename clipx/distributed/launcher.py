@@ -26,12 +26,21 @@ def adopt_srun(environment: MutableMapping[str, str]) -> None:
     tasks = integer(env, "SLURM_STEP_NUM_TASKS", 1)
     if "RANK" in env or "SLURM_STEP_ID" not in env or tasks == 1:
         return
-    node, counts = _node(env)
+    for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST"):
+        if not env.get(name):
+            raise RankError(f"srun has started this process, but {name} is not set; start it again")
+    per_node = env["SLURM_STEP_TASKS_PER_NODE"]
+    if not re.fullmatch(_TASKS_PER_NODE, per_node):
+        raise RankError(f"SLURM_STEP_TASKS_PER_NODE is {per_node!r}, not of the form 4(x2),1")
+    counts = tasks_per_node(per_node)
+    node = integer(env, "SLURM_NODEID")
+    if node >= len(counts):
+        raise RankError(f"SLURM_NODEID is {node}, but the step has {len(counts)} nodes: {per_node}")
     env["RANK"] = str(integer(env, "SLURM_PROCID"))
     env["WORLD_SIZE"] = str(tasks)
     env["LOCAL_RANK"] = str(integer(env, "SLURM_LOCALID"))
     env["LOCAL_WORLD_SIZE"] = str(counts[node])
-    env.setdefault("MASTER_ADDR", first_host(_required(env, "SLURM_STEP_NODELIST")))
+    env.setdefault("MASTER_ADDR", first_host(env["SLURM_STEP_NODELIST"]))
     # Jobs and steps that share a node need different ports, and a new start must not meet the
     # sockets of the one before. Below 32768, because Linux uses higher ones for outgoing
     # connections.
@@ -56,24 +65,6 @@ def integer(environment: Mapping[str, str], name: str, default: int | None = Non
     return int(text)
 
 
-def _required(environment: Mapping[str, str], name: str) -> str:
-    if not environment.get(name):
-        raise RankError(f"srun has started this process, but {name} is not set; start it again")
-    return environment[name]
-
-
-def _node(environment: Mapping[str, str]) -> tuple[int, list[int]]:
-    """(number of this node, number of tasks of each node of the step). Raises RankError."""
-    text = _required(environment, "SLURM_STEP_TASKS_PER_NODE")
-    node = integer(environment, "SLURM_NODEID")
-    if not re.fullmatch(_TASKS_PER_NODE, text):
-        raise RankError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}, not of the form 4(x2),1")
-    counts = tasks_per_node(text)
-    if node >= len(counts):
-        raise RankError(f"SLURM_NODEID is {node}, but the step has {len(counts)} nodes: {text}")
-    return node, counts
-
-
 _INTEGERS = (
     "RANK",
     "WORLD_SIZE",
@@ -94,7 +85,7 @@ def first_host(nodelist: str) -> str:
 
 def tasks_per_node(text: str) -> list[int]:
     """`4(x2),1` -> [4, 4, 1]"""
-    counts: list[int] = []
+    counts: list[int] = []  # [tasks of node 0, of node 1, ...]
     for part in text.split(","):
         count, _, times = part.rstrip(")").partition("(x")
         counts += [int(count)] * int(times or "1")
@@ -131,6 +122,7 @@ def check(environment: Mapping[str, str], *, gloo: bool) -> None:
             "accelerate launch or srun, or unset RANK to train by one process"
         )
     _check_address(env["MASTER_ADDR"], integer(env, "MASTER_PORT"))
+    # gloo sends each peer the address that this host's name stands for.
     has_other_hosts = world_size > integer(env, "LOCAL_WORLD_SIZE", world_size)
     if gloo and has_other_hosts and not env.get("GLOO_SOCKET_IFNAME"):
         _check_own_name()

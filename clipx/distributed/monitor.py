@@ -29,17 +29,18 @@ details."""
 EXIT_FAULT = 1
 
 Phase = Literal["data", "forward", "loss", "elsewhere"]
-_ORDER: dict[Phase, int] = {"data": 0, "forward": 1, "loss": 2, "elsewhere": 3}
-_DOING = {
-    0: "waits for data",
-    1: "embeds its batch",
-    2: "exchanges embeddings or gradients",
-    3: "saves, evaluates or starts",
-}
+_PHASES: tuple[Phase, ...] = ("data", "forward", "loss", "elsewhere")
+"""In the order of a step. Beats hold the index."""
+_DOING = (
+    "waits for data",
+    "embeds its batch",
+    "exchanges embeddings or gradients",
+    "saves, evaluates or starts",
+)
 
 
 class Beat(NamedTuple):
-    """What a rank wrote about itself."""
+    """The entry of a rank in the store."""
 
     count: int
     step: int
@@ -59,7 +60,7 @@ class Monitor:
         self._count = 0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self._at: tuple[int, int, float] = (0, _ORDER["elsewhere"], time.monotonic())
+        self.at(0, "elsewhere")
         self._store: Any = runtime.store(timedelta(seconds=2 * LOOK_SECONDS))
         if self._store is not None:
             # The store may have served an earlier start of these processes.
@@ -71,7 +72,8 @@ class Monitor:
 
     def at(self, step: int, phase: Phase) -> None:
         """Record the step and phase that the main thread begins."""
-        self._at = (step, _ORDER[phase], time.monotonic())
+        # One assignment of one tuple, so that the thread never sees half of it.
+        self._at = (step, _PHASES.index(phase), time.monotonic())
 
     def close(self) -> None:
         """Wait for the thread. If it used the store while the interpreter ends, it would abort the
@@ -98,17 +100,17 @@ class Monitor:
         except RuntimeError:
             return "rank 0, which holds the store of all ranks, cannot be reached"
 
-    def _key(self, rank: int) -> str:
-        return f"{self._prefix}/{rank}"
-
     def _beat(self) -> None:
         self._count += 1
         step, phase, _ = self._at
-        self._store.set(self._key(self._rank), f"{self._count} {step} {phase} {self._host}")
+        self._store.set(
+            f"{self._prefix}/{self._rank}", f"{self._count} {step} {phase} {self._host}"
+        )
 
     def _read(self) -> list[Beat]:
         beats = []
-        for text in self._store.multi_get([self._key(rank) for rank in range(self._size)]):
+        keys = [f"{self._prefix}/{rank}" for rank in range(self._size)]
+        for text in self._store.multi_get(keys):
             count, step, phase, host = text.decode().split(" ", 3)
             beats.append(Beat(int(count), int(step), int(phase), host))
         return beats
@@ -121,18 +123,17 @@ class Monitor:
                 continue  # the main thread will get an error from the network too
             step, phase, since = self._at
             waited = time.monotonic() - since
-            if phase != _ORDER["elsewhere"] and waited > self._timeout + GRACE_SECONDS:
-                self._give_up(step, waited)
-
-    def _give_up(self, step: int, waited: float) -> None:
-        """End the process. The main thread hangs where no exception reaches it, in a read or in a
-        device that waits for another."""
-        text = f"rank {self._rank} on {self._host} has been in step {step} for {waited:.0f} s"
-        print(f"clipx: {text}: {self.blame()}", file=sys.stderr, flush=True)
-        if self.is_first():
-            main = sys._current_frames()[threading.main_thread().ident or 0]
-            traceback.print_stack(main, file=sys.stderr)
-        os._exit(EXIT_FAULT)
+            # Saves and evaluations may take longer than any step.
+            if _PHASES[phase] == "elsewhere" or waited <= self._timeout + GRACE_SECONDS:
+                continue
+            # The main thread hangs where no exception reaches it, in a read or in a device that
+            # waits for another, so the process is ended from here.
+            text = f"rank {self._rank} on {self._host} has been in step {step} for {waited:.0f} s"
+            print(f"clipx: {text}: {self.blame()}", file=sys.stderr, flush=True)
+            if self.is_first():
+                main = sys._current_frames()[threading.main_thread().ident or 0]
+                traceback.print_stack(main, file=sys.stderr)
+            os._exit(EXIT_FAULT)
 
 
 def verdict(rank: int, before: list[Beat], after: list[Beat]) -> str:
@@ -142,7 +143,12 @@ def verdict(rank: int, before: list[Beat], after: list[Beat]) -> str:
         if other != rank and first.count == second.count:
             silent.append(other)
     if silent:
-        return f"{_describe(silent, after)} gone silent: its process, host or network is down"
+        shown = ", ".join(f"rank {other} on {after[other].host}" for other in silent[:4])
+        if len(silent) > 4:
+            shown += f" and {len(silent) - 4} more"
+        has = "has" if len(silent) == 1 else "have"
+        return f"{shown} {has} gone silent: its process, host or network is down"
+    # All live: the rank that is behind is the one that the others wait for in a collective.
     last = max((beat.step, beat.phase) for beat in after)
     behind = [r for r, beat in enumerate(after) if (beat.step, beat.phase) < last]
     if behind:
@@ -153,9 +159,3 @@ def verdict(rank: int, before: list[Beat], after: list[Beat]) -> str:
             f"{_DOING[beat.phase]}"
         )
     return "all ranks live and are equally far: the network between them fails"
-
-
-def _describe(ranks: list[int], beats: list[Beat]) -> str:
-    shown = ", ".join(f"rank {r} on {beats[r].host}" for r in ranks[:4])
-    rest = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
-    return f"{shown}{rest} {'has' if len(ranks) == 1 else 'have'}"

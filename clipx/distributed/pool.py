@@ -7,7 +7,6 @@ the same losses. They differ in communication and memory: docs/distributed.md ha
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,15 +17,10 @@ from pydantic import Field
 from torch import Tensor
 
 from clipx.config import config
-from clipx.distributed.collectives import (
-    EvenRows,
-    all_gather,
-    combine,
-    pass_right,
-    reduce_scatter,
-)
+from clipx.distributed.collectives import EvenRows, all_gather, combine, pass_right, reduce_scatter
 from clipx.types import CandidateBlock, Candidates, Pool, Reduce
 
+Kind = Literal["auto", "local", "gathered", "chunked", "ring"]
 Compute = Callable[[CandidateBlock], tuple[Tensor, ...]]
 
 
@@ -34,7 +28,7 @@ Compute = Callable[[CandidateBlock], tuple[Tensor, ...]]
 class PoolConfig:
     """Which rows are contrasted with this rank's."""
 
-    kind: Literal["auto", "local", "gathered", "chunked", "ring"] = "auto"
+    kind: Kind = "auto"
     """local: this rank's own. The others: those of all ranks; gathered holds all at once, chunked
     `chunk` rows of each rank at a time, ring those of one rank at a time. auto: gathered, or
     local with a single rank."""
@@ -45,13 +39,10 @@ class PoolConfig:
 
 
 def build_pool(config: PoolConfig, *, world_size: int) -> Pool:
+    # On one rank all kinds show the same rows, and the local one needs no collective.
     if world_size == 1 or config.kind == "local":
         return LocalPool(world_size)
-    if config.kind == "chunked":
-        return ChunkedPool(config.chunk)
-    if config.kind == "ring":
-        return RingPool()
-    return GatheredPool()
+    return GlobalPool(config.kind, config.chunk)
 
 
 class LocalPool:
@@ -64,54 +55,35 @@ class LocalPool:
         return _Local(rows)
 
     def gather(self, rows: Tensor) -> Tensor:
+        # A queue holds the rows of all ranks even if the batch is contrasted on each rank alone.
         return rows.detach() if self._world_size == 1 else gather_batch(rows)
 
 
-class GlobalPool(ABC):
-    """Candidates are the rows of all ranks."""
+class GlobalPool:
+    """Candidates are the rows of all ranks, visited in one of the ways of `PoolConfig`."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind, chunk: int = 64) -> None:
+        self.kind = kind
+        self.chunk = chunk
         self._check_even = EvenRows()
 
     def share(self, *rows: Tensor) -> Candidates:
         self._check_even(rows)
-        return self._candidates(rows)
+        if self.kind == "chunked":
+            return _Chunked(rows, self.chunk)
+        if self.kind == "ring":
+            return _Ring(rows)
+        # Gathered once and held until the loss is done, for forward and backward.
+        return _Gathered(len(rows[0]), tuple(map(all_gather, rows)))
 
     def gather(self, rows: Tensor) -> Tensor:
         return gather_batch(rows)
-
-    @abstractmethod
-    def _candidates(self, rows: tuple[Tensor, ...]) -> Candidates: ...
-
-
-class GatheredPool(GlobalPool):
-    """All rows are gathered once and held until the loss is done: one block."""
-
-    def _candidates(self, rows: tuple[Tensor, ...]) -> Candidates:
-        return _Gathered(len(rows[0]), tuple(map(all_gather, rows)))
-
-
-class ChunkedPool(GlobalPool):
-    """`chunk` rows of each rank are gathered at a time: blocks of R * chunk candidates."""
-
-    def __init__(self, chunk: int) -> None:
-        super().__init__()
-        self.chunk = chunk
-
-    def _candidates(self, rows: tuple[Tensor, ...]) -> Candidates:
-        return _Chunked(rows, self.chunk)
-
-
-class RingPool(GlobalPool):
-    """Each rank's rows go once around the ring of ranks: R blocks of B candidates."""
-
-    def _candidates(self, rows: tuple[Tensor, ...]) -> Candidates:
-        return _Ring(rows)
 
 
 def gather_batch(rows: Tensor) -> Tensor:
     """(G, ...) rows of all ranks in the order of their positions, without gradient: ranks take a
     batch's positions in turns (see `data.order.batch_positions`)."""
+    # Rank r has the positions r, r + R, r + 2R ..., so (R, B, ...) transposed is in their order.
     by_rank = all_gather(rows.detach()).unflatten(0, (dist.get_world_size(), -1))
     return by_rank.transpose(0, 1).flatten(0, 1)
 
@@ -128,7 +100,7 @@ class _Local:
 
 @dataclass(frozen=True)
 class _Gathered:
-    """local_size: B; rows: (R * B, ...) each"""
+    """One block of all candidates. local_size: B; rows: (R * B, ...) each"""
 
     local_size: int
     rows: tuple[Tensor, ...]
@@ -136,16 +108,16 @@ class _Gathered:
     def visit(
         self, compute: Compute, reduce: tuple[Reduce, ...], *extra: Tensor
     ) -> tuple[Tensor, ...]:
+        # What backward needs of each column travels with it; the columns are here already.
         rows = (*self.rows, *map(all_gather, extra))
-        results = compute(
-            CandidateBlock(rows, range(self.local_size), dist.get_rank() * self.local_size)
-        )
+        own = range(self.local_size)
+        results = compute(CandidateBlock(rows, own, dist.get_rank() * self.local_size))
         return tuple(map(reduce_scatter, results, reduce))
 
 
 @dataclass(frozen=True)
 class _Chunked:
-    """rows: (B, ...) each"""
+    """Blocks of R * chunk candidates: `chunk` rows of each rank. rows: (B, ...) each"""
 
     rows: tuple[Tensor, ...]
     chunk: int
@@ -158,7 +130,8 @@ class _Chunked:
         # A rank holds the rows of one chunk at a time, and its results are reduced before the next.
         for start in range(0, size, self.chunk):
             own = range(start, min(start + self.chunk, size))
-            rows = tuple(all_gather(r[own.start : own.stop]) for r in (*self.rows, *extra))
+            own_rows = [r[own.start : own.stop] for r in (*self.rows, *extra)]
+            rows = tuple(map(all_gather, own_rows))
             results = compute(CandidateBlock(rows, own, dist.get_rank() * len(own)))
             reduced.append(tuple(map(reduce_scatter, results, reduce)))
         return tuple(map(torch.cat, zip(*reduced, strict=True)))
@@ -166,7 +139,7 @@ class _Chunked:
 
 @dataclass(frozen=True)
 class _Ring:
-    """rows: (B, ...) each"""
+    """Each rank's rows go once around the ring of ranks: R blocks of B. rows: (B, ...) each"""
 
     rows: tuple[Tensor, ...]
 
@@ -183,9 +156,11 @@ class _Ring:
         own_results: tuple[Tensor, ...] = ()
         arriving: Callable[[], tuple[Tensor, ...]] | None = None
         for hop in range(num_ranks):
+            # The last block need not travel on: its owner has had it.
             next_rows = pass_right(rows, tag=0) if hop < num_ranks - 1 else None
             results = compute(CandidateBlock(rows, own if hop == 0 else range(0), 0))
             if arriving is not None:
+                # Results of these rows from the ranks that had them before.
                 results = tuple(map(combine, results, arriving(), reduce))
             if hop == 0:
                 own_results = results

@@ -51,7 +51,7 @@ class Runtime:
         """Elementwise mean over ranks. The host does not wait for the device."""
         if self.world_size == 1:
             return values
-        total = values.clone()
+        total = values.clone()  # all_reduce works in place
         dist.all_reduce(total)
         return total / self.world_size
 
@@ -71,12 +71,32 @@ class Runtime:
         dist.broadcast_object_list(held, src=0)
         return held[0]
 
+    def first(self, value: T | None) -> T | None:
+        """The value of the first rank that has one, on all ranks; None if none has."""
+        for of_rank in self.gather(value):
+            if of_rank is not None:
+                return of_rank
+        return None
+
     def agree(self, fault: str | None) -> None:
         """Raise UserError on all ranks if any rank has a fault, so that no rank waits for one that
         gave up."""
-        faults = [text for text in self.gather(fault) if text is not None]
-        if faults:
-            raise UserError(faults[0])
+        first = self.first(fault)
+        if first is not None:
+            raise UserError(first)
+
+    def on_main(self, function: Callable[[], T]) -> T | None:
+        """The result of `function` on rank 0; None on the others, which do not call it. A UserError
+        is raised on all ranks."""
+        result: T | None = None
+        fault = None
+        if self.is_main:
+            try:
+                result = function()
+            except UserError as error:
+                fault = str(error)
+        self.agree(fault)
+        return result
 
     def main_first(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 first, so that the others find the files that it writes. A
@@ -132,6 +152,7 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
     if not use_cpu:
         launcher.check_devices(os.environ, visible=torch.cuda.device_count())
     world_size = launcher.integer(os.environ, "WORLD_SIZE", 1)
+    # accelerate joins the process group; it wraps neither model nor optimizer nor data.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*OMP_NUM_THREADS.*")
         accelerator = Accelerator(

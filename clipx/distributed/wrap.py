@@ -32,9 +32,12 @@ class Wrapped(ABC):
     title: str
     """How it is wrapped, for the start line; follows the number of ranks."""
 
-    @abstractmethod
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
     def __call__(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """The objective's `embed`."""
+        return self._module(views)
 
     @abstractmethod
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
@@ -51,12 +54,6 @@ class SingleProcess(Wrapped):
 
     title = ""
 
-    def __init__(self, objective: nn.Module) -> None:
-        self._objective = objective
-
-    def __call__(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self._objective(views)
-
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -70,17 +67,15 @@ class Replicated(Wrapped):
     title = " (DDP)"
 
     def __init__(self, objective: nn.Module, device: torch.device) -> None:
-        self._objective = DistributedDataParallel(
+        copy = DistributedDataParallel(
             objective,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,  # no second copy of the gradients
         )
-
-    def __call__(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self._objective(views)
+        super().__init__(copy)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        return nullcontext() if last else self._objective.no_sync()
+        return nullcontext() if last else self._module.no_sync()
 
     def finish_gradients(self) -> None:
         """DDP has exchanged them in backward."""
@@ -105,22 +100,22 @@ class Sharded(Wrapped):
         # Blocks first: a root then shards only the parameters that are left.
         for module in [*blocks, *self._roots]:
             fully_shard(module, mp_policy=policy)
-        self._objective = objective
-
-    def __call__(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self._objective(views)
+        super().__init__(objective)
 
     @contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
         for root in self._roots:
+            # Without a sync, gradients stay whole and unreduced until the last micro-batch.
             assert isinstance(root, FSDPModule)
             root.set_requires_gradient_sync(last)
             root.set_is_last_backward(last)
         yield
 
     def finish_gradients(self) -> None:
-        whole = [p for p in self._objective.parameters() if not isinstance(p, DTensor)]
-        gradients = [p.grad for p in whole if p.grad is not None]
+        gradients = []
+        for parameter in self._module.parameters():
+            if parameter.grad is not None and not isinstance(parameter, DTensor):
+                gradients.append(parameter.grad)
         if not gradients:
             return
         # Few small tensors, so one exchange for all of them.

@@ -26,29 +26,21 @@ class LogSumExpFunction(torch.autograd.Function):
         ids: Tensor | None,
         column_ids: Tensor | None,
         own: Own,
-        log_row_weights: Tensor | None,
-        log_column_weights: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         queries = at_least_float32(rows) * scale
         tiles = Tiles(queries, ids, own)
-        shared = Columns(at_least_float32(columns), column_ids, log_column_weights, pool)
+        shared = Columns(at_least_float32(columns), column_ids, pool)
         row_lse = queries.new_full((len(rows),), -torch.inf)
         nearest = NearestLogits(queries, own)
 
-        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, ids: Tensor | None) -> tuple[Tensor, ...]:
             column_lse = queries.new_full((len(block.rows[0]),), -torch.inf)
-            weights = tensors.get("weights")
-            for tile in tiles.first(block, tensors.get("ids")):
-                scratch = tiles.scratch(tile)
+            for tile in tiles.of_block(block, ids):
+                scratch = tiles.buffer("scratch", tile.logits.shape)
                 nearest.update(tile)
-                # Tiles that are kept for backward must not change, so weights go to a copy.
-                of_rows = of_columns = tile.logits
-                if weights is not None:
-                    of_rows = tile.logits + weights[tile.columns]
-                if log_row_weights is not None:
-                    of_columns = tile.logits + log_row_weights[tile.rows, None]
-                _add_logsumexp(row_lse[tile.rows], of_rows, 1, scratch)
-                _add_logsumexp(column_lse[tile.columns], of_columns, 0, scratch)
+                # One tile serves both directions: images against texts, and texts against images.
+                _add_logsumexp(row_lse[tile.rows], tile.logits, 1, scratch)
+                _add_logsumexp(column_lse[tile.columns], tile.logits, 0, scratch)
             return (column_lse,)
 
         with full_precision(rows.device.type):
@@ -58,7 +50,6 @@ class LogSumExpFunction(torch.autograd.Function):
         # Gathered columns are kept until backward, so that they need not travel again.
         ctx.tiles = tiles
         ctx.shared = shared
-        ctx.log_row_weights = log_row_weights
         ctx.columns_dtype = columns.dtype
         ctx.mark_non_differentiable(nearest.own, nearest.largest_other)
         ctx.set_materialize_grads(False)
@@ -71,28 +62,23 @@ class LogSumExpFunction(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         rows, scale, row_lse, column_lse = ctx.saved_tensors
         tiles: Tiles = ctx.tiles
-        log_row_weights: Tensor | None = ctx.log_row_weights
-        extra: dict[str, Tensor] = {}
-        if grad_column_lse is not None:
-            extra = {"lse": column_lse, "grad": grad_column_lse}
+        extra = () if grad_column_lse is None else (column_lse, grad_column_lse)
 
-        def weigh(tile: Tile, tensors: dict[str, Tensor]) -> Tensor:
+        def weigh(tile: Tile, *of_columns: Tensor) -> Tensor:
             # d lse_i / d logit_ij is the softmax over row i; the same for columns.
-            weights = tiles.scratch(tile).zero_()
+            weights = tiles.buffer("scratch", tile.logits.shape).zero_()
             if grad_row_lse is not None:
-                over_row = _softmax(tile, row_lse[tile.rows, None], weights)
-                if "weights" in tensors:
-                    over_row *= tensors["weights"][tile.columns].exp()
-                over_row *= grad_row_lse[tile.rows, None]
-            if grad_column_lse is not None:
-                second = tiles.scratch(tile, "second")
-                over_column = _softmax(tile, tensors["lse"][tile.columns], second)
-                if log_row_weights is not None:
-                    over_column *= log_row_weights[tile.rows, None].exp()
-                weights.addcmul_(over_column, tensors["grad"][tile.columns])
+                _softmax(tile, row_lse[tile.rows, None], weights)
+                weights *= grad_row_lse[tile.rows, None]
+            if of_columns:
+                lse, grad = of_columns
+                second = tiles.buffer("second", tile.logits.shape)
+                over_column = _softmax(tile, lse[tile.columns], second)
+                weights.addcmul_(over_column, grad[tile.columns])
             return weights
 
-        return (*gradients_of_pairs(ctx, rows, scale, weigh, **extra), *[None] * 6)
+        # The other inputs of `forward` have no gradient.
+        return (*gradients_of_pairs(ctx, rows, scale, weigh, *extra), *[None] * 4)
 
 
 def _add_logsumexp(total: Tensor, logits: Tensor, dim: int, scratch: Tensor) -> None:

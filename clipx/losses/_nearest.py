@@ -25,15 +25,16 @@ class NearestFunction(torch.autograd.Function):
     ) -> Tensor:
         queries = at_least_float32(rows)
         tiles = Tiles(queries, ids, "left out")
-        shared = Columns(at_least_float32(columns), ids, None, pool)
+        shared = Columns(at_least_float32(columns), ids, pool)
         best = queries.new_full((len(rows), k), -torch.inf)
         # Numbers of the best candidates, counted over all blocks.
         place = torch.full((len(rows), k), -1, device=rows.device)
         num_seen = 0
 
-        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, ids: Tensor | None) -> tuple[Tensor, ...]:
             nonlocal num_seen
-            for tile in tiles.first(block, tensors.get("ids")):
+            for tile in tiles.of_block(block, ids):
+                # The best k of a row so far, and of this tile: the best k of both together.
                 in_tile = tile.logits.topk(min(k, tile.logits.shape[1]), dim=1)
                 first_place = num_seen + tile.columns.start
                 values = torch.cat([best[tile.rows], in_tile.values], 1)
@@ -59,7 +60,7 @@ class NearestFunction(torch.autograd.Function):
         of_queries = torch.zeros_like(queries)
         num_seen = 0
 
-        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        def compute(block: CandidateBlock, ids: Tensor | None) -> tuple[Tensor, ...]:
             # Blocks come in the same order as in forward, so that places mean the same.
             nonlocal num_seen
             columns = block.rows[0]

@@ -28,7 +28,9 @@ class NearestLogits:
         own_entries = tile.of_own(tile.logits)
         before = own_entries.clone()
         if self._own_counts:
-            self.own[tile.own_rows] = before
+            first = tile.rows.start + tile.own.start
+            self.own[first : first + len(before)] = before
+        # The row's own logit must not be its largest other one, so it is taken out meanwhile.
         own_entries.fill_(-torch.inf)
         largest = tile.logits.amax(1)
         own_entries.copy_(before)
@@ -39,32 +41,32 @@ def gradients_of_pairs(
     ctx: Any,
     rows: Tensor,
     scale: Tensor,
-    weigh: Callable[[Tile, dict[str, Tensor]], Tensor],
-    **extra: Tensor,
+    weigh: Callable[..., Tensor],
+    *extra: Tensor,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """(gradient of rows, of columns, of scale) in the backward pass of a primitive. The gradient of
     columns is None if none is needed, and nothing is sent back then.
 
     ctx: with the `tiles`, `shared` columns and `columns_dtype` of the forward pass
-    weigh: (r, c) derivative for the logits of a tile, which may be overwritten
+    weigh: (tile, *extra of the tile's block) -> (r, c) derivative for the logits of the tile
     extra: (B,) further tensors of this rank's columns that `weigh` needs
     """
     tiles: Tiles = ctx.tiles
     needs_columns: bool = ctx.needs_input_grad[1]
     of_queries = torch.zeros_like(tiles.queries)
 
-    def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def compute(block: CandidateBlock, ids: Tensor | None, *extra: Tensor) -> tuple[Tensor, ...]:
         of_columns = torch.zeros_like(block.rows[0])
-        for tile in tiles.again(block, tensors.get("ids")):
-            weights = weigh(tile, tensors)
+        for tile in tiles.of_block(block, ids, again=True):
+            # A logit is query @ column, so its derivative for the one is the other.
+            weights = weigh(tile, *extra)
+            of_queries[tile.rows].addmm_(weights, tile.candidates)
             if needs_columns:
-                tile.add_gradients(weights, tiles.queries, of_queries, of_columns)
-            else:
-                of_queries[tile.rows].addmm_(weights, tile.candidates)
+                of_columns[tile.columns].addmm_(weights.T, tiles.queries[tile.rows])
         return (of_columns,) if needs_columns else ()
 
     with full_precision(rows.device.type):
-        reduced = ctx.shared.visit(compute, ("sum",) if needs_columns else (), **extra)
+        reduced = ctx.shared.visit(compute, ("sum",) if needs_columns else (), *extra)
     tiles.release()
     of_columns = reduced[0].to(ctx.columns_dtype) if needs_columns else None
     of_rows = (of_queries * scale).to(rows.dtype)

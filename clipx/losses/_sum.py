@@ -30,30 +30,28 @@ class SumFunction(torch.autograd.Function):
         ids: Tensor | None,
         column_ids: Tensor | None,
         own: Own,
-        column_weights: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         function, derivative, row_sums = functions
         queries = at_least_float32(rows) * scale
         tiles = Tiles(queries, ids, own)
-        shared = Columns(at_least_float32(columns), column_ids, column_weights, pool)
+        shared = Columns(at_least_float32(columns), column_ids, pool)
         has_masks = ids is not None or own == "left out"
 
         sums = queries.new_zeros(len(rows))
         nearest = NearestLogits(queries, own)
 
-        def compute(block: CandidateBlock, tensors: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            for tile in tiles.first(block, tensors.get("ids")):
+        def compute(block: CandidateBlock, ids: Tensor | None) -> tuple[Tensor, ...]:
+            for tile in tiles.of_block(block, ids):
                 nearest.update(tile)
                 # A copy: tiles that are kept for backward must not change.
-                logits = torch.add(tile.logits, bias, out=tiles.scratch(tile))
-                if row_sums is not None and not has_masks and column_weights is None:
+                logits = tiles.buffer("scratch", tile.logits.shape)
+                torch.add(tile.logits, bias, out=logits)
+                if row_sums is not None and not has_masks:
                     sums[tile.rows] += row_sums(logits)  # overwrites logits
                     continue
                 # A function of -inf may be NaN, and so would 0 times its derivative be.
                 excluded = logits == -torch.inf
                 values = function(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
-                if "weights" in tensors:
-                    values = values * tensors["weights"][tile.columns]
                 sums[tile.rows] += values.sum(1)
             return ()
 
@@ -76,21 +74,19 @@ class SumFunction(torch.autograd.Function):
         tiles: Tiles = ctx.tiles
         of_bias = torch.zeros_like(bias)
 
-        def slopes(tile: Tile) -> Tensor:
-            """(r, c) derivative of the function; 0 for pairs that do not count."""
-            logits = torch.add(tile.logits, bias, out=tiles.scratch(tile))
-            if not ctx.has_masks:
-                return ctx.derivative(logits)
-            excluded = logits == -torch.inf
-            return ctx.derivative(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
-
-        def weigh(tile: Tile, tensors: dict[str, Tensor]) -> Tensor:
-            second = tiles.scratch(tile, "second")
-            weights = torch.mul(slopes(tile), grad_sums[tile.rows, None], out=second)
-            if "weights" in tensors:
-                weights *= tensors["weights"][tile.columns]
+        def weigh(tile: Tile) -> Tensor:
+            logits = tiles.buffer("scratch", tile.logits.shape)
+            torch.add(tile.logits, bias, out=logits)
+            if ctx.has_masks:
+                # Pairs that do not count have a slope of 0, also where that of -inf is NaN.
+                excluded = logits == -torch.inf
+                slopes = ctx.derivative(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
+            else:
+                slopes = ctx.derivative(logits)
+            second = tiles.buffer("second", tile.logits.shape)
+            weights = torch.mul(slopes, grad_sums[tile.rows, None], out=second)
             of_bias.add_(weights.sum())
             return weights
 
-        gradients = gradients_of_pairs(ctx, rows, scale, weigh)
-        return (*gradients, of_bias, *[None] * 6)
+        # The other inputs of `forward` have no gradient.
+        return (*gradients_of_pairs(ctx, rows, scale, weigh), of_bias, *[None] * 5)

@@ -7,7 +7,8 @@ for the cache of a processor, and the next tile overwrites it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,40 +65,36 @@ def full_precision(device_type: str) -> Iterator[None]:
 
 
 class Columns:
-    """This rank's columns with their ids and weights, shared with all ranks.
+    """This rank's columns and their ids, shared with all ranks.
 
-    columns: (B, D); ids: (B, K) int64, or None; weights: (B,), or None
-    pool: None for columns that are the same on all ranks, or that only this rank needs
+    columns: (B, D); ids: (B, K) int64, or None
+    pool: None for columns that are the same on all ranks
     """
 
-    def __init__(
-        self, columns: Tensor, ids: Tensor | None, weights: Tensor | None, pool: Pool | None
-    ) -> None:
-        named = {"columns": columns, "ids": ids, "weights": weights}
-        present = {name: tensor for name, tensor in named.items() if tensor is not None}
-        self._names = list(present)
-        rows = tuple(present.values())
+    def __init__(self, columns: Tensor, ids: Tensor | None, pool: Pool | None) -> None:
+        rows = (columns,) if ids is None else (columns, ids)
+        self._num_shared = len(rows)
         # A pool decides which rows it keeps, so they are held here only without one.
         self._rows = rows if pool is None else ()
         self._candidates = None if pool is None else pool.share(*rows)
 
     def visit(
         self,
-        compute: Callable[[CandidateBlock, dict[str, Tensor]], tuple[Tensor, ...]],
+        compute: Callable[..., tuple[Tensor, ...]],
         reduce: tuple[Reduce, ...],
-        **extra: Tensor,
+        *extra: Tensor,
     ) -> tuple[Tensor, ...]:
-        """As `Candidates.visit`. `compute` also gets the block's tensors by name: columns, ids and
-        weights if they are shared, and `extra`."""
-        names = [*self._names, *extra]
+        """As `Candidates.visit`, but calls compute(block, ids of the block or None, *extra)."""
 
-        def compute_by_name(block: CandidateBlock) -> tuple[Tensor, ...]:
-            return compute(block, dict(zip(names, block.rows, strict=True)))
+        def compute_block(block: CandidateBlock) -> tuple[Tensor, ...]:
+            ids = block.rows[1] if self._num_shared == 2 else None
+            return compute(block, ids, *block.rows[self._num_shared :])
 
         if self._candidates is None:
-            rows = (*self._rows, *extra.values())
-            return compute_by_name(CandidateBlock(rows, range(len(rows[0])), 0))
-        return self._candidates.visit(compute_by_name, reduce, *extra.values())
+            # Every rank has all of these columns, so there is nothing to exchange or to reduce.
+            rows = (*self._rows, *extra)
+            return compute_block(CandidateBlock(rows, range(len(rows[0])), 0))
+        return self._candidates.visit(compute_block, reduce, *extra)
 
 
 @dataclass(frozen=True)
@@ -122,21 +119,6 @@ class Tile:
         size = self.own.stop - self.own.start
         return matrix[self.own, self.at : self.at + size].diagonal()
 
-    @property
-    def own_rows(self) -> slice:
-        """`own`, counted from the first of the rank's rows."""
-        return slice(self.rows.start + self.own.start, self.rows.start + self.own.stop)
-
-    def add_gradients(
-        self, weights: Tensor, queries: Tensor, of_queries: Tensor, of_columns: Tensor
-    ) -> None:
-        """Add a tile's share of the gradients of queries and columns, in place.
-
-        weights: (r, c) derivative for the logits; queries, of_queries: (B, D); of_columns: (n, D)
-        """
-        of_queries[self.rows].addmm_(weights, self.candidates)
-        of_columns[self.columns].addmm_(weights.T, queries[self.rows])
-
 
 class Tiles:
     """The tiles of logits of some queries, in buffers that are reused."""
@@ -153,56 +135,31 @@ class Tiles:
         self._kept: list[Tensor] = []
         self._buffers: dict[str, Tensor] = {}
 
-    def first(self, block: CandidateBlock, ids: Tensor | None) -> Iterator[Tile]:
-        """All pairs of the queries and a block's columns. Rows change fastest, so that a stretch of
-        columns is finished before the next begins.
-
-        ids: (n, K) of the columns
-        """
-        return self._tiles(block, ids, self._make_and_keep)
-
-    def again(self, block: CandidateBlock, ids: Tensor | None) -> Iterator[Tile]:
-        """The same tiles, for blocks in the same order as `first`."""
-        return self._tiles(block, ids, self._recall)
-
-    def scratch(self, tile: Tile, name: str = "scratch") -> Tensor:
-        """(r, c), uninitialized; overwritten by the next call with this name."""
-        return self._buffer(name, *tile.logits.shape)
-
-    def release(self) -> None:
-        """Free the buffers, not the kept tiles."""
-        self._buffers.clear()
-
-    def _buffer(self, name: str, rows: int, columns: int) -> Tensor:
-        size = rows * columns
-        if name not in self._buffers or self._buffers[name].numel() < size:
-            self._buffers[name] = self.queries.new_empty(size)
-        return self._buffers[name][:size].view(rows, columns)
-
-    def _tiles(
-        self,
-        block: CandidateBlock,
-        column_ids: Tensor | None,
-        make: Callable[[Tensor, Tensor], Tensor],
+    def of_block(
+        self, block: CandidateBlock, column_ids: Tensor | None, *, again: bool = False
     ) -> Iterator[Tile]:
+        """All pairs of the queries and a block's columns, tile by tile.
+
+        column_ids: (n, K), or None
+        again: in backward, for blocks in the same order as before; tiles that were kept are reused
+        """
         queries = self.queries
         columns = block.rows[0]
-        height = self._height
-        width = self._width
         own = block.own if self._own != "absent" else range(0)
         shift = block.at - own.start  # a row's own column, minus the row
-        for left in range(0, len(columns), width):
-            right = min(left + width, len(columns))
+        # Rows change fastest, so that a stretch of columns is finished before the next begins.
+        for left in range(0, len(columns), self._width):
+            right = min(left + self._width, len(columns))
             candidates = columns[left:right].to(queries.dtype)
-            for top in range(0, len(queries), height):
-                bottom = min(top + height, len(queries))
+            for top in range(0, len(queries), self._height):
+                bottom = min(top + self._height, len(queries))
                 # Rows of this tile whose own column is also in it.
                 first = max(top, own.start, left - shift)
                 last = max(first, min(bottom, own.stop, right - shift))
                 tile = Tile(
                     rows=slice(top, bottom),
                     columns=slice(left, right),
-                    logits=make(queries[top:bottom], candidates),
+                    logits=self._logits(queries[top:bottom], candidates, again=again),
                     candidates=candidates,
                     own=slice(first - top, last - top),
                     at=first + shift - left,
@@ -210,38 +167,41 @@ class Tiles:
                 self._mask(tile, column_ids)
                 yield tile
 
+    def buffer(self, name: str, shape: Sequence[int]) -> Tensor:
+        """(r, c), uninitialized; overwritten by the next call with this name."""
+        size = math.prod(shape)
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = self.queries.new_empty(size)
+        return self._buffers[name][:size].view(*shape)
+
+    def release(self) -> None:
+        """Free the buffers, not the kept tiles."""
+        self._buffers.clear()
+
+    def _logits(self, queries: Tensor, candidates: Tensor, *, again: bool) -> Tensor:
+        if again and self._kept:
+            return self._kept.pop(0)
+        size_bytes = len(queries) * len(candidates) * queries.element_size()
+        if not again and size_bytes <= self._budget:
+            self._budget -= size_bytes
+            self._kept.append(queries @ candidates.T)
+            return self._kept[-1]
+        # From here on none is kept: `again` takes kept tiles in order, so they must be the first.
+        self._budget = 0
+        out = self.buffer("logits", (len(queries), len(candidates)))
+        return torch.mm(queries, candidates.T, out=out)
+
     def _mask(self, tile: Tile, column_ids: Tensor | None) -> None:
         """Set the logits of pairs that do not count to -inf."""
         if self._ids is not None and column_ids is not None:
-            equal = _equal(self._ids[tile.rows], column_ids[tile.columns])
-            tile.of_own(equal).fill_(False)
+            ids = self._ids[tile.rows]
+            others = column_ids[tile.columns]
+            # Pairs that agree in at least one of their K ids. One (r, c) matrix at a time: all K
+            # together would take K times the memory of a tile.
+            equal = ids[:, :1] == others[:, 0]
+            for kind in range(1, ids.shape[1]):
+                equal |= ids[:, kind, None] == others[:, kind]
+            tile.of_own(equal).fill_(False)  # the positive counts, whatever its ids are
             tile.logits.masked_fill_(equal, -torch.inf)
         if self._own == "left out":
             tile.of_own(tile.logits).fill_(-torch.inf)
-
-    def _make(self, queries: Tensor, candidates: Tensor) -> Tensor:
-        out = self._buffer("logits", len(queries), len(candidates))
-        return torch.mm(queries, candidates.T, out=out)
-
-    def _make_and_keep(self, queries: Tensor, candidates: Tensor) -> Tensor:
-        size_bytes = len(queries) * len(candidates) * queries.element_size()
-        if size_bytes > self._budget:
-            # From here on none is kept: `again` takes kept tiles in order, so they must be the
-            # first ones.
-            self._budget = 0
-            return self._make(queries, candidates)
-        self._budget -= size_bytes
-        self._kept.append(queries @ candidates.T)
-        return self._kept[-1]
-
-    def _recall(self, queries: Tensor, candidates: Tensor) -> Tensor:
-        return self._kept.pop(0) if self._kept else self._make(queries, candidates)
-
-
-def _equal(ids: Tensor, column_ids: Tensor) -> Tensor:
-    """(r, c) bool: pairs that agree in at least one of their K ids. ids: (r, K); column_ids:
-    (c, K)"""
-    equal = ids[:, :1] == column_ids[:, 0]
-    for kind in range(1, ids.shape[1]):
-        equal |= ids[:, kind, None] == column_ids[:, kind]
-    return equal

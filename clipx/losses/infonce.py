@@ -51,6 +51,7 @@ class InfoNCE(Loss):
         image, text: (B, D) of unit norm; logit_scale: () log of the inverse temperature
         logit_bias: of no effect on a softmax; ids: (B, K), a column for each of `id_kinds`
         """
+        # Logits in float32, whatever the towers compute in: see `at_least_float32`.
         image = at_least_float32(image)
         text = at_least_float32(text)
         scale = at_least_float32(logit_scale).exp()
@@ -62,6 +63,7 @@ class InfoNCE(Loss):
             # Cross-entropy is linear in the target: a part of it is the mean over all candidates.
             mean = _mean_logit(image, text, scale, pool, ids, negatives)
             target = (1 - self.label_smoothing) * positive + self.label_smoothing * mean
+        # Half from images to texts and half back; both directions have the same target.
         loss = ((lse.rows + lse.columns) / 2 - target).mean()
         return LossOutput(loss, {"image_to_text_accuracy": lse.own_is_nearest.float().mean()})
 
@@ -76,19 +78,17 @@ def _mean_logit(
 ) -> Tensor:
     """(B,) mean over both directions of a pair's logits that are not masked."""
     options = {"scale": scale, "ids": ids}
+    # `negatives` adds those of both directions, so only one of the two sums takes them.
     of_image = pairwise_sum(torch.positive, image, text, pool, negatives=negatives, **options)
     of_text = pairwise_sum(torch.positive, text, image, pool, **options)
-    # A text has as many candidates as the image of the same ids.
     with torch.no_grad():
+        # Masks leave each row another number of candidates. A text has as many as its image,
+        # because both have the same ids, so without negatives one direction is enough.
         count = pairwise_sum(torch.ones_like, image, text, pool, ids=ids).rows
+        num_logits = 2 * count
         if negatives is not None:
-            count += pairwise_sum(
-                torch.ones_like,
-                image,
-                negatives.columns,
-                None,
-                ids=ids,
-                column_ids=negatives.ids,
-                own="absent",
-            ).rows
-    return (of_image.rows + of_text.rows) / (2 * count)
+            with_negatives = pairwise_sum(
+                torch.ones_like, image, text, pool, ids=ids, negatives=negatives
+            )
+            num_logits = count + with_negatives.rows
+    return (of_image.rows + of_text.rows) / num_logits

@@ -50,45 +50,31 @@ class PairwiseSum(NamedTuple):
 def pairwise_logsumexp(
     rows: Tensor,
     columns: Tensor,
-    pool: Pool | None,
+    pool: Pool,
     *,
     scale: Tensor | float = 1.0,
     ids: Tensor | None = None,
-    column_ids: Tensor | None = None,
     own: Own = "counts",
-    row_weights: Tensor | None = None,
-    column_weights: Tensor | None = None,
     negatives: Negatives | None = None,
 ) -> LogSumExp:
     """Log-sum-exp of the logits `scale * rows @ columns.T` over all candidates, both ways.
 
     One matmul in forward and three in backward (two where few tiles are all).
 
-    rows: (B, D); columns: (B, D), or (M, D) with own="absent"; scale: ()
-    pool: None for columns that are the same on all ranks, or this rank's alone
+    rows, columns: (B, D); scale: ()
     ids: (B, K) int64; a pair that has one in common does not count, except a row's own column
-    column_ids: (M, K), if they are not `ids`
-    own: whether a row's own column counts, is left out, or is absent
-    row_weights: (B,) positive: terms of sums over rows are multiplied by them
-    column_weights: (M,) positive: terms of sums over columns are multiplied by them
+    own: whether a row's own column counts or is left out
     negatives: further columns for the rows, and further rows for the columns, without gradient
     """
-    column_ids = ids if column_ids is None else column_ids
     scale = _scalar(scale, rows)
-    # A weight of a term is a summand of its logit.
-    log_row_weights = None if row_weights is None else row_weights.log()
-    log_column_weights = None if column_weights is None else column_weights.log()
     row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
-        rows, columns, scale, pool, ids, column_ids, own, log_row_weights, log_column_weights
+        rows, columns, scale, pool, ids, ids, own
     )
     # Further candidates: a log-sum-exp over two sets is the logaddexp of theirs.
     if negatives is not None:
-        for_rows = LogSumExpFunction.apply(
-            rows, negatives.columns, scale, None, ids, negatives.ids, "absent", None, None
-        )
-        for_columns = LogSumExpFunction.apply(
-            columns, negatives.rows, scale, None, column_ids, negatives.ids, "absent", None, None
-        )
+        others = (scale, None, ids, negatives.ids, "absent")
+        for_rows = LogSumExpFunction.apply(rows, negatives.columns, *others)
+        for_columns = LogSumExpFunction.apply(columns, negatives.rows, *others)
         row_lse = _logaddexp(row_lse, for_rows[0])
         column_lse = _logaddexp(column_lse, for_columns[0])
         largest_other = torch.maximum(largest_other, for_rows[3])
@@ -100,14 +86,12 @@ def pairwise_sum(
     function: Callable[[Tensor], Tensor],
     rows: Tensor,
     columns: Tensor,
-    pool: Pool | None,
+    pool: Pool,
     *,
     scale: Tensor | float = 1.0,
     bias: Tensor | float = 0.0,
     ids: Tensor | None = None,
-    column_ids: Tensor | None = None,
     own: Own = "counts",
-    column_weights: Tensor | None = None,
     negatives: Negatives | None = None,
     derivative: Callable[[Tensor], Tensor] | None = None,
     row_sums: Callable[[Tensor], Tensor] | None = None,
@@ -115,7 +99,7 @@ def pairwise_sum(
     """Sum of `function(scale * row @ column + bias)` over all candidates of each row.
 
     function: elementwise and differentiable, for example `torch.nn.functional.softplus`
-    rows, columns, pool, scale, ids, column_ids, own, column_weights: as for `pairwise_logsumexp`
+    rows, columns, pool, scale, ids, own: as for `pairwise_logsumexp`
     bias: ()
     negatives: the sum of row i also has the further columns for row i and the further rows for
         column i
@@ -123,17 +107,19 @@ def pairwise_sum(
     row_sums: (r, c) -> (r,), if there is a faster way than `function(logits).sum(1)`. It may
         overwrite its argument, and so may `derivative`
     """
-    column_ids = ids if column_ids is None else column_ids
     scale = _scalar(scale, rows)
     bias = _scalar(bias, rows)
+    # autograd of a tile holds several copies of it, so a loss may give its derivative.
     functions = (function, derivative or _derivative_of(function), row_sums)
     sums, own_logits, largest_other = SumFunction.apply(
-        rows, columns, scale, bias, functions, pool, ids, column_ids, own, column_weights
+        rows, columns, scale, bias, functions, pool, ids, ids, own
     )
     if negatives is not None:
-        others = (functions, None, ids, negatives.ids, "absent", None)
-        for_rows = SumFunction.apply(rows, negatives.columns, scale, bias, *others)
-        for_columns = SumFunction.apply(columns, negatives.rows, scale, bias, *others)
+        others = (scale, bias, functions, None, ids, negatives.ids, "absent")
+        for_rows = SumFunction.apply(rows, negatives.columns, *others)
+        for_columns = SumFunction.apply(columns, negatives.rows, *others)
+        # Past pairs are negatives of both directions: this image with past texts, and this text
+        # with past images.
         sums = sums + for_rows[0] + for_columns[0]
         largest_other = torch.maximum(largest_other, for_rows[2])
     return PairwiseSum(sums, own_logits > largest_other)
@@ -154,18 +140,21 @@ def nearest_candidates(
 
 def _logaddexp(first: Tensor, second: Tensor) -> Tensor:
     """As torch's, but the gradient is 0 where both are -inf, not NaN."""
+    # Rows without any candidate: replaced before the call, since NaN times 0 would stay NaN.
     empty = (first == -torch.inf) & (second == -torch.inf)
     total = torch.logaddexp(first.masked_fill(empty, 0), second.masked_fill(empty, 0))
     return total.masked_fill(empty, -torch.inf)
 
 
 def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    # float64 rows keep a float64 scale: tests compare to 1e-10.
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.as_tensor(value, device=like.device, dtype=dtype)
 
 
 def _derivative_of(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def derivative(logits: Tensor) -> Tensor:
+        # Backward of a custom function runs without a graph, so a graph of its own is needed here.
         with torch.enable_grad():
             logits = logits.detach().requires_grad_()
             (slopes,) = torch.autograd.grad(function(logits).sum(), logits)

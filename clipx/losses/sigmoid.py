@@ -75,6 +75,8 @@ class Sigmoid(Loss):
             row_sums=softplus_row_sums,
         )
         accuracy = sums.own_is_nearest.float().mean()
+        # Divided by the rows, not by the pairs, as in the paper's algorithm 1: divided by pairs,
+        # positives would count less the larger the batch is.
         return LossOutput((sums.rows - positive).mean(), {"image_to_text_accuracy": accuracy})
 
 

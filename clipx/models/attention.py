@@ -64,8 +64,9 @@ class Attention(nn.Module):
         weight = self.in_proj_weight
         q_bias, _, v_bias = self.in_proj_bias.view(3, width)
         w_k, w_v = weight[width:].view(2, self.heads, -1, width)
-        q = F.linear(x[torch.arange(batch, device=x.device), token], weight[:width], q_bias)
-        x = x.to(q.dtype)
+        queries = x[torch.arange(batch, device=x.device), token]
+        q = F.linear(queries, weight[:width], q_bias)
+        x = x.to(q.dtype)  # autocast has cast q
         q = q.view(batch, self.heads, -1).transpose(0, 1) * w_k.shape[1] ** -0.5
         scores = (q @ w_k).transpose(0, 1) @ x.transpose(1, 2)  # (B, heads, T)
         if self.causal:
@@ -115,8 +116,9 @@ class _PackedAttention(torch.autograd.Function):
             mask = q.new_zeros(q.shape[1], q.shape[1])
             if causal:  # baddbmm adds -inf to the scores of later tokens
                 mask.fill_(-torch.inf).triu_(1)
-            scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=_scale(q))
-            weights = scores.softmax(-1, dtype=_at_least_float32(q)).to(q.dtype)
+            scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+            wide = torch.promote_types(q.dtype, torch.float32)
+            weights = scores.softmax(-1, dtype=wide).to(q.dtype)
             _merge_heads(weights @ v, out)
             saved += [by_head, weights]
         ctx.groups = groups
@@ -127,7 +129,7 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_mixed: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        wide = _at_least_float32(grad_mixed)
+        wide = torch.promote_types(grad_mixed.dtype, torch.float32)
         grad_qkv = grad_mixed.new_empty(len(grad_mixed), 3 * grad_mixed.shape[1])
         grads_in = split_groups(grad_mixed, ctx.groups)
         grads_out = split_groups(grad_qkv, ctx.groups)
@@ -142,7 +144,7 @@ class _PackedAttention(torch.autograd.Function):
             grad_weights = (grad @ v.transpose(1, 2)).to(wide)
             # torch's own softmax backward: weights * (grad - sum(grad * weights)), in one pass.
             grad_scores = torch._softmax_backward_data(grad_weights, weights.to(wide), -1, wide)
-            grad_scores = grad_scores.mul_(_scale(q)).to(q.dtype)
+            grad_scores = grad_scores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
             torch.bmm(grad_scores, k, out=grad_q)
             torch.bmm(grad_scores.transpose(1, 2), q, out=grad_k)
             torch.bmm(weights.transpose(1, 2), grad, out=grad_v)
@@ -160,11 +162,3 @@ def _merge_heads(x: Tensor, out: Tensor) -> None:
     """Copy ([parts,] count * heads, T, d) into (count, T, parts * heads * d)."""
     x = x.view(-1, len(out), x.shape[-3] // len(out), *x.shape[-2:]).permute(1, 3, 0, 2, 4)
     out.view(x.shape).copy_(x)
-
-
-def _scale(q: Tensor) -> float:
-    return q.shape[-1] ** -0.5
-
-
-def _at_least_float32(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

@@ -72,6 +72,8 @@ class DualEncoder(nn.Module):
         visual: Any = self.visual
         self.num_draws: int = getattr(visual, "num_draws", 0)  # declared by towers that need draws
         self._locked: list[str] = []
+        # Logits are exp(logit_scale) * cosine + logit_bias. As a log, so that gradient steps change
+        # the temperature by a factor and never make it negative.
         scale = cfg.get("init_logit_scale")
         if scale is None:
             scale = math.log(1 / 0.07)  # arXiv:2103.00020, 2.5
@@ -85,6 +87,7 @@ class DualEncoder(nn.Module):
         draws: (B, num_draws) in [0, 1); None where num_draws is 0
         """
         features = self.visual(image) if draws is None else self.visual(image, draws)
+        # bfloat16 keeps two to three digits, and the loss multiplies cosines by up to 100.
         return F.normalize(features.float(), dim=-1)
 
     def encode_text(self, text: Tensor) -> Tensor:
@@ -103,6 +106,7 @@ class DualEncoder(nn.Module):
         from clipx.models import layers
 
         depths = {name: (0, 1) for name, _ in self.named_parameters(recurse=False)}
+        # The two towers may differ in depth, so each depth comes with the number in its tower.
         for tower in ("visual", "text"):
             of_tower = layers.tower_depths(self.get_submodule(tower))
             count = 1 + max(of_tower.values(), default=0)
@@ -136,33 +140,29 @@ class DualEncoder(nn.Module):
         for prefix in prefixes:
             names = {name for name, _ in self.named_parameters() if is_below(prefix, name)}
             if not names:
-                modules = [name for name, _ in self.named_modules() if name]
-                known = [name for name in modules if name.count(".") <= 1]
+                # The towers and their parts; deeper names would fill the screen.
+                known = [name for name, _ in self.named_modules() if name and name.count(".") <= 1]
                 raise UserError(
                     f"model.locked {prefix!r} is the beginning of no parameter's name; "
                     f"the model has {', '.join([*known, 'logit_scale'])}"
                 )
             locked |= names
         for tower, count in (unlocked_groups or {}).items():
-            locked -= self._last_groups(tower, count, locked)
+            depths = self.layer_depths()
+            in_tower = {name: depths[name][0] for name in locked if is_below(tower, name)}
+            groups = sorted(set(in_tower.values()))
+            if count >= len(groups):
+                remedy = f"unlock {len(groups) - 1} at most" if groups else "add the tower to it"
+                raise UserError(
+                    f"model.unlocked_groups.{tower} {count}: model.locked locks {len(groups)} "
+                    f"groups of this tower; {remedy}"
+                )
+            first_depth = groups[-count]
+            locked -= {name for name, depth in in_tower.items() if depth >= first_depth}
         for name in locked:
             self.get_parameter(name).requires_grad_(False)
         self._locked += prefixes
         self.train(self.training)  # puts locked modules into evaluation mode
-
-    def _last_groups(self, tower: Tower, count: int, locked: set[str]) -> set[str]:
-        """The locked parameters in the last `count` groups of a tower. Raises UserError."""
-        depths = self.layer_depths()
-        in_tower = {name: depths[name][0] for name in locked if is_below(tower, name)}
-        groups = sorted(set(in_tower.values()))
-        if count >= len(groups):
-            remedy = f"unlock {len(groups) - 1} at most" if groups else "add the tower to it"
-            raise UserError(
-                f"model.unlocked_groups.{tower} {count}: model.locked locks {len(groups)} groups "
-                f"of this tower; {remedy}"
-            )
-        first_depth = groups[len(groups) - count]
-        return {name for name, depth in in_tower.items() if depth >= first_depth}
 
     def train(self, mode: bool = True) -> DualEncoder:
         super().train(mode)

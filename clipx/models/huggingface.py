@@ -26,30 +26,19 @@ def is_transformers(folder: Path) -> bool:
     return read_json(folder / "config.json").get("model_type") in _CLASSES
 
 
-class ImageTower(nn.Module):
-    """(B, 3, H, W) -> (B, D)"""
+class Tower(nn.Module):
+    """(B, 3, H, W) float, or (B, T) int64 -> (B, D)"""
 
-    def __init__(self, model: Any, projection: nn.Module) -> None:
+    def __init__(self, model: Any, projection: Any, input_name: str) -> None:
         super().__init__()
         self.model = model
         self.projection = projection
+        self.input_name = input_name
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.projection(self.model(pixel_values=image).pooler_output)
-
-
-class TextTower(nn.Module):
-    """(B, T) int64 -> (B, D)"""
-
-    def __init__(self, model: Any, projection: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.projection = projection
-
-    def forward(self, text: Tensor) -> Tensor:
-        # No attention mask: CLIP is causal and uses the end token, before all padding, and SigLIP
-        # was trained to attend to its padding.
-        return self.projection(self.model(input_ids=text).pooler_output)
+    def forward(self, x: Tensor) -> Tensor:
+        # Text gets no attention mask: CLIP is causal and uses the end token, before all padding,
+        # and SigLIP was trained to attend to its padding.
+        return self.projection(self.model(**{self.input_name: x}).pooler_output)
 
 
 def load_transformers(folder: Path) -> tuple[DualEncoder, dict[str, Any]]:
@@ -68,11 +57,12 @@ def load_transformers(folder: Path) -> tuple[DualEncoder, dict[str, Any]]:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} cannot be read as a {class_name}: {error}") from error
     cfg = describe(model.config, folder)
-    image_projection, text_projection = nn.Identity(), nn.Identity()
-    if class_name == "CLIPModel":  # SigLIP's towers end in the shared space
-        image_projection, text_projection = model.visual_projection, model.text_projection
-    visual = ImageTower(model.vision_model, image_projection)
-    text = TextTower(model.text_model, text_projection)
+    # SigLIP's towers end in the shared space; CLIP's are projected into it.
+    is_clip = class_name == "CLIPModel"
+    image_projection = model.visual_projection if is_clip else nn.Identity()
+    text_projection = model.text_projection if is_clip else nn.Identity()
+    visual = Tower(model.vision_model, image_projection, "pixel_values")
+    text = Tower(model.text_model, text_projection, "input_ids")
     encoder = DualEncoder(cfg, (visual, text))
     with torch.no_grad():
         encoder.logit_scale.copy_(model.logit_scale.reshape(()))

@@ -58,6 +58,7 @@ def _transformer_depths(names: Sequence[str]) -> dict[str, int]:
         match = _BLOCK.match(name)
         depths[name] = 1 + int(match[1]) if match else 0
     last_block = max(depths.values())
+    # The norm after the blocks trains as fast as the last of them, the projection above it.
     for name in names:
         if name.startswith(("ln_post", "ln_final")):
             depths[name] = last_block
@@ -117,6 +118,7 @@ def blocks(tower: nn.Module) -> list[nn.Module]:
     elif isinstance(tower, HFTextEncoder):
         trunk = tower.transformer
         path = "transformer."
+    # A depth may have several such modules; the largest is its block.
     largest: dict[int, nn.Module] = {}
     for depth, module in _listed_modules(trunk, path, depths):
         if depth not in largest or _size(module) > _size(largest[depth]):
@@ -132,6 +134,7 @@ def _listed_modules(
     for name, child in module.named_children():
         child_path = f"{path}{name}."
         child_depths = {depth for n, depth in depths.items() if n.startswith(child_path)}
+        # A stage of a ResNet is a list too, but its blocks have several depths: look inside.
         if is_list and len(child_depths) == 1 and min(child_depths) > 0:
             yield min(child_depths), child
         elif child_depths:
@@ -163,6 +166,9 @@ def set_grad_checkpointing(tower: Any, enable: bool) -> None:
         for block in tower.transformer.resblocks:
             if isinstance(block, open_clip_transformer.CustomResidualAttentionBlock):
                 raise UserError(_UNSUPPORTED.format("open_clip's transformer of custom blocks"))
-        tower.set_grad_checkpointing(enable)
+        if isinstance(tower, VisionTransformer | TextTransformer):
+            tower.transformer.grad_checkpointing = enable
+        else:
+            tower.set_grad_checkpointing(enable)
     else:
         raise UserError(_UNSUPPORTED.format(type(tower).__name__))

@@ -32,8 +32,10 @@ class Split:
 
 def split_locked(model: DualEncoder, cfg: dict[str, Any]) -> Split:
     """Raises UserError if a trunk is trained, or a tower has no trunk apart from its head."""
-    image_trunk, image_head = _split(model.visual)
-    text_trunk, text_head = _split(model.text)
+    from clipx.models.open_clip_towers import split  # open_clip takes seconds to import
+
+    image_trunk, image_head = split(model.visual)
+    text_trunk, text_head = split(model.text)
     num_trained = 0
     for parameter in [*image_trunk.parameters(), *text_trunk.parameters()]:
         num_trained += parameter.requires_grad
@@ -46,31 +48,15 @@ def split_locked(model: DualEncoder, cfg: dict[str, Any]) -> Split:
     heads = DualEncoder(cfg, (image_head, text_head))
     heads.logit_scale = model.logit_scale
     heads.logit_bias = model.logit_bias
-    return Split(image_trunk, text_trunk, heads, _digest([image_trunk, text_trunk], cfg))
 
-
-def _split(tower: nn.Module) -> tuple[nn.Module, nn.Module]:
-    from clipx.models.open_clip_towers import split
-
-    parts = split(tower)
-    if parts is None:
-        raise UserError(
-            "cache_features needs towers of timm and Hugging Face (vision_cfg.timm_model_name, "
-            f"text_cfg.hf_model_name); this model's {type(tower).__name__} has no trunk apart from "
-            "its head"
-        )
-    return parts
-
-
-def _digest(trunks: list[nn.Module], cfg: dict[str, Any]) -> str:
-    settings = {}
-    for section in ("vision_cfg", "text_cfg"):
+    # Features that are stored are found by this digest, so its format stays.
+    settings = []
+    for section in ("text_cfg", "vision_cfg"):
         kept = {key: value for key, value in cfg[section].items() if key not in HEAD_SETTINGS}
-        settings[section] = kept
-    # The names of stored features hold this digest, so its format stays.
-    digest = hashlib.sha1(repr(sorted(settings.items())).encode())
-    for trunk in trunks:
+        settings.append((section, kept))
+    digest = hashlib.sha1(repr(settings).encode())
+    for trunk in (image_trunk, text_trunk):
         for name, tensor in trunk.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return Split(image_trunk, text_trunk, heads, digest.hexdigest())

@@ -78,6 +78,7 @@ def _checked(name: str, content: dict[str, Any]) -> dict[str, Any]:
             f"model.name {name} is a CoCa, with a decoder that writes captions (multimodal_cfg); "
             "clipx trains image-text encoders: choose the model without it"
         )
+    # A key that is ignored would be a setting that silently does nothing.
     unknown = set(cfg) - KNOWN
     if unknown:
         raise UserError(
@@ -167,6 +168,7 @@ def text_files(cfg: dict[str, Any]) -> list[Path]:
 def with_text_folder(cfg: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Build a Hugging Face text tower from the files in `folder`, if they are there, and without
     pretrained weights: those of the folder replace them."""
+    # Where the model was trained, its text tower came from a folder that may not exist here.
     text_cfg = dict(cfg["text_cfg"])
     if text_cfg.get("hf_model_name") and (folder / "config.json").is_file():
         text_cfg["hf_model_name"] = str(folder)

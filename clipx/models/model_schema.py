@@ -86,7 +86,11 @@ def find_faults(cfg: dict[str, Any]) -> list[str]:
         model = _Model.model_validate(cfg)
     except ValidationError as error:
         return complaints(error, _Model)
-    return [*_vision_faults(model.vision_cfg), *_text_faults(model.text_cfg)]
+    faults = _vision_faults(model.vision_cfg)
+    text = model.text_cfg
+    if not text.hf_model_name and text.width % text.heads:
+        faults.append(f"text_cfg.width: {text.width} does not divide into {text.heads} heads")
+    return faults
 
 
 def _vision_faults(vision: _Vision) -> list[str]:
@@ -97,6 +101,7 @@ def _vision_faults(vision: _Vision) -> list[str]:
     if vision.timm_model_name:
         return []
     faults = []
+    # Each head works on its own slice of the width.
     heads = vision.width // vision.head_width
     if heads == 0 or vision.width % heads:
         faults.append(
@@ -109,9 +114,3 @@ def _vision_faults(vision: _Vision) -> list[str]:
             f"vision_cfg.patch_size: {vision.patch_size} is larger than image_size {size}"
         )
     return faults
-
-
-def _text_faults(text: _Text) -> list[str]:
-    if text.hf_model_name or text.width % text.heads == 0:
-        return []
-    return [f"text_cfg.width: {text.width} does not divide into {text.heads} heads"]

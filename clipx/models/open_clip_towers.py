@@ -86,6 +86,7 @@ def text_tower(cfg: dict[str, Any]) -> nn.Module:
         ) from error
     if isinstance(tower, HFTextEncoder):
         _check_positions(tower, context_length(cfg))
+    # Captions are padded to the longest of the batch, and open_clip's mask has the full length.
     if isinstance(tower, TextTransformer) and tower.attn_mask is not None:
         tower.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
     return tower
@@ -108,6 +109,7 @@ def _settings(cfg: dict[str, Any], key: str, schema: type) -> dict[str, Any]:
 def _set_image_size(tower: TimmModel, size: int, name: str) -> None:
     """Change the patch grid and the position embeddings of a timm model to another image size than
     its own. Convolutional networks take any. Raises UserError."""
+    # timm keeps the size in the module that cuts images into patches, under one of three names.
     own_size = None
     children = dict(tower.trunk.named_children())
     for key in ("patch_embed", "pixel_embed", "stem"):
@@ -149,13 +151,18 @@ def _cut_mask(
     return args, {**kwargs, "attn_mask": kwargs["attn_mask"][..., :num_tokens, :num_tokens]}
 
 
-def split(tower: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """(trunk, head) with tower(x) = head(trunk(x)); None for towers that do not divide so."""
+def split(tower: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """(trunk, head) with tower(x) = head(trunk(x)). Raises UserError for towers that do not divide
+    so."""
     if isinstance(tower, TimmModel):
         return tower.trunk, tower.head
     if isinstance(tower, HFTextEncoder):
         return PooledText(tower), tower.proj
-    return None
+    raise UserError(
+        "cache_features needs towers of timm and Hugging Face (vision_cfg.timm_model_name, "
+        f"text_cfg.hf_model_name); this model's {type(tower).__name__} has no trunk apart from "
+        "its head"
+    )
 
 
 class PooledText(nn.Module):
@@ -169,5 +176,6 @@ class PooledText(nn.Module):
         self.pad_id: int = config.pad_token_id
 
     def forward(self, text: Tensor) -> Tensor:
+        # The pooler too leaves out padding: a mean over it would depend on the batch.
         mask = (text != self.pad_id).long()
         return self.pooler(self.transformer(input_ids=text, attention_mask=mask), mask)

@@ -8,7 +8,6 @@ copied to the places of whole sequences, and the result is taken from one place 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,11 +90,11 @@ class Packing:
     def to_rows(self, x: Tensor) -> Tensor:
         return x if self.place_of_row is None else self.place_of_row.take(x)
 
-    def sequences(self, x: Tensor, token: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def sequences(self, x: Tensor, token: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(N, width), (B,) -> (count, T, width) and (count,) of each group."""
         counts = [count for count, _ in self.groups]
         parts = split_groups(self.to_places(x), self.groups)
-        yield from zip(parts, token.split(counts), strict=True)
+        return list(zip(parts, token.split(counts), strict=True))
 
     def rows_at(self, token: Tensor) -> Tensor:
         """(B,) index of a token in each sequence -> (B,) its row."""
@@ -120,17 +119,6 @@ class PackedText:
     packing: Packing | None = None
     order: Tensor | None = None
 
-    def in_batch_order(self, features: Tensor) -> Tensor:
-        return features if self.order is None else features[self.order.argsort()]
-
-
-def pack_images(x: Tensor) -> tuple[Tensor, Packing | None]:
-    """(B, T, width) -> (B * T, width) on CPUs, where packed attention is quicker. Unchanged, and
-    None, on devices and in torch.compile, which have kernels of their own."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return x, None
-    return x.flatten(0, 1), Packing([(x.shape[0], x.shape[1])])
-
 
 def pack_captions(text: Tensor, end: Tensor) -> PackedText:
     """(B, T) ids and (B,) index of each end token, packed where that is quicker.
@@ -139,6 +127,7 @@ def pack_captions(text: Tensor, end: Tensor) -> PackedText:
     know their lengths, so it waits for the device here.
     """
     device = text.device.type
+    # Lengths that change from batch to batch would make torch.compile compile again and again.
     if device not in PADDING or torch.compiler.is_compiling():
         return PackedText(text, torch.arange(text.shape[1], device=text.device), end)
     return pack(text, end, padding=PADDING[device], share=device == "cpu")
@@ -150,7 +139,7 @@ def pack(text: Tensor, end: Tensor, *, padding: int, share: bool) -> PackedText:
     padding: tokens that a group may waste
     share: give each distinct prefix one row; for causal towers, on CPUs
     """
-    order = end.argsort(stable=True)
+    order = end.argsort(stable=True)  # of captions, the shortest first
     rounds = share and len(end) >= _LARGE_BATCH
     lengths_in_order = (end[order] + 1).tolist()
     groups = group_by_length(lengths_in_order, padding, multiple=_CAPTIONS if rounds else 1)
@@ -162,15 +151,17 @@ def pack(text: Tensor, end: Tensor, *, padding: int, share: bool) -> PackedText:
     if not share:
         return PackedText(text[caption, position], position, end[order], Packing(groups), order)
     prefix, is_first = number_prefixes(text, end)
+    # Padding within a group takes the row of its caption's end token: no row is computed for it.
     row = prefix[caption, position.minimum(end[caption])]
+    # Of the places that share a row, the first computes it.
     place = is_first[caption, position].nonzero()[:, 0]
     place = place[row[place].argsort()]
     if rounds:  # with rows that nothing uses, so that their gradient is 0
         place = torch.cat([place, place.new_zeros(-len(place) % _ROWS)])
     packing = Packing(groups, RowIndex.of(row, len(place)), RowIndex.of(place, len(row)))
-    return PackedText(
-        text[caption[place], position[place]], position[place], end[order], packing, order
-    )
+    caption = caption[place]
+    position = position[place]
+    return PackedText(text[caption, position], position, end[order], packing, order)
 
 
 def number_prefixes(text: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,11 +170,13 @@ def number_prefixes(text: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     Returns (B, T) the number of the prefix that ends at each token, meaningless after the caption's
     end, and (B, T) bool, one True for each number.
     """
-    words = np.where(np.arange(text.shape[1]) <= end.numpy()[:, None], text.numpy(), -1)
+    is_word = np.arange(text.shape[1]) <= end.numpy()[:, None]
+    words = np.where(is_word, text.numpy(), -1)
     # In alphabetical order, a caption shares with the one before it whatever prefix it shares with
     # any earlier one.
     order = np.lexsort(words.T[::-1])
     words = words[order]
+    # A token begins a new prefix from the first difference to the caption above it onwards.
     is_new = np.ones(words.shape, dtype=bool)
     is_new[1:] = np.logical_or.accumulate(words[1:] != words[:-1], axis=1)
     is_new &= words >= 0
@@ -221,10 +214,13 @@ def group_by_length(lengths: list[int], padding: int, *, multiple: int = 1) -> G
 
 def split_groups(x: Tensor, groups: Groups) -> list[Tensor]:
     """(P, width) -> a view (count, T, width) of each group."""
-    parts = x.split([count * tokens for count, tokens in groups])
-    return [
-        part.view(count, tokens, -1) for part, (count, tokens) in zip(parts, groups, strict=True)
-    ]
+    views = []
+    start = 0
+    for count, tokens in groups:
+        stop = start + count * tokens
+        views.append(x[start:stop].view(count, tokens, -1))
+        start = stop
+    return views
 
 
 def _lengths(groups: Groups) -> Tensor:

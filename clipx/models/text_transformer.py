@@ -48,10 +48,8 @@ class TextTransformer(nn.Module):
         )
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
-        self._initialize(width)
 
-    def _initialize(self, width: int) -> None:
-        """OpenAI's: the deeper the tower, the smaller residual branches start."""
+        # OpenAI's initialization: the deeper the tower, the smaller residual branches start.
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=width**-0.5)
@@ -64,17 +62,17 @@ class TextTransformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=branch_std)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.transformer.set_grad_checkpointing(enable)
-
     def forward(self, text: Tensor) -> Tensor:
         # As rows without padding and without repeated prefixes where that is quicker.
         captions = pack_captions(text, end_of(text))
+        # Positions count from the start of each caption, also where captions are packed.
         x = self.token_embedding(captions.ids)
         x = x + F.embedding(captions.positions, self.positional_embedding)
         x = self.transformer(x, captions.end, captions.packing)
         features = self.ln_final(x) @ self.text_projection
-        return captions.in_batch_order(features)
+        if captions.order is None:
+            return features
+        return features[captions.order.argsort()]  # the captions were sorted by length
 
 
 def end_of(text: Tensor) -> Tensor:

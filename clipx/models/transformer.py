@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipx.models.attention import Attention
-from clipx.models.packing import Packing, pack_images
+from clipx.models.packing import Packing
 
 
 class QuickGELU(nn.Module):
@@ -69,33 +69,31 @@ class Block(nn.Module):
         With `packing`, x is (N, width). FSDP2 and checkpointing call blocks by `forward`, so both
         ways are here.
         """
+        # Pre-norm: each branch reads a normalized copy, and the sum itself is never normalized, so
+        # gradients reach the first block undiminished.
         if read is None:
             x = x + self.ls_1(self.attn(self.ln_1(x), packing))
         else:
             mixed = self.attn.read(self.ln_1(x), read, packing)
-            x = take_token(x, read, packing) + self.ls_1(mixed)
+            if packing is None:
+                x = x[torch.arange(len(x), device=x.device), read]
+            else:
+                x = x[packing.rows_at(read)]
+            x = x + self.ls_1(mixed)
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
-def take_token(x: Tensor, token: Tensor, packing: Packing | None) -> Tensor:
-    """One token of each sequence: (B, T, width), or (N, width) with `packing` -> (B, width)."""
-    if packing is None:
-        return x[torch.arange(len(x), device=x.device), token]
-    return x[packing.rows_at(token)]
-
-
 class Transformer(nn.Module):
+    """grad_checkpointing: keep only the input of each block for backward, which computes its
+    forward again (arXiv:1604.06174)
+    """
+
     def __init__(self, width: int, layers: int, heads: int, **settings: Any) -> None:
         """settings: the optional ones of `Block`"""
         super().__init__()
         assert layers > 0
         self.grad_checkpointing = False
         self.resblocks = nn.ModuleList(Block(width, heads, **settings) for _ in range(layers))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block for backward, which computes its forward again
-        (arXiv:1604.06174)."""
-        self.grad_checkpointing = enable
 
     def forward(self, x: Tensor, read: Tensor, packing: Packing | None = None) -> Tensor:
         """(B, T, width), (B,) token indices -> (B, width), the output at those tokens.
@@ -104,14 +102,17 @@ class Transformer(nn.Module):
         last block computes its queries, output projection and MLP for that token only: the same
         numbers for a seventh less work in a tower of six blocks.
         """
-        if packing is None:  # images; the text tower packs its captions itself
-            x, packing = pack_images(x)
-        for block in self.resblocks[:-1]:
-            x = self._run(block, x, None, packing)
-        return self._run(self.resblocks[-1], x, read, packing)
-
-    def _run(self, block: nn.Module, *args: Any) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            # Not the reentrant kind, which needs an input with a gradient and disturbs DDP.
-            return checkpoint(block, *args, use_reentrant=False)
-        return block(*args)
+        # Images: sequences of one length. On CPUs packed attention is quicker; other devices and
+        # torch.compile have kernels of their own. The text tower has packed its captions itself.
+        if packing is None and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            packing = Packing([(x.shape[0], x.shape[1])])
+            x = x.flatten(0, 1)
+        last = len(self.resblocks) - 1
+        for number, block in enumerate(self.resblocks):
+            token = read if number == last else None
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                # Not the reentrant kind, which needs an input with a gradient and disturbs DDP.
+                x = checkpoint(block, x, token, packing, use_reentrant=False)
+            else:
+                x = block(x, token, packing)
+        return x

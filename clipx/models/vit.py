@@ -44,7 +44,8 @@ class VisionTransformer(nn.Module):
         self.patch_size = cfg.get("patch_size", 16)
         self.image_size = cfg.get("image_size", 224)
         num_patches = (self.image_size // self.patch_size) ** 2
-        self.num_kept = max(1, int(num_patches * (1 - cfg.get("patch_dropout", 0.0))))
+        kept_fraction = 1 - cfg.get("patch_dropout", 0.0)
+        self.num_kept = max(1, int(num_patches * kept_fraction))
         self.num_draws = num_patches if self.num_kept < num_patches else 0
         scale = width**-0.5  # OpenAI's initialization
         self.conv1 = nn.Conv2d(3, width, self.patch_size, stride=self.patch_size, bias=False)
@@ -62,13 +63,11 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.transformer.set_grad_checkpointing(enable)
-
     def forward(self, image: Tensor, draws: Tensor | None = None) -> Tensor:
         """draws: (B, num_draws) uniform in [0, 1), which decide the patches that training drops;
         None: draw them here"""
         x = self._patches(image)
+        # Position 0 is that of the class token.
         position = self.positional_embedding.to(x.dtype)
         x = x + position[1:]
         if self.training and self.num_draws > 0:
@@ -78,6 +77,7 @@ class VisionTransformer(nn.Module):
             x = keep_patches(x, draws, self.num_kept)
         class_token = self.class_embedding.to(x.dtype) + position[0]
         x = self.ln_pre(torch.cat([class_token.expand(len(x), 1, -1), x], dim=1))
+        # The embedding of an image is the output at the class token.
         at_class_token = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return self.ln_post(self.transformer(x, at_class_token)) @ self.proj
 
@@ -92,6 +92,7 @@ class VisionTransformer(nn.Module):
         if torch.is_autocast_enabled(image.device.type):
             image = image.to(torch.get_autocast_dtype(image.device.type))  # half the bytes to move
         x = image.reshape(len(image), 3, rows, size, columns, size)
+        # (B, rows, columns, 3, size, size): the order of the convolution's weights in each patch
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(len(image), -1, 3 * size * size)
         return F.linear(x, self.conv1.weight.flatten(1))
 
@@ -100,4 +101,5 @@ def keep_patches(patches: Tensor, draws: Tensor, count: int) -> Tensor:
     """(B, patches, width) -> (B, count, width): those with the smallest draws, in their order
     (arXiv:2212.00794)."""
     kept = draws.argsort(dim=1)[:, :count].sort(dim=1).values
-    return patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))
+    index = kept[:, :, None].expand(-1, -1, patches.shape[2])
+    return patches.gather(1, index)

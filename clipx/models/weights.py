@@ -29,6 +29,7 @@ def fill(model: nn.Module, file: Path) -> list[str]:
     if file.suffix == ".npz":
         _fill_from_big_vision(model, file)
         return []
+    # From any program's file to the model's names, scalars and sizes; then it must fit exactly.
     weights = read_weights(file)
     weights = _with_names_of_clipx(model, weights)
     messages = _fit_scalars(model, weights) + _resize_positions(model, weights)
@@ -105,6 +106,7 @@ def _resize_positions(model: nn.Module, weights: Weights) -> list[str]:
     """Interpolate position embeddings to the model's image size and context length, in place, as
     open_clip does: those of images bicubically, without the class token's. Returns messages."""
     from open_clip.model import resize_pos_embed, resize_text_pos_embed
+    from timm.layers import resample_abs_pos_embed
 
     towers: Any = model
     expected = model.state_dict()
@@ -118,31 +120,23 @@ def _resize_positions(model: nn.Module, weights: Weights) -> list[str]:
             continue  # another width cannot be interpolated; `mismatches` reports it
         weights[name] = weights[name].float()
         if name == _TIMM_POSITIONS:
-            weights[name] = _resize_timm_positions(towers.visual.trunk, weights[name])
+            # (1, prefix + patches, width), as the trunk's own set_input_size does.
+            grid = towers.visual.trunk.patch_embed.grid_size
+            num_prefix = new[-2] - grid[0] * grid[1]
+            weights[name] = resample_abs_pos_embed(
+                weights[name], new_size=list(grid), num_prefix_tokens=num_prefix
+            )
         elif name == _TEXT_POSITIONS:
             resize_text_pos_embed(weights, towers)
+        elif isinstance(towers.visual, VisionTransformer):
+            # open_clip's function needs a `grid_size`, which clipx's tower does not have.
+            side = towers.visual.image_size // towers.visual.patch_size
+            visual = SimpleNamespace(grid_size=(side, side))
+            resize_pos_embed(weights, SimpleNamespace(visual=visual))
         else:
-            resize_pos_embed(weights, _with_grid_size(towers))
+            resize_pos_embed(weights, towers)
         messages.append(f"{name} is interpolated from {old[-2]} to {new[-2]} positions")
     return messages
-
-
-def _with_grid_size(towers: Any) -> Any:
-    """A model as open_clip's function needs it: with `visual.grid_size`."""
-    visual = towers.visual
-    if not isinstance(visual, VisionTransformer):
-        return towers
-    side = visual.image_size // visual.patch_size
-    return SimpleNamespace(visual=SimpleNamespace(grid_size=(side, side)))
-
-
-def _resize_timm_positions(trunk: Any, positions: Tensor) -> Tensor:
-    """(1, prefix + patches, width) -> the trunk's number of patches, as its set_input_size does."""
-    from timm.layers import resample_abs_pos_embed
-
-    grid = trunk.patch_embed.grid_size
-    num_prefix = trunk.pos_embed.shape[1] - grid[0] * grid[1]
-    return resample_abs_pos_embed(positions, new_size=list(grid), num_prefix_tokens=num_prefix)
 
 
 def mismatches(model: nn.Module, weights: Weights) -> list[str]:

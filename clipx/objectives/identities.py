@@ -35,7 +35,8 @@ def row_ids(text: Tensor, keys: Sequence[str], kinds: Sequence[str], *, pad_id: 
         if kind == "caption":
             columns.append(caption_ids(text, pad_id=pad_id))
         else:
-            columns.append(np.array([key_hash(key) for key in keys], dtype=np.int64))
+            hashes = [key_hash(key) for key in keys]
+            columns.append(np.array(hashes, dtype=np.int64))
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
@@ -51,8 +52,10 @@ def caption_ids(text: Tensor, *, pad_id: int) -> np.ndarray:
     else:
         values = text.numpy().astype(np.uint64)
         is_real = text.numpy() != pad_id
+    # Each token is hashed together with its place, so that the order of words counts.
     place = mix(np.arange(values.shape[1]))
     with np.errstate(over="ignore"):
-        # A sum does not depend on how many padding tokens follow.
-        hashes = np.where(is_real, mix(values ^ place), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+        # A sum does not depend on how many padding tokens follow. It wraps at 2^64.
+        terms = np.where(is_real, mix(values ^ place), np.uint64(0))
+        hashes = terms.sum(axis=1, dtype=np.uint64)
     return hashes.view(np.int64)

@@ -47,6 +47,8 @@ class ImageText(Objective):
 
     def prepare(self, batch: Batch) -> Views:
         views = dict(batch.views)
+        # Functions of (seed, position) rather than draws in the tower: then the same patches are
+        # dropped on any number of ranks, and again in the second pass of GradCache.
         if num_draws := self.encoder.num_draws:
             views["draws"] = position_draws(self._seed, batch.positions, num_draws)
         if kinds := self.pair_loss.id_kinds:
@@ -54,7 +56,7 @@ class ImageText(Objective):
         return views
 
     def embed(self, views: Views) -> Features:
-        image = self._normalize(views["image"])
+        image = self._normalize(views["image"])  # travels as uint8, a quarter of the bytes
         features = {
             "image": self.encoder.encode_image(image, views.get("draws")),
             "text": self.encoder.encode_text(views["text"]),
@@ -69,7 +71,9 @@ class ImageText(Objective):
         ids = features.get("ids")
         scale = self.encoder.logit_scale
         bias = self.encoder.logit_bias
-        negatives = self.queue.negatives(ids, image.device) if self.queue else None
+        negatives = None
+        if self.queue is not None:
+            negatives = self.queue.negatives(ids, image.device)
         out = self.pair_loss(
             image,
             text,
@@ -79,6 +83,7 @@ class ImageText(Objective):
             ids=ids,
             negatives=negatives,
         )
+        # After the loss, or rows would be their own negatives. Only training adds to the queue.
         if self.queue is not None and torch.is_grad_enabled():
             self.queue.push(image, text, ids, pool)
         # DDP waits for gradients of the temperature and the bias, which a loss may not use.
@@ -88,13 +93,9 @@ class ImageText(Objective):
     def shards(self) -> tuple[list[nn.Module], list[nn.Module]]:
         return self.encoder.blocks(), [self.encoder.visual, self.encoder.text]
 
-    def after_update(self) -> dict[str, Tensor]:
+    def after_step(self) -> dict[str, Tensor]:
         """Clamp the temperature. `clamped` is 1 where that changed it."""
         before = self.encoder.logit_scale.detach().clone()
         self.encoder.clamp_logit_scale()
         after = self.encoder.logit_scale.detach()
         return {"scale": after.exp(), "clamped": (after != before).float()}
-
-    def after_skip(self) -> dict[str, Tensor]:
-        scale = self.encoder.logit_scale.detach()
-        return {"scale": scale.exp(), "clamped": torch.zeros_like(scale)}

@@ -52,21 +52,19 @@ class Objective(nn.Module, ABC):
         """(blocks, roots) for FSDP2: modules to shard one by one, and the modules around them that
         `embed` calls. Parameters outside of all roots stay whole on every rank."""
 
-    def after_update(self) -> dict[str, Tensor]:
-        """Called after each optimizer step. Returns detached scalars for the log."""
-        return {}
-
-    def after_skip(self) -> dict[str, Tensor]:
-        """Called instead where a step was skipped. Returns the same scalars."""
+    def after_step(self) -> dict[str, Tensor]:
+        """Called after each step, also a skipped one. Returns detached scalars for the log."""
         return {}
 
     def forward(self, views: Views) -> Features:
+        # DDP and FSDP2 hook `forward`: only a call through it exchanges gradients.
         return self.embed(views)
 
     def own_state(self) -> dict[str, Any]:
-        """`state_dict` without the encoder."""
-        state = self.state_dict()
-        return {name: value for name, value in state.items() if not name.startswith("encoder.")}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        self.load_state_dict(state, strict=False)
+        """`state_dict` without the encoder, whose weights have a file of their own. Loaded by
+        `load_state_dict(state, strict=False)`."""
+        own = {}
+        for name, value in self.state_dict().items():
+            if not name.startswith("encoder."):
+                own[name] = value
+        return own

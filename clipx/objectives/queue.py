@@ -28,8 +28,8 @@ class PairQueue(nn.Module):
         other kinds of ids, so that it is unknown which of them are negatives."""
         if not self._rows:
             return None
-        # A state that was loaded is on the CPU.
-        self._rows = {name: rows.to(device) for name, rows in self._rows.items()}
+        for name, rows in self._rows.items():
+            self._rows[name] = rows.to(device)  # a state that was loaded is on the CPU
         past_ids = self._rows.get("ids")
         if ids is None:
             return Negatives(self._rows["image"], self._rows["text"])
@@ -42,19 +42,18 @@ class PairQueue(nn.Module):
         new = {"image": pool.gather(image), "text": pool.gather(text)}
         if ids is not None:
             new["ids"] = pool.gather(ids)
-        # Rows that are not finite would spoil many later steps.
+        # One row that is not finite would spoil the loss of every step until it leaves the queue.
         if not (new["image"].isfinite().all() & new["text"].isfinite().all()):
             return
-        if not self._fits(new):
-            # The run was resumed with other kinds of ids than it had: the queue starts anew.
-            self._rows = {name: rows[:0] for name, rows in new.items()}
+        past = self._rows
         for name, rows in new.items():
-            self._rows[name] = torch.cat([self._rows[name], rows])[-self.size :]
-
-    def _fits(self, new: dict[str, Tensor]) -> bool:
-        if self._rows.keys() != new.keys():
-            return False
-        return all(rows.shape[1:] == self._rows[name].shape[1:] for name, rows in new.items())
+            # Resumed with other kinds of ids, or another width: start anew.
+            if name not in past or len(past) != len(new) or past[name].shape[1:] != rows.shape[1:]:
+                past = {}
+        self._rows = {}
+        for name, rows in new.items():  # first in, first out
+            all_rows = torch.cat([past[name], rows]) if past else rows
+            self._rows[name] = all_rows[-self.size :]
 
     def get_extra_state(self) -> dict[str, Tensor]:
         return dict(self._rows)

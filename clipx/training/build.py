@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from clipx.checkpoints.saver import Saver
 from clipx.data.corpus import Corpus
 from clipx.data.loader import BatchSource
 from clipx.data.preprocessing import Preprocessing
-from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
@@ -28,7 +27,6 @@ from clipx.training.learner import Learner
 from clipx.training.optim import build_optimizer
 from clipx.training.precision import Precision
 from clipx.training.run_folder import RunFolder
-from clipx.training.step import Step
 
 
 def new_encoder(
@@ -39,25 +37,24 @@ def new_encoder(
     torch.manual_seed(seed)
     initial = model.build_initial()
     if initial is not None:
+        # One rank downloads, and the others find the files in the cache.
         runtime.main_first(initial.prepare)
     encoder = DualEncoder(model_json)
     if initial is None:
-        messages = [f"weights: random, seed {seed}{_pretrained_towers(model_json)}"]
+        # Even so, towers of transformers and timm may bring weights of their own.
+        text = model_json["text_cfg"]
+        image = model_json["vision_cfg"]
+        names = []
+        if text.get("hf_model_name") and text.get("hf_model_pretrained", True):
+            names.append(f"text {text['hf_model_name']}")
+        if image.get("timm_model_name") and image.get("timm_model_pretrained"):
+            names.append(f"image {image['timm_model_name']}")
+        pretrained = f", with the pretrained tower {' and '.join(names)}" if names else ""
+        messages = [f"weights: random, seed {seed}{pretrained}"]
     else:
         messages = [f"weights: {initial.source}", *initial.load(encoder)]
     encoder.lock(model.locked, model.unlocked_groups)
     return encoder, messages
-
-
-def _pretrained_towers(model_json: dict[str, Any]) -> str:
-    """The towers that bring weights of their own, for the log."""
-    text, image = model_json["text_cfg"], model_json["vision_cfg"]
-    names = []
-    if text.get("hf_model_name") and text.get("hf_model_pretrained", True):
-        names.append(f"text {text['hf_model_name']}")
-    if image.get("timm_model_name") and image.get("timm_model_pretrained"):
-        names.append(f"image {image['timm_model_name']}")
-    return f", with the pretrained tower {' and '.join(names)}" if names else ""
 
 
 def build_source(
@@ -74,6 +71,7 @@ def build_source(
     if config.cache_features is None:
         batches = pixel_batches(config, corpus, model_json, **share)
         return batches, encoder, Preprocessing.of(model_json)
+    # The locked trunks run once over the corpus; steps see their features and train the heads.
     split = split_locked(encoder, model_json)
     batches = feature_batches(config, runtime, stop, corpus, split, model_json, dtype)
     return batches, split.heads, lambda features: features
@@ -103,6 +101,7 @@ def build_learner(
     normalize: Callable[[Tensor], Tensor],
 ) -> Learner:
     """encoder: the whole model; trained: what steps run: all of it, or its heads"""
+    # Both change blocks, so they come before `wrap` shards these or copies them.
     if config.grad_checkpointing:
         trained.set_grad_checkpointing(True)
     if config.compile == "towers":
@@ -128,22 +127,6 @@ def build_learner(
     )
 
 
-def build_step(
-    config: TrainConfig,
-    learner: Learner,
-    *,
-    mark: Callable[[Literal["forward", "loss"]], None],
-) -> Step:
-    return Step(
-        learner=learner,
-        pool=build_pool(config.pool, world_size=learner.runtime.world_size),
-        clip_grad_norm=config.optim.clip_grad_norm,
-        micro_batch_size=config.micro_batch_size,
-        average=learner.runtime.average,
-        mark=mark,
-    )
-
-
 def build_saver(
     config: TrainConfig,
     plan: RunPlan,
@@ -154,11 +137,12 @@ def build_saver(
     newest: int | None,
 ) -> Saver:
     """folder: on rank 0; newest: the step of the checkpoint that the run continues from"""
+    # Checkpoints describe themselves: each has the model's JSON, the config and the versions.
     about = checkpoints.About(
         model_json,
         keep=config.keep_checkpoints,
         keep_every=plan.keep_every,
-        texts=folder.about() if folder else {},
+        texts=folder.texts if folder else {},
     )
     return Saver(
         learner.runtime,

@@ -35,17 +35,19 @@ def feature_batches(
     model_json: dict[str, Any],
     dtype: torch.dtype,
 ) -> FeatureBatches:
-    """Features of the whole corpus. All ranks compute those that are not cached yet. Raises
-    UserError, and Stopped on all ranks if one is asked to stop; features computed by then are
-    kept."""
+    """Features of the whole corpus. All ranks compute what the cache lacks. Raises
+    UserError, and Stopped on all ranks if one has to stop; features computed by then are kept."""
     assert config.cache_features is not None
     if faults := augmentation_faults(config.data):
         raise UserError("\n".join(faults))
     trunks = _trunks(split, model_json, runtime.device, dtype)
+    # The cache's folder is named after the trunks, the corpus and the preprocessing, so that a
+    # change of any of them computes features anew.
     cache = FeatureCache(Path(config.cache_features), corpus, trunks, config.data)
     share = {"rank": runtime.rank, "world_size": runtime.world_size}
     watched = stoppable(progress if runtime.is_main else silent, stop)
     if not runtime.gather(cache.complete)[0]:
+        # Where all features are cached, the trunks take no memory of the device.
         split.image_trunk.to(runtime.device)
         split.text_trunk.to(runtime.device)
         _together(runtime, cache.folder, lambda: build_images(cache, watched, **share))
@@ -60,7 +62,7 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[[], None]]
 
 
 def stoppable(progress: Progress, stop: Stop) -> Progress:
-    """The same progress, which raises StopRequested once this rank is asked to stop."""
+    """The same progress, which raises StopRequested once this rank has to stop."""
 
     @contextmanager
     def stoppable_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
@@ -78,7 +80,8 @@ def stoppable(progress: Progress, stop: Stop) -> Progress:
 
 def _together(runtime: Runtime, folder: Path, build: Callable[[], None]) -> None:
     """Call `build` on all ranks. If one fails or has to stop, all raise."""
-    fault, reason = None, None
+    fault = None
+    reason = None
     try:
         build()
     except StopRequested as request:
@@ -87,8 +90,10 @@ def _together(runtime: Runtime, folder: Path, build: Callable[[], None]) -> None
         fault = f"cache_features {folder} cannot be written: {error}"
     except UserError as error:
         fault = str(error)
+    # Two collectives, which every rank completes, whatever happened to it.
     runtime.agree(fault)
-    if first := next((text for text in runtime.gather(reason) if text), None):
+    first = runtime.first(reason)
+    if first is not None:
         raise Stopped(f"stopped by {first} while features are cached; those in {folder} are kept")
 
 

@@ -70,7 +70,7 @@ class TrainConfig:
     """Interval of checkpoints that are never removed, such as `10000 steps`, a multiple of
     checkpoint_every; null: none."""
     save_async: bool = True
-    """Copy the tensors of a checkpoint and write them while training goes on. It takes host memory:
+    """Copy the tensors of a checkpoint and write them during the next steps. It takes host memory:
     three times the weights with AdamW, four times with `ema`."""
     stop_after: str | float | None = None
     """Time after which the run stops with a checkpoint, `23h30m` or seconds; null: only before the
@@ -108,7 +108,7 @@ class RunPlan:
                 duration = Duration.parse(text)
             except ValueError as error:
                 faults.append(f"{key}: {error}")
-                return 1
+                return 1  # any number: the plan is not used
             return duration.steps(
                 global_batch_size=config.global_batch_size, epoch_samples=epoch_samples
             )
@@ -120,23 +120,31 @@ class RunPlan:
                 faults.append(f"{key}: {error}")
                 return 1
 
-        total, cooldown = steps("duration", config.duration), config.optim.schedule.cooldown
-        every, keep, after = config.checkpoint_every, config.keep_every, config.stop_after
-        timed = is_time(every)
+        total = steps("duration", config.duration)
+        cooldown = config.optim.schedule.cooldown
+        keep = config.keep_every
+        after = config.stop_after
+        checkpoint_every: int | None = None
+        checkpoint_seconds: float | None = None
+        try:
+            checkpoint_seconds = parse_seconds(config.checkpoint_every)
+        except ValueError:  # not a time, so steps, epochs or samples
+            checkpoint_every = steps("checkpoint_every", config.checkpoint_every)
+        evaluate_every = {}
+        for name, evaluator in config.evaluators.items():
+            interval = evaluator.every or config.duration  # null: only at the end
+            evaluate_every[name] = steps(f"evaluators.{name}.every", interval)
         plan = cls(
             total=total,
             warmup=steps("optim.warmup", config.optim.warmup),
             cooldown=steps("optim.schedule.cooldown", cooldown) if cooldown else total // 5,
             log_every=steps("log_every", config.log_every),
-            checkpoint_every=None if timed else steps("checkpoint_every", every),
-            checkpoint_seconds=parse_seconds(every) if timed else None,
+            checkpoint_every=checkpoint_every,
+            checkpoint_seconds=checkpoint_seconds,
             keep_every=steps("keep_every", keep) if keep else None,
             stop_after=seconds("stop_after", after) if after else None,
             stop_margin=seconds("stop_margin", config.stop_margin),
-            evaluate_every={
-                n: steps(f"evaluators.{n}.every", e.every or config.duration)
-                for n, e in config.evaluators.items()
-            },
+            evaluate_every=evaluate_every,
         )
         if faults:
             raise UserError("\n".join(faults))
@@ -155,10 +163,3 @@ class RunPlan:
 def due(step: int, every: int | None, total: int) -> bool:
     """Whether something with an interval is due after a step; every: None means only at the end"""
     return (every is not None and step % every == 0) or step == total
-
-
-def is_time(text: str) -> bool:
-    try:
-        return parse_seconds(text) > 0
-    except ValueError:
-        return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,21 @@ Table = Iterable[tuple[str, int, str]]
 def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
     """Open the corpus on rank 0 and send it to the others, so that one process of a thousand looks
     at every shard, and all have the same corpus. Faults are raised on all ranks."""
-    size, ranks = config.global_batch_size, runtime.world_size
+    # Uneven ranks would give means over ranks another meaning than the mean over the batch.
+    size = config.global_batch_size
+    ranks = runtime.world_size
     if size % ranks:
         raise UserError(
             f"global_batch_size {size} is not a multiple of {ranks} ranks; "
             f"the nearest that fits is {max(1, round(size / ranks)) * ranks}"
         )
-    fault, sources = None, {}
-    messages: list[str] = []
-    if runtime.is_main:
-        try:
-            sources = config.data.open_sources()
-            messages = check_caption_fields(config.data.corpus(sources, seed=config.seed))
-        except UserError as error:
-            fault = str(error)
-    runtime.agree(fault)
+
+    def open_and_check() -> tuple[Mapping[str, Any], list[str]]:
+        sources = config.data.open_sources()
+        messages = check_caption_fields(config.data.corpus(sources, seed=config.seed))
+        return sources, messages
+
+    sources, messages = runtime.on_main(open_and_check) or ({}, [])
     corpus = config.data.corpus(runtime.from_main(sources), seed=config.seed)
     corpus.messages += messages
     return corpus
@@ -86,6 +86,7 @@ def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
 
 def write_table(folder: Path, table: Table) -> None:
     """Write corpus.tsv, for a later comparison by `changes`. Raises UserError."""
+    # Names are paths or URLs, which may have tabs, but never in the two columns at the end.
     lines = "".join(f"{_in_one_line(name)}\t{n}\t{digest}\n" for name, n, digest in table)
     try:
         write_whole(folder / _FILE, lines)
@@ -109,17 +110,20 @@ def changes(folder: Path, table: Table) -> str:
         (_in_one_line(name), samples, digest if with_contents else digest.partition(":")[0])
         for name, samples, digest in table
     )
-    changed = [
-        f"{name} ({_samples(old[name]):,} to {_samples(new[name]):,} samples)"
-        for name in old
-        if name in new and old[name] != new[name]
-    ]
-    parts = {
-        "added": [name for name in new if name not in old],
-        "missing": [name for name in old if name not in new],
-        "changed": changed,
-    }
-    shown = [f"shards {change}: {_some(names)}" for change, names in parts.items() if names]
+    parts: dict[str, list[str]] = {"added": [], "missing": [], "changed": []}
+    parts["added"] = [name for name in new if name not in old]
+    for name, shards in old.items():
+        if name not in new:
+            parts["missing"].append(name)
+        elif shards != new[name]:
+            before = sum(samples for samples, _ in shards)
+            after = sum(samples for samples, _ in new[name])
+            parts["changed"].append(f"{name} ({before:,} to {after:,} samples)")
+    shown = []
+    for change, names in parts.items():
+        if names:
+            rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            shown.append(f"shards {change}: {', '.join(names[:5])}{rest}")
     return "; ".join(shown) or "the same shards in another order"
 
 
@@ -144,11 +148,3 @@ def _by_name(table: Table) -> dict[str, list[tuple[int, str]]]:
     for name, samples, digest in table:
         shards.setdefault(name, []).append((samples, digest))
     return shards
-
-
-def _samples(shards: list[tuple[int, str]]) -> int:
-    return sum(samples for samples, _ in shards)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")

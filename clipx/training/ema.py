@@ -25,16 +25,21 @@ class Ema:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self._model, self._decay = model, decay
+        self._model = model
+        self._decay = decay
         self._num_updates = 0
-        self._average = {name: _start(tensor) for name, tensor in model.state_dict().items()}
+        self._average: dict[str, Tensor] = {}
+        for name, tensor in model.state_dict().items():
+            dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            self._average[name] = tensor.detach().to(dtype, copy=True)
 
     @torch.no_grad()
     def update(self) -> None:
         """Called after each optimizer step."""
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
         self._num_updates += 1
-        averages, weights = [], []
+        averages = []
+        weights = []
         for name, weight in self._model.state_dict().items():
             average = self._average[name]
             if average.is_floating_point():
@@ -42,12 +47,15 @@ class Ema:
                 weights.append(local(weight).float())
             else:
                 average.copy_(weight)
+        # average + (1 - decay) * (weight - average), for all tensors in one call
         torch._foreach_lerp_(averages, weights, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the model has the averages. Afterwards it has its own weights again, bit for
         bit."""
+        # A copy, because averages are written into the model's own tensors: DDP, FSDP2 and compiled
+        # graphs keep references to them.
         own = {name: local(t).clone() for name, t in self._model.state_dict().items()}
         self._copy_to_model(self._average)
         try:
@@ -72,8 +80,3 @@ class Ema:
         self._num_updates = int(state[_COUNT])
         for name, average in self._average.items():
             local(average).copy_(local(placed_like(state[name], average)))
-
-
-def _start(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.clone() if not tensor.is_floating_point() else tensor.to(torch.float32, copy=True)

@@ -10,7 +10,7 @@ from clipx.distributed.runtime import Runtime
 from clipx.training.config import TrainConfig
 from clipx.types import PeerError, RankError, Stopped, UserError
 
-_WORDS_OF_COLLECTIVES = (
+_COLLECTIVE_WORDS = (
     "gloo",
     "NCCL",
     "Connection reset",
@@ -40,22 +40,18 @@ def explain(
         return error
     is_first = monitor.is_first()
     summary = f"{type(error).__name__}: {_first_line(error)}"
-    if not is_collective_error(error):
+    # Backends of collectives raise plain RuntimeErrors, so their text decides.
+    is_of_collective = isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in _COLLECTIVE_WORDS)
+    )
+    if not is_of_collective:
         if is_first:
             error.add_note(f"on rank {runtime.rank} of {runtime.world_size}")
             return error
         return PeerError(f"rank {runtime.rank} too: {summary}")
+    # The collective failed because of another rank: the monitor knows which one is gone or late.
     text = f"rank {runtime.rank} ends: {monitor.blame()}"
     return PeerError(f"{text} ({summary})" if is_first else text)
-
-
-def is_collective_error(error: Exception) -> bool:
-    """Whether a collective failed. The backends raise plain RuntimeErrors, so their text
-    decides."""
-    if isinstance(error, torch.distributed.DistError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(word in text for word in _WORDS_OF_COLLECTIVES)
 
 
 def out_of_memory(error: Exception, config: TrainConfig) -> UserError | None:
@@ -64,6 +60,7 @@ def out_of_memory(error: Exception, config: TrainConfig) -> UserError | None:
     on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
     if not on_host and not isinstance(error, torch.OutOfMemoryError):
         return None
+    # The cheapest first: recomputing activations, then two passes, then another pool or sharding.
     remedies = []
     if not config.grad_checkpointing:
         remedies.append("grad_checkpointing=true")

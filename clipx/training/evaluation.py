@@ -67,6 +67,7 @@ def unchanged_random_state(device: torch.device | str) -> Iterator[None]:
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     device = torch.device(device)
+    # Evaluators shuffle and resample. A run must be the same with them and without.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             yield

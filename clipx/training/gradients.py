@@ -19,54 +19,46 @@ _VANISHING = 1e-20
 """Below this sum of squares, rows that vanished in float32 may matter."""
 
 
+@torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
-    """Scale gradients with a norm above `max_norm` down to it. Returns the () norm before that.
+    """Scale gradients with a norm above `max_norm` down to it. Returns the () norm of all gradients
+    before that, the same on every rank.
 
     max_norm: None does not scale
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = _norm(gradients)
-    if max_norm is not None and gradients:
+    if not gradients:
+        return torch.zeros(())
+    # Gradients of whole parameters are equal on all ranks. Those of sharded ones are grouped by the
+    # ranks that share them, over which their squares are summed.
+    whole: list[Tensor] = []
+    shards: dict[tuple[DeviceMesh, tuple[int, ...]], list[Tensor]] = {}
+    for gradient in gradients:
+        if isinstance(gradient, DTensor):
+            placements = gradient.placements
+            assert not any(p.is_partial() for p in placements), "not yet summed over ranks"
+            dims = tuple(d for d, placement in enumerate(placements) if placement.is_shard())
+            shards.setdefault((gradient.device_mesh, dims), []).append(local(gradient))
+        else:
+            whole.append(gradient)
+    device = gradients[0].device
+    total = _square_sum(whole, device)
+    for (mesh, dims), own_shards in shards.items():
+        part = _square_sum(own_shards, device)
+        for dim in dims:
+            dist.all_reduce(part, group=mesh.get_group(dim))
+        total = total + part
+    norm = total.sqrt().to(gradients[0].dtype)
+    if max_norm is not None:
         # Multiplied in any case: the host does not know whether it is needed.
         factor = (max_norm / norm).clamp(max=1)
         torch._foreach_mul_([local(g) for g in gradients], factor)
     return norm
 
 
-def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """() norm of the gradients of all parameters, the same on every rank."""
-    return _norm([p.grad for p in parameters if p.grad is not None])
-
-
-@torch.no_grad()
-def _norm(gradients: list[Tensor]) -> Tensor:
-    """() in the gradients' dtype. Plain tensors are equal on all ranks; DTensors are summed over
-    the ranks that share them."""
-    if not gradients:
-        return torch.zeros(())
-    total = _square_sum([g for g in gradients if not isinstance(g, DTensor)], gradients[0].device)
-    shards: dict[tuple[DeviceMesh, tuple[int, ...]], list[Tensor]] = {}
-    for gradient in gradients:
-        if isinstance(gradient, DTensor):
-            shards.setdefault(_sharded_over(gradient), []).append(local(gradient))
-    for (mesh, dims), mine in shards.items():
-        part = _square_sum(mine, gradients[0].device)
-        for dim in dims:
-            dist.all_reduce(part, group=mesh.get_group(dim))
-        total = total + part
-    return total.sqrt().to(gradients[0].dtype)
-
-
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor that may be sharded, in the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _sharded_over(gradient: DTensor) -> tuple[DeviceMesh, tuple[int, ...]]:
-    """(mesh, the dimensions over which the gradient is sharded)"""
-    assert not any(p.is_partial() for p in gradient.placements), "not yet summed over ranks"
-    dims = [d for d, placement in enumerate(gradient.placements) if placement.is_shard()]
-    return gradient.device_mesh, tuple(dims)
 
 
 def _square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:
@@ -87,12 +79,11 @@ def _square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:
 
 def _sum_of_rows(tensors: list[Tensor], dtype: torch.dtype | None) -> Tensor:
     """() float64. dtype: of the sum of a row; None: that of the tensor"""
-    norms = [norm for tensor in tensors for norm in _row_norms(tensor.reshape(-1), dtype)]
+    norms = []
+    for tensor in tensors:
+        flat = tensor.reshape(-1)
+        rest = len(flat) // _ROW_SIZE * _ROW_SIZE
+        for part in (flat[:rest].view(-1, _ROW_SIZE), flat[rest:].view(1, -1)):
+            if part.numel():
+                norms.append(torch.linalg.vector_norm(part, dim=1, dtype=dtype))
     return torch.cat(norms).double().square().sum()
-
-
-def _row_norms(flat: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
-    whole = len(flat) // _ROW_SIZE * _ROW_SIZE
-    body, tail = flat[:whole].view(-1, _ROW_SIZE), flat[whole:].view(1, -1)
-    parts = [part for part in (body, tail) if part.numel()]
-    return [torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in parts]

@@ -16,16 +16,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from functools import partial
+from typing import TYPE_CHECKING
 
-from clipx.types import Ranks, Stopped
+from clipx.types import Stopped
+
+if TYPE_CHECKING:
+    from clipx.distributed.runtime import Runtime
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 NOTICES = (signal.SIGUSR1, signal.SIGHUP)
 """Signals that may be repeated, or come together with another, without a request to end at once:
 schedulers repeat SIGUSR1, and a session that closes sends SIGHUP beside SIGTERM."""
 EXIT_STOPPED = 75
-"""EX_TEMPFAIL: ended early with a checkpoint; the same command goes on."""
+"""EX_TEMPFAIL: ended early with a checkpoint; the same command continues the run."""
 EXIT_AT_ONCE = 130
 REPEAT_SECONDS = 1.0
 """The same signal within this time is a repetition: schedulers and launchers signal the whole group
@@ -35,7 +39,7 @@ _END_OF_LISTENING = b"\0"  # no signal has the number 0
 
 
 class Stop:
-    """Whether this process was asked to end.
+    """Whether this process has to end.
 
     deadline: unix seconds at which it ends by itself
     on_first: called with the name of the first signal, from another thread
@@ -67,10 +71,14 @@ class Stop:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        handled = [number for number in SIGNALS if not _is_nohup(number)]
-        for number in handled:
+        handled = []
+        for number in SIGNALS:
+            # `nohup` starts a process with SIGHUP ignored, so that it outlives its terminal.
+            if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             # Python writes to the pipe only for signals that have a handler.
-            signal.signal(number, _do_nothing)
+            signal.signal(number, lambda number, frame: None)
+            handled.append(number)
         _listening.append(self)
         thread = threading.Thread(target=self._listen, args=(reader,), daemon=True, name="signals")
         thread.start()
@@ -99,44 +107,23 @@ class Stop:
         now = time.monotonic()
         if number is signal.SIGHUP:
             leave_dead_terminal()
-        if self._is_second_request(number, now):
+        # A second request ends the process at once; a repetition of the first is no request.
+        requests = [(other, at) for other, at in self._received if other not in NOTICES]
+        is_repetition = any(other is number and now - at < REPEAT_SECONDS for other, at in requests)
+        if number not in NOTICES and requests and not is_repetition:
             print(f"clipx: {number.name} again: ended at once", file=sys.stderr, flush=True)
             os._exit(EXIT_AT_ONCE)
         self._received.append((number, now))
         if len(self._received) == 1:
             self.on_first(number.name)
 
-    def _is_second_request(self, number: signal.Signals, now: float) -> bool:
-        requests = [(other, at) for other, at in self._received if other not in NOTICES]
-        if number in NOTICES or not requests:
-            return False
-        is_repetition = any(other is number and now - at < REPEAT_SECONDS for other, at in requests)
-        return not is_repetition
 
-
-def _do_nothing(number: int, frame: FrameType | None) -> None:
-    pass
-
-
-def raise_if_signaled(ranks: Ranks, stop: Stop) -> None:
+def raise_if_signaled(runtime: Runtime, stop: Stop) -> None:
     """Raise Stopped on all ranks if one has had a signal. For use before the first step, when there
     is nothing to save. All ranks take part."""
-    signals = ranks.gather(stop.signaled_by)
-    if name := next((name for name in signals if name), None):
+    name = runtime.first(stop.signaled_by)
+    if name is not None:
         raise Stopped(f"stopped by {name} before the first step of this start")
-
-
-def leave_if_signaled(ranks: Ranks, stop: Stop) -> None:
-    """Raise Stopped on all ranks if one has had a signal. For use before the first step, when there
-    is nothing to save. All ranks take part."""
-    signals = ranks.gather(stop.signaled_by)
-    if name := next((name for name in signals if name), None):
-        raise Stopped(f"stopped by {name} before the first step of this start")
-
-
-def _is_nohup(number: signal.Signals) -> bool:
-    """Whether `nohup` has started this process, so that it shall outlive its terminal."""
-    return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 def leave_dead_terminal() -> None:
@@ -156,15 +143,11 @@ def leave_dead_terminal() -> None:
 _listening: list[Stop] = []
 
 
-def _block_signals() -> None:
-    """Before a fork: a signal that comes now waits until each process has its own handlers."""
+def _mask_signals(how: int) -> None:
+    """Block signals before a fork and unblock them after it: a signal that comes in between waits
+    until each process has its own handlers."""
     if _listening:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def _unblock_signals() -> None:
-    if _listening:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(how, SIGNALS)
 
 
 def _leave_signals_to_parent() -> None:
@@ -178,11 +161,11 @@ def _leave_signals_to_parent() -> None:
         for number in NOTICES:
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _unblock_signals()
+    _mask_signals(signal.SIG_UNBLOCK)
 
 
 os.register_at_fork(
-    before=_block_signals,
-    after_in_parent=_unblock_signals,
+    before=partial(_mask_signals, signal.SIG_BLOCK),
+    after_in_parent=partial(_mask_signals, signal.SIG_UNBLOCK),
     after_in_child=_leave_signals_to_parent,
 )

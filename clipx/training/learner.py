@@ -58,28 +58,29 @@ class Learner:
 
         copy: makes a copy of a tensor in host memory
         """
-        is_main, device = self.runtime.is_main, self.runtime.device
+        is_main = self.runtime.is_main
         copy_on_main = copy if is_main else None
-        cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        random = self.runtime.gather({"torch": torch.get_rng_state(), "cuda": cuda_state})
+        # Each rank drops out other units, so each has a state of its own.
+        random = self.runtime.gather(random_state(self.runtime.device))
         optimizer = self.optimizer.state_dict()
         if self.is_sharded:
             optimizer = own_part(optimizer, copy=copy, is_main=is_main)
         else:
             optimizer = whole(optimizer, copy=copy_on_main)
-        scaler, ema = self.precision.scaler, self.ema
+        scaler = self.precision.scaler
         training = Training(
             optimizer=optimizer,
             random=random,
             scaler=scaler.state_dict() if scaler else {},
             objective=whole(self.objective.own_state(), copy=copy_on_main),
-            ema=whole(ema.state_dict(), copy=copy_on_main) if ema else None,
+            ema=whole(self.ema.state_dict(), copy=copy_on_main) if self.ema else None,
         )
         return whole(self.encoder.state_dict(), copy=copy_on_main), training
 
     def target(self, number: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """An empty tensor for the optimizer's state of a parameter, sharded as the parameter is."""
         parameter = self.parameters[number]
+        # Moments have the shape of their parameter; other state, such as counts, is not sharded.
         if isinstance(parameter, DTensor) and parameter.shape == shape:
             return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
         return torch.empty(shape, dtype=dtype)
@@ -88,6 +89,7 @@ class Learner:
         """Why a checkpoint cannot be loaded into this run; None if it can. Changes nothing."""
         expected = self.encoder.state_dict()
         training = saved.training
+        # From the weights to what depends on them: the first difference explains the others.
         if fault := _other_tensors(saved.weights, expected):
             return f"model.safetensors: {fault}"
         if training.ema is not None:
@@ -95,7 +97,11 @@ class Learner:
             if fault := _other_tensors(training.ema, {**expected, **count}):
                 return f"ema.safetensors: {fault}"
         groups = [len(group["params"]) for group in self.optimizer.param_groups]
-        if _group_sizes(training.optimizer) != groups:
+        try:
+            saved_groups = [len(group["params"]) for group in training.optimizer["param_groups"]]
+        except (KeyError, TypeError):  # it has no groups
+            saved_groups = None
+        if saved_groups != groups:
             return "training.pt: the optimizer has other groups of parameters"
         if any(number not in range(sum(groups)) for number in training.optimizer["state"]):
             return "training.pt: the optimizer has a state for parameters that do not exist"
@@ -108,9 +114,11 @@ class Learner:
     def load(self, saved: LoadedCheckpoint) -> None:
         """Continue from a checkpoint. Raises UserError where it lacks averages that the run asks
         for."""
-        training, scaler = saved.training, self.precision.scaler
+        training = saved.training
+        scaler = self.precision.scaler
+        # Copied in place: the optimizer and DDP's buckets refer to these tensors.
         self.encoder.load_state_dict(weights_like(saved.weights, self.encoder.state_dict()))
-        self.objective.load_own_state(training.objective)
+        self.objective.load_state_dict(training.objective, strict=False)  # without the encoder
         load_optimizer(self.optimizer, training.optimizer)
         if scaler is not None and training.scaler:
             scaler.load_state_dict(training.scaler)
@@ -122,10 +130,7 @@ class Learner:
             self.ema.load_state_dict(training.ema)
         # A rank that the saved run did not have keeps the state that its seed gave it.
         if self.runtime.rank < len(training.random):
-            state = training.random[self.runtime.rank]
-            torch.set_rng_state(state["torch"])
-            if self.runtime.device.type == "cuda" and state["cuda"] is not None:
-                torch.cuda.set_rng_state(state["cuda"], self.runtime.device)
+            set_random_state(training.random[self.runtime.rank], self.runtime.device)
 
     @contextmanager
     def evaluated(self, model_json: dict[str, Any]) -> Iterator[DualEncoder]:
@@ -138,6 +143,7 @@ class Learner:
             if not self.is_sharded:
                 yield self.encoder
                 return
+            # Collected inside, so that it has the averages.
             weights = whole(self.encoder.state_dict(), copy=Tensor.cpu)
             with torch.random.fork_rng():  # building a model draws weights, which are overwritten
                 copy = DualEncoder(model_json)
@@ -155,16 +161,22 @@ def _other_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
     return None
 
 
-def _group_sizes(optimizer: Mapping[str, Any]) -> list[int] | None:
-    """The number of parameters in each group of an optimizer's state; None if it has no groups."""
-    try:
-        return [len(group["params"]) for group in optimizer["param_groups"]]
-    except (KeyError, TypeError):
-        return None
+def random_state(device: torch.device) -> dict[str, Tensor | None]:
+    """The states of the generators of the CPU and of the device, from which dropout draws."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    # A run may go on without the GPU that it was saved with, or with its first one.
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _is_random_state(state: Any) -> bool:
     if not isinstance(state, dict) or set(state) != {"torch", "cuda"}:
         return False
-    cpu, expected = state["torch"], torch.get_rng_state()
+    cpu = state["torch"]
+    expected = torch.get_rng_state()
     return isinstance(cpu, Tensor) and cpu.dtype == expected.dtype and cpu.shape == expected.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,11 +25,12 @@ class LogFiles:
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool) -> None:
         """Removes lines after `step`, since a resumed run takes these steps again."""
+        # Before the files are opened to append.
         for name in ("metrics", "results", "quarantine", "nonfinite"):
             keep_until(folder / f"{name}.jsonl", step)
         results = folder / "results.jsonl"
-        evaluated = [step_of(record) for record in read_lines(results)]
-        self.evaluated_steps = {step for step in evaluated if step is not None}
+        # A line that another program damaged has no step.
+        self.evaluated_steps = {step_of(record) for record in read_lines(results)} - {None}
         self._metrics = JsonLines(folder / "metrics.jsonl")
         self._results = JsonLines(results)
         self._quarantine = JsonLines(folder / "quarantine.jsonl")
@@ -53,8 +55,7 @@ class LogFiles:
     @property
     def fault(self) -> str | None:
         """Why lines could not be written yet; None if all are written."""
-        files = (self._metrics, self._results, self._quarantine)
-        return next((file.fault for file in files if file.fault), None)
+        return self._metrics.fault or self._results.fault or self._quarantine.fault
 
     def close(self) -> None:
         if self._tensorboard is not None:
@@ -99,11 +100,13 @@ class Reporter:
     def log(self, record: dict[str, Any]) -> None:
         step = record["step"]
         text = _log_line(record)
+        # On a terminal the line is part of the bar, and is overwritten by the next.
         if self._bar is not None:
             self._bar.update(step, text)
             return
+        # Over the whole start, evaluations and saves included, as they will come again.
         seconds_per_step = (time.perf_counter() - self._start) / (step - self._first)
-        left = _clock(seconds_per_step * (self._total - step))
+        left = timedelta(seconds=int(seconds_per_step * (self._total - step)))
         self.say(f"step {step}/{self._total}  {text}  {left} left")
 
     def close(self) -> None:
@@ -116,7 +119,15 @@ def _log_line(record: dict[str, Any]) -> str:
     parts = [f"loss {record['train/loss']:.4f}"]
     # Not every objective has a temperature, nor every loss an accuracy.
     if "train/scale" in record:
-        parts.append(f"scale {record['train/scale']:.2f}{_counts(record)}")
+        parts.append(f"scale {record['train/scale']:.2f}")
+    unusual = {
+        "clamped": record["train/clamped_steps"],
+        "skipped": record["skipped_steps"],
+        "overflowed": record["overflowed_steps"],
+    }
+    counts = [f"{count} {name}" for name, count in unusual.items() if count]
+    if counts:
+        parts[-1] += f" ({', '.join(counts)})"
     if "train/image_to_text_accuracy" in record:
         parts.append(f"accuracy {record['train/image_to_text_accuracy']:.0%}")
     parts += [
@@ -127,23 +138,6 @@ def _log_line(record: dict[str, Any]) -> str:
         f"{record['memory_gib']:.1f} GiB",
     ]
     return "  ".join(parts)
-
-
-def _counts(record: dict[str, Any]) -> str:
-    """Counts of unusual steps; empty if there are none."""
-    counts = {
-        "clamped": record["train/clamped_steps"],
-        "skipped": record["skipped_steps"],
-        "overflowed": record["overflowed_steps"],
-    }
-    shown = [f"{count} {name}" for name, count in counts.items() if count]
-    return f" ({', '.join(shown)})" if shown else ""
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 class Throughput:

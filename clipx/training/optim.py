@@ -50,10 +50,13 @@ def build_optimizer(encoder: DualEncoder, config: OptimConfig) -> torch.optim.Op
     """Build the optimizer of the trained parameters. Each of its param_groups has an `lr_scale`, a
     factor of the step's learning rate. Raises UserError."""
     hidden, other = _parameter_groups(encoder, config)
-    if config.kind == "lamb":
-        return _lamb(other, config)
     if config.kind == "adamw":
         return _adamw(other, config)
+    if config.kind == "lamb":
+        from timm.optim import Lamb
+
+        settings: Group = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+        return Lamb(other, max_grad_norm=None, **settings)  # the step clips
     if not hidden:
         raise UserError(
             "optim.kind muon: no matrix inside of the towers is trained, since model.locked or "
@@ -90,9 +93,15 @@ def _parameter_groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[G
             continue
         is_decayed = decays(name, parameter) and id(parameter) not in embedding_tables
         depth, num_depths = depths.get(name, (0, 1))
+        # Muon is for matrices that map features to features. Embeddings (the first depth) and the
+        # projection into the common space (the last) train better with AdamW.
         is_inside = 0 < depth < num_depths - 1
         is_for_muon = config.kind == "muon" and is_decayed and is_inside and parameter.ndim == 2
-        scale = _layer_decay(name, config) ** (num_depths - 1 - depth)
+        decay = config.layer_decay
+        if isinstance(decay, dict):
+            decay = decay.get("visual" if name.startswith("visual.") else "text", 1.0)
+        # The scalars have depth 0 of 1, so that their scale is 1 whatever the decay.
+        scale = decay ** (num_depths - 1 - depth)
         # A fused kernel takes sharded parameters or whole ones, and scalars are never sharded. They
         # always are a group of their own, so that a checkpoint fits runs with and without shards.
         settings = (is_for_muon, is_decayed, scale, parameter.ndim == 0)
@@ -116,30 +125,9 @@ def _parameter_groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[G
     return for_muon, other
 
 
-def _layer_decay(name: str, config: OptimConfig) -> float:
-    if isinstance(config.layer_decay, float):
-        return config.layer_decay
-    for tower, decay in config.layer_decay.items():
-        if name.startswith(tower):
-            return decay
-    return 1.0
-
-
 def _adamw(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
     """Fused: one pass over memory, five times as fast on CPUs."""
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-
-
-def _lamb(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
-    from timm.optim import Lamb
-
-    return Lamb(
-        groups,
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        max_grad_norm=None,  # the step clips
-    )
 
 
 def _muon(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
@@ -150,7 +138,8 @@ def _muon(groups: list[Group], config: OptimConfig) -> torch.optim.Optimizer:
             f"optim.kind muon needs torch 2.9 or newer, and this is {torch.__version__}: "
             "pip install --upgrade torch, or use optim.kind=adamw"
         ) from error
-    # Updates as large as AdamW's, so that both take the same learning rate (arXiv:2502.16982).
+    # Orthogonal updates, scaled to be as large as AdamW's: both take the same learning rate
+    # (arXiv:2502.16982).
     return Muon(groups, lr=config.lr, momentum=config.momentum, adjust_lr_fn="match_rms_adamw")
 
 

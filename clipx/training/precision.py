@@ -31,9 +31,6 @@ class LossScaler:
         self._grow_after = grow_after
         self._num_good_steps = 0
 
-    def scale(self, value: Tensor) -> Tensor:
-        return value * self.factor
-
     @torch.no_grad()
     def unscale(self, parameters: Iterable[Tensor]) -> None:
         """Divide the gradients of the parameters by the factor, in place."""
@@ -68,14 +65,16 @@ class Precision:
     device: torch.device
     scaler: LossScaler | None = None
 
-    def autocast(self) -> torch.autocast:
-        return autocast(self.device, self.dtype)
+    def scaled(self, value: Tensor) -> Tensor:
+        """A loss, or a gradient that backward begins with, times the scaler's factor."""
+        return value if self.scaler is None else value * self.scaler.factor
 
 
 def build_precision(kind: PrecisionKind, device: torch.device) -> Precision:
     """Also sets, for the whole process, whether float32 may be rounded to TF32. Raises UserError
     if the device does not support `kind`."""
-    if kind == "tf32" and not _has_tf32(device):
+    has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if kind == "tf32" and not has_tf32:
         raise UserError(
             f"precision tf32: {_device_name(device)} has no TF32, which came with NVIDIA's Ampere "
             "(2020); use precision=fp32, or auto"
@@ -99,6 +98,7 @@ def compute_dtype(kind: PrecisionKind, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    # Weights and images are float32 already, so float32 needs no casts.
     enabled = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
 
@@ -108,10 +108,6 @@ def _has_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # torch has no public function for this. Emulated bfloat16 on older CPUs is slower than float32.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _has_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _float16_fault(device: torch.device) -> str | None:

@@ -30,6 +30,7 @@ def load_newest(
     folder: on rank 0
     """
     messages: list[str] = []
+    # An iterator, since verifying reads all of a checkpoint, and the newest is usually intact.
     candidates: Iterator[Path] = iter(())
     if folder is not None:
         candidates = manifest.valid_checkpoints(folder.checkpoints, messages)
@@ -44,17 +45,19 @@ def load_newest(
             raise UserError("\n".join([*lines, remedy]))
         if path is None:
             return None, runtime.from_main(messages)
-        saved, fault = _load(path, learner)
-        faults = [text for text in runtime.gather(fault) if text is not None]
-        if saved is not None and not faults:
+        saved, own_fault = _load(path, learner)
+        fault = runtime.first(own_fault)
+        if saved is not None and fault is None:
             break
-        messages.append(f"{faults[0]}; it is skipped")
+        messages.append(f"{fault}; it is skipped")
         num_unreadable += 1
 
     messages = runtime.from_main(messages)
     # Older versions stored the digest of the layout alone.
     if saved.state.corpus_digest not in (corpus.digest, corpus.layout_digest):
-        text = _describe_changes(runtime, folder, corpus, path)
+        differences = changes(folder.path, corpus.table()) if folder is not None else ""
+        differences = runtime.from_main(differences)
+        text = f"the corpus is not the one that {path} was trained on: {differences}"
         if not accept_changed_corpus:
             raise UserError(
                 f"{text}. Give the old shards, start a new run_dir=, or go on with these by "
@@ -76,12 +79,3 @@ def _load(path: Path, learner: Learner) -> tuple[LoadedCheckpoint | None, str | 
         return None, str(error)
     misfit = learner.misfit(saved)
     return saved, misfit and f"checkpoint {path} does not fit this run: {misfit}"
-
-
-def _describe_changes(
-    runtime: Runtime, folder: RunFolder | None, corpus: Corpus, checkpoint: Path
-) -> str:
-    """How the corpus differs from the one of the checkpoint."""
-    differences = changes(folder.path, corpus.table()) if folder is not None else ""
-    differences = runtime.from_main(differences)
-    return f"the corpus is not the one that {checkpoint} was trained on: {differences}"

@@ -28,7 +28,7 @@ import torch
 
 from clipx.checkpoints.manifest import list_checkpoints
 from clipx.config import differences
-from clipx.distributed.runtime import Runtime, job
+from clipx.distributed.runtime import job
 from clipx.files import write_whole
 from clipx.training.run_lock import RunLock
 from clipx.training.run_status import RunStatus, State
@@ -72,6 +72,7 @@ class RunFolder:
     another config.
 
     messages: for the log; status: see `RunStatus`
+    texts: files that describe the run in each of its checkpoints, name -> content
     """
 
     def __init__(
@@ -86,10 +87,11 @@ class RunFolder:
         """may_change: settings beside MAY_CHANGE that the user allows to differ"""
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._config_yaml = config_yaml
-        self._version = json.dumps(code_version()) + "\n"
+        version_line = json.dumps(code_version()) + "\n"
+        self.texts = {"config.yaml": config_yaml, "version.json": version_line}
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            # First of all: another process may be writing the files that are read below.
             self._lock = RunLock(path, job())
         except OSError as error:
             raise unwritable(path, error) from error
@@ -98,7 +100,7 @@ class RunFolder:
             self._check_config(config, (*MAY_CHANGE, *may_change))
             write_whole(path / "config.yaml", config_yaml)
             with (path / "version.json").open("a") as file:
-                file.write(self._version)
+                file.write(version_line)
         except OSError as error:
             self._lock.release()
             raise unwritable(path, error) from error
@@ -106,10 +108,6 @@ class RunFolder:
             self._lock.release()
             raise
         self.status = RunStatus(path / "status.json", job(), total_steps=total_steps)
-
-    def about(self) -> dict[str, str]:
-        """Files that describe the run in each of its checkpoints: name -> content."""
-        return {"config.yaml": self._config_yaml, "version.json": self._version}
 
     def close(self, state: State, reason: str | None) -> None:
         """Record how the run ended, and release the folder."""
@@ -123,10 +121,12 @@ class RunFolder:
             return
         changed = []
         for key in differences(stored, config):
+            # `data` allowed would allow `data.skip` too, but not `database`.
             if not any(f"{key}.".startswith(f"{allowed}.") for allowed in may_change):
                 changed.append(key)
         if not changed:
             return
+        # Nothing of the earlier start would be mixed with this one.
         if not list_checkpoints(self.checkpoints):
             self.messages.append(
                 f"the config differs from that of an earlier start ({', '.join(changed)}), which "
@@ -160,23 +160,6 @@ class RunFolder:
         return None
 
 
-def open_on_main(
-    runtime: Runtime, path: Path, config: dict[str, Any], config_yaml: str, **settings: Any
-) -> RunFolder | None:
-    """The run folder on rank 0, None on the others. Raises UserError on all ranks.
-
-    settings: further arguments of RunFolder
-    """
-    folder, fault = None, None
-    if runtime.is_main:
-        try:
-            folder = RunFolder(path, config, config_yaml, **settings)
-        except UserError as error:
-            fault = str(error)
-    runtime.agree(fault)
-    return folder
-
-
 def unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"run_dir {path} cannot be written: {error}; choose another with run_dir=")
 
@@ -205,7 +188,7 @@ def code_version() -> dict[str, Any]:
 def hardware() -> dict[str, str | None]:
     """Names and numbers of processors; gpu is None without one."""
     cpu = platform.processor() or platform.machine()
-    table = Path("/proc/cpuinfo")
+    table = Path("/proc/cpuinfo")  # platform.processor() is empty on many Linux systems
     if table.exists():
         for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
@@ -221,16 +204,13 @@ def hardware() -> dict[str, str | None]:
 def _commit() -> str | None:
     """The commit of the source tree, with `+` if files differ from it; None outside of a
     checkout."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
+    git = ["git", "-C", str(Path(__file__).parent)]
+    outputs = []
     try:
-        commit = git("rev-parse", "HEAD")
-        return (commit + ("+" if git("status", "--porcelain") else "")) or None
-    except OSError:
-        return None  # no git on this machine
+        for command in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+            done = subprocess.run([*git, *command], capture_output=True, text=True, check=True)
+            outputs.append(done.stdout.strip())
+    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or no checkout
+        return None
+    commit, changed_files = outputs
+    return f"{commit}+" if changed_files else commit

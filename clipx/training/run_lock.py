@@ -36,7 +36,11 @@ class RunLock:
         holder = read_status(self._path)
         # A lock without a host was taken by another process that has not written it yet.
         is_elsewhere = self._path.exists() and holder.get("host") != job.host
-        if is_elsewhere and not _is_earlier_start(holder, job) and is_alive_elsewhere(folder):
+        # The scheduler has ended earlier starts of this very job, so they need not be watched.
+        attempt = holder.get("attempt")
+        is_same_job = job.id is not None and holder.get("job") == job.id
+        is_earlier_start = is_same_job and isinstance(attempt, int) and attempt < job.attempt
+        if is_elsewhere and not is_earlier_start and is_alive_elsewhere(folder):
             raise UserError(_refusal(folder, read_status(self._path)))
         descriptor = self._claim(0.0 if is_elsewhere else DYING_SECONDS)
         if descriptor is None and is_elsewhere:
@@ -93,13 +97,6 @@ def _versions(folder: Path) -> dict[str, tuple[int, bytes] | None]:
         except OSError:
             versions[name] = None
     return versions
-
-
-def _is_earlier_start(holder: dict[str, Any], job: Job) -> bool:
-    """Whether the holder was an earlier start of this very job, which the scheduler has ended."""
-    attempt = holder.get("attempt")
-    is_same_job = job.id is not None and holder.get("job") == job.id
-    return is_same_job and isinstance(attempt, int) and attempt < job.attempt
 
 
 def _describe(holder: dict[str, Any]) -> str:

@@ -57,6 +57,7 @@ class RunStatus:
     def update(self, **entries: Any) -> None:
         """Change entries and write the file."""
         with self._lock:
+            # The thread writes too, so both under the lock.
             self._record |= entries | {"updated": time.time()}
             try:
                 write_whole(self._path, json.dumps(self._record))

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def find(folders: Sequence[Path], *, depth: int = 3) -> list[Path]:
 
     def search(folder: Path, depth_left: int) -> None:
         names = {entry.name for entry in folder.iterdir()}
+        # A run folder holds no others, so the search does not go below it.
         if "status.json" in names or {"config.yaml", "checkpoints"} <= names:
             runs.append(folder)
         elif depth_left:
@@ -85,22 +86,12 @@ def read(path: Path) -> Run:
         status = usable_status(json.loads((path / "status.json").read_text()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         status["reason"] = f"status.json: {type(error).__name__}" if checkpoints else None
-    get = status.get
-    return Run(
-        path=str(path),
-        state=_state(status, now=time.time()),
-        reason=get("reason"),
-        step=get("step", newest or 0),
-        total_steps=get("total_steps"),
-        samples_seen=get("samples_seen"),
-        loss=get("loss"),
-        samples_per_second=get("samples_per_second"),
-        checkpoint=newest,
-        updated=get("updated"),
-        host=get("host"),
-        job=get("job"),
-        attempt=get("attempt"),
-    )
+    facts: dict[str, Any] = {field.name: status.get(field.name) for field in fields(Run)}
+    facts["path"] = str(path)
+    facts["state"] = _state(status, now=time.time())
+    facts["step"] = status.get("step", newest or 0)
+    facts["checkpoint"] = newest  # in the folder, whatever the status has
+    return Run(**facts)
 
 
 _TEXTS = ("state", "reason", "host", "job")
@@ -150,7 +141,7 @@ def is_alive(pid: int, started: float) -> bool:
     if not 0 < pid < 1 << 31:
         return False  # 0 would mean a group of processes
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 is not delivered: only the check is made
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -160,6 +151,7 @@ def is_alive(pid: int, started: float) -> bool:
         boot = next(x for x in Path("/proc/stat").read_text().splitlines() if x[:6] == "btime ")
     except OSError:
         return True  # no /proc on this system
+    # Field 22 of stat, the 20th after the name: the start in clock ticks since the boot.
     born = int(boot.split()[1]) + int(after_name[19]) / os.sysconf("SC_CLK_TCK")
     return after_name[0] not in "ZX" and born <= started + 2  # btime is in whole seconds
 
@@ -198,7 +190,10 @@ def show(targets: Sequence[str], overrides: Sequence[str], *, as_json: bool) -> 
     if as_json:
         print(strict_json.dumps([asdict(run) for run in runs]))
         return
-    rows = [HEADER, *(_row(run, now=time.time()) for run in runs)]
+    now = time.time()
+    rows: list[tuple[str, ...]] = [HEADER]
+    for run in runs:
+        rows.append(_row(run, now=now))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
@@ -215,8 +210,11 @@ def _row(run: Run, *, now: float) -> tuple[str, ...]:
     def text(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    where = [run.host or "-", *([f"job {run.job}"] if run.job else [])]
-    where += [f"start {run.attempt + 1}"] if run.attempt else []
+    where = run.host or "-"
+    if run.job:
+        where += f", job {run.job}"
+    if run.attempt:
+        where += f", start {run.attempt + 1}"
     return (
         run.path,
         run.state,
@@ -226,7 +224,7 @@ def _row(run: Run, *, now: float) -> tuple[str, ...]:
         text(run.samples_per_second, ",.0f"),
         text(run.checkpoint, "d"),
         "-" if run.updated is None else f"{_ago(now - run.updated)} ago",
-        ", ".join(where),
+        where,
     )
 
 

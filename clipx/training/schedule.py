@@ -33,17 +33,18 @@ def rate(config: ScheduleConfig, step: int, total: int, warmup: int, cooldown: i
     total, warmup, cooldown: steps; only `wsd` has a cooldown
     """
     if step < warmup:
-        return (step + 1) / warmup
+        return (step + 1) / warmup  # step 0 has a rate above 0, or it would do nothing
     if config.kind == "constant":
         return 1.0
+    start = warmup
+    if config.kind == "wsd":
+        start = max(warmup, total - cooldown)  # the peak lasts until the cooldown
+    # x: the fraction of the decay that has passed; fall: from 0 at the peak to 1 at the end.
+    x = min(1.0, max(0, step - start) / max(1, total - start))
     if config.kind == "cosine":
-        fall = 0.5 * (1 - math.cos(math.pi * _passed(step, warmup, total)))
+        fall = 0.5 * (1 - math.cos(math.pi * x))
+    elif config.cooldown_shape == "sqrt":
+        fall = math.sqrt(x)
     else:
-        x = _passed(step, max(warmup, total - cooldown), total)
-        fall = math.sqrt(x) if config.cooldown_shape == "sqrt" else x
+        fall = x
     return 1 - fall * (1 - config.min_lr_fraction)
-
-
-def _passed(step: int, start: int, end: int) -> float:
-    """The fraction of the steps from start to end that have passed, in [0, 1]."""
-    return min(1.0, max(0, step - start) / max(1, end - start))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,22 @@ from clipx.config import to_data, to_yaml
 from clipx.data.loader import Loaded
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.monitor import Monitor
+from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import job, keep_freed_memory, start
-from clipx.training.build import (
-    build_learner,
-    build_saver,
-    build_source,
-    build_step,
-    new_encoder,
-)
+from clipx.training.build import build_learner, build_saver, build_source, new_encoder
 from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.corpus import describe, open_together, write_table
 from clipx.training.errors import explain
 from clipx.training.interruption import Stop, raise_if_signaled
 from clipx.training.precision import build_precision
 from clipx.training.resume import load_newest
-from clipx.training.run_folder import CORPUS_SETTINGS, RunFolder, open_on_main
+from clipx.training.run_folder import CORPUS_SETTINGS, RunFolder
 from clipx.training.run_status import State
 from clipx.training.schedule import rate
 from clipx.training.skipped_steps import count_outcome, memory_gib, report_nonfinite
+from clipx.training.step import Step
 from clipx.training.validation import check, check_plan, with_defaults
 from clipx.types import Stopped
-
-_FINGERPRINT_MODULUS = 1 << 63
 
 
 class Session:
@@ -57,7 +52,7 @@ class Session:
         self.start_time = time.time()
         self.stop = stop or Stop()
         self.runtime = start(config.device, timeout_minutes=config.timeout_minutes)
-        if self.runtime.device.type == "cpu":
+        if self.runtime.device.type == "cpu":  # GPUs have torch's own allocator
             keep_freed_memory()
         self.monitor = Monitor(self.runtime, timeout_seconds=60 * config.timeout_minutes)
         self.folder: RunFolder | None = None
@@ -79,6 +74,7 @@ class Session:
     def _open(self) -> None:
         """Check everything that can be wrong, before anything is written."""
         config = self.config
+        # The corpus first: durations in epochs depend on its size.
         self.corpus = open_together(config, self.runtime)
         self.plan = RunPlan.of(config, self.corpus.num_samples)
         self.stop.deadline = self.plan.deadline(job(), self.start_time)
@@ -89,16 +85,18 @@ class Session:
             config.model, self.model_json, self.runtime, seed=config.seed
         )
         self.messages = [*warnings, *messages]
+        # After the model is built, since it may have batch norms or parts that cannot be locked.
         check(config, self.encoder, world_size=self.runtime.world_size)
         raise_if_signaled(self.runtime, self.stop)
-        self.folder = open_on_main(
-            self.runtime,
+        open_folder = partial(
+            RunFolder,
             Path(config.run_dir),
             to_data(config),
             to_yaml(config),
             total_steps=self.plan.total,
             may_change=CORPUS_SETTINGS if config.data.accept_changed_corpus else (),
         )
+        self.folder = self.runtime.on_main(open_folder)
 
     def _build(self) -> None:
         config = self.config
@@ -121,9 +119,12 @@ class Session:
             pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
             normalize=normalize,
         )
-        self.step = build_step(
-            config,
+        self.step = Step(
             self.learner,
+            build_pool(config.pool, world_size=self.runtime.world_size),
+            clip_grad_norm=config.optim.clip_grad_norm,
+            micro_batch_size=config.micro_batch_size,
+            average=self.runtime.average,
             mark=lambda phase: self.monitor.at(self.state.step + 1, phase),
         )
         # On the device, so that counting does not wait for it.
@@ -131,9 +132,12 @@ class Session:
         torch.manual_seed(config.seed + self.runtime.rank)  # ranks drop out different units
 
     def _resume(self) -> None:
-        accept = self.config.data.accept_changed_corpus
         saved, messages = load_newest(
-            self.runtime, self.folder, self.corpus, self.learner, accept_changed_corpus=accept
+            self.runtime,
+            self.folder,
+            self.corpus,
+            self.learner,
+            accept_changed_corpus=self.config.data.accept_changed_corpus,
         )
         if saved is not None:
             self.clamped_steps.fill_(saved.state.clamped_steps)
@@ -149,7 +153,7 @@ class Session:
             newest=None if saved is None else saved.state.step,
         )
         if self.folder is not None:
-            self.folder.status.update(**self._progress())
+            self.folder.status.update(**self.progress())
             write_table(self.folder.path, self.corpus.table())
             self.messages += self.folder.messages
         raise_if_signaled(self.runtime, self.stop)
@@ -160,19 +164,21 @@ class Session:
 
         stop: this rank requests that the run ends
         """
-        config, plan = self.config, self.plan
+        config = self.config
+        plan = self.plan
         schedule = config.optim.schedule
         share = rate(schedule, self.state.step, plan.total, plan.warmup, plan.cooldown)
         for group in self.learner.optimizer.param_groups:
             group["lr"] = config.optim.lr * share * group["lr_scale"]
 
         result = self.step(batch, stop, self.saver.is_due())
+        # Equal on all ranks, so that all stop or save after the same step.
         self.stop_requested, self.save_requested = result.requests
         state = replace(
             self.state,
             step=self.state.step + 1,
             position=batch.state["position"],
-            fingerprint=(self.state.fingerprint + batch.fingerprint) % _FINGERPRINT_MODULUS,
+            fingerprint=(self.state.fingerprint + batch.fingerprint) % (1 << 63),
         )
         self.state = count_outcome(state, result.outcome)
         metrics = dict(result.metrics)
@@ -203,6 +209,8 @@ class Session:
 
     def save(self, *, wait: bool) -> str | None:
         """Write a checkpoint; see `Saver.save`."""
+        # Each rank counts its own samples, and the sum goes into the checkpoint. Rank 0 continues
+        # with the sum and the others with 0, so that nothing is counted twice.
         state = replace(
             self.state,
             fingerprint=self.runtime.sum_int(self.state.fingerprint),
@@ -211,24 +219,15 @@ class Session:
         self.state = state.on_rank(is_main=self.runtime.is_main)
         return self.saver.save(state, wait=wait)
 
-    def update_status(self, record: dict[str, Any]) -> None:
-        """Copy a log line to status.json, for `clipx runs`."""
-        if self.folder is not None:
-            self.folder.status.update(
-                **self._progress(),
-                loss=record["train/loss"],
-                samples_per_second=record["train/samples_per_second"],
-            )
-
     def close(self, state: State, reason: str | None) -> None:
         """Release the folder. Waits for a checkpoint that is being written."""
         self.saver.close()
         self.monitor.close()
         if self.folder is not None:
-            self.folder.status.update(**self._progress())
+            self.folder.status.update(**self.progress())
             self.folder.close(state, reason)
 
-    def _progress(self) -> dict[str, int | None]:
+    def progress(self) -> dict[str, int | None]:
         """For status.json, on rank 0."""
         return {
             "step": self.state.step,
@@ -237,7 +236,8 @@ class Session:
         }
 
     def describe(self) -> str:
-        corpus, size = self.corpus, self.config.global_batch_size
+        corpus = self.corpus
+        size = self.config.global_batch_size
         num_parameters = sum(p.numel() for p in self.encoder.parameters())
         text = (
             f"{corpus.num_samples:,} pairs in {corpus.num_shards} shards, "

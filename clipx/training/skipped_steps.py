@@ -47,6 +47,7 @@ def report_nonfinite(
 
     state: after the step
     """
+    # Every rank has skipped the step, but often only one has the sample that is the cause.
     bad_keys = [batch.keys[row] for row in result.bad_rows]
     suspects: dict[int, list[str]] = {}
     all_keys: dict[int, list[str]] = {}
@@ -64,13 +65,8 @@ def report_nonfinite(
         for rank, keys in suspects.items():
             file.log({"step": state.step, "rank": rank, "features": has_bad_features, "keys": keys})
         file.close()
-    if state.nonfinite_in_a_row >= limit:
-        raise UserError(_message(state, suspects, path, has_bad_features=has_bad_features))
-
-
-def _message(
-    state: TrainState, suspects: dict[int, list[str]], path: Path, *, has_bad_features: bool
-) -> str:
+    if state.nonfinite_in_a_row < limit:
+        return
     rank, keys = next(iter(suspects.items()))
     what = "features are" if has_bad_features else "loss or gradient is"
     shown = ", ".join(keys[:_MAX_SHOWN_KEYS])
@@ -79,7 +75,7 @@ def _message(
     if len(suspects) > 1:
         other_ranks = ", ".join(str(other) for other in list(suspects)[1:])
         shown += f"; ranks {other_ranks} too"
-    return (
+    raise UserError(
         f"step {state.step}: {state.nonfinite_in_a_row} steps in a row had no finite loss and "
         f"gradient; on rank {rank} {what} not finite for {shown}. All are in {path}. Look at these "
         "samples, lower optim.lr, lengthen optim.warmup, or set optim.clip_grad_norm; "
@@ -93,4 +89,5 @@ def memory_gib(device: torch.device) -> float:
         peak_bytes = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         return peak_bytes / 2**30
+    # The kernel counts from the start of the process; there is no way to begin anew.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from clipx.objectives.objective import Features, Views
 from clipx.training.gradients import clip_gradients
-from clipx.training.learner import Learner
+from clipx.training.learner import Learner, random_state, set_random_state
+from clipx.training.precision import autocast
 from clipx.types import Batch, LossOutput, Pool
 
 Outcome = Literal["updated", "nonfinite", "overflow"]
@@ -62,80 +63,70 @@ class Step:
 
         requests: of this rank to all ranks; they travel with the metrics
         """
-        learner, device = self.learner, self.device
+        learner = self.learner
         self.mark("forward")
-        views = {
-            name: tensor.to(device, non_blocking=True)
-            for name, tensor in learner.objective.prepare(batch).items()
-        }
+        views = {}
+        for name, tensor in learner.objective.prepare(batch).items():
+            views[name] = tensor.to(learner.precision.device, non_blocking=True)
         if self.micro_batch_size is None or self.micro_batch_size >= len(batch.keys):
-            features, out = self._at_once(views)
+            features = self._embed(views)
+            out = self._loss(features)
+            learner.precision.scaled(out.loss).backward()
         else:
             features, out = self._in_micro_batches(views, self.micro_batch_size)
         learner.model.finish_gradients()
 
         metrics, values, any_requests = self._reduce_metrics(out, requests)
+        scaler = learner.precision.scaler
         bad_rows: list[int] = []
+        outcome: Outcome = "nonfinite"
         if all(map(math.isfinite, values)):
             learner.optimizer.step()
-            metrics |= learner.objective.after_update()
-            outcome: Outcome = "updated"
+            outcome = "updated"
         else:
-            metrics |= learner.objective.after_skip()
-            outcome = self._why_skipped(metrics["loss"])
             bad_rows = nonfinite_rows(features)
-        scaler = learner.precision.scaler
+            # A finite loss with a gradient beyond float16's range is no fault of the samples: the
+            # scaler adapts to it, as long as its factor can shrink.
+            if scaler is not None and scaler.factor >= 1 and metrics["loss"].isfinite():
+                outcome = "overflow"
+        metrics |= learner.objective.after_step()
         if scaler is not None and outcome != "nonfinite":
             scaler.update(overflowed=outcome == "overflow")
+        # None rather than zeros: the first backward then writes where it would have to add.
         learner.optimizer.zero_grad(set_to_none=True)
         return StepResult(metrics, outcome, bad_rows, any_requests)
 
-    @property
-    def device(self) -> torch.device:
-        return self.learner.precision.device
-
     def _embed(self, views: Views) -> Features:
-        with self.learner.precision.autocast():
+        precision = self.learner.precision
+        with autocast(precision.device, precision.dtype):
             return self.learner.model(views)
 
     def _loss(self, features: Features) -> LossOutput:
         self.mark("loss")
         return self.learner.objective.loss(features, self.pool)
 
-    def _scaled(self, value: Tensor) -> Tensor:
-        """float16 keeps no gradient below 6e-8, so gradients of a multiple of the loss are
-        computed."""
-        scaler = self.learner.precision.scaler
-        return value if scaler is None else scaler.scale(value)
-
-    def _at_once(self, views: Views) -> tuple[Features, LossOutput]:
-        features = self._embed(views)
-        out = self._loss(features)
-        self._scaled(out.loss).backward()
-        return features, out
-
     def _in_micro_batches(self, views: Views, size: int) -> tuple[Features, LossOutput]:
         """Gradients as of all rows at once."""
         parts = split(views, size)
+        device = self.learner.precision.device
         random_states = []
         embedded = []
         for part in parts:
-            random_states.append(random_state(self.device))
-            with torch.no_grad():
+            random_states.append(random_state(device))
+            with torch.no_grad():  # activations are not kept
                 embedded.append(self._embed(part))
-        features = {name: torch.cat([e[name] for e in embedded]) for name in embedded[0]}
-        leaves = {
-            name: feature.requires_grad_()
-            for name, feature in features.items()
-            if feature.is_floating_point()
-        }
+        features: Features = {}
+        leaves: Features = {}  # the features that have a gradient; ids do not
+        for name in embedded[0]:
+            features[name] = torch.cat([part[name] for part in embedded])
+            if features[name].is_floating_point():
+                leaves[name] = features[name].requires_grad_()
         out = self._loss(features)
         # Not backward(): parameters that the loss uses itself, such as the temperature, must get
         # their gradient in the last backward pass, in which ranks exchange gradients.
         parameters = [p for p in self.learner.objective.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(
-            out.loss, [*leaves.values(), *parameters], allow_unused=True
-        )
+        inputs = [*leaves.values(), *parameters]
+        gradients = torch.autograd.grad(out.loss, inputs, allow_unused=True)
         of_features = dict(zip(leaves, gradients, strict=False))
         of_parameters = gradients[len(leaves) :]
 
@@ -143,26 +134,24 @@ class Step:
         for part, state in zip(parts, random_states, strict=True):
             stop = start + num_rows(part)
             is_last = stop == num_rows(views)
-            set_random_state(state, self.device)  # dropout draws the same as before
+            set_random_state(state, device)  # dropout draws the same as before
             with self.learner.model.accumulating(last=is_last):
+                # Now with a graph: from each output, backpropagate the gradient of the loss for it.
                 outputs = self._embed(part)
-                pairs: list[tuple[Tensor, Tensor | None]] = [
-                    (outputs[name], gradient[start:stop])
-                    for name, gradient in of_features.items()
-                    if gradient is not None
-                ]
+                pairs: list[tuple[Tensor, Tensor | None]] = []
+                for name, gradient in of_features.items():
+                    rows = None if gradient is None else gradient[start:stop]
+                    pairs.append((outputs[name], rows))
                 if is_last:
                     pairs += zip(parameters, of_parameters, strict=True)
-                self._backward(pairs)
+                # Outputs of locked towers have no graph.
+                trained = [(x, g) for x, g in pairs if g is not None and x.requires_grad]
+                if trained:
+                    trained_outputs, of_outputs = zip(*trained, strict=True)
+                    scaled = [self.learner.precision.scaled(g) for g in of_outputs]
+                    torch.autograd.backward(trained_outputs, scaled)
             start = stop
         return features, out
-
-    def _backward(self, pairs: list[tuple[Tensor, Tensor | None]]) -> None:
-        """Backpropagate from (output, gradient of the loss for it); not into what is locked."""
-        trained = [(x, g) for x, g in pairs if g is not None and x.requires_grad]
-        if trained:
-            outputs, gradients = zip(*trained, strict=True)
-            torch.autograd.backward(outputs, [self._scaled(g) for g in gradients])
 
     def _reduce_metrics(
         self, out: LossOutput, requests: tuple[bool, ...]
@@ -176,24 +165,18 @@ class Step:
         learner = self.learner
         parameters = learner.parameters
         if learner.precision.scaler is not None:
+            # Before clipping, whose limit is meant for the gradient of the loss itself.
             learner.precision.scaler.unscale(parameters)
         norm = clip_gradients(parameters, self.clip_grad_norm)
         own = {"loss": out.loss, **out.metrics, "grad_norm": norm}
         stacked = torch.stack([value.detach().float() for value in own.values()])
-        wishes = torch.tensor(requests, dtype=torch.float32).to(self.device, non_blocking=True)
-        means = self.average(torch.cat([stacked, wishes]))
+        flags = torch.tensor(requests, dtype=torch.float32).to(stacked.device, non_blocking=True)
+        means = self.average(torch.cat([stacked, flags]))
         # The one wait for the device in a step: the host must know before it updates.
         values = means.tolist()
         metrics = dict(zip(own, means.unbind(), strict=False))
         any_requests = tuple(value > 0 for value in values[len(own) :])
         return metrics, values[: len(own)], any_requests
-
-    def _why_skipped(self, loss: Tensor) -> Outcome:
-        """A finite loss with a gradient beyond float16's range is an overflow, to which the scaler
-        adapts as long as its factor can shrink."""
-        scaler = self.learner.precision.scaler
-        can_adapt = scaler is not None and scaler.factor >= 1
-        return "overflow" if can_adapt and loss.isfinite() else "nonfinite"
 
 
 def num_rows(views: Views) -> int:
@@ -202,10 +185,10 @@ def num_rows(views: Views) -> int:
 
 def split(views: Views, size: int) -> list[Views]:
     """Parts of `size` rows; the last one may have fewer."""
-    return [
-        {name: tensor[start : start + size] for name, tensor in views.items()}
-        for start in range(0, num_rows(views), size)
-    ]
+    parts = []
+    for start in range(0, num_rows(views), size):
+        parts.append({name: tensor[start : start + size] for name, tensor in views.items()})
+    return parts
 
 
 def nonfinite_rows(features: Features) -> list[int]:
@@ -215,15 +198,3 @@ def nonfinite_rows(features: Features) -> list[int]:
         if feature.is_floating_point():
             bad |= ~feature.detach().isfinite().flatten(1).all(1).cpu()
     return bad.nonzero()[:, 0].tolist()
-
-
-def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The generators of the CPU and of the device, from which dropout draws."""
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return torch.get_rng_state(), cuda
-
-
-def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)

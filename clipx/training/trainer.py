@@ -31,7 +31,8 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     """
     stop = stop or Stop()
     session = Session(config, stop)
-    runtime, plan = session.runtime, session.plan
+    runtime = session.runtime
+    plan = session.plan
     report = Reporter(total_steps=plan.total, first_step=session.state.step, show=runtime.is_main)
     stop.on_first = lambda name: report.say(f"{name}: a checkpoint after this step, then the end")
     for message in [*session.messages, session.describe()]:
@@ -41,13 +42,16 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     state: State = "failed"
     reason: str | None = None
     try:
+        # Lines after the resumed step are removed here, as these steps are taken again.
         files = open_log_files(session)
         run_steps(session, files, report, stop)
         state = "finished"
     except Stopped as early:
-        state, reason = "stopped", str(early)
+        state = "stopped"
+        reason = str(early)
         raise
     except BaseException as error:  # noqa: BLE001  raised below
+        # Also for KeyboardInterrupt and SystemExit: the status file must not keep "running".
         explained = explain(error, config, runtime, session.monitor)
         reason = f"{type(explained).__name__}: {explained}"
         raise explained from (None if explained is error else error)
@@ -66,20 +70,22 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
 def open_log_files(session: Session) -> LogFiles | None:
     """The log files, on rank 0. All ranks take part. Raises UserError on all of them if the files
     cannot be read or written."""
-    files, fault = None, None
-    if session.folder is not None:
-        path = session.folder.path
+
+    def open_files() -> LogFiles:
+        path = Path(session.config.run_dir)
         try:
-            files = LogFiles(path, session.state.step, tensorboard=session.config.tensorboard)
+            return LogFiles(path, session.state.step, tensorboard=session.config.tensorboard)
         except OSError as error:
-            fault = str(unwritable(path, error))
-    session.runtime.agree(fault)
-    return files
+            raise unwritable(path, error) from error
+
+    return session.runtime.on_main(open_files)
 
 
 def run_steps(session: Session, files: LogFiles | None, report: Reporter, stop: Stop) -> None:
     """Take the remaining steps, and log, save and evaluate when that is due. Raises Stopped."""
-    config, plan, throughput = session.config, session.plan, Throughput()
+    config = session.config
+    plan = session.plan
+    throughput = Throughput()
     # Faults of whole shards are known since the corpus was opened; a resumed run has logged them.
     bad = session.corpus.faults if files is not None and session.state.step == 0 else []
     try:
@@ -95,11 +101,15 @@ def run_steps(session: Session, files: LogFiles | None, report: Reporter, stop: 
                 if due(step, plan.log_every, plan.total):
                     log_step(session, metrics, throughput, bad, files, report)
                     bad = []
+                # Saves and evaluations count neither as training time nor as a step that hangs.
                 session.monitor.at(step, "elsewhere")
                 pause_start = time.perf_counter()
                 save_if_due(session, report)
+                # A stop that comes with the last step needs no exception: the run is complete.
                 if session.stop_requested and (step < plan.total or evaluations_due(session)):
-                    raise stopped(session, stop_reason(session, stop))
+                    reason = session.runtime.first(stop.reason)
+                    assert reason is not None, "a rank has requested the stop"
+                    raise stopped(session, reason)
                 # After the checkpoint, because an evaluation may fail.
                 evaluate_if_due(session, files, report, stop)
                 throughput.pause(time.perf_counter() - pause_start)
@@ -119,7 +129,8 @@ def log_step(
     report: Reporter,
 ) -> None:
     """Write one line of metrics.jsonl, and the bad samples of all ranks. All ranks take part."""
-    runtime, state = session.runtime, session.state
+    runtime = session.runtime
+    state = session.state
     record = {
         "step": state.step,
         "samples_seen": state.position,
@@ -129,20 +140,29 @@ def log_step(
         **throughput.read(),
         "fingerprint": f"{runtime.sum_int(state.fingerprint):016x}",
     }
-    all_bad = [sample for of_rank in runtime.gather(bad) for sample in of_rank]
+    all_bad = []
+    for of_rank in runtime.gather(bad):
+        all_bad += of_rank
+    # Collectives are behind us: from here on rank 0 works alone.
     if files is not None:
         files.log(record, all_bad)
         if files.fault:
             report.say(f"{files.fault}; training goes on")
-    session.update_status(record)
+    if session.folder is not None:  # for `clipx runs`
+        session.folder.status.update(
+            **session.progress(),
+            loss=record["train/loss"],
+            samples_per_second=record["train/samples_per_second"],
+        )
     report.log(record)
 
 
 def save_if_due(session: Session, report: Reporter) -> None:
     """Save before the end and before an evaluation, and wait until the checkpoint is on the disk:
-    no later save would make up for one that failed. Otherwise save while training goes on. Raises
+    no later save would make up for one that failed. Otherwise save during the next steps. Raises
     UserError if the last save fails."""
-    step, plan = session.state.step, session.plan
+    step = session.state.step
+    plan = session.plan
     if fault := session.saver.fault():
         report.say(f"{fault}; the last good one stays, training goes on")
     is_last = step == plan.total or session.stop_requested
@@ -159,22 +179,26 @@ def save_if_due(session: Session, report: Reporter) -> None:
 
 def evaluations_due(session: Session) -> list[str]:
     """Names of the evaluators to run after this step."""
-    step, plan = session.state.step, session.plan
+    step = session.state.step
     if step == 0:
         return []
+    plan = session.plan
     return [name for name, every in plan.evaluate_every.items() if due(step, every, plan.total)]
 
 
 def evaluate_if_due(session: Session, files: LogFiles | None, report: Reporter, stop: Stop) -> None:
     """Evaluate on all ranks, each its share of the samples. Skips what a killed run has evaluated
-    at this step before. Raises Stopped if any rank was asked to stop meanwhile."""
-    step, runtime = session.state.step, session.runtime
+    at this step before. Raises Stopped if any rank had to stop meanwhile."""
+    step = session.state.step
+    runtime = session.runtime
     names = evaluations_due(session)
     if not names or runtime.from_main(files is not None and step in files.evaluated_steps):
         return
     evaluators = {name: session.config.evaluators[name] for name in names}
+    # With the averages of the weights, if the run keeps them.
     with session.learner.evaluated(session.model_json) as model:
-        device, dtype = runtime.device, session.precision.dtype
+        device = runtime.device
+        dtype = session.precision.dtype
         encoder = Encoder(model, session.model_json, device=device, dtype=dtype)
         setting = Setting(ranks=runtime, device=device, stop_reason=lambda: stop.reason)
         try:
@@ -198,9 +222,10 @@ def log_results(
             for metric, interval in result.intervals.items():
                 record[f"{name}-{metric}_interval"] = interval
         files.log_results(record)
-    shown = [
-        f"{name} {value:.2%}" for name, value in values.items() if name.endswith(("top1", "R@1"))
-    ]
+    shown = []
+    for name, value in values.items():
+        if name.endswith(("top1", "R@1")):  # the others are in results.jsonl
+            shown.append(f"{name} {value:.2%}")
     report.say(f"step {session.state.step}  " + "  ".join(shown))
     for name, result in results.items():
         for alarm in result.alarms:
@@ -212,10 +237,5 @@ def stopped(session: Session, reason: str) -> Stopped:
     part. Raises UserError if the checkpoint could not be written."""
     if fault := session.saver.finish():
         raise UserError(f"{fault}; make room and start the same command again")
-    step, total = session.state.step, session.plan.total
-    return Stopped(f"stopped at step {step} of {total} by {reason}, with a checkpoint")
-
-
-def stop_reason(session: Session, stop: Stop) -> str:
-    """The reason of the first rank that has one. All ranks take part."""
-    return next(reason for reason in session.runtime.gather(stop.reason) if reason)
+    progress = f"step {session.state.step} of {session.plan.total}"
+    return Stopped(f"stopped at {progress} by {reason}, with a checkpoint")

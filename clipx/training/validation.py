@@ -22,11 +22,46 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
 
     encoder: the model, with its locked parts locked
     """
-    conflicts = [
-        *_micro_batch_conflicts(config, encoder, world_size),
-        *_sharding_conflicts(config, encoder, world_size),
-        *_cached_features_conflicts(config),
-    ]
+    # All conflicts are collected, so that a user corrects them in one go.
+    conflicts = []
+    size = config.global_batch_size
+    micro = config.micro_batch_size
+    batch_norm = None  # the name of the first that is trained
+    for name, module in encoder.named_modules():
+        if isinstance(module, _BatchNorm) and module.training and batch_norm is None:
+            batch_norm = name
+    if micro is not None and micro * world_size < size:
+        unit = world_size * micro
+        if size % unit:
+            nearest = max(1, round(size / unit)) * unit
+            conflicts.append(
+                f"global_batch_size {size} is not a multiple of {world_size} ranks x "
+                f"micro_batch_size {micro}; the nearest that fits is {nearest}"
+            )
+        if batch_norm is not None:
+            conflicts.append(
+                f"micro_batch_size {micro}: {batch_norm} is a batch norm, whose output for a "
+                "sample depends on its whole batch, so that micro-batches would train another "
+                "model; lock it by model.locked, choose a model without batch norm, or set "
+                "micro_batch_size=null"
+            )
+    if world_size > 1 and chosen(config.parallel) == "fsdp2":
+        if config.cache_features is not None:
+            conflicts.append(
+                "cache_features trains heads alone, which are too small to be worth sharding; "
+                "set parallel=ddp"
+            )
+        if batch_norm is not None:
+            conflicts.append(
+                f"parallel fsdp2: the statistics of {batch_norm}, a batch norm, would differ "
+                "between ranks; set parallel=ddp, or lock it by model.locked"
+            )
+    if config.cache_features is not None:
+        heads_alone = "cache_features trains heads alone, without blocks"
+        if config.grad_checkpointing:
+            conflicts.append(f"{heads_alone}; set grad_checkpointing=false")
+        if config.compile != "none":
+            conflicts.append(f"{heads_alone}; set compile=none")
     if conflicts:
         raise UserError("\n".join(conflicts))
 
@@ -39,7 +74,7 @@ def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str
     if runtime.is_main:
         faults = faults_of(config.evaluators)
         has_checkpoint = bool(list_checkpoints(Path(config.run_dir) / "checkpoints"))
-    # A run with a checkpoint goes on: training is worth more than a test set that has vanished.
+    # With a checkpoint the run continues: training is worth more than a test set that has vanished.
     runtime.agree("\n".join(faults) if faults and not has_checkpoint else None)
     warnings = [f"{fault}; training goes on" for fault in runtime.from_main(faults)]
     if plan.warmup >= plan.total:
@@ -48,65 +83,6 @@ def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str
             f"{plan.total:,}: the learning rate never reaches optim.lr"
         )
     return warnings
-
-
-def _micro_batch_conflicts(config: TrainConfig, encoder: nn.Module, world_size: int) -> list[str]:
-    size, micro = config.global_batch_size, config.micro_batch_size
-    if micro is None or micro * world_size >= size:
-        return []
-    conflicts = []
-    unit = world_size * micro
-    if size % unit:
-        nearest = max(1, round(size / unit)) * unit
-        conflicts.append(
-            f"global_batch_size {size} is not a multiple of {world_size} ranks x "
-            f"micro_batch_size {micro}; the nearest that fits is {nearest}"
-        )
-    if name := trained_batch_norm(encoder):
-        conflicts.append(
-            f"micro_batch_size {micro}: {name} is a batch norm, whose output for a sample depends "
-            "on its whole batch, so that micro-batches would train another model; lock it by "
-            "model.locked, choose a model without batch norm, or set micro_batch_size=null"
-        )
-    return conflicts
-
-
-def _sharding_conflicts(config: TrainConfig, encoder: nn.Module, world_size: int) -> list[str]:
-    if world_size == 1 or chosen(config.parallel) == "ddp":
-        return []
-    conflicts = []
-    if config.cache_features is not None:
-        conflicts.append(
-            "cache_features trains heads alone, which are too small to be worth sharding; "
-            "set parallel=ddp"
-        )
-    if name := trained_batch_norm(encoder):
-        conflicts.append(
-            f"parallel fsdp2: the statistics of {name}, a batch norm, would differ between ranks; "
-            "set parallel=ddp, or lock it by model.locked"
-        )
-    return conflicts
-
-
-def _cached_features_conflicts(config: TrainConfig) -> list[str]:
-    if config.cache_features is None:
-        return []
-    conflicts = []
-    if config.grad_checkpointing:
-        conflicts.append(
-            "cache_features trains heads alone, without blocks; set grad_checkpointing=false"
-        )
-    if config.compile != "none":
-        conflicts.append("cache_features trains heads alone, without blocks; set compile=none")
-    return conflicts
-
-
-def trained_batch_norm(encoder: nn.Module) -> str | None:
-    """The name of the first batch norm in training mode; None if there is none."""
-    for name, module in encoder.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
-            return name
-    return None
 
 
 def with_defaults(model_json: dict[str, Any], loss: Loss) -> dict[str, Any]:

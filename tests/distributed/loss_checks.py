@@ -12,14 +12,7 @@ from reference import Past, infonce_rows, sigmoid_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipx.distributed.pool import (
-    ChunkedPool,
-    GatheredPool,
-    LocalPool,
-    PoolConfig,
-    RingPool,
-    build_pool,
-)
+from clipx.distributed.pool import GlobalPool, LocalPool, PoolConfig, build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
 from clipx.losses.infonce import InfoNCE
@@ -55,13 +48,9 @@ class Case:
         return losses[self.loss]
 
     def build_pool(self, world_size: int) -> Pool:
-        pools = {
-            "local": lambda: LocalPool(world_size),
-            "gathered": GatheredPool,
-            "chunked": lambda: ChunkedPool(self.chunk),
-            "ring": RingPool,
-        }
-        return pools[self.pool]()
+        if self.pool == "local":
+            return LocalPool(world_size)
+        return GlobalPool(self.pool, self.chunk)
 
     def build_objective(self, towers: Towers) -> ImageText:
         return ImageText(
@@ -139,7 +128,7 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
         if step == case.steps // 2 and case.queue:  # as after a resume
             state = objective.own_state()
             objective.queue = PairQueue(case.queue)
-            objective.load_own_state(state)
+            objective.load_state_dict(state, strict=False)
     named = towers.named_parameters()
     queue = objective.own_state().get("queue._extra_state", {})
     return {

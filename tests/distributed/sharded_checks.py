@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from clipx.distributed.runtime import Runtime
 from clipx.training.ema import Ema
-from clipx.training.gradients import clip_gradients, grad_norm
+from clipx.training.gradients import clip_gradients
 from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.training.precision import build_precision
 
@@ -86,15 +86,15 @@ def _norms(sharded: bool) -> dict[str, Any]:
     net = model(sharded=sharded)
     loss(net, 0).backward()
     parameters = list(net.parameters())
-    before = grad_norm(parameters).item()
+    before = clip_gradients(parameters, None).item()
     told = clip_gradients(parameters, 0.01).item()
     clipped = {n: p.grad for n, p in net.named_parameters() if p.grad is not None}
     return {
         "before": before,
         "told": told,
-        "after": grad_norm(parameters).item(),
-        "scalar": grad_norm([net.logit_scale]).item(),
-        "shards": grad_norm(net.stem.parameters()).item(),
+        "after": clip_gradients(parameters, None).item(),
+        "scalar": clip_gradients([net.logit_scale], None).item(),
+        "shards": clip_gradients(net.stem.parameters(), None).item(),
         "clipped": lists(clipped),
     }
 
@@ -145,7 +145,7 @@ def _overflow(sharded: bool) -> list[float]:
     assert scaler is not None
     norms = []
     for bad in (True, False):
-        scaler.scale(loss(net, 0)).backward()
+        (loss(net, 0) * scaler.factor).backward()
         gradient = net.stem.weight.grad
         assert gradient is not None
         local = gradient.to_local() if isinstance(gradient, DTensor) else gradient

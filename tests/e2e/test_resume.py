@@ -25,6 +25,7 @@ from tiny_runs import (
 
 from clipx import cli
 from clipx.checkpoints import format as checkpoints
+from clipx.checkpoints import manifest
 
 LAST = 40
 
@@ -120,14 +121,15 @@ def test_a_run_killed_at_a_step_and_started_again_is_bit_identical(
 
 def die_at(moment: str, folder: Path) -> None:
     """Make this process kill itself where it comes to `moment` in the checkpoint of step 20."""
-    original = vars(checkpoints)[moment]
+    module = manifest if moment == "prune" else checkpoints
+    original = vars(module)[moment]
 
-    def dying(*values: Any) -> Any:
+    def dying(*values: Any, **settings: Any) -> Any:
         if any(folder.glob("*step_00000020*")):
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(*values)
+        return original(*values, **settings)
 
-    vars(checkpoints)[moment] = dying
+    vars(module)[moment] = dying
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from stepping import CPU, learner, model
 from clipx.checkpoints import format as checkpoints
 from clipx.checkpoints import manifest
 from clipx.checkpoints.format import About, Training, TrainState
+from clipx.checkpoints.train_state import LaterVersion
 from clipx.distributed.runtime import Job, Runtime
 from clipx.report.collect import read_record
 from clipx.report.model_outputs import ModelOutputs
@@ -248,7 +249,7 @@ def test_a_checkpoint_and_its_manifest(fuzz: Fuzz, tmp_path: Path, trained: Lear
                 checkpoints.load_model(newest)
             found, _ = checkpoints.newest_valid(tmp_path / "checkpoints")
             assert found is not None
-            with contextlib.suppress(checkpoints.LaterVersion):
+            with contextlib.suppress(LaterVersion):
                 saved, _ = resume.load_newest(
                     ALONE, run, CORPUS, trained, accept_changed_corpus=True
                 )

@@ -60,11 +60,6 @@ def dense_past(given: Inputs) -> list[tuple[Tensor, Tensor]]:
     return out
 
 
-def positive_weights(size: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(size, generator=generator, dtype=torch.float64) + 0.5
-
-
 def gradients(value: Tensor, given: Inputs, *, bias: bool = False) -> list[Tensor]:
     leaves = given.leaves(bias=bias)
     actual = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
@@ -85,13 +80,8 @@ def weighted(values: Tensor, seed: int) -> Tensor:
 
 
 @settings(max_examples=100, deadline=None)
-@given(given=inputs(), pool=POOLS, own=OWN, weigh_rows=st.booleans(), weigh_columns=st.booleans())
-def test_logsumexp_of_both_directions(
-    given: Inputs, pool: Pool, own: str, weigh_rows: bool, weigh_columns: bool
-) -> None:
-    size = len(given.image)
-    row_weights = positive_weights(size, 0) if weigh_rows else None
-    column_weights = positive_weights(size, 1) if weigh_columns else None
+@given(given=inputs(), pool=POOLS, own=OWN)
+def test_logsumexp_of_both_directions(given: Inputs, pool: Pool, own: str) -> None:
     out = pairwise_logsumexp(
         given.image,
         given.text,
@@ -99,16 +89,11 @@ def test_logsumexp_of_both_directions(
         scale=given.logit_scale.exp(),
         ids=given.ids,
         own=own,
-        row_weights=row_weights,
-        column_weights=column_weights,
         negatives=given.negatives,
     )
     logits, count = dense(given, own)
     logits = logits.masked_fill(~count, -torch.inf)
-    sides = [
-        logits + (0 if column_weights is None else column_weights.log()),
-        logits.T + (0 if row_weights is None else row_weights.log()),
-    ]
+    sides = [logits, logits.T]
     for number, (past_logits, past_count) in enumerate(dense_past(given)):
         past_logits = past_logits.masked_fill(~past_count, -torch.inf)
         sides[number] = torch.cat([sides[number], past_logits], 1)
@@ -126,11 +111,10 @@ def test_logsumexp_of_both_directions(
     ids=["softplus", "squared_hinge", "tanh"],
 )
 @settings(max_examples=40, deadline=None)
-@given(given=inputs(), pool=POOLS, own=OWN, weigh=st.booleans())
+@given(given=inputs(), pool=POOLS, own=OWN)
 def test_sum_of_a_function_of_pairs(
-    function: Callable[[Tensor], Tensor], given: Inputs, pool: Pool, own: str, weigh: bool
+    function: Callable[[Tensor], Tensor], given: Inputs, pool: Pool, own: str
 ) -> None:
-    weights = positive_weights(len(given.image), 0) if weigh else None
     out = pairwise_sum(
         function,
         given.image,
@@ -140,13 +124,10 @@ def test_sum_of_a_function_of_pairs(
         bias=given.logit_bias,
         ids=given.ids,
         own=own,
-        column_weights=weights,
         negatives=given.negatives,
     )
     logits, count = dense(given, own)
-    expected = (
-        function(logits + given.logit_bias) * count * (1 if weights is None else weights)
-    ).sum(1)
+    expected = (function(logits + given.logit_bias) * count).sum(1)
     for past_logits, past_count in dense_past(given):
         expected = expected + (function(past_logits + given.logit_bias) * past_count).sum(1)
     assert_equal([out.rows], [expected])

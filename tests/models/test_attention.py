@@ -144,7 +144,7 @@ def test_checkpointing_changes_no_gradient(causal: bool) -> None:
     read = torch.tensor([0, 6, 3, 3, 1])
     results = []
     for enable in (False, True):
-        tower.set_grad_checkpointing(enable)
+        tower.grad_checkpointing = enable
         out = tower(x, read)
         results.append(torch.autograd.grad(out.square().sum(), [x, *tower.parameters()]))
     for plain, again in zip(*results, strict=True):

@@ -76,7 +76,7 @@ def test_checkpointing_changes_no_gradient(probability: float) -> None:
     draws = torch.rand(3, 16, generator=torch.Generator().manual_seed(5))
     results = []
     for enable in (False, True):
-        made.set_grad_checkpointing(enable)
+        made.transformer.grad_checkpointing = enable
         out = made(images(), draws)
         results.append(torch.autograd.grad(out.square().sum(), list(made.parameters())))
     for plain, again in zip(*results, strict=True):

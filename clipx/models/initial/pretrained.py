@@ -52,6 +52,7 @@ class Pretrained(Initial):
                 f"model.initial.tag {self._tag} was trained with quick_gelu {trained}, and the "
                 f"model has quick_gelu {configured}: {remedy}, or set it in your own model JSON"
             )
+        # Settings of the model's JSON win over those of the weights.
         preprocessing = merge_preprocess_dict({}, entry) | cfg.get("preprocess_cfg", {})
         preprocessing.pop("size", None)  # the model's image_size holds
         return {**cfg, "preprocess_cfg": preprocessing}
@@ -82,6 +83,7 @@ class Pretrained(Initial):
         entry = get_pretrained_cfg(name, self._tag)
         if entry:
             return entry
+        # Either the tag or the model is unknown; the remedies differ.
         tags = list_pretrained_tags_by_model(name)
         if tags:
             raise UserError(
