@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipx.losses._tiles import Columns, Tiles, at_least_float32, full_precision
+from clipx.losses._tiles import Columns, Own, Tiles, at_least_float32, full_precision
 from clipx.types import CandidateBlock, Pool
 
 
@@ -20,12 +20,14 @@ class NearestFunction(torch.autograd.Function):
         rows: Tensor,
         columns: Tensor,
         k: int,
-        pool: Pool,
+        pool: Pool | None,
         ids: Tensor | None,
+        column_ids: Tensor | None,
+        own: Own,
     ) -> Tensor:
         queries = at_least_float32(rows)
-        tiles = Tiles(queries, ids, "left out")
-        shared = Columns(at_least_float32(columns), ids, pool)
+        tiles = Tiles(queries, ids, own)
+        shared = Columns(at_least_float32(columns), column_ids, pool)
         best = queries.new_full((len(rows), k), -torch.inf)
         # Numbers of the best candidates, counted over all blocks.
         place = torch.full((len(rows), k), -1, device=rows.device)
@@ -77,4 +79,4 @@ class NearestFunction(torch.autograd.Function):
 
         with full_precision(rows.device.type):
             (of_columns,) = ctx.shared.visit(compute, ("sum",))
-        return of_queries.to(rows.dtype), of_columns.to(ctx.columns_dtype), None, None, None
+        return of_queries.to(rows.dtype), of_columns.to(ctx.columns_dtype), *[None] * 5

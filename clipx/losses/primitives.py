@@ -50,11 +50,13 @@ class PairwiseSum(NamedTuple):
 def pairwise_logsumexp(
     rows: Tensor,
     columns: Tensor,
-    pool: Pool,
+    pool: Pool | None,
     *,
     scale: Tensor | float = 1.0,
     ids: Tensor | None = None,
     own: Own = "counts",
+    row_weights: Tensor | None = None,
+    column_weights: Tensor | None = None,
     negatives: Negatives | None = None,
 ) -> LogSumExp:
     """Log-sum-exp of the logits `scale * rows @ columns.T` over all candidates, both ways.
@@ -62,14 +64,34 @@ def pairwise_logsumexp(
     One matmul in forward and three in backward (two where few tiles are all).
 
     rows, columns: (B, D); scale: ()
+    pool: None for the columns of this rank alone
     ids: (B, K) int64; a pair that has one in common does not count, except a row's own column
     own: whether a row's own column counts or is left out
+    row_weights: (B,) positive, without gradient: terms of sums over rows are multiplied by them
+    column_weights: (B,) the same for terms of sums over columns; with them, nearest means the
+        largest weighted term
     negatives: further columns for the rows, and further rows for the columns, without gradient
     """
     scale = _scalar(scale, rows)
-    row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
-        rows, columns, scale, pool, ids, ids, own
-    )
+    if row_weights is None and column_weights is None:
+        row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
+            rows, columns, scale, pool, ids, ids, own
+        )
+    else:
+        # A weight of a term is a summand of its logit, which two further coordinates add. Each sum
+        # then has its own row's (or column's) summand in all terms, and it is taken off again.
+        of_row = _log_weights(row_weights, scale, len(rows))
+        of_column = _log_weights(column_weights, scale, len(rows))
+        ones = torch.ones_like(of_row)
+        left = torch.cat([scale * rows, of_row[:, None], ones[:, None]], 1)
+        right = torch.cat([columns.to(scale.dtype), ones[:, None], of_column[:, None]], 1)
+        row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
+            left, right, torch.ones_like(scale), pool, ids, ids, own
+        )
+        row_lse = row_lse - of_row
+        column_lse = column_lse - of_column
+        own_logits = own_logits - of_row
+        largest_other = largest_other - of_row
     # Further candidates: a log-sum-exp over two sets is the logaddexp of theirs.
     if negatives is not None:
         others = (scale, None, ids, negatives.ids, "absent")
@@ -86,7 +108,7 @@ def pairwise_sum(
     function: Callable[[Tensor], Tensor],
     rows: Tensor,
     columns: Tensor,
-    pool: Pool,
+    pool: Pool | None,
     *,
     scale: Tensor | float = 1.0,
     bias: Tensor | float = 0.0,
@@ -127,15 +149,34 @@ def pairwise_sum(
 
 @torch.compiler.disable
 def nearest_candidates(
-    rows: Tensor, columns: Tensor, pool: Pool, k: int, *, ids: Tensor | None = None
+    rows: Tensor,
+    columns: Tensor,
+    pool: Pool | None,
+    k: int,
+    *,
+    ids: Tensor | None = None,
+    negatives: Negatives | None = None,
 ) -> Tensor:
     """(B, k) largest products `rows @ columns.T` of each row over all candidates, largest first,
     without its own column; -inf where fewer than k count. The gradient of an entry goes to its row
     and to the column that gave it.
 
-    rows, columns: (B, D); ids: as for `pairwise_logsumexp`
+    rows, columns, pool, ids: as for `pairwise_logsumexp`; negatives: further columns for the rows
     """
-    return NearestFunction.apply(rows, columns, k, pool, ids)
+    best = NearestFunction.apply(rows, columns, k, pool, ids, ids, "left out")
+    if negatives is not None:
+        further = NearestFunction.apply(
+            rows, negatives.columns, k, None, ids, negatives.ids, "absent"
+        )
+        best = torch.cat([best, further], 1).topk(k, dim=1).values
+    return best
+
+
+def _log_weights(weights: Tensor | None, scale: Tensor, count: int) -> Tensor:
+    """(count,) logarithms of (count,) weights, 0 without them."""
+    if weights is None:
+        return scale.new_zeros(count)
+    return weights.detach().to(scale.dtype).log()
 
 
 def _logaddexp(first: Tensor, second: Tensor) -> Tensor:

@@ -79,9 +79,19 @@ def weighted(values: Tensor, seed: int) -> Tensor:
     return (weights * values.masked_fill(values == -torch.inf, 0)).sum()
 
 
+def positive_weights(size: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(size, generator=generator, dtype=torch.float64) + 0.5
+
+
 @settings(max_examples=100, deadline=None)
-@given(given=inputs(), pool=POOLS, own=OWN)
-def test_logsumexp_of_both_directions(given: Inputs, pool: Pool, own: str) -> None:
+@given(given=inputs(), pool=POOLS, own=OWN, weigh_rows=st.booleans(), weigh_columns=st.booleans())
+def test_logsumexp_of_both_directions(
+    given: Inputs, pool: Pool, own: str, weigh_rows: bool, weigh_columns: bool
+) -> None:
+    size = len(given.image)
+    row_weights = positive_weights(size, 0) if weigh_rows else None
+    column_weights = positive_weights(size, 1) if weigh_columns else None
     out = pairwise_logsumexp(
         given.image,
         given.text,
@@ -89,11 +99,16 @@ def test_logsumexp_of_both_directions(given: Inputs, pool: Pool, own: str) -> No
         scale=given.logit_scale.exp(),
         ids=given.ids,
         own=own,
+        row_weights=row_weights,
+        column_weights=column_weights,
         negatives=given.negatives,
     )
     logits, count = dense(given, own)
     logits = logits.masked_fill(~count, -torch.inf)
-    sides = [logits, logits.T]
+    sides = [
+        logits + (0 if column_weights is None else column_weights.log()),
+        logits.T + (0 if row_weights is None else row_weights.log()),
+    ]
     for number, (past_logits, past_count) in enumerate(dense_past(given)):
         past_logits = past_logits.masked_fill(~past_count, -torch.inf)
         sides[number] = torch.cat([sides[number], past_logits], 1)
@@ -156,9 +171,16 @@ def test_an_own_column_is_nearest_if_it_beats_all_others(given: Inputs, pool: Po
 @settings(max_examples=60, deadline=None)
 @given(given=inputs(), pool=POOLS, k=st.integers(1, 4))
 def test_nearest_candidates(given: Inputs, pool: Pool, k: int) -> None:
-    actual = nearest_candidates(given.image, given.text, pool, k, ids=given.ids)
+    actual = nearest_candidates(
+        given.image, given.text, pool, k, ids=given.ids, negatives=given.negatives
+    )
     similarity = given.image @ given.text.T
     count = counts(given.ids, given.ids, similarity.shape, "left out")
+    if given.past is not None:
+        _, past_text, past_ids = given.past
+        of_past = given.image @ past_text.T
+        count = torch.cat([count, counts(given.ids, past_ids, of_past.shape, "absent")], 1)
+        similarity = torch.cat([similarity, of_past], 1)
     padded = F.pad(similarity.masked_fill(~count, -torch.inf), (0, k), value=-torch.inf)
     expected = padded.topk(k, dim=1).values
     assert_equal([actual], [expected])
