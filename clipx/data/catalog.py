@@ -71,7 +71,17 @@ def open_catalog(
     def read_head(shard: int) -> Head:
         file = files[shard]
         try:
-            return _read_head(file, declared.get(file.url), cache)
+            if not is_remote(file.url):
+                return load_head(Path(file.url))
+            if file.url in declared:
+                state = f"{file.size} {file.stamp} {declared[file.url]}"
+                digest = DECLARED + hashlib.sha1(state.encode()).hexdigest()
+                return Head(declared[file.url], digest, truncated=False)
+            descriptor = cache.open(file)
+            try:
+                return load_head(cache.place(file), stamp=remote_stamp(file), descriptor=descriptor)
+            finally:
+                os.close(descriptor)
         except (UserError, OSError) as error:
             unreadable[shard] = _fault(file, type(error).__name__, str(error))
             return Head(0, "unreadable", truncated=False)
@@ -88,20 +98,6 @@ def open_catalog(
     if new:
         save(store, catalog, keep=known)
     return replace(catalog, faults=_faults(catalog, unreadable))
-
-
-def _read_head(file: ShardFile, declared: int | None, cache: ShardCache) -> Head:
-    if not is_remote(file.url):
-        return load_head(Path(file.url))
-    if declared is not None:
-        state = f"{file.size} {file.stamp} {declared}"
-        digest = DECLARED + hashlib.sha1(state.encode()).hexdigest()
-        return Head(declared, digest, truncated=False)
-    descriptor = cache.open(file)
-    try:
-        return load_head(cache.place(file), stamp=remote_stamp(file), descriptor=descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remote_stamp(file: ShardFile) -> str:
@@ -150,8 +146,11 @@ def store_path(files: Sequence[ShardFile]) -> Path:
 
 def _identities(files: Sequence[ShardFile]) -> np.ndarray:
     """(shards,) bytes: which shard it is, and in which state."""
-    texts = [f"{file.url}\n{file.size}\n{file.stamp}" for file in files]
-    return np.array([text.encode("utf-8", "surrogateescape") for text in texts], dtype=np.bytes_)
+    identities = []
+    for file in files:
+        text = f"{file.url}\n{file.size}\n{file.stamp}"
+        identities.append(text.encode("utf-8", "surrogateescape"))
+    return np.array(identities, dtype=np.bytes_)
 
 
 def _load(store: Path, files: Sequence[ShardFile]) -> tuple[Catalog, np.ndarray]:

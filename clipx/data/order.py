@@ -1,8 +1,7 @@
 """The order of the data as a pure function: (seed, position) -> (shard, sample).
 
-Positions 0, 1, 2 ... number all samples that training
-will ever see. In a corpus of N samples, epoch e is the positions [e*N, (e+1)*N), and position p
-belongs to stream p mod S.
+Positions 0, 1, 2 ... number all samples that training will ever see. In a corpus of N samples,
+epoch e is the positions [e*N, (e+1)*N), and position p belongs to stream p mod S.
 
 Each epoch permutes the shards, lays them end to end and cuts that line of samples into S ranges of
 equal length, one for each stream. Inside a range, samples are shuffled within windows. The first
@@ -15,8 +14,8 @@ It follows that
 - rank r of R reads the positions p with p mod R == r. Where R divides S, these are whole streams,
   and the rank reads only the shards of their ranges.
 
-Random numbers come from a counter-based mixer (SplitMix64), so that any position costs the same:
-nothing is replayed, and no permutation is held in memory.
+Random numbers come from a counter-based mixer, so that any position costs the same: nothing is
+replayed, and no permutation is held in memory.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 _FEISTEL_ROUNDS = 6
+_Epoch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -97,12 +96,6 @@ class Located:
     sample: np.ndarray
 
 
-class _Epoch(NamedTuple):
-    shards: np.ndarray  # in the order of the line
-    ends: np.ndarray  # of each shard on the line of samples
-    key: np.ndarray  # (1,) uint64
-
-
 class Order:
     """The order over shards.
 
@@ -118,7 +111,7 @@ class Order:
         self.window = window
         self.epoch_samples = int(self.sizes.sum())
         self._ends = np.cumsum(self.sizes)
-        self._epochs: dict[int, _Epoch] = {}
+        self._epochs: dict[int, _Epoch] = {}  # the latest two
         assert self.epoch_samples > 0, "an empty corpus is refused before"
 
     def locate(self, positions: np.ndarray) -> Located:
@@ -138,41 +131,46 @@ class Order:
         return Located(shard, sample)
 
     def _locate_in(self, number: int, positions: np.ndarray) -> Located:
-        epoch = self._epoch(number)
-        place = self._place_on_line(positions - number * self.epoch_samples, number, epoch.key)
-        slot = np.searchsorted(epoch.ends, place, side="right")
-        shard = epoch.shards[slot]
-        start = epoch.ends[slot] - self.sizes[shard]
-        return Located(shard, place - start)
-
-    def _place_on_line(self, offset: np.ndarray, epoch: int, key: np.ndarray) -> np.ndarray:
-        """Places on the epoch's line of N samples, by offsets from the epoch's first position."""
+        """Locate positions of epoch `number`."""
+        shards, ends, key = self._epoch(number)
         total = self.epoch_samples
+        first_position = number * total
+        offset = positions - first_position
+
         # Streams take turns, and an epoch may begin with any of them. Lengths of their ranges
         # differ by one at most: the first `total % streams` to take a turn are longer.
         turn = offset % self.streams
-        stream = (turn + epoch * total) % self.streams  # as the position is modulo S
+        stream = (turn + first_position) % self.streams  # as the position is modulo S
         range_length = (total - turn + self.streams - 1) // self.streams
         range_start = turn * (total // self.streams) + np.minimum(turn, total % self.streams)
 
-        i = offset // self.streams  # within the range
-        with np.errstate(over="ignore"):
+        # Place i of the range lies in the window [begin, end), and is shuffled within it.
+        i = offset // self.streams
+        with np.errstate(over="ignore"):  # keys are sums modulo 2^64
             stream_key = mix(key ^ stream.astype(np.uint64))
             # By so much is the first window of the stream shorter.
             cut = (stream_key % np.uint64(self.window)).astype(np.int64)
-            number = (i + cut) // self.window
-            window_key = mix(stream_key + number.astype(np.uint64))
-        begin = np.maximum(number * self.window - cut, 0)
-        end = np.minimum((number + 1) * self.window - cut, range_length)
-        return range_start + begin + shuffled(i - begin, end - begin, window_key)
+            window = (i + cut) // self.window
+            window_key = mix(stream_key + window.astype(np.uint64))
+        begin = np.maximum(window * self.window - cut, 0)
+        end = np.minimum((window + 1) * self.window - cut, range_length)
+        place = range_start + begin + shuffled(i - begin, end - begin, window_key)
+
+        # The shard at this place of the line, and the place within it.
+        slot = np.searchsorted(ends, place, side="right")
+        shard = shards[slot]
+        start = ends[slot] - self.sizes[shard]
+        return Located(shard, place - start)
 
     def _epoch(self, number: int) -> _Epoch:
+        """Shards in the order of the line, the end of each on it, and the epoch's key, (1,)."""
         epoch = self._epochs.get(number)
         if epoch is None:
             draws = hash_of(self.seed, number, np.arange(len(self.sizes)))
             shards = np.argsort(draws, kind="stable")
-            epoch = _Epoch(shards, np.cumsum(self.sizes[shards]), hash_of(self.seed, number))
-            # Keep two: a batch at the end of an epoch needs the next one as well.
+            ends = np.cumsum(self.sizes[shards])
+            epoch = shards, ends, hash_of(self.seed, number)
+            # A batch at the end of an epoch needs the next one as well.
             while len(self._epochs) > 1:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[number] = epoch

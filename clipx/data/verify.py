@@ -26,9 +26,8 @@ def verify(
     """
     yield from corpus.faults
     # A loader returns results in order and holds few of them, where a corpus has millions.
-    for num_samples, bad in DataLoader(
-        _Chunks(config, corpus), batch_size=None, num_workers=workers
-    ):
+    loader = DataLoader(_Chunks(config, corpus), batch_size=None, num_workers=workers)
+    for num_samples, bad in loader:
         advance(num_samples)
         yield from bad
 
@@ -52,15 +51,13 @@ class _Chunks(Dataset):
         number_in_shard = index - int(self._last_chunk[shard]) + chunks_of_shard
         first = number_in_shard * _CHUNK
         end = min(first + _CHUNK, size)
-        bad = []
+        bad: list[BadSample] = []
         for number in range(first, end):
-            bad += self._faults(shard, number)
+            try:
+                sample = self.corpus.read(shard, number)
+                self.config.decode(sample.image)
+            except (SampleError, BadImage, OSError) as error:
+                bad.append(self.corpus.bad_sample(-1, shard, number, error))
+            else:
+                bad += self.corpus.notes(-1, shard, sample)
         return end - first, bad
-
-    def _faults(self, shard: int, number: int) -> list[BadSample]:
-        try:
-            sample = self.corpus.read(shard, number)
-            self.config.decode(sample.image)
-        except (SampleError, BadImage, OSError) as error:
-            return [self.corpus.bad_sample(-1, shard, number, error)]
-        return self.corpus.notes(-1, shard, sample)
