@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipx.data.decode import BadImage
-from clipx.data.feature_cache import TEXTS_PER_FILE, FeatureCache, load_array, save_array
+from clipx.data.feature_cache import TEXTS_PER_FILE, FeatureCache
 from clipx.data.sample import SampleError
 from clipx.data.tokenizers import pad
 from clipx.files import write_whole
@@ -23,9 +25,10 @@ IMAGES_AT_ONCE = 32  # more are no faster on a CPU: their activations leave its 
 TEXTS_AT_ONCE = 256
 SAMPLES_PER_PART = 512  # at most so many are computed again after a build was stopped
 TEXTS_PER_PART = 2048
-Advance = Callable[[], None]
+Advance = Callable[[int], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""title, total -> a function to call after each sample; see clipx.progress"""
+"""title, total -> a function to call with the number of samples done; see clipx.progress"""
+Part = dict[str, np.ndarray]
 
 
 def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_size: int) -> None:
@@ -41,43 +44,30 @@ def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_si
 
 
 def _build_shard(cache: FeatureCache, shard: int, pool: Executor, advance: Advance) -> None:
+    def build(samples: Sequence[int]) -> Part:
+        features: list[np.ndarray] = []
+        captions: list[list[str]] = []
+        batches = _split(samples, IMAGES_AT_ONCE)
+        for rows, texts in pool.map(lambda batch: _embed_images(cache, shard, batch), batches):
+            features.append(rows)
+            captions += texts
+            advance(len(texts))
+        encoded = np.frombuffer(json.dumps(captions).encode(), np.uint8)
+        return {"features": np.concatenate(features), "captions": encoded}
+
     image_file = cache.image_file(shard)
-    caption_file = cache.caption_file(shard)
+    samples = range(cache.corpus.sizes[shard])
     features: list[np.ndarray] = []
     captions: list[list[str]] = []
-    # In parts that are stored, so that a stopped build continues inside a large shard.
-    for number, part in enumerate(_split(range(cache.corpus.sizes[shard]), SAMPLES_PER_PART)):
-        feature_part = _part_of(image_file, number)
-        caption_part = _part_of(caption_file, number)
-        part_features = load_array(feature_part)
-        part_captions = _load_captions(caption_part)
-        if part_features is None or part_captions is None:
-            part_features, part_captions = _build_part(cache, shard, part, pool, advance)
-            save_array(feature_part, part_features)
-            write_whole(caption_part, json.dumps(part_captions))
-        else:
-            _advance_by(len(part), advance)
-        features.append(part_features)
-        captions += part_captions
+    for part in _in_parts(image_file, samples, SAMPLES_PER_PART, build, advance):
+        features.append(part["features"])
+        captions += json.loads(part["captions"].tobytes())
     if not features:
         features.append(np.empty(0, dtype=np.float16))  # a shard without samples
-    save_array(image_file, np.concatenate(features))
-    write_whole(caption_file, json.dumps(captions))  # last: a shard with captions is complete
+    _save_array(image_file, np.concatenate(features))
+    # Last: a shard with captions is complete.
+    write_whole(cache.caption_file(shard), json.dumps(captions))
     _remove_parts(image_file)
-    _remove_parts(caption_file)
-
-
-def _build_part(
-    cache: FeatureCache, shard: int, samples: range, pool: Executor, advance: Advance
-) -> tuple[np.ndarray, list[list[str]]]:
-    features: list[np.ndarray] = []
-    captions: list[list[str]] = []
-    batches = _split(samples, IMAGES_AT_ONCE)
-    for rows, texts in pool.map(lambda batch: _embed_images(cache, shard, batch), batches):
-        features.append(rows)
-        captions += texts
-        _advance_by(len(texts), advance)
-    return np.concatenate(features), captions
 
 
 def _embed_images(
@@ -107,64 +97,72 @@ def build_texts(cache: FeatureCache, progress: Progress, *, rank: int, world_siz
     total = sum(len(files[number]) for number in missing)
     with progress("text features", total) as advance, one_core_each() as pool:
         for number in missing:
-            file = cache.text_file(number)
-            save_array(file, _build_file(cache, file, files[number], pool, advance))
-            _remove_parts(file)
+            _build_text_file(cache, number, files[number], pool, advance)
 
 
-def _build_file(
-    cache: FeatureCache, file: Path, texts: list[str], pool: Executor, advance: Advance
-) -> np.ndarray:
+def _build_text_file(
+    cache: FeatureCache, number: int, texts: list[str], pool: Executor, advance: Advance
+) -> None:
     trunks = cache.trunks
     ids = [trunks.tokenizer.encode(text, trunks.context_length) for text in texts]
-    # Captions of like length together, so that little of the work is padding.
-    order = np.argsort([len(i) for i in ids], kind="stable")
 
     def embed(batch: Sequence[int]) -> np.ndarray:
         rows = pad([ids[i] for i in batch], trunks.tokenizer.pad_id, trunks.pad_to)
         return _float16(trunks.text(rows))
 
-    features: list[np.ndarray] = []
-    for number, part in enumerate(_split(order.tolist(), TEXTS_PER_PART)):
-        part_file = _part_of(file, number)
-        part_features = load_array(part_file)
-        if part_features is None:
-            rows = []
-            for batch_features in pool.map(embed, _split(part, TEXTS_AT_ONCE)):
-                rows.append(batch_features)
-                _advance_by(len(batch_features), advance)
-            part_features = np.concatenate(rows)
-            save_array(part_file, part_features)
-        else:
-            _advance_by(len(part), advance)
-        features.append(part_features)
-    return np.concatenate(features)[np.argsort(order)]
+    def build(numbers: Sequence[int]) -> Part:
+        features: list[np.ndarray] = []
+        for rows in pool.map(embed, _split(numbers, TEXTS_AT_ONCE)):
+            features.append(rows)
+            advance(len(rows))
+        return {"features": np.concatenate(features)}
+
+    # Captions of like length together, so that little of the work is padding.
+    order = np.argsort([len(caption) for caption in ids], kind="stable")
+    file = cache.text_file(number)
+    parts = _in_parts(file, order.tolist(), TEXTS_PER_PART, build, advance)
+    features = np.concatenate([part["features"] for part in parts])
+    _save_array(file, features[np.argsort(order)])  # in the order of the captions
+    _remove_parts(file)
 
 
-def _load_captions(path: Path) -> list[list[str]] | None:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _part_of(file: Path, number: int) -> Path:
-    return file.with_name(f"{file.stem}.part-{number:05d}{file.suffix}")
+def _in_parts(
+    file: Path,
+    items: Sequence[int],
+    size: int,
+    build: Callable[[Sequence[int]], Part],
+    advance: Advance,
+) -> Iterator[Part]:
+    """Yield `build(part)` for parts of at most `size` items. Each is stored beside `file`, so that
+    a stopped build continues inside a large file."""
+    for number, items_of_part in enumerate(_split(items, size)):
+        path = file.with_name(f"{file.stem}.part-{number:05d}.npz")
+        try:
+            with path.open("rb") as opened, np.load(opened) as stored:
+                part = dict(stored)
+            advance(len(items_of_part))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # missing or damaged
+            part = build(items_of_part)
+            buffer = io.BytesIO()
+            np.savez(buffer, **part)  # type: ignore[arg-type]
+            write_whole(path, buffer.getvalue())
+        yield part
 
 
 def _remove_parts(file: Path) -> None:
-    for part in file.parent.glob(f"{file.stem}.part-*{file.suffix}"):
+    for part in file.parent.glob(f"{file.stem}.part-*"):
         part.unlink(missing_ok=True)
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_whole(path, buffer.getvalue())
 
 
 def _split(items: Sequence, size: int) -> list:
     """Consecutive pieces of at most `size`."""
     return [items[first : first + size] for first in range(0, len(items), size)]
-
-
-def _advance_by(count: int, advance: Advance) -> None:
-    for _ in range(count):
-        advance()
 
 
 def _float16(features: Tensor) -> np.ndarray:
