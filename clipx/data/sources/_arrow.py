@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for damaged files."""
+    """The exceptions of pyarrow for damaged files."""
     import pyarrow
 
     return (OSError, ValueError, MemoryError, pyarrow.ArrowException)
@@ -78,7 +78,13 @@ def group_digest(file: Path, chunks: Sequence[Any], *identity: object) -> str:
     with file.open("rb") as opened:
         for chunk in chunks:
             sizes = (chunk.total_compressed_size, chunk.total_uncompressed_size)
-            extremes = _extremes(chunk.statistics)
+            extremes = None
+            statistics = chunk.statistics
+            if statistics is not None and statistics.has_min_max:
+                try:
+                    extremes = (statistics.min, statistics.max)
+                except UnicodeDecodeError:
+                    extremes = (statistics.min_raw, statistics.max_raw)
             layout.update(ascii((chunk.path_in_schema, sizes, extremes)).encode())
             begin = chunk.data_page_offset
             if chunk.has_dictionary_page and chunk.dictionary_page_offset:
@@ -88,12 +94,3 @@ def group_digest(file: Path, chunks: Sequence[Any], *identity: object) -> str:
                 opened.seek(max(0, place))
                 content.update(opened.read(min(SIDE, max(0, end - place))))
     return f"{layout.hexdigest()}:{content.hexdigest()}"
-
-
-def _extremes(statistics: Any) -> tuple[Any, Any] | None:
-    if statistics is None or not statistics.has_min_max:
-        return None
-    try:
-        return statistics.min, statistics.max
-    except UnicodeDecodeError:
-        return statistics.min_raw, statistics.max_raw

@@ -14,41 +14,24 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from clipx.data.sample import SampleError
-from clipx.data.sources._rows import check_names, decode_text, image_column
-from clipx.data.sources._strings import Strings
+from clipx.data.sources._rows import Rows, Strings, check_names, decode_text, image_column
 from clipx.types import UserError
 
 _SEPARATORS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 
 
 @dataclass(frozen=True)
-class CsvRows:
-    """See `Rows`. broken: row -> why it does not parse; its columns are empty"""
+class CsvRows(Rows):
+    """broken: row -> why it does not parse; its columns are empty"""
 
-    first: int
     columns: Mapping[str, Strings]
     image_column: str
     broken: Mapping[int, str]
-
-    def __len__(self) -> int:
-        return len(self.columns[self.image_column])
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset(self.columns) - {self.image_column}
-
-    @cached_property
-    def digest(self) -> str:
-        sha = hashlib.sha1(ascii((self.image_column, self.broken)).encode())
-        for name, strings in self.columns.items():
-            sha.update(ascii(name).encode() + strings.ends.tobytes() + strings.blob)
-        return sha.hexdigest()
 
     def path(self, row: int) -> str:
         return os.fsdecode(self.columns[self.image_column][row])
@@ -93,7 +76,13 @@ def _read_shards(
     except csv.Error as error:
         raise UserError(f"the first line of table {file} does not parse: {error}") from error
     check_names(file, header)
-    column = image_column(file, header, wanted, _separator_hint(header, separator))
+    hint = ""
+    for other, name in _SEPARATORS.items():
+        if other != separator and other in "".join(header):
+            hint = f" (split at {separator!r}; there is a {name}: try separator: {other!r})"
+            break
+    column = image_column(file, header, wanted, hint)
+    fields = frozenset(header) - {column}
 
     records = _records(lines, separator, len(header))
     shards: list[CsvRows] = []
@@ -108,7 +97,11 @@ def _read_shards(
             for column_values, value in zip(values, row, strict=True):
                 column_values.append(value.encode("utf-8", "surrogateescape"))
         columns = dict(zip(header, map(Strings, values), strict=True))
-        shards.append(CsvRows(first, columns, column, broken))
+        sha = hashlib.sha1(ascii((column, broken)).encode())
+        for name, strings in columns.items():
+            sha.update(ascii(name).encode() + strings.ends.tobytes() + strings.blob)
+        digest = sha.hexdigest()
+        shards.append(CsvRows(first, len(rows), fields, digest, columns, column, broken))
         first += len(rows)
     return shards
 
@@ -158,12 +151,3 @@ class _Lines:
         self._returned.extendleft(reversed(self.taken[1:]))
         self._number -= len(self.taken) - 1
         return self._number
-
-
-def _separator_hint(header: Sequence[str], separator: str) -> str:
-    """Name another separator that the file may have."""
-    text = "".join(header)
-    for other, name in _SEPARATORS.items():
-        if other != separator and other in text:
-            return f" (split at {separator!r}; there is a {name}: try separator: {other!r})"
-    return ""

@@ -1,41 +1,59 @@
-"""The rows of a table, whatever kind of file they come from."""
+"""The rows of a table, whatever kind of file they come from, and many strings in little memory."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
 
 from clipx.types import UserError
 
 
-class Rows(Protocol):
-    """The rows of one shard. Pickled and sent to other processes."""
+@dataclass(frozen=True)
+class Rows(ABC):
+    """The rows of one shard. Pickled and sent to other processes.
 
-    @property
-    def first(self) -> int:
-        """Number of the first row in its file, from 0."""
-        ...
+    first: number of the first row in its file, from 0
+    fields: names of the text columns
+    """
 
-    @property
-    def fields(self) -> frozenset[str]:
-        """Names of the text columns."""
-        ...
+    first: int
+    size: int
+    fields: frozenset[str]
+    digest: str
 
-    @property
-    def digest(self) -> str: ...
-    def __len__(self) -> int: ...
+    @abstractmethod
     def path(self, row: int) -> str:
         """Path of the image as the table has it, or ""."""
-        ...
 
+    @abstractmethod
     def image(self, row: int) -> bytes | None:
         """The image, if the table holds it. Raises SampleError and OSError."""
-        ...
 
+    @abstractmethod
     def text(self, row: int) -> dict[str, Any]:
         """The text fields; bytes where one is not UTF-8. Raises SampleError and OSError."""
-        ...
+
+
+class Strings:
+    """A list of N byte strings as one blob and (N,) int64 ends: a few objects instead of N, so that
+    it pickles fast and forked processes share its memory."""
+
+    def __init__(self, items: Sequence[bytes]) -> None:
+        self.blob = b"".join(items)
+        self.ends = np.cumsum(np.fromiter(map(len, items), np.int64, len(items)))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> bytes:
+        assert 0 <= index < len(self.ends)
+        start = self.ends[index - 1] if index else 0
+        return self.blob[start : self.ends[index]]
 
 
 def image_column(file: Path, columns: Collection[str], wanted: Sequence[str], hint: str) -> str:

@@ -81,11 +81,8 @@ class Table:
         if not self._shards:
             raise UserError(f"no table of {', '.join(map(str, files))} has a row")
         self.fields = frozenset(fields)
-        self.sizes = np.array([len(rows) for _, _, rows in self._shards], dtype=np.int64)
-
-    @property
-    def digests(self) -> Sequence[str]:
-        return [rows.digest for _, _, rows in self._shards]
+        self.sizes = np.array([rows.size for _, _, rows in self._shards], dtype=np.int64)
+        self.digests = [rows.digest for _, _, rows in self._shards]
 
     def name(self, shard: int) -> str:
         file, number, _ = self._shards[shard]
@@ -101,11 +98,24 @@ class Table:
         file, _, rows = self._shards[shard]
         text = rows.text(sample)  # first: a row that does not parse has no path either
         image = rows.image(sample)
-        if image is None:
-            root = file.parent if self._root is None else self._root
-            image = _read_image(root, rows.path(sample), max_image_bytes)
-        else:
+        if image is not None:
             check_size(len(image), max_image_bytes)
+            return Raw(self.key(shard, sample), image, text)
+
+        # The table has a path. A bad one costs this sample only.
+        path = rows.path(sample)
+        if not path:
+            raise SampleError("image", "the row has no image path")
+        try:
+            path = local_path(path)
+        except UserError as error:
+            raise SampleError("image", str(error)) from error
+        if "://" in path:
+            raise SampleError("image", f"{path} is a URL, not a path")
+        if "\0" in path:
+            raise SampleError("image", f"{path!r} is not a path: it has a zero byte")
+        root = file.parent if self._root is None else self._root
+        image = read_image_file(root / path, max_image_bytes)
         return Raw(self.key(shard, sample), image, text)
 
     def prefetch(self, shards: Sequence[int]) -> None:
@@ -160,18 +170,3 @@ def _open_table(
             "with img2dataset, and open its output with name: webdataset"
         )
     return shards
-
-
-def _read_image(root: Path, path: str, max_image_bytes: int) -> bytes:
-    """Raises SampleError, TooLarge and OSError."""
-    if not path:
-        raise SampleError("image", "the row has no image path")
-    try:
-        path = local_path(path)
-    except UserError as error:
-        raise SampleError("image", str(error)) from error
-    if "://" in path:
-        raise SampleError("image", f"{path} is a URL, not a path")
-    if "\0" in path:
-        raise SampleError("image", f"{path!r} is not a path: it has a zero byte")
-    return read_image_file(root / path, max_image_bytes)
