@@ -93,8 +93,23 @@ def fetch_small(url: str, *, patience: Patience = PATIENCE) -> bytes | None:
 
 
 def _call(url: str, method: str, patience: Patience, *, stalls: int = 1, **options: Any) -> Any:
-    """Call a method of the URL's file system with its path. Raises OSError and UserError."""
-    call = getattr(_filesystem(url), method)
+    """Call a method of the URL's file system with its path. Raises OSError, and UserError if fsspec
+    has no file system for the URL."""
+    try:
+        call = getattr(store.filesystem(url), method)
+    except ImportError as error:
+        from fsspec.registry import known_implementations
+
+        scheme = url.partition(":")[0]
+        package = known_implementations.get(scheme, {}).get("class", scheme).partition(".")[0]
+        raise UserError(
+            f"{url}: {scheme}:// needs a package that is not installed ({error}); "
+            f"`pip install {package}`"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{url}: {error}; fsspec reads many stores, for example s3://, gs://, hf://"
+        ) from error
     path = store.path_in_store(url)
     seconds = stalls * patience.stall_seconds
     return retry(lambda: within(seconds, call, path, **options), patience, url)
@@ -160,25 +175,6 @@ def _look_up(pattern: str, patience: Patience) -> list[ShardFile]:
     if info["type"] == "directory":
         return _list(pattern, patience)
     return [store.from_info(pattern, info)]
-
-
-def _filesystem(url: str) -> Any:
-    """Raises UserError if fsspec has no file system for the URL."""
-    try:
-        return store.filesystem(url)
-    except ImportError as error:
-        from fsspec.registry import known_implementations
-
-        scheme = url.partition(":")[0]
-        package = known_implementations.get(scheme, {}).get("class", scheme).partition(".")[0]
-        raise UserError(
-            f"{url}: {scheme}:// needs a package that is not installed ({error}); "
-            f"`pip install {package}`"
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"{url}: {error}; fsspec reads many stores, for example s3://, gs://, hf://"
-        ) from error
 
 
 @contextmanager
