@@ -41,10 +41,14 @@ def clipart_drawings(folder: Path) -> Iterator[Drawing]:
     files: dict[Path, Metadata] = {}
     # Sorted, since the first of two files with one slug is kept.
     for path in sorted(folder.rglob("*.svg")):
-        if not _is_generated(path.relative_to(folder)):
-            metadata = _metadata(path)
-            if metadata is not None:
-                files[path] = metadata
+        # Themed desktop icons, and some 1,400 stars that a script drew.
+        parts = path.relative_to(folder).parts
+        is_desktop_icon = parts[0] == "computer" and "icons" in parts
+        if is_desktop_icon or path.name.startswith("star_"):
+            continue
+        metadata = _metadata(path)
+        if metadata is not None:
+            files[path] = metadata
     frequency = Counter(metadata.title for metadata in files.values())
     slugs: set[str] = set()
     for path, (title, keywords, author) in files.items():
@@ -73,14 +77,7 @@ def clipart_drawings(folder: Path) -> Iterator[Drawing]:
             license="CC-PDDC",
             path=str(path),
             tags=tuple(tags),
-            group=relative.parts[0],
         )
-
-
-def _is_generated(relative: Path) -> bool:
-    """Themed desktop icons, and some 1,400 stars that a script drew."""
-    is_desktop_icon = relative.parts[0] == "computer" and "icons" in relative.parts
-    return is_desktop_icon or relative.name.startswith("star_")
 
 
 def _metadata(path: Path) -> Metadata | None:

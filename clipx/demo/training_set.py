@@ -37,11 +37,27 @@ class Plan:
 
 def plan_training(recipe: Recipe, modules: Path) -> Plan:
     """Each training drawing once and no copy of a held-out one, in the order of a stable hash."""
-    held_out = _held_out_geometry(recipe, modules)
+    candidates = list(emoji_drawings(modules, recipe.emoji_sets))
+    candidates += flag_drawings(modules, recipe.flag_sets)
+    candidates += icon_drawings(modules, recipe.icon_sets, recipe.styles_per_icon)
+
+    # The geometry of all drawings that are held out, whether a test uses them or not.
+    held_out = set()
+    for prefix in (recipe.test_emoji, recipe.test_flags, recipe.test_icons):
+        for icon in load_set(modules, prefix)["icons"].values():
+            held_out.add(geometry(icon["body"]))
+    if recipe.trains_on_clipart:
+        for drawing in clipart_drawings(recipe.openclipart):
+            if is_held_out(drawing):
+                held_out.add(geometry(drawing.markup))
+            else:
+                candidates.append(drawing)
+    held_out.discard("")  # drawings without paths, such as circles, are no copies of one another
+
     drawings: dict[bytes, Drawing] = {}
     duplicates = 0
     copies = 0
-    for drawing in _training_drawings(recipe, modules):
+    for drawing in candidates:
         markup = drawing.markup
         digest = hashlib.sha1(markup.encode()).digest()  # sets copy drawings from one another
         if digest in drawings:
@@ -53,29 +69,6 @@ def plan_training(recipe: Recipe, modules: Path) -> Plan:
     # A hash instead of a seed: adding a set does not move the drawings of the others.
     shuffled = sorted(drawings.values(), key=lambda d: hashlib.sha1(d.key.encode()).digest())
     return Plan(shuffled, duplicates, copies)
-
-
-def _training_drawings(recipe: Recipe, modules: Path) -> Iterator[Drawing]:
-    yield from emoji_drawings(modules, recipe.emoji_sets)
-    yield from flag_drawings(modules, recipe.flag_sets)
-    yield from icon_drawings(modules, recipe.icon_sets, recipe.styles_per_icon)
-    if recipe.trains_on_clipart:
-        for drawing in clipart_drawings(recipe.openclipart):
-            if not is_held_out(drawing):
-                yield drawing
-
-
-def _held_out_geometry(recipe: Recipe, modules: Path) -> set[str]:
-    """The geometry of all drawings of the held-out sets, whether a test uses them or not."""
-    digests = set()
-    for prefix in recipe.test_sets:
-        for icon in load_set(modules, prefix)["icons"].values():
-            digests.add(geometry(icon["body"]))
-    if recipe.trains_on_clipart:
-        for drawing in clipart_drawings(recipe.openclipart):
-            if is_held_out(drawing):
-                digests.add(geometry(drawing.markup))
-    return digests - {""}  # drawings without paths, such as circles, are no copies of one another
 
 
 def build_shards(
