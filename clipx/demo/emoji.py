@@ -94,17 +94,6 @@ def _emoji_captions(label: str, name: EmojiName) -> list[str]:
     return captions
 
 
-def _countries(names: dict[str, EmojiName]) -> dict[str, str]:
-    """Countries by ISO code in lower case, from the emoji that are two regional indicators."""
-    countries = {}
-    for code, name in names.items():
-        points = [int(point, 16) for point in code.split("-")]
-        if len(points) == 2 and all(0x1F1E6 <= point <= 0x1F1FF for point in points):
-            iso = "".join(chr(point - 0x1F1E6 + ord("a")) for point in points)
-            countries[iso] = name.label.removeprefix("flag: ")
-    return countries
-
-
 # Codes of both a country and a language. In circle-flags these icons show the language's flag:
 # Arabic, Interlingue, Ido, Latin. (Other such codes, `de` or `fi`, have that of the country.)
 _LANGUAGE_FLAGS = {"circle-flags": ("ar", "ie", "io", "la")}
@@ -112,7 +101,13 @@ _LANGUAGE_FLAGS = {"circle-flags": ("ar", "ie", "io", "la")}
 
 def flag_drawings(modules: Path, prefixes: Iterable[str]) -> Iterator[Drawing]:
     """Flags of countries, without those of regions and organizations, which have no emoji."""
-    countries = _countries(emoji_names(modules))
+    countries = {}  # by ISO code in lower case
+    for code, name in emoji_names(modules).items():
+        # The emoji of a country is two regional indicators, one for each letter of its code.
+        letters = [int(point, 16) - 0x1F1E6 for point in code.split("-")]
+        if len(letters) == 2 and min(letters) >= 0 and max(letters) < 26:
+            iso = chr(ord("a") + letters[0]) + chr(ord("a") + letters[1])
+            countries[iso] = name.label.removeprefix("flag: ")
     for prefix in prefixes:
         icon_set = load_set(modules, prefix)
         for icon in visible_icons(icon_set):
