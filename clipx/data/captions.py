@@ -84,7 +84,9 @@ class CaptionFields:
     @staticmethod
     def names(raw: Raw) -> set[str]:
         """The fields of a sample that contain text. Raises SampleError."""
-        values = _json_fields(raw) | {k: v for k, v in raw.text.items() if k != "json"}
+        values = {**raw.text}
+        values.pop("json", None)
+        values = _json_fields(raw) | values
         return {name for name, value in values.items() if _texts(value)}
 
 
@@ -132,8 +134,15 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
     present = {name for source in corpus.sources.values() for name in source.fields or ()}
     if present.issuperset(wanted):
         return []
+
+    def field_names(place: tuple[int, int]) -> set[str] | None:
+        try:
+            return CaptionFields.names(corpus.read_raw(*place))
+        except (SampleError, BadImage, OSError):
+            return None  # the run's quarantine will name it
+
     num_read = 0
-    for names in in_threads(lambda place: _field_names(corpus, *place), _probes(corpus)):
+    for names in in_threads(field_names, _probes(corpus)):
         if names is not None:
             num_read += 1
             present |= names
@@ -152,14 +161,6 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
     if corpus.is_remote:  # one shard proves too little to stop a run
         return [f"{text}, all of one shard.{guess} Fields there: {fields}"]
     raise UserError(f"{text}.{guess} Correct it or leave it out; fields there: {fields}")
-
-
-def _field_names(corpus: Corpus, shard: int, sample: int) -> set[str] | None:
-    """None for a sample that cannot be read, which the run's quarantine will name."""
-    try:
-        return CaptionFields.names(corpus.read_raw(shard, sample))
-    except (SampleError, BadImage, OSError):
-        return None
 
 
 def _probes(corpus: Corpus) -> list[tuple[int, int]]:

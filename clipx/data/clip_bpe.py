@@ -89,21 +89,13 @@ class _WordIds(dict[str, list[int]]):
     def _token_ids(self, token: str) -> list[int]:
         if token in ("<start_of_text>", "<end_of_text>"):
             return [self._reference.encoder[token]]
-        byte_ids = self._byte_ids
-        ids = [byte_ids[byte] for byte in token.encode()]
+        ids = [self._byte_ids[byte] for byte in token.encode()]
         ids[-1] += 256  # the symbol of the same byte at the end of a word
+        # Replace the pair that was learned first by one symbol, until no known pair is left. The
+        # reference replaces all places of a pair at once. Here it is one place at a time, with the
+        # same result, since no pair with the new symbol was learned before it.
+        merge = _merge_short if len(ids) <= _SHORT else _merge_long
         return merge(ids, self._joined)
-
-
-def merge(ids: list[int], joined: Mapping[int, int]) -> list[int]:
-    """Replace the pair that was learned first by one symbol, until no known pair is left.
-
-    The reference replaces all places of a pair at once. Here it is one place at a time, with the
-    same result, since no pair with the new symbol was learned before it.
-
-    joined: `first << 16 | second` -> id of both as one
-    """
-    return _merge_short(ids, joined) if len(ids) <= _SHORT else _merge_long(ids, joined)
 
 
 def _merge_short(ids: list[int], joined: Mapping[int, int]) -> list[int]:
