@@ -108,7 +108,7 @@ def remote_stamp(file: ShardFile) -> str:
 def _faults(catalog: Catalog, unreadable: Mapping[int, BadSample]) -> tuple[BadSample, ...]:
     """Faults of whole shards, in the order of the files."""
     shards = {*np.flatnonzero(catalog.truncated).tolist(), *catalog.warnings, *unreadable}
-    faults: list[BadSample] = []
+    faults = []
     for shard in sorted(shards):
         file = catalog.files[shard]
         if shard in unreadable:

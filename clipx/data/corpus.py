@@ -142,7 +142,7 @@ class Corpus:
         Only `use` decodes the picture, and so decides whether the sample is good: it raises
         BadImage. Raises UserError where no replacement is good.
         """
-        bad: list[BadSample] = []
+        bad = []
         for attempt in range(MAX_ATTEMPTS):
             if attempt:  # the sample before was bad
                 # The order chooses by its own numbers: a repeated shard has several, all alike.

@@ -83,7 +83,7 @@ def _scan(folder: Path, own: Path | None = None) -> tuple[int, int, list[_Entry]
     downloads of killed processes."""
     taken = 0
     needed = 0
-    entries: list[_Entry] = []
+    entries = []
     for path in folder.iterdir():
         if not _CACHED.match(path.name) or path == own:
             continue

@@ -45,7 +45,7 @@ def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_si
 
 def _build_shard(cache: FeatureCache, shard: int, pool: Executor, advance: Advance) -> None:
     def build(samples: Sequence[int]) -> Part:
-        features: list[np.ndarray] = []
+        features = []
         captions: list[list[str]] = []
         batches = _split(samples, IMAGES_AT_ONCE)
         for rows, texts in pool.map(lambda batch: _embed_images(cache, shard, batch), batches):
@@ -57,7 +57,7 @@ def _build_shard(cache: FeatureCache, shard: int, pool: Executor, advance: Advan
 
     image_file = cache.image_file(shard)
     samples = range(cache.corpus.sizes[shard])
-    features: list[np.ndarray] = []
+    features = []
     captions: list[list[str]] = []
     for part in _in_parts(image_file, samples, SAMPLES_PER_PART, build, advance):
         features.append(part["features"])
@@ -111,7 +111,7 @@ def _build_text_file(
         return _float16(trunks.text(rows))
 
     def build(numbers: Sequence[int]) -> Part:
-        features: list[np.ndarray] = []
+        features = []
         for rows in pool.map(embed, _split(numbers, TEXTS_AT_ONCE)):
             features.append(rows)
             advance(len(rows))

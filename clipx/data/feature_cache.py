@@ -93,7 +93,7 @@ class FeatureCache:
     def texts(self) -> Texts:
         """The captions of the whole corpus, after all images are built."""
         place: dict[str, int] = {}
-        ids: list[int] = []
+        ids = []
         first = [0]
         for shard in range(self.corpus.num_shards):
             for captions in json.loads(self.caption_file(shard).read_bytes()):

@@ -38,30 +38,20 @@ def find(
     patterns: URLs without braces. Raises UserError naming what is missing, not permitted or not
     installed
     """
-    files: dict[str, list[ShardFile]] = {}
-    single: list[str] = []
-    for pattern in dict.fromkeys(patterns):
-        if is_pipe(pattern):
-            if not allow_pipe:
-                raise UserError(
-                    f"{pattern!r} runs a shell command; if you trust where it comes from, "
-                    "permit it by the setting `allow_pipe: true`"
-                )
-            files[pattern] = [ShardFile(pattern, size=-1, stamp="", md5="")]
-        elif is_http(pattern):
-            if "*" in pattern or pattern.endswith("/"):
-                raise UserError(
-                    f"{pattern}: a web server cannot be listed; "
-                    "name the shards by a range such as 'https://host/{00000..00127}.tar'"
-                )
-            single.append(pattern)
-        elif glob.has_magic(pattern) or pattern.endswith("/"):
-            files[pattern] = _list(pattern, patience)
-        else:
-            single.append(pattern)
+    for pattern in patterns:
+        if is_pipe(pattern) and not allow_pipe:
+            raise UserError(
+                f"{pattern!r} runs a shell command; if you trust where it comes from, "
+                "permit it by the setting `allow_pipe: true`"
+            )
+        if is_http(pattern) and ("*" in pattern or pattern.endswith("/")):
+            raise UserError(
+                f"{pattern}: a web server cannot be listed; "
+                "name the shards by a range such as 'https://host/{00000..00127}.tar'"
+            )
     # Ranges of thousands of shards: a listing first, then requests for what it lacks.
-    files |= _find_in_listings(single, patience)
-    missing = [pattern for pattern in single if pattern not in files]
+    files = _find_in_listings(patterns, patience)
+    missing = [pattern for pattern in dict.fromkeys(patterns) if pattern not in files]
     pool = ThreadPoolExecutor(max_workers=_THREADS)
     try:
         looked_up = pool.map(lambda pattern: _look_up(pattern, patience), missing)
@@ -143,11 +133,18 @@ def _list(pattern: str, patience: Patience) -> list[ShardFile]:
     return sorted(files, key=lambda file: file.url)
 
 
+def _is_one_file(pattern: str) -> bool:
+    """Whether a pattern names one file of an object store, or a folder without its slash."""
+    if is_pipe(pattern) or is_http(pattern):
+        return False
+    return not (glob.has_magic(pattern) or pattern.endswith("/"))
+
+
 def _find_in_listings(patterns: list[str], patience: Patience) -> dict[str, list[ShardFile]]:
     """Find single files by listing their folder, if it has many of them."""
     folders: dict[str, list[str]] = {}
     for pattern in patterns:
-        if not is_http(pattern):
+        if _is_one_file(pattern):
             folders.setdefault(pattern.rpartition("/")[0] + "/", []).append(pattern)
     files = {}
     for folder, members in folders.items():
@@ -166,15 +163,18 @@ def _find_in_listings(patterns: list[str], patience: Patience) -> dict[str, list
 
 
 def _look_up(pattern: str, patience: Patience) -> list[ShardFile]:
-    """A single file, or the .tar files of a folder written without a slash."""
+    """The files of one pattern, by requests for it alone."""
+    if is_pipe(pattern):
+        return [ShardFile(pattern, size=-1, stamp="", md5="")]
     with _explained(pattern):
         if is_http(pattern):
             seconds = patience.stall_seconds
             return [retry(lambda: http.find_file(pattern, seconds), patience, pattern)]
-        info = _call(pattern, "info", patience)
-    if info["type"] == "directory":
-        return _list(pattern, patience)
-    return [store.from_info(pattern, info)]
+        if _is_one_file(pattern):
+            info = _call(pattern, "info", patience)
+            if info["type"] != "directory":
+                return [store.from_info(pattern, info)]
+    return _list(pattern, patience)
 
 
 @contextmanager

@@ -33,11 +33,11 @@ def expand(patterns: str | list[str], *, allow_pipe: bool = False) -> list[Shard
 
     Raises UserError naming what matches nothing.
     """
-    parts: list[str] = []
+    parts = []
     for text in [patterns] if isinstance(patterns, str) else patterns:
         # The command of a pipe may contain `::`.
         parts += [text] if text.startswith("pipe:") else text.split("::")
-    files: list[ShardFile] = []
+    files = []
     for pattern in parts:
         if is_remote(pattern):
             files += find(_expand_braces(pattern), allow_pipe=allow_pipe)
@@ -45,7 +45,7 @@ def expand(patterns: str | list[str], *, allow_pipe: bool = False) -> list[Shard
             files += _find_local(pattern)
     if not files:
         raise UserError("the list of shards is empty; name some, as in data.shards=data/*.tar")
-    seen: set[str] = set()
+    seen = set()
     for file in files:
         if file.url in seen:
             raise UserError(
@@ -57,7 +57,7 @@ def expand(patterns: str | list[str], *, allow_pipe: bool = False) -> list[Shard
 
 
 def _find_local(pattern: str) -> list[ShardFile]:
-    paths: list[Path] = []
+    paths = []
     try:
         for text in _expand_braces(local_path(pattern)):
             path = Path(text)
@@ -76,7 +76,7 @@ def _find_local(pattern: str) -> list[ShardFile]:
             "give a folder of .tar files, a glob such as 'data/*.tar' "
             "or a range such as 'data/{00000..00127}.tar'"
         )
-    files: list[ShardFile] = []
+    files = []
     for start in range(0, len(paths), _FILES_AT_ONCE):
         part = paths[start : start + _FILES_AT_ONCE]
         missing = []

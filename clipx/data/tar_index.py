@@ -116,15 +116,15 @@ def build_index(path: Path, descriptor: int | None = None) -> ShardIndex:
 
 def _group(listing: Listing) -> ShardIndex:
     """Group members into samples: consecutive ones with the same key."""
-    start: list[int] = []  # first member of each sample
-    keys: list[bytes] = []
-    duplicate: list[bool] = []
+    start = []  # first member of each sample
+    keys = []
+    duplicate = []
     numbers: dict[str, int] = {}  # of the extensions, in the order in which they come
-    extensions: list[int] = []
+    extensions = []
     second_images = 0
-    seen: set[str] = set()
+    seen = set()
     key = None
-    current: set[str] = set()  # extensions of the sample so far
+    current = set()  # extensions of the sample so far
     num_images = 0
     for row, (name, _, _) in enumerate(listing.members):
         previous = key

@@ -51,7 +51,7 @@ class _Chunks(Dataset):
         number_in_shard = index - int(self._last_chunk[shard]) + chunks_of_shard
         first = number_in_shard * _CHUNK
         end = min(first + _CHUNK, size)
-        bad: list[BadSample] = []
+        bad = []
         for number in range(first, end):
             try:
                 sample = self.corpus.read(shard, number)

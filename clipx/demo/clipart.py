@@ -50,7 +50,7 @@ def clipart_drawings(folder: Path) -> Iterator[Drawing]:
         if metadata is not None:
             files[path] = metadata
     frequency = Counter(metadata.title for metadata in files.values())
-    slugs: set[str] = set()
+    slugs = set()
     for path, (title, keywords, author) in files.items():
         title = re.sub(r"^clipart by [^-]+-", "", title, flags=re.IGNORECASE)
         if not title or _NOT_A_TITLE.search(title) or frequency[title] >= _COLLECTION_FILES:
@@ -86,7 +86,7 @@ def _metadata(path: Path) -> Metadata | None:
     except ET.ParseError:  # resvg could not draw it either
         return None
     title = ""
-    keywords: list[str] = []
+    keywords = []
     author = ""
     for work in root.iter():
         if not work.tag.endswith("}Work"):  # namespaces differ from program to program

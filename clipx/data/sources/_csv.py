@@ -85,7 +85,7 @@ def _read_shards(
     fields = frozenset(header) - {column}
 
     records = _records(lines, separator, len(header))
-    shards: list[CsvRows] = []
+    shards = []
     first = 0
     while rows := list(islice(records, shard_samples)):
         values: list[list[bytes]] = [[] for _ in header]

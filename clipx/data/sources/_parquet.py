@@ -105,9 +105,9 @@ def open_rows(
         with parquet.ParquetFile(file, pre_buffer=False) as opened:
             schema = opened.schema_arrow
             check_names(file, schema.names)
-            texts: list[str] = []
-            images: list[str] = []
-            others: list[str] = []
+            texts = []
+            images = []
+            others = []
             for field in schema:
                 if is_text(field.type):
                     texts.append(field.name)

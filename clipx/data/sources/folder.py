@@ -125,7 +125,7 @@ class Folder:
 def _find_samples(root: Path, faults: list[BadSample]) -> list[_Sample]:
     """All samples, sorted by key. A second image of one key is a sample of its own, without text.
     Appends folders that cannot be listed to `faults`."""
-    files: list[_File] = []
+    files = []
     for prefix, entry in walk(root, faults):
         stem, dot, extension = entry.name.rpartition(b".")
         rank = _RANK.get(extension.lower())
@@ -138,9 +138,9 @@ def _find_samples(root: Path, faults: list[BadSample]) -> list[_Sample]:
             changed_ns = status.st_mtime_ns
         files.append((prefix + stem, rank, dot + extension, size, changed_ns))
     files.sort()
-    samples: list[_Sample] = []
+    samples = []
     for _, group in groupby(files, itemgetter(0)):
-        images: list[_File] = []
+        images = []
         texts: dict[int, _File] = {}
         for file in group:
             if file[1] < len(EXTENSIONS):
@@ -183,7 +183,7 @@ def walk(root: Path, faults: list[BadSample]) -> Iterator[tuple[bytes, os.DirEnt
 
 def _digests(root: Path, samples: Sequence[_Sample], shard_samples: int) -> list[str]:
     """`layout:content` of each shard: a digest of names and sizes, and one of the contents."""
-    layouts: list[str] = []
+    layouts = []
     entries: list[list[Entry]] = []
     for first in range(0, len(samples), shard_samples):
         layout = hashlib.sha1()

@@ -72,7 +72,7 @@ class Table:
         wanted = IMAGE_COLUMNS if image_column is None else (image_column,)
         self._root = image_root
         self._shards: list[tuple[Path, int, Rows]] = []  # (file, number in the file, rows)
-        fields: set[str] = set()
+        fields = set()
         for file in files:
             parts = _open_table(file, wanted, separator=separator, shard_samples=shard_samples)
             for number, rows in enumerate(parts):
@@ -124,7 +124,7 @@ class Table:
 
 def find(patterns: str | list[str]) -> list[Path]:
     """Find the files of a pattern or a list of them. Raises UserError."""
-    files: list[Path] = []
+    files = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         pattern = local_path(pattern)
         if "://" in pattern:
