@@ -84,9 +84,8 @@ class CaptionFields:
     @staticmethod
     def names(raw: Raw) -> set[str]:
         """The fields of a sample that contain text. Raises SampleError."""
-        values = {**raw.text}
+        values = {**_json_fields(raw), **raw.text}
         values.pop("json", None)
-        values = _json_fields(raw) | values
         return {name for name, value in values.items() if _texts(value)}
 
 
@@ -176,12 +175,14 @@ def _probes(corpus: Corpus) -> list[tuple[int, int]]:
             continue
         if source.is_remote:
             shards = first_shards[np.isin(first_shards, shards)][:1]
-        # Evenly over the samples, not over the shards, whose sizes may differ much.
-        ends = np.cumsum(corpus.sizes[shards])
-        if not len(ends) or not ends[-1]:
+        sizes = corpus.sizes[shards]
+        total = int(sizes.sum())
+        if total == 0:
             continue
-        places = np.unique(np.linspace(0, ends[-1] - 1, min(PROBES, ends[-1])).astype(np.int64))
+        # Evenly over the samples, not over the shards, whose sizes may differ much.
+        places = np.unique(np.linspace(0, total - 1, min(PROBES, total)).astype(np.int64))
+        ends = np.cumsum(sizes)
         slots = np.searchsorted(ends, places, side="right")
-        samples = places - (ends - corpus.sizes[shards])[slots]
+        samples = places - (ends - sizes)[slots]
         probes += zip(shards[slots].tolist(), samples.tolist(), strict=True)
     return probes

@@ -30,6 +30,7 @@ from clipx.types import UserError
 
 _VERSION = 2
 _DIGEST_BYTES = 81  # two SHA-1 in hexadecimal and a colon
+_COLUMNS = ("samples", "digests", "truncated")  # of a stored catalog
 DECLARED = "sizes.json "
 """Prefix of the digest of a shard that was not opened, since sizes.json gives its samples."""
 IMAGE_RULE = f"the first of {', '.join(EXTENSIONS)} is used"
@@ -170,25 +171,24 @@ def _load(store: Path, files: Sequence[ShardFile]) -> tuple[Catalog, np.ndarray]
         with store.open("rb") as file, np.load(file, allow_pickle=False) as data:
             if data["version"] != _VERSION:
                 return catalog, unknown
-            stored = data["identities"]
-            samples = data["samples"]
-            digests = data["digests"]
-            truncated = data["truncated"]
-            warnings = json.loads(data["warnings"].tobytes())
+            stored = dict(data)
+            warnings = json.loads(stored["warnings"].tobytes())
+            old_identities = stored["identities"]
+            columns = [stored[name] for name in _COLUMNS]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return catalog, unknown  # only a cache: a missing or unreadable one is written anew
 
-    if np.array_equal(stored, identities):
+    # Rows of the stored catalog, -1 for a shard that it lacks.
+    if np.array_equal(old_identities, identities):
         old_row = np.arange(count)  # nearly always, and ten times as fast as the look-up
     else:
-        row_of = dict(zip(stored.tolist(), range(len(stored)), strict=True))
+        row_of = {identity: row for row, identity in enumerate(old_identities.tolist())}
         old_row = np.array([row_of.get(identity, -1) for identity in identities.tolist()])
     known = old_row >= 0
-    catalog.samples[known] = samples[old_row[known]]
-    catalog.digests[known] = digests[old_row[known]]
-    catalog.truncated[known] = truncated[old_row[known]]
+    for name, column in zip(_COLUMNS, columns, strict=True):
+        getattr(catalog, name)[known] = column[old_row[known]]
     if warnings:
-        shard_of = dict(zip(old_row.tolist(), range(count), strict=True))
+        shard_of = {row: shard for shard, row in enumerate(old_row.tolist())}
         for row, damage, second_images in warnings:
             if row in shard_of:
                 catalog.warnings[shard_of[row]] = (damage, second_images)
@@ -197,7 +197,7 @@ def _load(store: Path, files: Sequence[ShardFile]) -> tuple[Catalog, np.ndarray]
 
 def save(store: Path, catalog: Catalog, *, keep: np.ndarray) -> None:
     """Store a catalog for the next `open_catalog`. keep: (shards,) bool, the rows to store"""
-    row = np.cumsum(keep) - 1
+    row = np.cumsum(keep) - 1  # of each shard in the stored catalog
     warnings = []
     for shard, (damage, second_images) in catalog.warnings.items():
         if keep[shard]:
@@ -207,10 +207,8 @@ def save(store: Path, catalog: Catalog, *, keep: np.ndarray) -> None:
         buffer,
         version=np.array(_VERSION),
         identities=_identities(catalog.files)[keep],
-        samples=catalog.samples[keep],
-        digests=catalog.digests[keep],
-        truncated=catalog.truncated[keep],
         warnings=np.frombuffer(json.dumps(warnings).encode(), dtype=np.uint8),
+        **{name: getattr(catalog, name)[keep] for name in _COLUMNS},
     )
     with suppress(OSError):  # a disk that is full or read-only costs the next start
         store.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -54,10 +54,6 @@ class Preprocessing:
                 value = [value] * 3  # as in open_clip, one number for all channels
             settings[field.name] = value
         return build(cls, settings, where="preprocess_cfg")
-
-    def as_cfg(self) -> dict[str, Any]:
-        """The `preprocess_cfg` that `of` reads back."""
-        return asdict(self)
 
     def fit(self, image: Tensor, size: int) -> Tensor:
         """(3, H, W) uint8 -> (3, size, size) uint8: the image of the model in evaluation."""

@@ -87,10 +87,6 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _render_all(px: int, drawings: Sequence[Drawing]) -> list[bytes | None]:
-    return [render(drawing, px) for drawing in drawings]
-
-
 @contextmanager
 def renderer(px: int, workers: int) -> Iterator[Renderer]:
     """A renderer with `workers` processes. With one worker, this process does the work."""
@@ -100,14 +96,8 @@ def renderer(px: int, workers: int) -> Iterator[Renderer]:
     # Spawned, since the caller may have threads of torch or of a progress bar, which fork breaks.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-
-        def render_in_pool(drawings: Sequence[Drawing]) -> Iterator[bytes | None]:
-            chunks = [drawings[i : i + _CHUNK] for i in range(0, len(drawings), _CHUNK)]
-            for pngs in pool.map(partial(_render_all, px), chunks):
-                yield from pngs
-
         try:
-            yield render_in_pool
+            yield lambda drawings: pool.map(partial(render, px=px), drawings, chunksize=_CHUNK)
         except BrokenProcessPool as error:
             raise UserError(
                 "a rendering process was killed, probably for want of memory; finished files are "

@@ -28,7 +28,12 @@ def content_digests(folder: Path, shards: Sequence[list[Entry]]) -> list[str]:
     They are stored in the user's cache directory, one file for each folder.
     """
     store = store_path(folder)
-    known = _load(store)
+    try:
+        known = json.loads(store.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        known = {}  # only a cache: a missing or damaged one is written anew
+    if not isinstance(known, dict) or not all(isinstance(v, str) for v in known.values()):
+        known = {}
     root = os.fsencode(folder) + b"/"
     digests: dict[str, str] = {}
     for entries in shards:
@@ -49,13 +54,3 @@ def content_digests(folder: Path, shards: Sequence[list[Entry]]) -> list[str]:
 
 def store_path(folder: Path) -> Path:
     return cache_folder("contents") / f"{digest_path(folder)}.json"
-
-
-def _load(store: Path) -> dict[str, str]:
-    try:
-        known = json.loads(store.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}  # only a cache: a missing or damaged one is written anew
-    if not isinstance(known, dict) or not all(isinstance(v, str) for v in known.values()):
-        return {}
-    return known

@@ -18,7 +18,7 @@ from clipx.config import config
 from clipx.data import decode
 from clipx.data.catalog import DECLARED, Catalog, open_catalog, remote_stamp
 from clipx.data.remote import is_remote
-from clipx.data.sample import Raw, SampleError
+from clipx.data.sample import BadSample, Raw, SampleError
 from clipx.data.sample_files import MAX_TEXT_BYTES, TOO_MUCH_TEXT, check_size
 from clipx.data.shard_cache import ShardCache
 from clipx.data.shards import expand
@@ -65,7 +65,7 @@ class Webdataset:
         self.catalog = catalog
         self.cache = cache
         self.sizes = catalog.samples
-        self.faults = catalog.faults
+        self.faults: Sequence[BadSample] = catalog.faults
         self.is_remote = any(is_remote(file.url) for file in catalog.files)
         self._failed: dict[int, tuple[float, str]] = {}  # shard -> (time to try again, error)
 

@@ -69,25 +69,22 @@ def _open(
         return urllib.request.urlopen(request, timeout=stall_seconds)
     except urllib.error.HTTPError as error:
         error.close()
-        raise _classify(error) from None
+        message = f"HTTP {error.code} {error.reason}"
+        kind = Refused
+        if error.code in (404, 410):
+            kind = FileNotFoundError
+        elif error.code in (401, 403):
+            kind = PermissionError
+        elif error.code >= 500 or error.code in _PASSING:
+            kind = OSError
+        wait_seconds = retry_after(error.headers.get("Retry-After"))
+        if wait_seconds and error.code in (429, 503):
+            raise Busy(message, wait_seconds) from None
+        raise kind(message) from None
     except (http.client.InvalidURL, ValueError) as error:
         raise Refused(f"not a valid URL: {error}") from error
     except http.client.HTTPException as error:
         raise ConnectionError(f"not an HTTP answer: {error!r}") from error
-
-
-def _classify(error: urllib.error.HTTPError) -> OSError:
-    message = f"HTTP {error.code} {error.reason}"
-    if error.code in (404, 410):
-        return FileNotFoundError(message)
-    if error.code in (401, 403):
-        return PermissionError(message)
-    wait_seconds = retry_after(error.headers.get("Retry-After"))
-    if wait_seconds and error.code in (429, 503):
-        return Busy(message, wait_seconds)
-    if error.code >= 500 or error.code in _PASSING:
-        return OSError(message)
-    return Refused(message)
 
 
 def retry_after(header: str | None) -> float:
