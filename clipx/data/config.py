@@ -130,6 +130,7 @@ class DataConfig:
         for name in sorted(configs):  # the order of the samples must not depend on the YAML's
             source = configs[name].build()
             setting = f"data.sources.{name}" if self.sources else "data.shards"
+            # A few bad shards cost a run their samples; many are a mistake, such as a wrong mount.
             unreadable = [fault for fault in source.faults if fault.is_whole_shard]
             if len(unreadable) > self.max_bad_fraction * len(source.sizes):
                 lines = "\n".join(f"  {fault.shard}: {fault.message}" for fault in unreadable[:10])

@@ -66,20 +66,19 @@ def shuffled(index: np.ndarray, length: np.ndarray, key: np.ndarray) -> np.ndarr
     length = np.broadcast_to(np.asarray(length, dtype=np.uint64), image.shape)
     key = np.broadcast_to(np.asarray(key, dtype=np.uint64), image.shape)
     base = np.ceil(np.sqrt(length.astype(np.float64))).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        image = _feistel(image, base, key)  # below `length` for all but 2 / sqrt(length)
-        while (outside := np.flatnonzero(image >= length)).size:
-            image[outside] = _feistel(image[outside], base[outside], key[outside])
+    rows = np.arange(len(image))
+    while rows.size:
+        digit = base[rows]
+        left = image[rows] // digit
+        right = image[rows] % digit
+        with np.errstate(over="ignore"):  # keys are added modulo 2^64
+            for number in range(_FEISTEL_ROUNDS):
+                scrambled = mix(right ^ (key[rows] + np.uint64(number)))
+                left, right = right, (left + scrambled % digit) % digit
+        image[rows] = left * digit + right
+        # After the first pass, only a share of 2 / sqrt(length) is left.
+        rows = rows[image[rows] >= length[rows]]
     return image.astype(np.int64)
-
-
-def _feistel(value: np.ndarray, base: np.ndarray, key: np.ndarray) -> np.ndarray:
-    left = value // base
-    right = value % base
-    for number in range(_FEISTEL_ROUNDS):
-        scrambled = mix(right ^ (key + np.uint64(number))) % base
-        left, right = right, (left + scrambled) % base
-    return left * base + right
 
 
 def batch_positions(k: int, global_batch_size: int, *, rank: int, world_size: int) -> np.ndarray:

@@ -38,6 +38,7 @@ def find(
     patterns: URLs without braces. Raises UserError naming what is missing, not permitted or not
     installed
     """
+    # Refuse before the first request.
     for pattern in patterns:
         if is_pipe(pattern) and not allow_pipe:
             raise UserError(
@@ -70,6 +71,7 @@ def fetch_small(url: str, *, patience: Patience = PATIENCE) -> bytes | None:
         return None
     try:
         if is_http(url):
+            # As for shards: fsspec's client for the web would be another dependency.
             file = ShardFile(url, size=-1, stamp="", md5="")
 
             def attempt() -> bytes:
@@ -110,7 +112,7 @@ def _list(pattern: str, patience: Patience) -> list[ShardFile]:
     with _explained(pattern):
         if glob.has_magic(pattern):
             matches = _call(pattern, "glob", patience, stalls=_LISTING_STALLS, detail=True)
-            infos = list(matches.values())
+            infos = list(matches.values())  # keys are paths
         else:
             entries = _call(pattern, "ls", patience, stalls=_LISTING_STALLS, detail=True)
             infos = [info for info in entries if info["name"].endswith(".tar")]
@@ -149,7 +151,7 @@ def _find_in_listings(patterns: list[str], patience: Patience) -> dict[str, list
     files = {}
     for folder, members in folders.items():
         if len(members) < _MIN_LISTED:
-            continue
+            continue  # looked up one by one
         try:
             entries = _call(folder, "ls", patience, stalls=_LISTING_STALLS, detail=True)
         except OSError:

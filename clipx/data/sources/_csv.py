@@ -71,6 +71,7 @@ def _read_shards(
     file: Path, text: TextIO, wanted: Sequence[str], separator: str, shard_samples: int
 ) -> list[CsvRows]:
     lines = _Lines(text)
+    # strict: without it, the csv module takes text after a closing quote into the value.
     try:
         header = next(csv.reader(lines, delimiter=separator, strict=True), [])
     except csv.Error as error:
@@ -91,7 +92,7 @@ def _read_shards(
         values: list[list[bytes]] = [[] for _ in header]
         broken: dict[int, str] = {}
         for number, row in enumerate(rows):
-            if isinstance(row, str):
+            if isinstance(row, str):  # the reason why it does not parse
                 broken[number] = row
                 row = [""] * len(header)
             for column_values, value in zip(values, row, strict=True):
@@ -109,7 +110,7 @@ def _read_shards(
 def _records(lines: _Lines, separator: str, num_columns: int) -> Iterator[list[str] | str]:
     """Yield the fields of each record, or why it does not parse."""
     reader = csv.reader(lines, delimiter=separator, strict=True)
-    while True:
+    while True:  # a `for` would end at the first error
         lines.taken.clear()
         try:
             row = next(reader)

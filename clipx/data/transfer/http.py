@@ -43,6 +43,7 @@ def stream(
         content_range = answer.headers.get("Content-Range", "")
         if place and not content_range.startswith(f"bytes {place}-"):
             raise OSError(f"sent the range {content_range!r} instead of {headers['Range']!r}")
+        # Absent from a chunked answer, whose end is marked.
         end = None if answer.length is None else place + answer.length
         try:
             while chunk := answer.read(1 << 20):
@@ -77,6 +78,7 @@ def _open(
             kind = PermissionError
         elif error.code >= 500 or error.code in _PASSING:
             kind = OSError
+        # A busy store names the time after which it may be asked again.
         wait_seconds = retry_after(error.headers.get("Retry-After"))
         if wait_seconds and error.code in (429, 503):
             raise Busy(message, wait_seconds) from None
@@ -95,7 +97,7 @@ def retry_after(header: str | None) -> float:
         return float(text[:9])
     try:
         date = email.utils.parsedate_to_datetime(text)
-        if date.tzinfo is None:
+        if date.tzinfo is None:  # written as `-0000`
             date = date.replace(tzinfo=UTC)
         return max(0.0, (date - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError, OverflowError):
@@ -108,7 +110,7 @@ def _describe(url: str, answer: http.client.HTTPResponse) -> ShardFile:
     size = headers.get("Content-Length", "")
     md5 = hex_md5(headers.get("Content-MD5"))
     if answer.status == http.HTTPStatus.PARTIAL_CONTENT:
-        # Both are those of the range.
+        # Length and MD5 are those of the range. The size of the whole follows a slash.
         size = headers.get("Content-Range", "").rpartition("/")[2]
         md5 = ""
     return ShardFile(

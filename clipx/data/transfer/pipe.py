@@ -16,9 +16,9 @@ def stream(command: str, stall_seconds: float) -> Generator[tuple[int, bytes], N
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
             ["bash", "-o", "pipefail", "-c", command],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,  # else a command that reads would wait for the terminal
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=log,  # a file, since a full pipe would block the command
             start_new_session=True,
         ) as process,
         selectors.DefaultSelector() as selector,
