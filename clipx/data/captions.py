@@ -130,7 +130,9 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
     wanted = list(corpus.fields.weights)
     if wanted == [DEFAULT_FIELD]:
         return []  # a corpus of `.txt` captions alone needs no setting and has no such field
-    present = {name for source in corpus.sources.values() for name in source.fields or ()}
+    present: set[str] = set()
+    for source in corpus.sources.values():
+        present.update(source.fields or ())  # None where samples must be read to know them
     if present.issuperset(wanted):
         return []
 

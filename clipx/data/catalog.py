@@ -66,7 +66,8 @@ def open_catalog(
     store = store_path(files)
     catalog, known = _load(store, files)
     new = np.flatnonzero(~known).tolist()
-    declared = declared_sizes([files[shard] for shard in new if is_remote(files[shard].url)])
+    new_remote = [files[shard] for shard in new if is_remote(files[shard].url)]
+    declared = declared_sizes(new_remote)
     unreadable: dict[int, BadSample] = {}
 
     def read_head(shard: int) -> Head:

@@ -148,8 +148,12 @@ class DataConfig:
         settings = {"seed": seed, "streams": self.streams, "window": self.window}
         if self.weights:
             # Each source has epochs of its own, and so an order of its own.
-            orders = [Order(source.sizes, **settings) for source in sources.values()]
-            order = Mixture(orders, [self.weights[name] for name in sources], seed=seed)
+            orders = []
+            weights = []
+            for name, source in sources.items():
+                orders.append(Order(source.sizes, **settings))
+                weights.append(self.weights[name])
+            order = Mixture(orders, weights, seed=seed)
             if not order.quota.all():  # a block would contain no sample of some source
                 rarest = min(self.weights, key=self.weights.__getitem__)
                 raise UserError(
@@ -160,18 +164,17 @@ class DataConfig:
         else:
             # One order of all shards, those of a repeated source several times.
             parts = []
+            sizes = []
             first = 0
             for name, source in sources.items():
-                own = np.arange(first, first + len(source.sizes))
-                parts += [own] * self.repeat.get(name, 1)
+                times = self.repeat.get(name, 1)
+                parts += [np.arange(first, first + len(source.sizes))] * times
+                sizes += [source.sizes] * times
                 first += len(source.sizes)
             shards = np.concatenate(parts)
-            sizes = np.concatenate([source.sizes for source in sources.values()])
-            order = Order(sizes[shards], **settings)
-        weights = self.caption_field
-        if isinstance(weights, str):  # one field
-            weights = {weights: 1.0}
-        fields = CaptionFields(weights)
+            order = Order(np.concatenate(sizes), **settings)
+        field = self.caption_field
+        fields = CaptionFields({field: 1.0} if isinstance(field, str) else field)
         corpus = Corpus(sources, order, shards, fields, max_image_bytes=self.max_image_bytes)
         if self.skip is not None:
             corpus.skip, corpus.skip_unknown = read_skip_list(Path(self.skip), corpus)

@@ -35,9 +35,12 @@ def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_si
     """Build this rank's shards: features of their pictures, and their captions. Raises OSError,
     UserError."""
     cache.folder.mkdir(parents=True, exist_ok=True)
-    shards = range(rank, cache.corpus.num_shards, world_size)
-    missing = [shard for shard in shards if not cache.caption_file(shard).exists()]
-    total = int(cache.corpus.sizes[missing].sum())
+    missing = []
+    total = 0
+    for shard in range(rank, cache.corpus.num_shards, world_size):
+        if not cache.caption_file(shard).exists():
+            missing.append(shard)
+            total += int(cache.corpus.sizes[shard])
     with progress("image features", total) as advance, one_core_each() as pool:
         for shard in missing:
             _build_shard(cache, shard, pool, advance)
@@ -92,9 +95,12 @@ def build_texts(cache: FeatureCache, progress: Progress, *, rank: int, world_siz
     """Build this rank's part of the distinct captions, after all ranks have built their images.
     Raises OSError, UserError."""
     files = _split(cache.texts().distinct, TEXTS_PER_FILE)
-    numbers = range(rank, len(files), world_size)
-    missing = [number for number in numbers if not cache.text_file(number).exists()]
-    total = sum(len(files[number]) for number in missing)
+    missing = []
+    total = 0
+    for number in range(rank, len(files), world_size):
+        if not cache.text_file(number).exists():
+            missing.append(number)
+            total += len(files[number])
     with progress("text features", total) as advance, one_core_each() as pool:
         for number in missing:
             _build_text_file(cache, number, files[number], pool, advance)
@@ -120,9 +126,11 @@ def _build_text_file(
     # Captions of like length together, so that little of the work is padding.
     order = np.argsort([len(caption) for caption in ids], kind="stable")
     file = cache.text_file(number)
-    parts = _in_parts(file, order.tolist(), TEXTS_PER_PART, build, advance)
-    features = np.concatenate([part["features"] for part in parts])
-    _save_array(file, features[np.argsort(order)])  # in the order of the captions
+    features = []
+    for part in _in_parts(file, order.tolist(), TEXTS_PER_PART, build, advance):
+        features.append(part["features"])
+    in_order = np.argsort(order)  # of the captions
+    _save_array(file, np.concatenate(features)[in_order])
     _remove_parts(file)
 
 

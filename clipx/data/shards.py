@@ -140,7 +140,10 @@ def declared_sizes(files: list[ShardFile]) -> dict[str, int]:
     open_clip's users have this file: {"00000.tar": 10000, ...}. With it, a shard need not be
     downloaded before the run starts.
     """
-    folders = {file.url.rpartition("/")[0] for file in files if not file.url.startswith("pipe:")}
+    folders = set()
+    for file in files:
+        if not file.url.startswith("pipe:"):  # which has no folder
+            folders.add(file.url.rpartition("/")[0])
     sizes: dict[str, int] = {}
     for folder in sorted(folders):
         content = fetch_small(f"{folder}/sizes.json")

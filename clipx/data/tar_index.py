@@ -117,6 +117,8 @@ def build_index(path: Path, descriptor: int | None = None) -> ShardIndex:
 def _group(listing: Listing) -> ShardIndex:
     """Group members into samples: consecutive ones with the same key."""
     start = []  # first member of each sample
+    offsets = []
+    sizes = []
     keys = []
     duplicate = []
     numbers: dict[str, int] = {}  # of the extensions, in the order in which they come
@@ -126,7 +128,9 @@ def _group(listing: Listing) -> ShardIndex:
     key = None
     current = set()  # extensions of the sample so far
     num_images = 0
-    for row, (name, _, _) in enumerate(listing.members):
+    for row, (name, offset, size) in enumerate(listing.members):
+        offsets.append(offset)
+        sizes.append(size)
         previous = key
         folder, _, base = name.rpartition("/")
         stem, _, extension = base.partition(".")
@@ -148,18 +152,16 @@ def _group(listing: Listing) -> ShardIndex:
     start.append(len(listing.members))
 
     # As 64-bit integers: a digest must not change with the dtype in which an array is stored.
-    offsets = np.array([offset for _, offset, _ in listing.members], dtype=np.int64)
-    sizes = np.array([size for _, _, size in listing.members], dtype=np.int64)
     layout = hashlib.sha1(b"\n".join(keys))
-    for array in (np.array(start, dtype=np.int64), offsets, sizes):
-        layout.update(array.tobytes())
+    for values in (start, offsets, sizes):
+        layout.update(np.array(values, dtype=np.int64).tobytes())
     digest = f"{layout.hexdigest()}:{listing.content}"
     return ShardIndex(
         Head(len(keys), digest, listing.truncated, listing.damage, second_images),
         tuple(numbers),
         start=np.array(start, dtype=np.int32),
-        offsets=offsets,
-        sizes=sizes,
+        offsets=np.array(offsets, dtype=np.int64),
+        sizes=np.array(sizes, dtype=np.int64),
         extensions=np.array(extensions, dtype=np.int32),
         key_start=np.cumsum([0, *map(len, keys)], dtype=np.int32),
         key_bytes=np.frombuffer(b"".join(keys), dtype=np.uint8),

@@ -97,8 +97,11 @@ def _metadata(path: Path) -> Metadata | None:
             elif child.tag.endswith("}creator"):
                 author = " ".join("".join(child.itertext()).lower().split())
             elif child.tag.endswith("}subject"):
-                items = [item.text or "" for item in child.iter() if item.tag.endswith("}li")]
-                keywords = [text.strip() for text in items if text.strip()]
+                keywords = []
+                for item in child.iter():
+                    text = (item.text or "").strip()
+                    if item.tag.endswith("}li") and text:
+                        keywords.append(text)
     return Metadata(title, keywords, author)
 
 

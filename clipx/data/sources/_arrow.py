@@ -34,8 +34,7 @@ def _bytes_type(kind: pyarrow.DataType) -> pyarrow.DataType:
     from pyarrow import types
 
     if types.is_struct(kind):
-        fields = [kind.field(number) for number in range(kind.num_fields)]
-        return pyarrow.struct([field.with_type(_bytes_type(field.type)) for field in fields])
+        return pyarrow.struct([field.with_type(_bytes_type(field.type)) for field in kind])
     if types.is_list(kind) or types.is_large_list(kind):
         item = kind.value_field.with_type(_bytes_type(kind.value_type))
         return pyarrow.list_(item) if types.is_list(kind) else pyarrow.large_list(item)

@@ -147,8 +147,12 @@ def _image_shards(
     first = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        chunks = [group.column(index) for index in range(group.num_columns)]
-        size = sum(chunk.total_uncompressed_size for chunk in chunks)
+        chunks = []
+        size = 0
+        for index in range(group.num_columns):
+            chunk = group.column(index)
+            chunks.append(chunk)
+            size += chunk.total_uncompressed_size
         if size > MAX_GROUP_BYTES:
             raise UserError(
                 f"row group {number} of table {file} has {size / 2**30:.1f} GiB; samples are drawn "

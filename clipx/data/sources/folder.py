@@ -80,16 +80,18 @@ class Folder:
 
         # The samples as arrays, which are small when pickled and shared after a fork. The suffixes
         # of image, txt and json, `.jpg`, `.TXT` ..., are few, so that two bytes stand for each.
-        keys = [image[0] for image, _, _ in samples]
-        self._keys = Strings(keys)
-        self._is_duplicate = np.zeros(len(keys), dtype=np.bool_)
-        self._codes = np.zeros((len(keys), 3), dtype=np.int16)
+        self._is_duplicate = np.zeros(len(samples), dtype=np.bool_)
+        self._codes = np.zeros((len(samples), 3), dtype=np.int16)
         codes = {b"": 0}  # where there is no such file
+        keys = []
         for row, files in enumerate(samples):
-            self._is_duplicate[row] = row > 0 and keys[row] == keys[row - 1]
+            key = files[0][0]
+            self._is_duplicate[row] = row > 0 and key == keys[-1]
+            keys.append(key)
             for kind, file in enumerate(files):
                 if file is not None:
                     self._codes[row, kind] = codes.setdefault(file[2], len(codes))
+        self._keys = Strings(keys)
         self._suffixes = tuple(map(os.fsdecode, codes))
 
     def name(self, shard: int) -> str:
@@ -184,7 +186,7 @@ def walk(root: Path, faults: list[BadSample]) -> Iterator[tuple[bytes, os.DirEnt
 def _digests(root: Path, samples: Sequence[_Sample], shard_samples: int) -> list[str]:
     """`layout:content` of each shard: a digest of names and sizes, and one of the contents."""
     layouts = []
-    entries: list[list[Entry]] = []
+    entries: list[list[Entry]] = []  # of each shard
     for first in range(0, len(samples), shard_samples):
         layout = hashlib.sha1()
         entries.append([])

@@ -72,17 +72,20 @@ class Table:
         wanted = IMAGE_COLUMNS if image_column is None else (image_column,)
         self._root = image_root
         self._shards: list[tuple[Path, int, Rows]] = []  # (file, number in the file, rows)
+        self.digests = []
+        sizes = []
         fields = set()
         for file in files:
             parts = _open_table(file, wanted, separator=separator, shard_samples=shard_samples)
             for number, rows in enumerate(parts):
                 self._shards.append((file, number, rows))
+                self.digests.append(rows.digest)
+                sizes.append(rows.size)
                 fields |= rows.fields
         if not self._shards:
             raise UserError(f"no table of {', '.join(map(str, files))} has a row")
         self.fields = frozenset(fields)
-        self.sizes = np.array([rows.size for _, _, rows in self._shards], dtype=np.int64)
-        self.digests = [rows.digest for _, _, rows in self._shards]
+        self.sizes = np.array(sizes, dtype=np.int64)
 
     def name(self, shard: int) -> str:
         file, number, _ = self._shards[shard]
