@@ -59,7 +59,7 @@ class Catalog:
 def open_catalog(
     files: Sequence[ShardFile], cache: ShardCache, advance: Callable[[], None] = lambda: None
 ) -> Catalog:
-    """Summarize these shards. Those that are not in the stored catalog are opened, many at a time.
+    """Summarize these shards. New ones, not in the stored catalog, are opened, many at a time.
 
     advance: called after each shard that is opened
     """

@@ -78,8 +78,8 @@ def _evict(victims: list[_Entry], excess: int) -> None:
 
 
 def _scan(folder: Path, own: Path | None = None) -> tuple[int, int, list[_Entry]]:
-    """Look at all shards and downloads but `own`. Returns their bytes, the bytes of those that are
-    downloads or wait for their first use, and the shards in the order of eviction. Removes the
+    """Look at all shards and downloads but `own`. Returns their bytes, the bytes of downloads and
+    of shards that wait for their first use, and the shards in the order of eviction. Removes the
     downloads of killed processes."""
     taken = 0
     needed = 0

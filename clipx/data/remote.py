@@ -35,8 +35,8 @@ def find(
 ) -> list[ShardFile]:
     """Find the files of each pattern in turn; those of a glob or a folder are sorted.
 
-    patterns: URLs without braces. Raises UserError naming what is missing, not permitted or not
-    installed
+    patterns: URLs without braces. Raises UserError naming a file that is missing, a store that
+    refuses or a package that is not installed
     """
     # Refuse before the first request.
     for pattern in patterns:

@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from clipx.demo.drawings import Drawing, stable_hash, tidy, words
 
@@ -23,14 +22,6 @@ _NOT_A_KEYWORD = re.compile(
 _COLLECTION_FILES = 8  # a title on so many files is that of a collection, not of a drawing
 
 
-class Metadata(NamedTuple):
-    """The description inside an SVG file."""
-
-    title: str
-    keywords: list[str]
-    author: str
-
-
 def is_held_out(drawing: Drawing) -> bool:
     """Whether a drawing belongs to the 5 % of the test set."""
     return stable_hash(drawing.key, 20) == 0
@@ -38,7 +29,7 @@ def is_held_out(drawing: Drawing) -> bool:
 
 def clipart_drawings(folder: Path) -> Iterator[Drawing]:
     """All drawings with a usable title, from the file's metadata or else from its name."""
-    files: dict[Path, Metadata] = {}
+    files = {}
     # Sorted, since the first of two files with one slug is kept.
     for path in sorted(folder.rglob("*.svg")):
         # Themed desktop icons, and some 1,400 stars that a script drew.
@@ -49,7 +40,7 @@ def clipart_drawings(folder: Path) -> Iterator[Drawing]:
         metadata = _metadata(path)
         if metadata is not None:
             files[path] = metadata
-    frequency = Counter(metadata.title for metadata in files.values())
+    frequency = Counter(title for title, _, _ in files.values())
     slugs = set()
     for path, (title, keywords, author) in files.items():
         title = re.sub(r"^clipart by [^-]+-", "", title, flags=re.IGNORECASE)
@@ -80,7 +71,8 @@ def clipart_drawings(folder: Path) -> Iterator[Drawing]:
         )
 
 
-def _metadata(path: Path) -> Metadata | None:
+def _metadata(path: Path) -> tuple[str, list[str], str] | None:
+    """Title, keywords and author inside an SVG file."""
     try:
         root = ET.parse(path).getroot()
     except ET.ParseError:  # resvg could not draw it either
@@ -102,7 +94,7 @@ def _metadata(path: Path) -> Metadata | None:
                     text = (item.text or "").strip()
                     if item.tag.endswith("}li") and text:
                         keywords.append(text)
-    return Metadata(title, keywords, author)
+    return title, keywords, author
 
 
 def _title_from_name(stem: str, author: str) -> str:

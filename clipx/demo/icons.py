@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from clipx.demo.drawings import (
     Drawing,
@@ -30,12 +30,8 @@ _STYLE_WORDS = {"fill": "filled", "outlined": "outline", "twotone": "two-tone"}
 _TRANSFORMS = ("rotate", "hFlip", "vFlip", "left", "top", "width", "height")
 
 
-class NameParts(NamedTuple):
-    """The parts of an icon's name: `bicycle-20-outline` -> (`bicycle`, `outline`, 20)"""
-
-    core: str
-    style: str
-    size: int
+NameParts = tuple[str, str, int]
+"""Core, style and size in an icon's name: `bicycle-20-outline` -> (`bicycle`, `outline`, 20)"""
 
 
 def concept(core: str) -> str:
@@ -64,12 +60,12 @@ def name_splitter(icon_set: dict[str, Any]) -> Callable[[str], NameParts]:
                 title = titles[match["token"]].lower()
                 size = _SIZE.search(title)
                 style = _SIZE.sub("", title).strip()
-                return NameParts(match["core"], style, int(size[1]) if size else 24)
+                return match["core"], style, int(size[1]) if size else 24
             if "" in titles:  # the title of names without suffix
-                return NameParts(name, _SIZE.sub("", titles[""].lower()).strip(), 24)
+                return name, _SIZE.sub("", titles[""].lower()).strip(), 24
         if match := _COMMON_STYLE.match(name):
-            return NameParts(match[1], match[2], 24)
-        return NameParts(name, "", 24)
+            return match[1], match[2], 24
+        return name, "", 24
 
     return split
 
@@ -130,7 +126,8 @@ def _other_names(
     for alias, entry in (icon_set.get("aliases") or {}).items():
         if entry.get("hidden") or any(change in entry for change in _TRANSFORMS):
             continue
-        label = concept(split(alias).core)
+        core, _, _ = split(alias)
+        label = concept(core)
         if len(label) >= 3 and not label.isdigit() and not re.search(r"\dx$", label):
             others[entry["parent"]].append(label)
     return others

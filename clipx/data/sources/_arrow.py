@@ -38,7 +38,7 @@ def _bytes_type(kind: pyarrow.DataType) -> pyarrow.DataType:
     if types.is_list(kind) or types.is_large_list(kind):
         item = kind.value_field.with_type(_bytes_type(kind.value_type))
         return pyarrow.list_(item) if types.is_list(kind) else pyarrow.large_list(item)
-    if types.is_dictionary(kind):  # Arrow itself refuses those that are not UTF-8
+    if types.is_dictionary(kind):  # Arrow itself refuses text that is not UTF-8
         return _bytes_type(kind.value_type)
     if types.is_string_view(kind):
         return pyarrow.binary_view()

@@ -82,7 +82,7 @@ class Folder:
         # of image, txt and json, `.jpg`, `.TXT` ..., are few, so that two bytes stand for each.
         self._is_duplicate = np.zeros(len(samples), dtype=np.bool_)
         self._codes = np.zeros((len(samples), 3), dtype=np.int16)
-        codes = {b"": 0}  # where there is no such file
+        codes = {b"": 0}  # for a file that is missing
         keys = []
         for row, files in enumerate(samples):
             key = files[0][0]

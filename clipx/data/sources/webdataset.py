@@ -127,18 +127,16 @@ class Webdataset:
         files = []
         for shard in shards:
             file = self.catalog.files[shard]
-            if is_remote(file.url) and not self._rests(shard):
+            retry_time, _ = self._failed.get(shard, (0.0, ""))
+            if is_remote(file.url) and time.monotonic() >= retry_time:
                 files.append(file)
         self.cache.prefetch(files)
 
-    def _rests(self, shard: int) -> bool:
-        until, _ = self._failed.get(shard, (0.0, ""))
-        return time.monotonic() < until
-
     def _open(self, shard: int) -> OpenShard:
         file = self.catalog.files[shard]
-        if self._rests(shard):
-            raise OSError(self._failed[shard][1])
+        retry_time, message = self._failed.get(shard, (0.0, ""))
+        if time.monotonic() < retry_time:
+            raise OSError(message)
         try:
             return _opened(file, self.catalog.digest(shard), self.cache)
         except OSError as error:
@@ -160,7 +158,7 @@ class OpenShard:
         self.index = load_index(path, stamp=stamp, descriptor=descriptor)
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Read once at a position. Raises OSError if the shard is shorter than its index says."""
+        """Read once at a position. Raises OSError if the shard is too short."""
         data = os.pread(self._descriptor, size, offset)
         if len(data) < size:
             end = offset + len(data)

@@ -54,7 +54,7 @@ class Refused(OSError):
 
 
 class Busy(OSError):
-    """An answer with the time after which the store may be asked again."""
+    """A refusal for a time, `wait_seconds`, that the store names."""
 
     def __init__(self, message: str, wait_seconds: float) -> None:
         super().__init__(message)

@@ -78,7 +78,7 @@ def _open(
             kind = PermissionError
         elif error.code >= 500 or error.code in _PASSING:
             kind = OSError
-        # A busy store names the time after which it may be asked again.
+        # A busy store may name the time for another attempt.
         wait_seconds = retry_after(error.headers.get("Retry-After"))
         if wait_seconds and error.code in (429, 503):
             raise Busy(message, wait_seconds) from None
