@@ -25,13 +25,9 @@ class ClipBPE:
     largest_id = 49407
 
     def __init__(self, clean: str = "lower") -> None:
-        self._clean_name = clean
+        self.state = f"ClipBPE {clean}"
         self._clean = CLEAN[clean]
         self._ids = _WordIds()
-
-    @property
-    def state(self) -> str:
-        return f"ClipBPE {self._clean_name}"
 
     def encode(self, text: str, context_length: int) -> list[int]:
         ids = [self.start]

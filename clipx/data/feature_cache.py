@@ -115,10 +115,6 @@ class Texts:
     ids: np.ndarray
     first: np.ndarray
 
-    def count(self, sample: np.ndarray) -> np.ndarray:
-        """(B,) number of captions of each sample, by its place among all samples."""
-        return self.first[sample + 1] - self.first[sample]
-
 
 class FeatureBatches:
     """The batches of `Batches` after the trunks: the same samples, captions, order and
@@ -135,6 +131,7 @@ class FeatureBatches:
         self.rank = rank
         self.world_size = world_size
         self.texts = cache.texts()
+        self.num_captions = np.diff(self.texts.first)  # of each sample of the corpus
         self.shard_start = np.cumsum(self.corpus.sizes) - self.corpus.sizes
 
     def __getitem__(self, index: int) -> Loaded:
@@ -147,7 +144,7 @@ class FeatureBatches:
 
         # A sample without captions was bad when the features were made.
         bad = []
-        for row in np.flatnonzero(self.texts.count(place) == 0):
+        for row in np.flatnonzero(self.num_captions[place] == 0):
             # The replacement is a function of the position, as without the cache.
             used = self.corpus.usable(
                 int(positions[row]), int(shard[row]), int(sample[row]), self.cache.pixels
@@ -156,7 +153,7 @@ class FeatureBatches:
             sample[row] = used.sample
             place[row] = self.shard_start[used.shard] + used.sample
             bad += used.bad
-            if self.texts.count(place[row]) == 0:
+            if self.num_captions[place[row]] == 0:
                 raise UserError(
                     f"sample {used.key} of {self.corpus.name(used.shard)} could not be read when "
                     f"the features of {self.cache.folder} were made, and can be now; "
@@ -165,7 +162,7 @@ class FeatureBatches:
 
         # The draw of `Batches` for this position, so that both choose the same caption.
         draws = uniforms(self.corpus.order.seed, positions[:, None], 1)[:, 0]
-        caption = (draws * self.texts.count(place)).astype(np.int64)
+        caption = (draws * self.num_captions[place]).astype(np.int64)
         text = self.texts.ids[self.texts.first[place] + caption]
         text_file = text // TEXTS_PER_FILE
         keys = []

@@ -39,18 +39,17 @@ class _Chunks(Dataset):
         self.config = config
         self.corpus = corpus
         # A chunk lies in one shard, so that no two workers read the same part of a file.
-        self._last_chunk = np.cumsum(-(-corpus.sizes // _CHUNK))
+        chunks = -(-corpus.sizes // _CHUNK)  # of each shard, rounded up
+        self._chunk_ends = np.cumsum(chunks)
 
     def __len__(self) -> int:
-        return int(self._last_chunk[-1])
+        return int(self._chunk_ends[-1])
 
     def __getitem__(self, index: int) -> tuple[int, list[BadSample]]:
-        shard = int(np.searchsorted(self._last_chunk, index, side="right"))
-        size = int(self.corpus.sizes[shard])
-        chunks_of_shard = -(-size // _CHUNK)
-        number_in_shard = index - int(self._last_chunk[shard]) + chunks_of_shard
-        first = number_in_shard * _CHUNK
-        end = min(first + _CHUNK, size)
+        shard = int(np.searchsorted(self._chunk_ends, index, side="right"))
+        first_chunk = int(self._chunk_ends[shard - 1]) if shard else 0  # of the shard
+        first = (index - first_chunk) * _CHUNK
+        end = min(first + _CHUNK, int(self.corpus.sizes[shard]))
         bad = []
         for number in range(first, end):
             try:

@@ -34,7 +34,7 @@ def emoji_names(modules: Path) -> dict[str, EmojiName]:
     for record in _read_emojibase(modules, "data.json"):
         tags = tuple(record.get("tags", ()))
         codes = shortcodes.get(record["hexcode"], [])
-        if isinstance(codes, str):
+        if isinstance(codes, str):  # the package writes one code without a list
             codes = [codes]
         nicknames = tuple(words(code) for code in codes)
         names[_plain_code(record["hexcode"])] = EmojiName(record["label"], tags, nicknames)
@@ -64,10 +64,14 @@ def emoji_drawings(modules: Path, prefixes: Iterable[str]) -> Iterator[Drawing]:
     by_label = {_squash(name.label): name for name in names.values()}
     for prefix in prefixes:
         icon_set = load_set(modules, prefix)
-        code_of = {icon: _plain_code(code) for code, icon in icon_set.get("chars", {}).items()}
+        name_of_icon = {}  # where the set has code points
+        for code, icon in icon_set.get("chars", {}).items():
+            name_of_icon[icon] = names.get(_plain_code(code))
         for icon in visible_icons(icon_set):
             plain = re.sub(r"^flag-for-", "flag-", icon)  # as some sets call `flag: France`
-            name = names.get(code_of.get(icon, "")) or by_label.get(_squash(plain))
+            name = name_of_icon.get(icon)
+            if name is None:
+                name = by_label.get(_squash(plain))
             if name is None:  # an emoji that is newer than the names
                 name = EmojiName(re.sub(r" \d+$", "", words(plain)))
             label = name.label.replace("flag: ", "flag of ").replace(":", ",")
@@ -81,8 +85,8 @@ def _emoji_captions(label: str, name: EmojiName) -> list[str]:
     """The name alone, in a phrase, with keywords that it does not contain, and its nicknames."""
     if label.startswith("flag of "):  # whose keywords are ISO codes
         return [label, f"{label} emoji", f"{label.removeprefix('flag of ')} flag"]
-    tags = [tag for tag in name.tags if tag.lower() not in label.lower()]
     captions = [label, f"{label} emoji", f"emoji of {label}"]
+    tags = [tag for tag in name.tags if tag.lower() not in label.lower()]
     if tags:
         captions.append(f"{label}, {', '.join(tags[:5])}")
         captions.append(f"emoji of {label}, {', '.join(tags[-3:])}")

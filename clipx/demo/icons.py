@@ -55,14 +55,17 @@ def name_splitter(icon_set: dict[str, Any]) -> Callable[[str], NameParts]:
 
     def split(name: str) -> NameParts:
         for titles, pattern in tables:
+            core = name
+            token = ""  # the key of the title of names without suffix
             if match := pattern.match(name):
+                core = match["core"]
+                token = match["token"]
+            if token in titles:
                 # Titles are such as `24px Outline`.
-                title = titles[match["token"]].lower()
+                title = titles[token].lower()
                 size = _SIZE.search(title)
                 style = _SIZE.sub("", title).strip()
-                return match["core"], style, int(size[1]) if size else 24
-            if "" in titles:  # the title of names without suffix
-                return name, _SIZE.sub("", titles[""].lower()).strip(), 24
+                return core, style, int(size[1]) if match and size else 24
         if match := _COMMON_STYLE.match(name):
             return match[1], match[2], 24
         return name, "", 24

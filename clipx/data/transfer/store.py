@@ -68,10 +68,13 @@ def from_info(url: str, info: Mapping[str, Any]) -> ShardFile:
     etag = str(info.get("ETag") or info.get("etag") or info.get("blob_id") or "").strip('"')
     stamp = etag
     for name in _TIMES:
+        if stamp:
+            break
         time = info.get(name)
-        if time and not stamp:
+        if isinstance(time, datetime):
             # A listing and a single answer may give one moment in different time zones.
-            stamp = str(time.timestamp()) if isinstance(time, datetime) else str(time)
+            time = str(time.timestamp())
+        stamp = str(time or "")
     md5 = hex_md5(info.get("md5Hash"))
     # ETags of a directory bucket (--x-s3) have the form of an MD5, but are not one.
     if url.startswith(_S3) and "--x-s3/" not in url and re.fullmatch("[0-9a-f]{32}", etag):
