@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ TEXTS_PER_PART = 2048
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 """title, total -> a function to call with the number of samples done; see clipx.progress"""
-Part = dict[str, np.ndarray]
+Embedded = tuple[np.ndarray, list[list[str]]]
+"""Features of a batch, and the captions of each of its pictures"""
 
 
 def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_size: int) -> None:
@@ -47,35 +49,20 @@ def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_si
 
 
 def _build_shard(cache: FeatureCache, shard: int, pool: Executor, advance: Advance) -> None:
-    def build(samples: Sequence[int]) -> Part:
-        features = []
-        captions: list[list[str]] = []
-        batches = _split(samples, IMAGES_AT_ONCE)
-        for rows, texts in pool.map(lambda batch: _embed_images(cache, shard, batch), batches):
-            features.append(rows)
-            captions += texts
-            advance(len(texts))
-        encoded = np.frombuffer(json.dumps(captions).encode(), np.uint8)
-        return {"features": np.concatenate(features), "captions": encoded}
-
-    image_file = cache.image_file(shard)
+    file = cache.image_file(shard)
     samples = range(cache.corpus.sizes[shard])
-    features = []
-    captions: list[list[str]] = []
-    for part in _in_parts(image_file, samples, SAMPLES_PER_PART, build, advance):
-        features.append(part["features"])
-        captions += json.loads(part["captions"].tobytes())
+    embed = partial(_embed_images, cache, shard)
+    sizes = (SAMPLES_PER_PART, IMAGES_AT_ONCE)
+    features, captions = _build_in_parts(file, samples, sizes, embed, pool, advance)
     if not features:
         features.append(np.empty(0, dtype=np.float16))  # a shard without samples
-    _save_array(image_file, np.concatenate(features))
+    _save_array(file, np.concatenate(features))
     # Last: a shard with captions is complete.
     write_whole(cache.caption_file(shard), json.dumps(captions))
-    _remove_parts(image_file)
+    _remove_parts(file)
 
 
-def _embed_images(
-    cache: FeatureCache, shard: int, samples: Sequence[int]
-) -> tuple[np.ndarray, list[list[str]]]:
+def _embed_images(cache: FeatureCache, shard: int, samples: Sequence[int]) -> Embedded:
     """Features and captions of some samples. One that cannot be used has no captions: training
     then asks for it, and gets its replacement."""
     size = cache.trunks.image_size
@@ -112,49 +99,59 @@ def _build_text_file(
     trunks = cache.trunks
     ids = [trunks.tokenizer.encode(text, trunks.context_length) for text in texts]
 
-    def embed(batch: Sequence[int]) -> np.ndarray:
+    def embed(batch: Sequence[int]) -> Embedded:
         rows = pad([ids[i] for i in batch], trunks.tokenizer.pad_id, trunks.pad_to)
-        return _float16(trunks.text(rows))
-
-    def build(numbers: Sequence[int]) -> Part:
-        features = []
-        for rows in pool.map(embed, _split(numbers, TEXTS_AT_ONCE)):
-            features.append(rows)
-            advance(len(rows))
-        return {"features": np.concatenate(features)}
+        return _float16(trunks.text(rows)), []
 
     # Captions of like length together, so that little of the work is padding.
-    order = np.argsort([len(caption) for caption in ids], kind="stable")
+    by_length = np.argsort([len(caption) for caption in ids], kind="stable")
     file = cache.text_file(number)
-    features = []
-    for part in _in_parts(file, order.tolist(), TEXTS_PER_PART, build, advance):
-        features.append(part["features"])
-    in_order = np.argsort(order)  # of the captions
+    sizes = (TEXTS_PER_PART, TEXTS_AT_ONCE)
+    features, _ = _build_in_parts(file, by_length.tolist(), sizes, embed, pool, advance)
+    in_order = np.argsort(by_length)  # of the captions
     _save_array(file, np.concatenate(features)[in_order])
     _remove_parts(file)
 
 
-def _in_parts(
+def _build_in_parts(
     file: Path,
     items: Sequence[int],
-    size: int,
-    build: Callable[[Sequence[int]], Part],
+    sizes: tuple[int, int],
+    embed: Callable[[Sequence[int]], Embedded],
+    pool: Executor,
     advance: Advance,
-) -> Iterator[Part]:
-    """Yield `build(part)` for parts of at most `size` items. Each is stored beside `file`, so that
-    a stopped build continues inside a large file."""
-    for number, items_of_part in enumerate(_split(items, size)):
+) -> tuple[list[np.ndarray], list[list[str]]]:
+    """Features of all items, one array for each part, and their captions. Parts are stored beside
+    `file`, so that a stopped build continues inside a large file.
+
+    sizes: items of a part, and of a batch
+    embed: called with the batches of a part, in threads
+    """
+    part_size, batch_size = sizes
+    features = []
+    captions: list[list[str]] = []
+    for number, part in enumerate(_split(items, part_size)):
         path = file.with_name(f"{file.stem}.part-{number:05d}.npz")
         try:
-            with path.open("rb") as opened, np.load(opened) as stored:
-                part = dict(stored)
-            advance(len(items_of_part))
+            with path.open("rb") as opened, np.load(opened) as archive:
+                stored = dict(archive)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # missing or damaged
-            part = build(items_of_part)
+            part_features = []
+            part_captions: list[list[str]] = []
+            for rows, texts in pool.map(embed, _split(part, batch_size)):
+                part_features.append(rows)
+                part_captions += texts
+                advance(len(rows))
+            encoded = np.frombuffer(json.dumps(part_captions).encode(), np.uint8)
+            stored = {"features": np.concatenate(part_features), "captions": encoded}
             buffer = io.BytesIO()
-            np.savez(buffer, **part)  # type: ignore[arg-type]
+            np.savez(buffer, **stored)  # type: ignore[arg-type]
             write_whole(path, buffer.getvalue())
-        yield part
+        else:
+            advance(len(part))
+        features.append(stored["features"])
+        captions += json.loads(stored["captions"].tobytes())
+    return features, captions
 
 
 def _remove_parts(file: Path) -> None:
