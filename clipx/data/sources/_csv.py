@@ -10,48 +10,21 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from clipx.data.sample import SampleError
-from clipx.data.sources._rows import Rows, Strings, check_names, decode_text, image_column
+from clipx.data.sources._rows import PathRows, Strings, check_names, image_column
 from clipx.types import UserError
 
 _SEPARATORS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 
 
-@dataclass(frozen=True)
-class CsvRows(Rows):
-    """broken: row -> why it does not parse; its columns are empty"""
-
-    columns: Mapping[str, Strings]
-    image_column: str
-    broken: Mapping[int, str]
-
-    def path(self, row: int) -> str:
-        return os.fsdecode(self.columns[self.image_column][row])
-
-    def image(self, row: int) -> bytes | None:
-        return None
-
-    def text(self, row: int) -> dict[str, Any]:
-        if row in self.broken:
-            raise SampleError("read", self.broken[row])
-        texts = {}
-        for name, strings in self.columns.items():
-            if name != self.image_column:
-                texts[name] = decode_text(strings[row])
-        return texts
-
-
 def open_rows(
     file: Path, wanted: Sequence[str], *, separator: str, shard_samples: int
-) -> list[CsvRows]:
+) -> list[PathRows]:
     """Read the shards of a file. Raises UserError."""
     separator = separator.replace("\\t", "\t")  # as a shell passes it on
     if len(separator) != 1 or separator in '"\r\n':
@@ -69,7 +42,7 @@ def open_rows(
 
 def _read_shards(
     file: Path, text: TextIO, wanted: Sequence[str], separator: str, shard_samples: int
-) -> list[CsvRows]:
+) -> list[PathRows]:
     lines = _Lines(text)
     # strict: without it, the csv module takes text after a closing quote into the value.
     try:
@@ -102,7 +75,8 @@ def _read_shards(
         for name, strings in columns.items():
             sha.update(ascii(name).encode() + strings.ends.tobytes() + strings.blob)
         digest = sha.hexdigest()
-        shards.append(CsvRows(first, len(rows), fields, digest, columns, column, broken))
+        shard = PathRows(first, len(rows), fields, digest, columns, column, broken=broken)
+        shards.append(shard)
         first += len(rows)
     return shards
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipx.data.sample import SampleError
 from clipx.data.sources._arrow import as_bytes, errors, group_digest, is_image, is_text
-from clipx.data.sources._rows import Rows, check_names, decode_text, image_column
+from clipx.data.sources._rows import PathRows, Rows, check_names, decode_text, image_column
 from clipx.types import UserError
 
 if TYPE_CHECKING:
@@ -29,26 +29,15 @@ MAX_GROUP_BYTES = 2**30
 CACHE_BYTES = 2**30
 
 
-@dataclass(frozen=True)
-class PathRows(Rows):
-    """Rows from `first` on of a table that all shards of a file share: Arrow would pickle the whole
-    table for a slice."""
+class ArrowColumn:
+    """A column of a table that all shards of a file share: Arrow would pickle the whole table for
+    a slice."""
 
-    table: pyarrow.Table
-    image_column: str
+    def __init__(self, column: pyarrow.ChunkedArray) -> None:
+        self._column = column
 
-    def path(self, row: int) -> str:
-        path = _values(self.table, [self.image_column], self.first + row).get(self.image_column, "")
-        return os.fsdecode(path) if isinstance(path, bytes) else str(path)
-
-    def image(self, row: int) -> bytes | None:
-        return None
-
-    def text(self, row: int) -> dict[str, Any]:
-        assert 0 <= row < self.size
-        values = _values(self.table, self.table.column_names, self.first + row)
-        values.pop(self.image_column, None)  # absent where it is null
-        return values
+    def __getitem__(self, row: int) -> Any:
+        return self._column[row].as_py()
 
 
 @dataclass(frozen=True)
@@ -72,7 +61,13 @@ class ImageRows(Rows):
 
     def text(self, row: int) -> dict[str, Any]:
         assert 0 <= row < self.size
-        return _values(self._table, self.columns[1:], row)
+        table = self._table
+        values = {}
+        for name in self.columns[1:]:
+            value = table.column(name)[row].as_py()
+            if value is not None:
+                values[name] = decode_text(value)
+        return values
 
     @property
     def _table(self) -> pyarrow.Table:
@@ -81,16 +76,6 @@ class ImageRows(Rows):
         if table.num_rows != self.size:
             raise OSError(f"{self.file} has changed since it was opened")
         return table
-
-
-def _values(table: pyarrow.Table, names: Sequence[str], row: int) -> dict[str, Any]:
-    """The values of a row that are not null."""
-    values = {}
-    for name in names:
-        value = table.column(name)[row].as_py()
-        if value is not None:
-            values[name] = decode_text(value)
-    return values
 
 
 def open_rows(
@@ -127,6 +112,7 @@ def open_rows(
     except errors() as error:
         raise UserError(f"table {file} cannot be read as Parquet: {error}") from error
     fields = frozenset(texts) - {column}
+    columns = {name: ArrowColumn(table.column(name)) for name in table.column_names}
     shards = []
     # Paths and text fit into memory, so shards may be of any size.
     for first in range(0, table.num_rows, shard_samples):
@@ -135,7 +121,8 @@ def open_rows(
         for name in table.column_names:
             values = decode_text(rows.column(name).to_pylist())
             sha.update(ascii((name, values)).encode())
-        shards.append(PathRows(first, rows.num_rows, fields, sha.hexdigest(), table, column))
+        digest = sha.hexdigest()
+        shards.append(PathRows(first, rows.num_rows, fields, digest, columns, column, start=first))
     return shards
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clipx.data.sample import SampleError
 from clipx.types import UserError
 
 
@@ -37,6 +39,41 @@ class Rows(ABC):
     @abstractmethod
     def text(self, row: int) -> dict[str, Any]:
         """The text fields; bytes where one is not UTF-8. Raises SampleError and OSError."""
+
+
+@dataclass(frozen=True)
+class PathRows(Rows):
+    """Rows with paths of images.
+
+    columns: name -> a value for each row: text, UTF-8 bytes, lists of these, or None
+    start: place of the first row in the columns, which shards may share
+    broken: row -> why it does not parse
+    """
+
+    columns: Mapping[str, Any]
+    image_column: str
+    start: int = 0
+    broken: Mapping[int, str] = field(default_factory=dict)
+
+    def path(self, row: int) -> str:
+        path = self.columns[self.image_column][self.start + row]
+        if path is None:
+            return ""
+        return os.fsdecode(path) if isinstance(path, bytes) else str(path)
+
+    def image(self, row: int) -> bytes | None:
+        return None
+
+    def text(self, row: int) -> dict[str, Any]:
+        assert 0 <= row < self.size
+        if row in self.broken:
+            raise SampleError("read", self.broken[row])
+        values = {}
+        for name, column in self.columns.items():
+            value = column[self.start + row]
+            if name != self.image_column and value is not None:
+                values[name] = decode_text(value)
+        return values
 
 
 class Strings:
