@@ -84,7 +84,7 @@ def open_catalog(
                 return load_head(cache.place(file), stamp=remote_stamp(file), descriptor=descriptor)
             finally:
                 os.close(descriptor)
-        except (UserError, OSError) as error:
+        except (UserError, OSError) as error:  # one bad shard must not end the start of a run
             unreadable[shard] = _fault(file, type(error).__name__, str(error))
             return Head(0, "unreadable", truncated=False)
         finally:

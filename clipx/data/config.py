@@ -173,7 +173,7 @@ class DataConfig:
                 first += len(source.sizes)
             shards = np.concatenate(parts)
             order = Order(np.concatenate(sizes), **settings)
-        field = self.caption_field
+        field = self.caption_field  # one, or several with their weights
         fields = CaptionFields({field: 1.0} if isinstance(field, str) else field)
         corpus = Corpus(sources, order, shards, fields, max_image_bytes=self.max_image_bytes)
         if self.skip is not None:

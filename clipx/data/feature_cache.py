@@ -92,7 +92,7 @@ class FeatureCache:
 
     def texts(self) -> Texts:
         """The captions of the whole corpus, after all images are built."""
-        place: dict[str, int] = {}
+        place: dict[str, int] = {}  # of each distinct caption
         ids = []
         first = [0]
         for shard in range(self.corpus.num_shards):
@@ -200,7 +200,7 @@ def _gather(path: Callable[[int], Path], file: np.ndarray, row: np.ndarray) -> T
     for number in np.unique(file):  # one read for all rows of a file
         here = np.flatnonzero(file == number)
         values = _open_array(path(number))[row[here]]
-        if features is None:
+        if features is None:  # the shape of a row is known from the first file
             features = np.empty((len(file), *values.shape[1:]), dtype=np.float32)
         features[here] = values
     return torch.from_numpy(features)

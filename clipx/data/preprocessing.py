@@ -64,6 +64,7 @@ class Preprocessing:
                 # `center` does not resize a second time what has its size already.
                 image = self._resized(image, shorter_side(image, size))
             return center(image, size)
+        # The longer side gets `size`, the shorter one is padded.
         height, width = image.shape[-2:]
         ratio = max(height, width) / size
         target = (max(1, round(height / ratio)), max(1, round(width / ratio)))

@@ -33,7 +33,7 @@ def missing_packages(modules: Path) -> list[str]:
         try:
             package = json.loads((modules / name / "package.json").read_text("utf-8"))
             installed = package["version"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError):  # not there, or half installed
             installed = None
         if installed != version:
             missing.append(f"{name}@{version}")

@@ -85,10 +85,11 @@ def group_digest(file: Path, chunks: Sequence[Any], *identity: object) -> str:
                 except UnicodeDecodeError:
                     extremes = (statistics.min_raw, statistics.max_raw)
             layout.update(ascii((chunk.path_in_schema, sizes, extremes)).encode())
+            # A dictionary of values, where there is one, comes before the pages of data.
             begin = chunk.data_page_offset
             if chunk.has_dictionary_page and chunk.dictionary_page_offset:
                 begin = min(begin, chunk.dictionary_page_offset)
-            end = begin + chunk.total_compressed_size
+            end = begin + chunk.total_compressed_size  # may lie beyond a file that was cut
             for place in (begin, max(begin, end - SIDE)):
                 opened.seek(max(0, place))
                 content.update(opened.read(min(SIDE, max(0, end - place))))

@@ -59,6 +59,7 @@ class PathRows(Rows):
         path = self.columns[self.image_column][self.start + row]
         if path is None:
             return ""
+        # Bytes may be no UTF-8, as names of files may be in any encoding.
         return os.fsdecode(path) if isinstance(path, bytes) else str(path)
 
     def image(self, row: int) -> bytes | None:
