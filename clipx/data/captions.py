@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipx.data.decode import BadImage
-from clipx.data.sample import Raw, SampleError
+from clipx.data.sample import BAD_SAMPLE_ERRORS, Raw, SampleError
 from clipx.data.shards import in_threads
 from clipx.data.sources.webdataset import close_shards
 from clipx.types import UserError
@@ -139,7 +138,7 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
     def field_names(place: tuple[int, int]) -> set[str] | None:
         try:
             return CaptionFields.names(corpus.read_raw(*place))
-        except (SampleError, BadImage, OSError):
+        except BAD_SAMPLE_ERRORS:
             return None  # the run's quarantine will name it
 
     num_read = 0

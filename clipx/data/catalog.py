@@ -7,7 +7,6 @@ that the next run does not open the index of every shard again.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import zipfile
@@ -25,7 +24,7 @@ from clipx.data.shard_cache import ShardCache
 from clipx.data.shards import declared_sizes, in_threads
 from clipx.data.tar_index import Head, load_head
 from clipx.data.transfer.common import ShardFile
-from clipx.files import cache_folder, digest_path, write_whole
+from clipx.files import cache_folder, digest_path, replacing
 from clipx.types import UserError
 
 _VERSION = 2
@@ -203,14 +202,11 @@ def save(store: Path, catalog: Catalog, *, keep: np.ndarray) -> None:
     for shard, (damage, second_images) in catalog.warnings.items():
         if keep[shard]:
             warnings.append((int(row[shard]), damage, second_images))
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        version=np.array(_VERSION),
-        identities=_identities(catalog.files)[keep],
-        warnings=np.frombuffer(json.dumps(warnings).encode(), dtype=np.uint8),
-        **{name: getattr(catalog, name)[keep] for name in _COLUMNS},
-    )
+    arrays = {name: getattr(catalog, name)[keep] for name in _COLUMNS}
+    arrays["version"] = np.array(_VERSION)
+    arrays["identities"] = _identities(catalog.files)[keep]
+    arrays["warnings"] = np.frombuffer(json.dumps(warnings).encode(), dtype=np.uint8)
     with suppress(OSError):  # a disk that is full or read-only costs the next start
         store.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(store, buffer.getvalue())
+        with replacing(store) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)

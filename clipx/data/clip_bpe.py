@@ -72,8 +72,16 @@ class _WordIds(dict[str, list[int]]):
         if len(self) >= self.max_words:
             self.clear()
         tokens = [word] if word.isalpha() else self._reference.pat.findall(word)
-        if tokens == [word]:
-            ids = self._token_ids(word)
+        if word in ("<start_of_text>", "<end_of_text>"):
+            ids = [self._reference.encoder[word]]
+        elif tokens == [word]:
+            ids = [self._byte_ids[byte] for byte in word.encode()]
+            ids[-1] += 256  # the symbol of the same byte at the end of a word
+            # Replace the pair that was learned first by one symbol, until no known pair is left.
+            # The reference replaces all places of a pair at once. Here it is one place at a time,
+            # with the same result, since no pair with the new symbol was learned before it.
+            merge = _merge_short if len(ids) <= _SHORT else _merge_long
+            ids = merge(ids, self._joined)
         else:
             ids = []
             for token in tokens:
@@ -81,17 +89,6 @@ class _WordIds(dict[str, list[int]]):
         if len(word) <= self.max_characters:
             self[word] = ids
         return ids
-
-    def _token_ids(self, token: str) -> list[int]:
-        if token in ("<start_of_text>", "<end_of_text>"):
-            return [self._reference.encoder[token]]
-        ids = [self._byte_ids[byte] for byte in token.encode()]
-        ids[-1] += 256  # the symbol of the same byte at the end of a word
-        # Replace the pair that was learned first by one symbol, until no known pair is left. The
-        # reference replaces all places of a pair at once. Here it is one place at a time, with the
-        # same result, since no pair with the new symbol was learned before it.
-        merge = _merge_short if len(ids) <= _SHORT else _merge_long
-        return merge(ids, self._joined)
 
 
 def _merge_short(ids: list[int], joined: Mapping[int, int]) -> list[int]:

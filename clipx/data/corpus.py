@@ -14,7 +14,7 @@ import numpy as np
 from clipx.data.captions import Caption, CaptionFields
 from clipx.data.decode import MAX_BYTES, BadImage, TooLarge
 from clipx.data.order import Located, Mixture, Order, corpus_digest
-from clipx.data.sample import BadSample, Raw, SampleError, Source
+from clipx.data.sample import BAD_SAMPLE_ERRORS, BadSample, Raw, SampleError, Source
 from clipx.types import UserError
 
 MAX_ATTEMPTS = 64  # where half of a corpus is bad, one position in 2^64 needs more
@@ -154,7 +154,7 @@ class Corpus:
                     continue
                 candidate = self.read(shard, sample)
                 value = use(candidate)
-            except (SampleError, BadImage, OSError) as error:
+            except BAD_SAMPLE_ERRORS as error:
                 bad.append(self.bad_sample(position, shard, sample, error))
             except Exception as error:  # a fault of the code, not of the sample
                 error.add_note(f"while reading sample {sample} of {self.name(shard)}")

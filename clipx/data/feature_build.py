@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipx.data.decode import BadImage
 from clipx.data.feature_cache import TEXTS_PER_FILE, FeatureCache
-from clipx.data.sample import SampleError
+from clipx.data.sample import BAD_SAMPLE_ERRORS
 from clipx.data.tokenizers import pad
-from clipx.files import write_whole
+from clipx.files import replacing, write_whole
 from clipx.types import UserError
 
 IMAGES_AT_ONCE = 32  # more are no faster on a CPU: their activations leave its cache
@@ -56,7 +54,8 @@ def _build_shard(cache: FeatureCache, shard: int, pool: Executor, advance: Advan
     features, captions = _build_in_parts(file, samples, sizes, embed, pool, advance)
     if not features:
         features.append(np.empty(0, dtype=np.float16))  # a shard without samples
-    _save_array(file, np.concatenate(features))
+    with replacing(file) as temporary, temporary.open("wb") as opened:
+        np.save(opened, np.concatenate(features))
     # Last: a shard with captions is complete.
     write_whole(cache.caption_file(shard), json.dumps(captions))
     _remove_parts(file)
@@ -73,7 +72,7 @@ def _embed_images(cache: FeatureCache, shard: int, samples: Sequence[int]) -> Em
             sample = cache.corpus.read(shard, number)
             pixels[row] = cache.pixels(sample)
             captions.append(sample.caption.texts)
-        except (SampleError, BadImage, OSError):
+        except BAD_SAMPLE_ERRORS:
             captions.append([])
     return _float16(cache.trunks.image(pixels)), captions
 
@@ -109,7 +108,8 @@ def _build_text_file(
     sizes = (TEXTS_PER_PART, TEXTS_AT_ONCE)
     features, _ = _build_in_parts(file, by_length.tolist(), sizes, embed, pool, advance)
     in_order = np.argsort(by_length)  # of the captions
-    _save_array(file, np.concatenate(features)[in_order])
+    with replacing(file) as temporary, temporary.open("wb") as opened:
+        np.save(opened, np.concatenate(features)[in_order])
     _remove_parts(file)
 
 
@@ -144,9 +144,8 @@ def _build_in_parts(
                 advance(len(rows))
             encoded = np.frombuffer(json.dumps(part_captions).encode(), np.uint8)
             stored = {"features": np.concatenate(part_features), "captions": encoded}
-            buffer = io.BytesIO()
-            np.savez(buffer, **stored)  # type: ignore[arg-type]
-            write_whole(path, buffer.getvalue())
+            with replacing(path) as temporary, temporary.open("wb") as opened:
+                np.savez(opened, **stored)  # type: ignore[arg-type]
         else:
             advance(len(part))
         features.append(stored["features"])
@@ -157,12 +156,6 @@ def _build_in_parts(
 def _remove_parts(file: Path) -> None:
     for part in file.parent.glob(f"{file.stem}.part-*"):
         part.unlink(missing_ok=True)
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_whole(path, buffer.getvalue())
 
 
 def _split(items: Sequence, size: int) -> list:

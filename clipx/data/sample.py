@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from clipx.data.decode import BadImage
+
 
 @dataclass(frozen=True)
 class Raw:
@@ -35,6 +37,10 @@ class SampleError(ValueError):
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(message)
         self.stage = stage
+
+
+BAD_SAMPLE_ERRORS = (SampleError, BadImage, OSError)
+"""Raised where a sample cannot be read, decoded or captioned."""
 
 
 @dataclass(frozen=True)

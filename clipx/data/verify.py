@@ -10,8 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus
-from clipx.data.decode import BadImage
-from clipx.data.sample import BadSample, SampleError
+from clipx.data.sample import BAD_SAMPLE_ERRORS, BadSample
 
 _CHUNK = 200  # samples: enough to outweigh the cost of a task, few enough to share out the last
 
@@ -55,7 +54,7 @@ class _Chunks(Dataset):
             try:
                 sample = self.corpus.read(shard, number)
                 self.config.decode(sample.image)
-            except (SampleError, BadImage, OSError) as error:
+            except BAD_SAMPLE_ERRORS as error:
                 bad.append(self.corpus.bad_sample(-1, shard, number, error))
             else:
                 bad += self.corpus.notes(-1, shard, sample)

@@ -85,7 +85,7 @@ def group_digest(file: Path, chunks: Sequence[Any], *identity: object) -> str:
                 except UnicodeDecodeError:
                     extremes = (statistics.min_raw, statistics.max_raw)
             layout.update(ascii((chunk.path_in_schema, sizes, extremes)).encode())
-            # A dictionary of values, where there is one, comes before the pages of data.
+            # A dictionary of values, if any, comes before the pages of data.
             begin = chunk.data_page_offset
             if chunk.has_dictionary_page and chunk.dictionary_page_offset:
                 begin = min(begin, chunk.dictionary_page_offset)
