@@ -147,10 +147,9 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
             num_read += 1
             present |= names
     close_shards()  # forked workers would inherit hundreds of open files
-    missing = [name for name in wanted if name not in present]
-    if not missing or not (num_read or present):
+    name = next((name for name in wanted if name not in present), None)
+    if name is None or not (num_read or present):
         return []
-    name = missing[0]
     close = difflib.get_close_matches(name, present - set(wanted), n=1)
     guess = f" Is {close[0]!r} meant?" if close else ""
     fields = ", ".join(sorted(present)[:20]) or "none"

@@ -21,7 +21,7 @@ replayed, and no permutation is held in memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +95,20 @@ class Located:
     sample: np.ndarray
 
 
+def _locate_parts(
+    part: np.ndarray, positions: np.ndarray, locate: Callable[[int, np.ndarray], Located]
+) -> Located:
+    """Call `locate` with the number of each part and its positions. part: (P,) of each position"""
+    shard = np.empty_like(positions)
+    sample = np.empty_like(positions)
+    for number in np.unique(part).tolist():
+        rows = part == number
+        located = locate(number, positions[rows])
+        shard[rows] = located.shard
+        sample[rows] = located.sample
+    return Located(shard, sample)
+
+
 class Order:
     """The order over shards.
 
@@ -120,14 +134,7 @@ class Order:
         # Nearly all batches lie in one epoch, and the general case takes ten times as long.
         if len(positions) and epochs.min() == epochs.max():
             return self._locate_in(int(epochs[0]), positions)
-        shard = np.empty_like(positions)
-        sample = np.empty_like(positions)
-        for number in np.unique(epochs):
-            rows = epochs == number
-            located = self._locate_in(int(number), positions[rows])
-            shard[rows] = located.shard
-            sample[rows] = located.sample
-        return Located(shard, sample)
+        return _locate_parts(epochs, positions, self._locate_in)
 
     def _locate_in(self, number: int, positions: np.ndarray) -> Located:
         """Locate positions of epoch `number`."""
@@ -215,15 +222,9 @@ class Mixture:
         slot_in_part = slot - (last_slot - self.quota)[part]
         i_in_part = block * self.quota[part] + slot_in_part
 
-        shard = np.empty_like(positions)
-        sample = np.empty_like(positions)
-        for number in np.unique(part):
-            rows = part == number
-            own_positions = i_in_part[rows] * self.streams + stream[rows]
-            located = self.orders[number].locate(own_positions)
-            shard[rows] = located.shard + self.first_shard[number]
-            sample[rows] = located.sample
-        return Located(shard, sample)
+        own_positions = i_in_part * self.streams + stream
+        located = _locate_parts(part, own_positions, lambda n, own: self.orders[n].locate(own))
+        return Located(located.shard + self.first_shard[part], located.sample)
 
     def replacement(self, position: int, attempt: int, shard: int) -> tuple[int, int]:
         """As `Order.replacement`, from the same order: bad samples do not change the shares."""

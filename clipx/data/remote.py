@@ -109,13 +109,10 @@ def _call(url: str, method: str, patience: Patience, *, stalls: int = 1, **optio
 
 def _list(pattern: str, patience: Patience) -> list[ShardFile]:
     """The files that match a glob, or the .tar files of a folder."""
+    is_glob = glob.has_magic(pattern)
+    method = "glob" if is_glob else "ls"
     with _explained(pattern):
-        if glob.has_magic(pattern):
-            matches = _call(pattern, "glob", patience, stalls=_LISTING_STALLS, detail=True)
-            infos = list(matches.values())  # keys are paths
-        else:
-            entries = _call(pattern, "ls", patience, stalls=_LISTING_STALLS, detail=True)
-            infos = [info for info in entries if info["name"].endswith(".tar")]
+        entries = _call(pattern, method, patience, stalls=_LISTING_STALLS, detail=True)
     # A store's names may lack the host, which stands before the path in the pattern.
     path = store.path_in_store(pattern)
     plain = pattern.rstrip("/")
@@ -124,8 +121,9 @@ def _list(pattern: str, patience: Patience) -> list[ShardFile]:
     else:
         root = plain.split("//")[0] + "//"
     files = []
-    for info in infos:
-        if info["type"] != "directory":
+    for info in entries.values() if is_glob else entries:  # of a glob, path -> info
+        is_shard = is_glob or info["name"].endswith(".tar")
+        if is_shard and info["type"] != "directory":
             files.append(store.from_info(root + info["name"], info))
     if not files:
         raise UserError(
