@@ -137,7 +137,7 @@ def _write_texts(folder: Path, state: TrainState, about: About) -> None:
     model_cfg = {key: value for key, value in model_json.items() if key != "preprocess_cfg"}
     # Our names of parameters are those of CustomTextCLIP; with this open_clip loads the folder.
     model_cfg["custom_text"] = True
-    config = {"model_cfg": model_cfg, "preprocess_cfg": Preprocessing.of(model_json).as_cfg()}
+    config = {"model_cfg": model_cfg, "preprocess_cfg": asdict(Preprocessing.of(model_json))}
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
     for file in text_files(model_json):
         shutil.copy(file, folder)

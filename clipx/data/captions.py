@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipx.data.decode import BadImage
-from clipx.data.sample import Raw, SampleError
+from clipx.data.sample import BAD_SAMPLE_ERRORS, Raw, SampleError
 from clipx.data.shards import in_threads
 from clipx.data.sources.webdataset import close_shards
 from clipx.types import UserError
@@ -84,7 +83,8 @@ class CaptionFields:
     @staticmethod
     def names(raw: Raw) -> set[str]:
         """The fields of a sample that contain text. Raises SampleError."""
-        values = _json_fields(raw) | {k: v for k, v in raw.text.items() if k != "json"}
+        values = {**_json_fields(raw), **raw.text}
+        values.pop("json", None)
         return {name for name, value in values.items() if _texts(value)}
 
 
@@ -129,19 +129,27 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
     wanted = list(corpus.fields.weights)
     if wanted == [DEFAULT_FIELD]:
         return []  # a corpus of `.txt` captions alone needs no setting and has no such field
-    present = {name for source in corpus.sources.values() for name in source.fields or ()}
+    present: set[str] = set()
+    for source in corpus.sources.values():
+        present.update(source.fields or ())  # None where samples must be read to know them
     if present.issuperset(wanted):
         return []
+
+    def field_names(place: tuple[int, int]) -> set[str] | None:
+        try:
+            return CaptionFields.names(corpus.read_raw(*place))
+        except BAD_SAMPLE_ERRORS:
+            return None  # the run's quarantine will name it
+
     num_read = 0
-    for names in in_threads(lambda place: _field_names(corpus, *place), _probes(corpus)):
+    for names in in_threads(field_names, _probes(corpus)):
         if names is not None:
             num_read += 1
             present |= names
     close_shards()  # forked workers would inherit hundreds of open files
-    missing = [name for name in wanted if name not in present]
-    if not missing or not (num_read or present):
+    name = next((name for name in wanted if name not in present), None)
+    if name is None or not (num_read or present):
         return []
-    name = missing[0]
     close = difflib.get_close_matches(name, present - set(wanted), n=1)
     guess = f" Is {close[0]!r} meant?" if close else ""
     fields = ", ".join(sorted(present)[:20]) or "none"
@@ -152,14 +160,6 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
     if corpus.is_remote:  # one shard proves too little to stop a run
         return [f"{text}, all of one shard.{guess} Fields there: {fields}"]
     raise UserError(f"{text}.{guess} Correct it or leave it out; fields there: {fields}")
-
-
-def _field_names(corpus: Corpus, shard: int, sample: int) -> set[str] | None:
-    """None for a sample that cannot be read, which the run's quarantine will name."""
-    try:
-        return CaptionFields.names(corpus.read_raw(shard, sample))
-    except (SampleError, BadImage, OSError):
-        return None
 
 
 def _probes(corpus: Corpus) -> list[tuple[int, int]]:
@@ -175,12 +175,14 @@ def _probes(corpus: Corpus) -> list[tuple[int, int]]:
             continue
         if source.is_remote:
             shards = first_shards[np.isin(first_shards, shards)][:1]
-        # Evenly over the samples, not over the shards, whose sizes may differ much.
-        ends = np.cumsum(corpus.sizes[shards])
-        if not len(ends) or not ends[-1]:
+        sizes = corpus.sizes[shards]
+        total = int(sizes.sum())
+        if total == 0:
             continue
-        places = np.unique(np.linspace(0, ends[-1] - 1, min(PROBES, ends[-1])).astype(np.int64))
+        # Evenly over the samples, not over the shards, whose sizes may differ much.
+        places = np.unique(np.linspace(0, total - 1, min(PROBES, total)).astype(np.int64))
+        ends = np.cumsum(sizes)
         slots = np.searchsorted(ends, places, side="right")
-        samples = places - (ends - corpus.sizes[shards])[slots]
+        samples = places - (ends - sizes)[slots]
         probes += zip(shards[slots].tolist(), samples.tolist(), strict=True)
     return probes

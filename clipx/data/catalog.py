@@ -7,7 +7,6 @@ that the next run does not open the index of every shard again.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import zipfile
@@ -25,11 +24,12 @@ from clipx.data.shard_cache import ShardCache
 from clipx.data.shards import declared_sizes, in_threads
 from clipx.data.tar_index import Head, load_head
 from clipx.data.transfer.common import ShardFile
-from clipx.files import cache_folder, digest_path, write_whole
+from clipx.files import cache_folder, digest_path, replacing
 from clipx.types import UserError
 
 _VERSION = 2
 _DIGEST_BYTES = 81  # two SHA-1 in hexadecimal and a colon
+_COLUMNS = ("samples", "digests", "truncated")  # of a stored catalog
 DECLARED = "sizes.json "
 """Prefix of the digest of a shard that was not opened, since sizes.json gives its samples."""
 IMAGE_RULE = f"the first of {', '.join(EXTENSIONS)} is used"
@@ -58,21 +58,32 @@ class Catalog:
 def open_catalog(
     files: Sequence[ShardFile], cache: ShardCache, advance: Callable[[], None] = lambda: None
 ) -> Catalog:
-    """Summarize these shards. Those that are not in the stored catalog are opened, many at a time.
+    """Summarize these shards. New ones, not in the stored catalog, are opened, many at a time.
 
     advance: called after each shard that is opened
     """
     store = store_path(files)
     catalog, known = _load(store, files)
     new = np.flatnonzero(~known).tolist()
-    declared = declared_sizes([files[shard] for shard in new if is_remote(files[shard].url)])
+    new_remote = [files[shard] for shard in new if is_remote(files[shard].url)]
+    declared = declared_sizes(new_remote)
     unreadable: dict[int, BadSample] = {}
 
     def read_head(shard: int) -> Head:
         file = files[shard]
         try:
-            return _read_head(file, declared.get(file.url), cache)
-        except (UserError, OSError) as error:
+            if not is_remote(file.url):
+                return load_head(Path(file.url))
+            if file.url in declared:
+                state = f"{file.size} {file.stamp} {declared[file.url]}"
+                digest = DECLARED + hashlib.sha1(state.encode()).hexdigest()
+                return Head(declared[file.url], digest, truncated=False)
+            descriptor = cache.open(file)
+            try:
+                return load_head(cache.place(file), stamp=remote_stamp(file), descriptor=descriptor)
+            finally:
+                os.close(descriptor)
+        except (UserError, OSError) as error:  # one bad shard must not end the start of a run
             unreadable[shard] = _fault(file, type(error).__name__, str(error))
             return Head(0, "unreadable", truncated=False)
         finally:
@@ -90,20 +101,6 @@ def open_catalog(
     return replace(catalog, faults=_faults(catalog, unreadable))
 
 
-def _read_head(file: ShardFile, declared: int | None, cache: ShardCache) -> Head:
-    if not is_remote(file.url):
-        return load_head(Path(file.url))
-    if declared is not None:
-        state = f"{file.size} {file.stamp} {declared}"
-        digest = DECLARED + hashlib.sha1(state.encode()).hexdigest()
-        return Head(declared, digest, truncated=False)
-    descriptor = cache.open(file)
-    try:
-        return load_head(cache.place(file), stamp=remote_stamp(file), descriptor=descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remote_stamp(file: ShardFile) -> str:
     """Stamp for the index of a remote file, whose local copy has a new time after each use."""
     return f"{file.size}-{file.stamp}"
@@ -112,7 +109,7 @@ def remote_stamp(file: ShardFile) -> str:
 def _faults(catalog: Catalog, unreadable: Mapping[int, BadSample]) -> tuple[BadSample, ...]:
     """Faults of whole shards, in the order of the files."""
     shards = {*np.flatnonzero(catalog.truncated).tolist(), *catalog.warnings, *unreadable}
-    faults: list[BadSample] = []
+    faults = []
     for shard in sorted(shards):
         file = catalog.files[shard]
         if shard in unreadable:
@@ -150,8 +147,11 @@ def store_path(files: Sequence[ShardFile]) -> Path:
 
 def _identities(files: Sequence[ShardFile]) -> np.ndarray:
     """(shards,) bytes: which shard it is, and in which state."""
-    texts = [f"{file.url}\n{file.size}\n{file.stamp}" for file in files]
-    return np.array([text.encode("utf-8", "surrogateescape") for text in texts], dtype=np.bytes_)
+    identities = []
+    for file in files:
+        text = f"{file.url}\n{file.size}\n{file.stamp}"
+        identities.append(text.encode("utf-8", "surrogateescape"))
+    return np.array(identities, dtype=np.bytes_)
 
 
 def _load(store: Path, files: Sequence[ShardFile]) -> tuple[Catalog, np.ndarray]:
@@ -171,25 +171,24 @@ def _load(store: Path, files: Sequence[ShardFile]) -> tuple[Catalog, np.ndarray]
         with store.open("rb") as file, np.load(file, allow_pickle=False) as data:
             if data["version"] != _VERSION:
                 return catalog, unknown
-            stored = data["identities"]
-            samples = data["samples"]
-            digests = data["digests"]
-            truncated = data["truncated"]
-            warnings = json.loads(data["warnings"].tobytes())
+            stored = dict(data)
+            warnings = json.loads(stored["warnings"].tobytes())
+            old_identities = stored["identities"]
+            columns = [stored[name] for name in _COLUMNS]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return catalog, unknown  # only a cache: a missing or unreadable one is written anew
 
-    if np.array_equal(stored, identities):
+    # Rows of the stored catalog, -1 for a shard that it lacks.
+    if np.array_equal(old_identities, identities):
         old_row = np.arange(count)  # nearly always, and ten times as fast as the look-up
     else:
-        row_of = dict(zip(stored.tolist(), range(len(stored)), strict=True))
+        row_of = {identity: row for row, identity in enumerate(old_identities.tolist())}
         old_row = np.array([row_of.get(identity, -1) for identity in identities.tolist()])
     known = old_row >= 0
-    catalog.samples[known] = samples[old_row[known]]
-    catalog.digests[known] = digests[old_row[known]]
-    catalog.truncated[known] = truncated[old_row[known]]
+    for name, column in zip(_COLUMNS, columns, strict=True):
+        getattr(catalog, name)[known] = column[old_row[known]]
     if warnings:
-        shard_of = dict(zip(old_row.tolist(), range(count), strict=True))
+        shard_of = {row: shard for shard, row in enumerate(old_row.tolist())}
         for row, damage, second_images in warnings:
             if row in shard_of:
                 catalog.warnings[shard_of[row]] = (damage, second_images)
@@ -198,21 +197,16 @@ def _load(store: Path, files: Sequence[ShardFile]) -> tuple[Catalog, np.ndarray]
 
 def save(store: Path, catalog: Catalog, *, keep: np.ndarray) -> None:
     """Store a catalog for the next `open_catalog`. keep: (shards,) bool, the rows to store"""
-    row = np.cumsum(keep) - 1
+    row = np.cumsum(keep) - 1  # of each shard in the stored catalog
     warnings = []
     for shard, (damage, second_images) in catalog.warnings.items():
         if keep[shard]:
             warnings.append((int(row[shard]), damage, second_images))
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        version=np.array(_VERSION),
-        identities=_identities(catalog.files)[keep],
-        samples=catalog.samples[keep],
-        digests=catalog.digests[keep],
-        truncated=catalog.truncated[keep],
-        warnings=np.frombuffer(json.dumps(warnings).encode(), dtype=np.uint8),
-    )
+    arrays = {name: getattr(catalog, name)[keep] for name in _COLUMNS}
+    arrays["version"] = np.array(_VERSION)
+    arrays["identities"] = _identities(catalog.files)[keep]
+    arrays["warnings"] = np.frombuffer(json.dumps(warnings).encode(), dtype=np.uint8)
     with suppress(OSError):  # a disk that is full or read-only costs the next start
         store.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(store, buffer.getvalue())
+        with replacing(store) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)

@@ -25,13 +25,9 @@ class ClipBPE:
     largest_id = 49407
 
     def __init__(self, clean: str = "lower") -> None:
-        self._clean_name = clean
+        self.state = f"ClipBPE {clean}"
         self._clean = CLEAN[clean]
         self._ids = _WordIds()
-
-    @property
-    def state(self) -> str:
-        return f"ClipBPE {self._clean_name}"
 
     def encode(self, text: str, context_length: int) -> list[int]:
         ids = [self.start]
@@ -76,8 +72,16 @@ class _WordIds(dict[str, list[int]]):
         if len(self) >= self.max_words:
             self.clear()
         tokens = [word] if word.isalpha() else self._reference.pat.findall(word)
-        if tokens == [word]:
-            ids = self._token_ids(word)
+        if word in ("<start_of_text>", "<end_of_text>"):
+            ids = [self._reference.encoder[word]]
+        elif tokens == [word]:
+            ids = [self._byte_ids[byte] for byte in word.encode()]
+            ids[-1] += 256  # the symbol of the same byte at the end of a word
+            # Replace the pair that was learned first by one symbol, until no known pair is left.
+            # The reference replaces all places of a pair at once. Here it is one place at a time,
+            # with the same result, since no pair with the new symbol was learned before it.
+            merge = _merge_short if len(ids) <= _SHORT else _merge_long
+            ids = merge(ids, self._joined)
         else:
             ids = []
             for token in tokens:
@@ -85,25 +89,6 @@ class _WordIds(dict[str, list[int]]):
         if len(word) <= self.max_characters:
             self[word] = ids
         return ids
-
-    def _token_ids(self, token: str) -> list[int]:
-        if token in ("<start_of_text>", "<end_of_text>"):
-            return [self._reference.encoder[token]]
-        byte_ids = self._byte_ids
-        ids = [byte_ids[byte] for byte in token.encode()]
-        ids[-1] += 256  # the symbol of the same byte at the end of a word
-        return merge(ids, self._joined)
-
-
-def merge(ids: list[int], joined: Mapping[int, int]) -> list[int]:
-    """Replace the pair that was learned first by one symbol, until no known pair is left.
-
-    The reference replaces all places of a pair at once. Here it is one place at a time, with the
-    same result, since no pair with the new symbol was learned before it.
-
-    joined: `first << 16 | second` -> id of both as one
-    """
-    return _merge_short(ids, joined) if len(ids) <= _SHORT else _merge_long(ids, joined)
 
 
 def _merge_short(ids: list[int], joined: Mapping[int, int]) -> list[int]:

@@ -127,57 +127,54 @@ class DataConfig:
             )
         sources = {}
         for name in sorted(configs):  # the order of the samples must not depend on the YAML's
-            sources[name] = configs[name].build()
-            self._check_shards(
-                f"data.sources.{name}" if self.sources else "data.shards", sources[name]
-            )
+            source = configs[name].build()
+            setting = f"data.sources.{name}" if self.sources else "data.shards"
+            # A few bad shards cost a run their samples; many are a mistake, such as a wrong mount.
+            unreadable = [fault for fault in source.faults if fault.is_whole_shard]
+            if len(unreadable) > self.max_bad_fraction * len(source.sizes):
+                lines = "\n".join(f"  {fault.shard}: {fault.message}" for fault in unreadable[:10])
+                raise UserError(
+                    f"{setting}: {len(unreadable)} of {len(source.sizes)} shards cannot be read, "
+                    f"more than data.max_bad_fraction={self.max_bad_fraction}:\n{lines}"
+                )
+            if not source.sizes.sum():
+                raise UserError(f"{setting}: all {len(source.sizes)} shards are empty")
+            sources[name] = source
         return sources
-
-    def _check_shards(self, setting: str, source: Source) -> None:
-        """Refuse a source without samples or with too many bad shards."""
-        unreadable = [fault for fault in source.faults if fault.is_whole_shard]
-        if len(unreadable) > self.max_bad_fraction * len(source.sizes):
-            lines = "\n".join(f"  {fault.shard}: {fault.message}" for fault in unreadable[:10])
-            raise UserError(
-                f"{setting}: {len(unreadable)} of {len(source.sizes)} shards cannot be read, more "
-                f"than data.max_bad_fraction={self.max_bad_fraction}:\n{lines}"
-            )
-        if not source.sizes.sum():
-            raise UserError(f"{setting}: all {len(source.sizes)} shards are empty")
 
     def corpus(self, sources: Mapping[str, Source], *, seed: int) -> Corpus:
         """Put open sources into an order. Raises UserError."""
+        settings = {"seed": seed, "streams": self.streams, "window": self.window}
         if self.weights:
-            order = self._mixture(sources, seed)
-            shards = np.arange(sum(len(source.sizes) for source in sources.values()))
+            # Each source has epochs of its own, and so an order of its own.
+            orders = []
+            weights = []
+            for name, source in sources.items():
+                orders.append(Order(source.sizes, **settings))
+                weights.append(self.weights[name])
+            order = Mixture(orders, weights, seed=seed)
+            if not order.quota.all():  # a block would contain no sample of some source
+                rarest = min(self.weights, key=self.weights.__getitem__)
+                raise UserError(
+                    f"data.weights.{rarest} is below {1 / Mixture.BLOCK:.2%} of the mixture; "
+                    "raise it, or leave the source out"
+                )
+            shards = np.arange(order.first_shard[-1])
         else:
-            parts = []  # shards of the corpus, those of a repeated source several times
+            # One order of all shards, those of a repeated source several times.
+            parts = []
+            sizes = []
             first = 0
             for name, source in sources.items():
-                own = np.arange(first, first + len(source.sizes))
-                parts += [own] * self.repeat.get(name, 1)
+                times = self.repeat.get(name, 1)
+                parts += [np.arange(first, first + len(source.sizes))] * times
+                sizes += [source.sizes] * times
                 first += len(source.sizes)
             shards = np.concatenate(parts)
-            sizes = np.concatenate([source.sizes for source in sources.values()])
-            order = Order(sizes[shards], seed=seed, streams=self.streams, window=self.window)
-        weights = self.caption_field
-        if isinstance(weights, str):  # one field
-            weights = {weights: 1.0}
-        fields = CaptionFields(weights)
+            order = Order(np.concatenate(sizes), **settings)
+        field = self.caption_field  # one, or several with their weights
+        fields = CaptionFields({field: 1.0} if isinstance(field, str) else field)
         corpus = Corpus(sources, order, shards, fields, max_image_bytes=self.max_image_bytes)
         if self.skip is not None:
             corpus.skip, corpus.skip_unknown = read_skip_list(Path(self.skip), corpus)
         return corpus
-
-    def _mixture(self, sources: Mapping[str, Source], seed: int) -> Mixture:
-        orders = []
-        for source in sources.values():
-            orders.append(Order(source.sizes, seed=seed, streams=self.streams, window=self.window))
-        mixture = Mixture(orders, [self.weights[name] for name in sources], seed=seed)
-        if not mixture.quota.all():  # a block would contain no sample of some source
-            rarest = min(self.weights, key=self.weights.__getitem__)
-            raise UserError(
-                f"data.weights.{rarest} is below {1 / Mixture.BLOCK:.2%} of the mixture; "
-                "raise it, or leave the source out"
-            )
-        return mixture

@@ -14,7 +14,7 @@ import numpy as np
 from clipx.data.captions import Caption, CaptionFields
 from clipx.data.decode import MAX_BYTES, BadImage, TooLarge
 from clipx.data.order import Located, Mixture, Order, corpus_digest
-from clipx.data.sample import BadSample, Raw, SampleError, Source
+from clipx.data.sample import BAD_SAMPLE_ERRORS, BadSample, Raw, SampleError, Source
 from clipx.types import UserError
 
 MAX_ATTEMPTS = 64  # where half of a corpus is bad, one position in 2^64 needs more
@@ -67,33 +67,21 @@ class Corpus:
         self.order = order
         self.fields = fields
         self.max_image_bytes = max_image_bytes
-        self._order_shards = order_shards
+        self.num_samples = order.epoch_samples  # of an epoch, with repetitions
         self.sizes = np.concatenate([source.sizes for source in sources.values()])
-        self._source_list = list(sources.values())
-        self._first_shard = [0]  # of each source
-        for source in self._source_list:
-            self._first_shard.append(self._first_shard[-1] + len(source.sizes))
+        self.num_shards = len(self.sizes)
+        self.is_remote = False
+        self.faults: list[BadSample] = []  # of whole shards, detected at the start
         self.skip: SkipList = {}
         self.skip_unknown = 0
         self.messages: list[str] = []  # for the person who starts a run
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of an epoch, with repetitions."""
-        return self.order.epoch_samples
-
-    @property
-    def num_shards(self) -> int:
-        return len(self.sizes)
-
-    @property
-    def is_remote(self) -> bool:
-        return any(source.is_remote for source in self.sources.values())
-
-    @property
-    def faults(self) -> list[BadSample]:
-        """Faults of whole shards, detected at the start."""
-        return [fault for source in self.sources.values() for fault in source.faults]
+        self._order_shards = order_shards
+        self._source_list = list(sources.values())
+        self._first_shard = [0]  # of each source
+        for source in self._source_list:
+            self.is_remote |= source.is_remote
+            self.faults += source.faults
+            self._first_shard.append(self._first_shard[-1] + len(source.sizes))
 
     def table(self) -> Iterator[tuple[str, int, str]]:
         """(source and file name, samples, digest) of each shard."""
@@ -154,16 +142,19 @@ class Corpus:
         Only `use` decodes the picture, and so decides whether the sample is good: it raises
         BadImage. Raises UserError where no replacement is good.
         """
-        bad: list[BadSample] = []
+        bad = []
         for attempt in range(MAX_ATTEMPTS):
             if attempt:  # the sample before was bad
-                shard, sample = self._replacement(position, attempt, shard)
+                # The order chooses by its own numbers: a repeated shard has several, all alike.
+                in_order = int(np.flatnonzero(self._order_shards == shard)[0])
+                substitute, sample = self.order.replacement(position, attempt, in_order)
+                shard = int(self._order_shards[substitute])
             try:
                 if shard in self.skip and self.key(shard, sample) in self.skip[shard]:
                     continue
                 candidate = self.read(shard, sample)
                 value = use(candidate)
-            except (SampleError, BadImage, OSError) as error:
+            except BAD_SAMPLE_ERRORS as error:
                 bad.append(self.bad_sample(position, shard, sample, error))
             except Exception as error:  # a fault of the code, not of the sample
                 error.add_note(f"while reading sample {sample} of {self.name(shard)}")
@@ -175,12 +166,6 @@ class Corpus:
         if bad:
             message += f"; the last: {bad[-1].key} of {bad[-1].shard}: {bad[-1].message}"
         raise UserError(f"{message}. Check data.shards and data.caption_field")
-
-    def _replacement(self, position: int, attempt: int, shard: int) -> tuple[int, int]:
-        # The order chooses by its own numbers: a repeated shard has several, all alike.
-        in_order = int(np.flatnonzero(self._order_shards == shard)[0])
-        substitute, sample = self.order.replacement(position, attempt, in_order)
-        return int(self._order_shards[substitute]), sample
 
     def bad_sample(
         self, position: int, shard: int, sample: int, error: SampleError | BadImage | OSError
@@ -211,7 +196,11 @@ class Corpus:
 def read_skip_list(path: Path, corpus: Corpus) -> tuple[SkipList, int]:
     """(samples of a quarantine file that are in this corpus, number of lines that are not). Raises
     UserError."""
-    pairs = []
+    numbers: dict[str, list[int]] = {}  # a shard may be in several sources
+    for number in range(corpus.num_shards):
+        numbers.setdefault(corpus.name(number), []).append(number)
+    skip: dict[int, set[str]] = {}
+    num_unknown = 0
     try:
         for text in path.read_text(encoding="utf-8").splitlines():
             line = json.loads(text)
@@ -221,19 +210,12 @@ def read_skip_list(path: Path, corpus: Corpus) -> tuple[SkipList, int]:
                 continue  # a repeated key also names its first sample, which is good
             if not (isinstance(shard, str) and isinstance(key, str)):
                 raise TypeError("a shard or key that is no text")
-            pairs.append((shard, key))
+            num_unknown += shard not in numbers
+            for number in numbers.get(shard, []):
+                skip.setdefault(number, set()).add(key)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"data.skip {path} cannot be read as JSON lines with `shard` and `key`, such as "
             f"`clipx data verify --out` writes: {type(error).__name__}: {error}"
         ) from error
-    numbers: dict[str, list[int]] = {}  # a shard may be in several sources
-    for number in range(corpus.num_shards):
-        numbers.setdefault(corpus.name(number), []).append(number)
-    skip: dict[int, set[str]] = {}
-    num_unknown = 0
-    for shard, key in pairs:
-        num_unknown += shard not in numbers
-        for number in numbers.get(shard, []):
-            skip.setdefault(number, set()).add(key)
     return skip, num_unknown

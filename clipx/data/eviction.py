@@ -43,16 +43,13 @@ def make_room(
     force: evict what there is, even if that is not enough
     """
     with _folder_lock(part.parent):
-        reserved, entries = _scan(part.parent, own=part)
-        awaited = [entry for entry in entries if entry.awaited]
-        if ahead and reserved + _total(awaited) + size > limit // 2:
-            return False
-        victims = sorted((e for e in entries if not e.awaited), key=lambda e: e.used_ns)
-        if not ahead:
-            # The file that was downloaded last is needed last.
-            victims += sorted(awaited, key=lambda e: -e.used_ns)
-        excess = reserved + _total(entries) + size - limit
-        if excess > _total(victims) and not force:
+        taken, needed, victims = _scan(part.parent, own=part)
+        if ahead:
+            if needed + size > limit // 2:
+                return False
+            victims = [entry for entry in victims if not entry.awaited]
+        excess = taken + size - limit
+        if excess > sum(entry.size for entry in victims) and not force:
             return False
         _evict(victims, excess)
         os.truncate(part, size)
@@ -60,19 +57,14 @@ def make_room(
 
 
 def keep_within(folder: Path, limit: int) -> None:
-    """Evict the files that were used longest ago until the folder has at most `limit` bytes."""
+    """Evict files until the folder has at most `limit` bytes."""
     with _folder_lock(folder):
-        reserved, entries = _scan(folder)
-        victims = sorted(entries, key=lambda e: (e.awaited, e.used_ns))
-        _evict(victims, reserved + _total(entries) - limit)
+        taken, _, victims = _scan(folder)
+        _evict(victims, taken - limit)
 
 
 def _folder_lock(folder: Path) -> FileLock:
     return FileLock(folder / ".lock", poll_interval=0.01)
-
-
-def _total(entries: list[_Entry]) -> int:
-    return sum(entry.size for entry in entries)
 
 
 def _evict(victims: list[_Entry], excess: int) -> None:
@@ -85,24 +77,32 @@ def _evict(victims: list[_Entry], excess: int) -> None:
         excess -= entry.size
 
 
-def _scan(folder: Path, own: Path | None = None) -> tuple[int, list[_Entry]]:
-    """Returns the bytes of downloads other than `own`, and the whole files. Removes the downloads
-    of killed processes."""
-    reserved = 0
-    entries: list[_Entry] = []
+def _scan(folder: Path, own: Path | None = None) -> tuple[int, int, list[_Entry]]:
+    """Look at all shards and downloads but `own`. Returns their bytes, the bytes of downloads and
+    of shards that wait for their first use, and the shards in the order of eviction. Removes the
+    downloads of killed processes."""
+    taken = 0
+    needed = 0
+    entries = []
     for path in folder.iterdir():
         if not _CACHED.match(path.name) or path == own:
             continue
         try:
             status = path.stat()
-            if not path.name.startswith(PART):
-                awaited = _is_awaited(path, status.st_mtime)
-                entries.append(_Entry(path, status.st_size, status.st_mtime_ns, awaited))
-            elif not _remove_abandoned(path):
-                reserved += status.st_size
+            is_download = path.name.startswith(PART)
+            if is_download and _remove_abandoned(path):
+                continue
+            awaited = not is_download and _is_awaited(path, status.st_mtime)
         except FileNotFoundError:
             continue  # renamed or removed by its owner since the listing
-    return reserved, entries
+        taken += status.st_size
+        if is_download or awaited:
+            needed += status.st_size
+        if not is_download:
+            entries.append(_Entry(path, status.st_size, status.st_mtime_ns, awaited))
+    # First the least recently used. Of the awaited ones, the last to be downloaded is needed last.
+    entries.sort(key=lambda e: (e.awaited, -e.used_ns if e.awaited else e.used_ns))
+    return taken, needed, entries
 
 
 def _remove_abandoned(part: Path) -> bool:

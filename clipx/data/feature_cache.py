@@ -8,7 +8,7 @@ folder/
     meta.json            what the files were made from; written last
 
 Every file is atomic, so a build that was stopped continues with the missing files, and ranks build
-different ones. Parts of a file that is being built, such as `images-00003.part-00000.npy`, are
+different ones. Parts of a file that is being built, such as `images-00003.part-00000.npz`, are
 removed once it is complete. The folder's name is a digest of the corpus, the trunks and their
 inputs, so features of anything else are never read.
 """
@@ -16,9 +16,8 @@ inputs, so features of anything else are never read.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -93,16 +92,15 @@ class FeatureCache:
 
     def texts(self) -> Texts:
         """The captions of the whole corpus, after all images are built."""
-        files = map(self.caption_file, range(self.corpus.num_shards))
-        return Texts.of(captions for file in files for captions in json.loads(file.read_bytes()))
-
-    def read_images(self, shard: np.ndarray, sample: np.ndarray) -> Tensor:
-        """(B, ...) float32 features of these samples."""
-        return _gather(self.image_file, shard, sample)
-
-    def read_texts(self, text: np.ndarray) -> Tensor:
-        """(B, ...) float32 features of these distinct captions."""
-        return _gather(self.text_file, text // TEXTS_PER_FILE, text % TEXTS_PER_FILE)
+        place: dict[str, int] = {}  # of each distinct caption
+        ids = []
+        first = [0]
+        for shard in range(self.corpus.num_shards):
+            for captions in json.loads(self.caption_file(shard).read_bytes()):
+                for text in captions:
+                    ids.append(place.setdefault(text, len(place)))
+                first.append(len(ids))
+        return Texts(list(place), np.array(ids, dtype=np.int64), np.array(first, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -116,29 +114,6 @@ class Texts:
     distinct: list[str]
     ids: np.ndarray
     first: np.ndarray
-
-    @classmethod
-    def of(cls, captions: Iterable[list[str]]) -> Texts:
-        place: dict[str, int] = {}
-        ids: list[int] = []
-        first = [0]
-        for texts in captions:
-            for text in texts:
-                ids.append(place.setdefault(text, len(place)))
-            first.append(len(ids))
-        return cls(list(place), np.array(ids, dtype=np.int64), np.array(first, dtype=np.int64))
-
-    def count(self, sample: np.ndarray) -> np.ndarray:
-        """(B,) number of captions of each sample, by its place among all samples."""
-        return self.first[sample + 1] - self.first[sample]
-
-    def draw(self, sample: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """Places in `distinct` of one caption of each sample.
-
-        sample: (B,) place among all samples; draws: (B,) in [0, 1)
-        """
-        offset = (draws * self.count(sample)).astype(np.int64)
-        return self.ids[self.first[sample] + offset]
 
 
 class FeatureBatches:
@@ -156,6 +131,7 @@ class FeatureBatches:
         self.rank = rank
         self.world_size = world_size
         self.texts = cache.texts()
+        self.num_captions = np.diff(self.texts.first)  # of each sample of the corpus
         self.shard_start = np.cumsum(self.corpus.sizes) - self.corpus.sizes
 
     def __getitem__(self, index: int) -> Loaded:
@@ -164,31 +140,38 @@ class FeatureBatches:
         located = self.corpus.locate(positions)
         shard = located.shard.copy()
         sample = located.sample.copy()
+        place = self.shard_start[shard] + sample  # among all samples of the corpus
+
+        # A sample without captions was bad when the features were made.
         bad = []
-        for row in np.flatnonzero(~self._usable(shard, sample)):
+        for row in np.flatnonzero(self.num_captions[place] == 0):
             # The replacement is a function of the position, as without the cache.
             used = self.corpus.usable(
                 int(positions[row]), int(shard[row]), int(sample[row]), self.cache.pixels
             )
             shard[row] = used.shard
             sample[row] = used.sample
+            place[row] = self.shard_start[used.shard] + used.sample
             bad += used.bad
-            if not self._usable(shard[[row]], sample[[row]])[0]:
+            if self.num_captions[place[row]] == 0:
                 raise UserError(
                     f"sample {used.key} of {self.corpus.name(used.shard)} could not be read when "
                     f"the features of {self.cache.folder} were made, and can be now; "
                     "delete that folder"
                 )
+
         # The draw of `Batches` for this position, so that both choose the same caption.
         draws = uniforms(self.corpus.order.seed, positions[:, None], 1)[:, 0]
-        text = self.texts.draw(self.shard_start[shard] + sample, draws)
+        caption = (draws * self.num_captions[place]).astype(np.int64)
+        text = self.texts.ids[self.texts.first[place] + caption]
+        text_file = text // TEXTS_PER_FILE
         keys = []
         for shard_of_row, sample_of_row in zip(shard.tolist(), sample.tolist(), strict=True):
             keys.append(self.corpus.key(shard_of_row, sample_of_row))
         return Loaded(
             views={
-                "image": self.cache.read_images(shard, sample),
-                "text": self.cache.read_texts(text),
+                "image": _gather(self.cache.image_file, shard, sample),
+                "text": _gather(self.cache.text_file, text_file, text % TEXTS_PER_FILE),
             },
             keys=keys,
             positions=positions.tolist(),
@@ -196,10 +179,6 @@ class FeatureBatches:
             fingerprint=fingerprint(positions, keys),
             bad=bad,
         )
-
-    def _usable(self, shard: np.ndarray, sample: np.ndarray) -> np.ndarray:
-        """(B,) True where the sample was good when the features were made."""
-        return self.texts.count(self.shard_start[shard] + sample) > 0
 
 
 def augmentation_faults(config: DataConfig) -> list[str]:
@@ -215,28 +194,13 @@ def augmentation_faults(config: DataConfig) -> list[str]:
     return faults
 
 
-def load_array(path: Path) -> np.ndarray | None:
-    """Returns None if there is no complete array."""
-    try:
-        return np.load(path)
-    except (OSError, ValueError):
-        return None
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Raises OSError."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_whole(path, buffer.getvalue())
-
-
 def _gather(path: Callable[[int], Path], file: np.ndarray, row: np.ndarray) -> Tensor:
     """(B, ...) float32: row `row[i]` of the array in `path(file[i])`."""
     features = None
     for number in np.unique(file):  # one read for all rows of a file
         here = np.flatnonzero(file == number)
         values = _open_array(path(number))[row[here]]
-        if features is None:
+        if features is None:  # the shape of a row is known from the first file
             features = np.empty((len(file), *values.shape[1:]), dtype=np.float32)
         features[here] = values
     return torch.from_numpy(features)

@@ -1,8 +1,7 @@
 """The order of the data as a pure function: (seed, position) -> (shard, sample).
 
-Positions 0, 1, 2 ... number all samples that training
-will ever see. In a corpus of N samples, epoch e is the positions [e*N, (e+1)*N), and position p
-belongs to stream p mod S.
+Positions 0, 1, 2 ... number all samples that training will ever see. In a corpus of N samples,
+epoch e is the positions [e*N, (e+1)*N), and position p belongs to stream p mod S.
 
 Each epoch permutes the shards, lays them end to end and cuts that line of samples into S ranges of
 equal length, one for each stream. Inside a range, samples are shuffled within windows. The first
@@ -15,20 +14,20 @@ It follows that
 - rank r of R reads the positions p with p mod R == r. Where R divides S, these are whole streams,
   and the rank reads only the shards of their ranges.
 
-Random numbers come from a counter-based mixer (SplitMix64), so that any position costs the same:
-nothing is replayed, and no permutation is held in memory.
+Random numbers come from a counter-based mixer, so that any position costs the same: nothing is
+replayed, and no permutation is held in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 _FEISTEL_ROUNDS = 6
+_Epoch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -67,20 +66,19 @@ def shuffled(index: np.ndarray, length: np.ndarray, key: np.ndarray) -> np.ndarr
     length = np.broadcast_to(np.asarray(length, dtype=np.uint64), image.shape)
     key = np.broadcast_to(np.asarray(key, dtype=np.uint64), image.shape)
     base = np.ceil(np.sqrt(length.astype(np.float64))).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        image = _feistel(image, base, key)  # below `length` for all but 2 / sqrt(length)
-        while (outside := np.flatnonzero(image >= length)).size:
-            image[outside] = _feistel(image[outside], base[outside], key[outside])
+    rows = np.arange(len(image))
+    while rows.size:
+        digit = base[rows]
+        left = image[rows] // digit
+        right = image[rows] % digit
+        with np.errstate(over="ignore"):  # keys are added modulo 2^64
+            for number in range(_FEISTEL_ROUNDS):
+                scrambled = mix(right ^ (key[rows] + np.uint64(number)))
+                left, right = right, (left + scrambled % digit) % digit
+        image[rows] = left * digit + right
+        # After the first pass, only a share of 2 / sqrt(length) is left.
+        rows = rows[image[rows] >= length[rows]]
     return image.astype(np.int64)
-
-
-def _feistel(value: np.ndarray, base: np.ndarray, key: np.ndarray) -> np.ndarray:
-    left = value // base
-    right = value % base
-    for number in range(_FEISTEL_ROUNDS):
-        scrambled = mix(right ^ (key + np.uint64(number))) % base
-        left, right = right, (left + scrambled) % base
-    return left * base + right
 
 
 def batch_positions(k: int, global_batch_size: int, *, rank: int, world_size: int) -> np.ndarray:
@@ -97,10 +95,18 @@ class Located:
     sample: np.ndarray
 
 
-class _Epoch(NamedTuple):
-    shards: np.ndarray  # in the order of the line
-    ends: np.ndarray  # of each shard on the line of samples
-    key: np.ndarray  # (1,) uint64
+def _locate_parts(
+    part: np.ndarray, positions: np.ndarray, locate: Callable[[int, np.ndarray], Located]
+) -> Located:
+    """Call `locate` with the number of each part and its positions. part: (P,) of each position"""
+    shard = np.empty_like(positions)
+    sample = np.empty_like(positions)
+    for number in np.unique(part).tolist():
+        rows = part == number
+        located = locate(number, positions[rows])
+        shard[rows] = located.shard
+        sample[rows] = located.sample
+    return Located(shard, sample)
 
 
 class Order:
@@ -118,7 +124,7 @@ class Order:
         self.window = window
         self.epoch_samples = int(self.sizes.sum())
         self._ends = np.cumsum(self.sizes)
-        self._epochs: dict[int, _Epoch] = {}
+        self._epochs: dict[int, _Epoch] = {}  # the latest two
         assert self.epoch_samples > 0, "an empty corpus is refused before"
 
     def locate(self, positions: np.ndarray) -> Located:
@@ -128,51 +134,49 @@ class Order:
         # Nearly all batches lie in one epoch, and the general case takes ten times as long.
         if len(positions) and epochs.min() == epochs.max():
             return self._locate_in(int(epochs[0]), positions)
-        shard = np.empty_like(positions)
-        sample = np.empty_like(positions)
-        for number in np.unique(epochs):
-            rows = epochs == number
-            located = self._locate_in(int(number), positions[rows])
-            shard[rows] = located.shard
-            sample[rows] = located.sample
-        return Located(shard, sample)
+        return _locate_parts(epochs, positions, self._locate_in)
 
     def _locate_in(self, number: int, positions: np.ndarray) -> Located:
-        epoch = self._epoch(number)
-        place = self._place_on_line(positions - number * self.epoch_samples, number, epoch.key)
-        slot = np.searchsorted(epoch.ends, place, side="right")
-        shard = epoch.shards[slot]
-        start = epoch.ends[slot] - self.sizes[shard]
-        return Located(shard, place - start)
-
-    def _place_on_line(self, offset: np.ndarray, epoch: int, key: np.ndarray) -> np.ndarray:
-        """Places on the epoch's line of N samples, by offsets from the epoch's first position."""
+        """Locate positions of epoch `number`."""
+        shards, ends, key = self._epoch(number)
         total = self.epoch_samples
+        first_position = number * total
+        offset = positions - first_position
+
         # Streams take turns, and an epoch may begin with any of them. Lengths of their ranges
         # differ by one at most: the first `total % streams` to take a turn are longer.
         turn = offset % self.streams
-        stream = (turn + epoch * total) % self.streams  # as the position is modulo S
+        stream = (turn + first_position) % self.streams  # as the position is modulo S
         range_length = (total - turn + self.streams - 1) // self.streams
         range_start = turn * (total // self.streams) + np.minimum(turn, total % self.streams)
 
-        i = offset // self.streams  # within the range
-        with np.errstate(over="ignore"):
+        # Place i of the range lies in the window [begin, end), and is shuffled within it.
+        i = offset // self.streams
+        with np.errstate(over="ignore"):  # keys are sums modulo 2^64
             stream_key = mix(key ^ stream.astype(np.uint64))
             # By so much is the first window of the stream shorter.
             cut = (stream_key % np.uint64(self.window)).astype(np.int64)
-            number = (i + cut) // self.window
-            window_key = mix(stream_key + number.astype(np.uint64))
-        begin = np.maximum(number * self.window - cut, 0)
-        end = np.minimum((number + 1) * self.window - cut, range_length)
-        return range_start + begin + shuffled(i - begin, end - begin, window_key)
+            window = (i + cut) // self.window
+            window_key = mix(stream_key + window.astype(np.uint64))
+        begin = np.maximum(window * self.window - cut, 0)
+        end = np.minimum((window + 1) * self.window - cut, range_length)
+        place = range_start + begin + shuffled(i - begin, end - begin, window_key)
+
+        # The shard at this place of the line, and the place within it.
+        slot = np.searchsorted(ends, place, side="right")
+        shard = shards[slot]
+        start = ends[slot] - self.sizes[shard]
+        return Located(shard, place - start)
 
     def _epoch(self, number: int) -> _Epoch:
+        """Shards in the order of the line, the end of each on it, and the epoch's key, (1,)."""
         epoch = self._epochs.get(number)
         if epoch is None:
             draws = hash_of(self.seed, number, np.arange(len(self.sizes)))
             shards = np.argsort(draws, kind="stable")
-            epoch = _Epoch(shards, np.cumsum(self.sizes[shards]), hash_of(self.seed, number))
-            # Keep two: a batch at the end of an epoch needs the next one as well.
+            ends = np.cumsum(self.sizes[shards])
+            epoch = shards, ends, hash_of(self.seed, number)
+            # A batch at the end of an epoch needs the next one as well.
             while len(self._epochs) > 1:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[number] = epoch
@@ -218,15 +222,9 @@ class Mixture:
         slot_in_part = slot - (last_slot - self.quota)[part]
         i_in_part = block * self.quota[part] + slot_in_part
 
-        shard = np.empty_like(positions)
-        sample = np.empty_like(positions)
-        for number in np.unique(part):
-            rows = part == number
-            own_positions = i_in_part[rows] * self.streams + stream[rows]
-            located = self.orders[number].locate(own_positions)
-            shard[rows] = located.shard + self.first_shard[number]
-            sample[rows] = located.sample
-        return Located(shard, sample)
+        own_positions = i_in_part * self.streams + stream
+        located = _locate_parts(part, own_positions, lambda n, own: self.orders[n].locate(own))
+        return Located(located.shard + self.first_shard[part], located.sample)
 
     def replacement(self, position: int, attempt: int, shard: int) -> tuple[int, int]:
         """As `Order.replacement`, from the same order: bad samples do not change the shares."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -55,10 +55,6 @@ class Preprocessing:
             settings[field.name] = value
         return build(cls, settings, where="preprocess_cfg")
 
-    def as_cfg(self) -> dict[str, Any]:
-        """The `preprocess_cfg` that `of` reads back."""
-        return asdict(self)
-
     def fit(self, image: Tensor, size: int) -> Tensor:
         """(3, H, W) uint8 -> (3, size, size) uint8: the image of the model in evaluation."""
         if self.resize_mode == "squash":
@@ -68,6 +64,7 @@ class Preprocessing:
                 # `center` does not resize a second time what has its size already.
                 image = self._resized(image, shorter_side(image, size))
             return center(image, size)
+        # The longer side gets `size`, the shorter one is padded.
         height, width = image.shape[-2:]
         ratio = max(height, width) / size
         target = (max(1, round(height / ratio)), max(1, round(width / ratio)))

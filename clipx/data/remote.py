@@ -35,33 +35,24 @@ def find(
 ) -> list[ShardFile]:
     """Find the files of each pattern in turn; those of a glob or a folder are sorted.
 
-    patterns: URLs without braces. Raises UserError naming what is missing, not permitted or not
-    installed
+    patterns: URLs without braces. Raises UserError naming a file that is missing, a store that
+    refuses or a package that is not installed
     """
-    files: dict[str, list[ShardFile]] = {}
-    single: list[str] = []
-    for pattern in dict.fromkeys(patterns):
-        if is_pipe(pattern):
-            if not allow_pipe:
-                raise UserError(
-                    f"{pattern!r} runs a shell command; if you trust where it comes from, "
-                    "permit it by the setting `allow_pipe: true`"
-                )
-            files[pattern] = [ShardFile(pattern, size=-1, stamp="", md5="")]
-        elif is_http(pattern):
-            if "*" in pattern or pattern.endswith("/"):
-                raise UserError(
-                    f"{pattern}: a web server cannot be listed; "
-                    "name the shards by a range such as 'https://host/{00000..00127}.tar'"
-                )
-            single.append(pattern)
-        elif glob.has_magic(pattern) or pattern.endswith("/"):
-            files[pattern] = _list(pattern, patience)
-        else:
-            single.append(pattern)
+    # Refuse before the first request.
+    for pattern in patterns:
+        if is_pipe(pattern) and not allow_pipe:
+            raise UserError(
+                f"{pattern!r} runs a shell command; if you trust where it comes from, "
+                "permit it by the setting `allow_pipe: true`"
+            )
+        if is_http(pattern) and ("*" in pattern or pattern.endswith("/")):
+            raise UserError(
+                f"{pattern}: a web server cannot be listed; "
+                "name the shards by a range such as 'https://host/{00000..00127}.tar'"
+            )
     # Ranges of thousands of shards: a listing first, then requests for what it lacks.
-    files |= _find_in_listings(single, patience)
-    missing = [pattern for pattern in single if pattern not in files]
+    files = _find_in_listings(patterns, patience)
+    missing = [pattern for pattern in dict.fromkeys(patterns) if pattern not in files]
     pool = ThreadPoolExecutor(max_workers=_THREADS)
     try:
         looked_up = pool.map(lambda pattern: _look_up(pattern, patience), missing)
@@ -80,6 +71,7 @@ def fetch_small(url: str, *, patience: Patience = PATIENCE) -> bytes | None:
         return None
     try:
         if is_http(url):
+            # As for shards: fsspec's client for the web would be another dependency.
             file = ShardFile(url, size=-1, stamp="", md5="")
 
             def attempt() -> bytes:
@@ -93,79 +85,10 @@ def fetch_small(url: str, *, patience: Patience = PATIENCE) -> bytes | None:
 
 
 def _call(url: str, method: str, patience: Patience, *, stalls: int = 1, **options: Any) -> Any:
-    """Call a method of the URL's file system with its path. Raises OSError and UserError."""
-    call = getattr(_filesystem(url), method)
-    path = store.path_in_store(url)
-    seconds = stalls * patience.stall_seconds
-    return retry(lambda: within(seconds, call, path, **options), patience, url)
-
-
-def _list(pattern: str, patience: Patience) -> list[ShardFile]:
-    """The files that match a glob, or the .tar files of a folder."""
-    with _explained(pattern):
-        if glob.has_magic(pattern):
-            matches = _call(pattern, "glob", patience, stalls=_LISTING_STALLS, detail=True)
-            infos = list(matches.values())
-        else:
-            entries = _call(pattern, "ls", patience, stalls=_LISTING_STALLS, detail=True)
-            infos = [info for info in entries if info["name"].endswith(".tar")]
-    # A store's names may lack the host, which stands before the path in the pattern.
-    path = store.path_in_store(pattern)
-    plain = pattern.rstrip("/")
-    if path and plain.endswith(path):
-        root = plain.removesuffix(path)
-    else:
-        root = plain.split("//")[0] + "//"
-    files = []
-    for info in infos:
-        if info["type"] != "directory":
-            files.append(store.from_info(root + info["name"], info))
-    if not files:
-        raise UserError(
-            f"no shard matches {pattern!r}; give a folder with .tar files, a glob "
-            "or a range, and check the credentials if the files are there"
-        )
-    return sorted(files, key=lambda file: file.url)
-
-
-def _find_in_listings(patterns: list[str], patience: Patience) -> dict[str, list[ShardFile]]:
-    """Find single files by listing their folder, if it has many of them."""
-    folders: dict[str, list[str]] = {}
-    for pattern in patterns:
-        if not is_http(pattern):
-            folders.setdefault(pattern.rpartition("/")[0] + "/", []).append(pattern)
-    files = {}
-    for folder, members in folders.items():
-        if len(members) < _MIN_LISTED:
-            continue
-        try:
-            entries = _call(folder, "ls", patience, stalls=_LISTING_STALLS, detail=True)
-        except OSError:
-            continue  # a folder may not be listable; its files are looked up one by one
-        infos = {info["name"]: info for info in entries if info["type"] != "directory"}
-        for member in members:
-            info = infos.get(store.path_in_store(member))
-            if info is not None:
-                files[member] = [store.from_info(member, info)]
-    return files
-
-
-def _look_up(pattern: str, patience: Patience) -> list[ShardFile]:
-    """A single file, or the .tar files of a folder written without a slash."""
-    with _explained(pattern):
-        if is_http(pattern):
-            seconds = patience.stall_seconds
-            return [retry(lambda: http.find_file(pattern, seconds), patience, pattern)]
-        info = _call(pattern, "info", patience)
-    if info["type"] == "directory":
-        return _list(pattern, patience)
-    return [store.from_info(pattern, info)]
-
-
-def _filesystem(url: str) -> Any:
-    """Raises UserError if fsspec has no file system for the URL."""
+    """Call a method of the URL's file system with its path. Raises OSError, and UserError if fsspec
+    has no file system for the URL."""
     try:
-        return store.filesystem(url)
+        call = getattr(store.filesystem(url), method)
     except ImportError as error:
         from fsspec.registry import known_implementations
 
@@ -179,6 +102,79 @@ def _filesystem(url: str) -> Any:
         raise UserError(
             f"{url}: {error}; fsspec reads many stores, for example s3://, gs://, hf://"
         ) from error
+    path = store.path_in_store(url)
+    seconds = stalls * patience.stall_seconds
+    return retry(lambda: within(seconds, call, path, **options), patience, url)
+
+
+def _list(pattern: str, patience: Patience) -> list[ShardFile]:
+    """The files that match a glob, or the .tar files of a folder."""
+    is_glob = glob.has_magic(pattern)
+    method = "glob" if is_glob else "ls"
+    with _explained(pattern):
+        entries = _call(pattern, method, patience, stalls=_LISTING_STALLS, detail=True)
+    # A store's names may lack the host, which stands before the path in the pattern.
+    path = store.path_in_store(pattern)
+    plain = pattern.rstrip("/")
+    if path and plain.endswith(path):
+        root = plain.removesuffix(path)
+    else:
+        root = plain.split("//")[0] + "//"
+    files = []
+    for info in entries.values() if is_glob else entries:  # of a glob, path -> info
+        is_shard = is_glob or info["name"].endswith(".tar")
+        if is_shard and info["type"] != "directory":
+            files.append(store.from_info(root + info["name"], info))
+    if not files:
+        raise UserError(
+            f"no shard matches {pattern!r}; give a folder with .tar files, a glob "
+            "or a range, and check the credentials if the files are there"
+        )
+    return sorted(files, key=lambda file: file.url)
+
+
+def _is_one_file(pattern: str) -> bool:
+    """Whether a pattern names one file of an object store, or a folder without its slash."""
+    if is_pipe(pattern) or is_http(pattern):
+        return False
+    return not (glob.has_magic(pattern) or pattern.endswith("/"))
+
+
+def _find_in_listings(patterns: list[str], patience: Patience) -> dict[str, list[ShardFile]]:
+    """Find single files by listing their folder, if it has many of them."""
+    folders: dict[str, list[str]] = {}
+    for pattern in patterns:
+        if _is_one_file(pattern):
+            folders.setdefault(pattern.rpartition("/")[0] + "/", []).append(pattern)
+    files = {}
+    for folder, members in folders.items():
+        if len(members) < _MIN_LISTED:
+            continue  # looked up one by one
+        try:
+            entries = _call(folder, "ls", patience, stalls=_LISTING_STALLS, detail=True)
+        except OSError:
+            continue  # a folder may not be listable; its files are looked up one by one
+        infos = {info["name"]: info for info in entries if info["type"] != "directory"}
+        for member in members:
+            info = infos.get(store.path_in_store(member))
+            if info is not None:
+                files[member] = [store.from_info(member, info)]
+    return files
+
+
+def _look_up(pattern: str, patience: Patience) -> list[ShardFile]:
+    """The files of one pattern, by requests for it alone."""
+    if is_pipe(pattern):
+        return [ShardFile(pattern, size=-1, stamp="", md5="")]
+    with _explained(pattern):
+        if is_http(pattern):
+            seconds = patience.stall_seconds
+            return [retry(lambda: http.find_file(pattern, seconds), patience, pattern)]
+        if _is_one_file(pattern):
+            info = _call(pattern, "info", patience)
+            if info["type"] != "directory":
+                return [store.from_info(pattern, info)]
+    return _list(pattern, patience)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from clipx.data.decode import BadImage
+
 
 @dataclass(frozen=True)
 class Raw:
@@ -35,6 +37,10 @@ class SampleError(ValueError):
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(message)
         self.stage = stage
+
+
+BAD_SAMPLE_ERRORS = (SampleError, BadImage, OSError)
+"""Raised where a sample cannot be read, decoded or captioned."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +78,17 @@ class Source(Protocol):
     """Names of all text fields where they are known without reading, None where each sample has
     its own."""
 
-    @property
-    def is_remote(self) -> bool:
-        """True where reading goes over a network, so that `prefetch` saves time."""
-        ...
+    is_remote: bool
+    """True where reading goes over a network, so that `prefetch` saves time."""
+
+    faults: Sequence[BadSample]
+    """Faults of whole shards, detected when the source was opened."""
 
     @property
     def digests(self) -> Sequence[str]:
         """One per shard, which changes with its samples, their order and their bytes, as far as
         docs/data.md promises. Of `layout:content`, runs before version 4 of the index recorded the
         layout alone."""
-        ...
-
-    @property
-    def faults(self) -> Sequence[BadSample]:
-        """Faults of whole shards, detected when the source was opened."""
         ...
 
     def name(self, shard: int) -> str:

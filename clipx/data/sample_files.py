@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from clipx.data.decode import TooLarge
 from clipx.data.sample import SampleError
@@ -37,23 +39,17 @@ def check_size(size: int, max_image_bytes: int) -> None:
 
 def read_image_file(path: AnyPath, max_image_bytes: int) -> bytes:
     """Raises TooLarge where the file is larger, OSError where it is not a regular file."""
-    descriptor, size = _open(path)
-    try:
+    with _opened(path) as (descriptor, size):
         check_size(size, max_image_bytes)
         data = _read(descriptor, size, max_image_bytes + 1)
-    finally:
-        os.close(descriptor)
     check_size(len(data), max_image_bytes)  # some file systems report a size of 0
     return data
 
 
 def read_text_file(path: AnyPath) -> bytes:
     """Raises SampleError where the file is too large, OSError where it is not a regular file."""
-    descriptor, size = _open(path)
-    try:
+    with _opened(path) as (descriptor, size):
         data = b"" if size > MAX_TEXT_BYTES else _read(descriptor, size, MAX_TEXT_BYTES + 1)
-    finally:
-        os.close(descriptor)
     if max(size, len(data)) > MAX_TEXT_BYTES:
         name = os.path.basename(os.fsdecode(path))  # noqa: PTH119 may be bytes
         raise SampleError("caption", f"{name} has {size:,} bytes, {TOO_MUCH_TEXT}")
@@ -63,30 +59,28 @@ def read_text_file(path: AnyPath) -> bytes:
 def read_ends(path: bytes, side: int) -> bytes:
     """Read the first and the last `side` bytes of a file. Empty for one that cannot be read."""
     try:
-        descriptor, size = _open(path)
+        with _opened(path) as (descriptor, size):
+            ends = os.pread(descriptor, side, 0)
+            tail = max(side, size - side)
+            if tail < size:
+                ends += os.pread(descriptor, side, tail)
+            return ends
     except OSError:
         return b""  # reading the sample raises the reason
-    try:
-        ends = os.pread(descriptor, side, 0)
-        tail = max(side, size - side)
-        if tail < size:
-            ends += os.pread(descriptor, side, tail)
-        return ends
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
 
 
-def _open(path: AnyPath) -> tuple[int, int]:
-    """Returns (descriptor, size). Raises OSError."""
+@contextmanager
+def _opened(path: AnyPath) -> Iterator[tuple[int, int]]:
+    """Yields (descriptor, size). Raises OSError."""
     # Without O_NONBLOCK, opening a named pipe would wait for a writer forever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{os.fsdecode(path)} is not a regular file")
+        yield descriptor, status.st_size
+    finally:
         os.close(descriptor)
-        raise OSError(f"{os.fsdecode(path)} is not a regular file")
-    return descriptor, status.st_size
 
 
 def _read(descriptor: int, size: int, limit: int) -> bytes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import json
-import math
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from clipx.data.remote import fetch_small, find, is_remote
 from clipx.data.sample_files import local_path
@@ -33,15 +33,19 @@ def expand(patterns: str | list[str], *, allow_pipe: bool = False) -> list[Shard
 
     Raises UserError naming what matches nothing.
     """
-    files: list[ShardFile] = []
-    for pattern in _split(patterns):
+    parts = []
+    for text in [patterns] if isinstance(patterns, str) else patterns:
+        # The command of a pipe may contain `::`.
+        parts += [text] if text.startswith("pipe:") else text.split("::")
+    files = []
+    for pattern in parts:
         if is_remote(pattern):
             files += find(_expand_braces(pattern), allow_pipe=allow_pipe)
         else:
             files += _find_local(pattern)
     if not files:
         raise UserError("the list of shards is empty; name some, as in data.shards=data/*.tar")
-    seen: set[str] = set()
+    seen = set()
     for file in files:
         if file.url in seen:
             raise UserError(
@@ -52,21 +56,18 @@ def expand(patterns: str | list[str], *, allow_pipe: bool = False) -> list[Shard
     return files
 
 
-def _split(patterns: str | list[str]) -> list[str]:
-    parts: list[str] = []
-    for text in [patterns] if isinstance(patterns, str) else patterns:
-        if text.startswith("pipe:"):
-            parts.append(text)  # its command may contain `::`
-        else:
-            parts += text.split("::")
-    return parts
-
-
 def _find_local(pattern: str) -> list[ShardFile]:
-    paths: list[Path] = []
+    paths = []
     try:
         for text in _expand_braces(local_path(pattern)):
-            paths += _matches(text)
+            path = Path(text)
+            if glob.has_magic(text):
+                matches = glob.glob(text, recursive=True)  # noqa: PTH207 absolute patterns
+                paths += sorted(map(Path, matches))
+            elif path.is_dir():
+                paths += sorted(path.glob("*.tar"))
+            else:
+                paths.append(path)
     except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
         raise UserError(f"shards {pattern[:200]!r} cannot be looked up: {error}") from error
     if not paths:
@@ -75,7 +76,7 @@ def _find_local(pattern: str) -> list[ShardFile]:
             "give a folder of .tar files, a glob such as 'data/*.tar' "
             "or a range such as 'data/{00000..00127}.tar'"
         )
-    files: list[ShardFile] = []
+    files = []
     for start in range(0, len(paths), _FILES_AT_ONCE):
         part = paths[start : start + _FILES_AT_ONCE]
         missing = []
@@ -91,14 +92,8 @@ def _find_local(pattern: str) -> list[ShardFile]:
     return files
 
 
-def _matches(text: str) -> list[Path]:
-    path = Path(text)
-    if glob.has_magic(text):
-        return sorted(Path(name) for name in glob.glob(text, recursive=True))  # noqa: PTH207 absolute patterns
-    return sorted(path.glob("*.tar")) if path.is_dir() else [path]
-
-
 def _local_file(path: Path) -> ShardFile | None:
+    """Describe a file or folder. Returns None if there is none. Raises UserError."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -112,37 +107,31 @@ def _local_file(path: Path) -> ShardFile | None:
 
 
 def _expand_braces(text: str) -> list[str]:
-    """Expand all braces. Raises UserError for more names than a corpus can have shards."""
-    # Counted first, since the names of `{0..99999999999}` would not fit into memory.
-    count = math.prod(_count_choices(match[1]) for match in _BRACES.finditer(text))
-    if count > MAX_SHARDS or text.count("{") > 50:
+    """Expand `{08..10}` to 08, 09, 10 and `{a,b}` to a, b; other braces stay. Raises UserError for
+    more names than a corpus can have shards."""
+    parts: list[Iterable[str]] = []
+    count = 1
+    for number, piece in enumerate(_BRACES.split(text)):
+        if number % 2 == 0:  # between two pairs of braces
+            parts.append([piece])
+            continue
+        choices: Iterable[str] = [f"{{{piece}}}"]
+        if "," in piece:
+            choices = piece.split(",")
+            count *= len(choices)
+        elif match := _RANGE.fullmatch(piece):
+            low, high = match.groups()
+            if max(len(low), len(high)) > 12:
+                count = MAX_SHARDS + 1
+            elif numbers := range(int(low), int(high) + 1):  # {9..0} is left as it is
+                width = len(low) if low.startswith("0") else 0
+                # A lazy map: the names of `{0..99999999999}` would not fit into memory.
+                choices = map(f"{{:0{width}d}}".format, numbers)
+                count *= len(numbers)
+        parts.append(choices)
+    if count > MAX_SHARDS or len(parts) > 100:  # 50 pairs of braces
         raise UserError(f"{text[:100]!r} names more than {MAX_SHARDS:,} shards; list a folder")
-    for match in _BRACES.finditer(text):
-        choices = _choices(match[1])
-        if choices:
-            before = text[: match.start()]
-            endings = _expand_braces(text[match.end() :])
-            return [before + choice + ending for choice in choices for ending in endings]
-    return [text]
-
-
-def _count_choices(inside: str) -> int:
-    match = _RANGE.fullmatch(inside)
-    if match is None:
-        return inside.count(",") + 1
-    if max(map(len, match.groups())) > 12:
-        return MAX_SHARDS + 1
-    return max(1, int(match[2]) - int(match[1]) + 1)  # {9..0} is left as it is
-
-
-def _choices(inside: str) -> list[str]:
-    """`08..10` -> 08, 09, 10; `a,b` -> a, b; anything else has no choices."""
-    match = _RANGE.fullmatch(inside)
-    if match is None:
-        return inside.split(",") if "," in inside else []
-    low, high = match.groups()
-    width = len(low) if low.startswith("0") else 0
-    return [f"{number:0{width}d}" for number in range(int(low), int(high) + 1)]
+    return ["".join(names) for names in product(*parts)]
 
 
 def declared_sizes(files: list[ShardFile]) -> dict[str, int]:
@@ -151,7 +140,10 @@ def declared_sizes(files: list[ShardFile]) -> dict[str, int]:
     open_clip's users have this file: {"00000.tar": 10000, ...}. With it, a shard need not be
     downloaded before the run starts.
     """
-    folders = {file.url.rpartition("/")[0] for file in files if not file.url.startswith("pipe:")}
+    folders = set()
+    for file in files:
+        if not file.url.startswith("pipe:"):  # which has no folder
+            folders.add(file.url.rpartition("/")[0])
     sizes: dict[str, int] = {}
     for folder in sorted(folders):
         content = fetch_small(f"{folder}/sizes.json")
@@ -159,20 +151,16 @@ def declared_sizes(files: list[ShardFile]) -> dict[str, int]:
             continue
         try:
             for name, size in json.loads(content).items():
-                sizes[f"{folder}/{name}"] = _checked_size(size)
+                # `type`, since a bool is an int as well; 2^31, since an index counts in int32.
+                if type(size) is not int or not 0 <= size < 2**31:
+                    raise ValueError(f"{str(size)[:50]} is not a number of samples")
+                sizes[f"{folder}/{name}"] = size
         except (AttributeError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{folder}/sizes.json is not an object of shard names and numbers of samples "
                 f"({error}); correct or remove it"
             ) from error
     return sizes
-
-
-def _checked_size(value: Any) -> int:
-    """Raises ValueError."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
-        raise ValueError(f"{str(value)[:50]} is not a number of samples")
-    return value
 
 
 def in_threads(act: Callable[[S], T], items: Iterable[S]) -> list[T]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from clipx.data.decode import EXTENSIONS
-from clipx.data.tar import list_members
+from clipx.data.tar import Listing, list_members
 from clipx.files import cache_folder, digest_path, map_file, stamp_of, write_whole
 from clipx.types import UserError
 
@@ -112,58 +111,62 @@ def build_index(path: Path, descriptor: int | None = None) -> ShardIndex:
         raise NotATar(
             f"shard {path} is not a tar file or is cut inside its first member; replace it"
         )
-    names, offsets, sizes = zip(*listing.members, strict=True) if listing.members else ((), (), ())
-    keys, rows, duplicate, extensions = _group(names)
-    numbers = {extension: number for number, extension in enumerate(dict.fromkeys(extensions))}
-    encoded = [key.encode("utf-8", "surrogateescape") for key in keys]
-    start = np.array([*rows, len(names)], dtype=np.int32)
-
-    # As 64-bit integers: a digest must not change with the dtype in which an array is stored.
-    layout = hashlib.sha1(b"\n".join(encoded))
-    for array in (start, offsets, sizes):
-        layout.update(np.array(array, dtype=np.int64).tobytes())
-    images_before = np.cumsum([0, *(extension in EXTENSIONS for extension in extensions)])
-    head = Head(
-        samples=len(keys),
-        digest=f"{layout.hexdigest()}:{listing.content}",
-        truncated=listing.truncated,
-        damage=listing.damage,
-        second_images=int((np.diff(images_before[start]) > 1).sum()),
-    )
-    return ShardIndex(
-        head,
-        tuple(numbers),
-        start=start,
-        offsets=np.array(offsets, dtype=np.int64),
-        sizes=np.array(sizes, dtype=np.int64),
-        extensions=np.array([numbers[extension] for extension in extensions], dtype=np.int32),
-        key_start=np.cumsum([0, *map(len, encoded)], dtype=np.int32),
-        key_bytes=np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        duplicate=np.array(duplicate, dtype=np.bool_),
-    )
+    return _group(listing)
 
 
-def _group(names: Sequence[str]) -> tuple[list[str], list[int], list[bool], list[str]]:
-    """Group members into samples. Returns the key and first row of each sample, whether an earlier
-    one has its key, and the extension of each member."""
-    keys, rows, duplicate, extensions = [], [], [], []
-    seen: set[str] = set()
-    current: set[str] = set()  # extensions of the sample so far
-    for row, name in enumerate(names):
+def _group(listing: Listing) -> ShardIndex:
+    """Group members into samples: consecutive ones with the same key."""
+    start = []  # first member of each sample
+    offsets = []
+    sizes = []
+    keys = []
+    duplicate = []
+    numbers: dict[str, int] = {}  # of the extensions, in the order in which they come
+    extensions = []
+    second_images = 0
+    seen = set()
+    key = None
+    current = set()  # extensions of the sample so far
+    num_images = 0
+    for row, (name, offset, size) in enumerate(listing.members):
+        offsets.append(offset)
+        sizes.append(size)
+        previous = key
         folder, _, base = name.rpartition("/")
         stem, _, extension = base.partition(".")
         key = f"{folder}/{stem}" if folder else stem
         extension = extension.lower()
         # A second member with this key and extension begins another sample of that key.
-        if not keys or keys[-1] != key or extension in current:
-            keys.append(key)
-            rows.append(row)
+        if key != previous or extension in current:
+            start.append(row)
+            keys.append(key.encode("utf-8", "surrogateescape"))
             duplicate.append(key in seen)
             seen.add(key)
             current = set()
+            num_images = 0
         current.add(extension)
-        extensions.append(extension)
-    return keys, rows, duplicate, extensions
+        extensions.append(numbers.setdefault(extension, len(numbers)))
+        if extension in EXTENSIONS:
+            num_images += 1
+            second_images += num_images == 2  # a third one is of the same sample
+    start.append(len(listing.members))
+
+    # As 64-bit integers: a digest must not change with the dtype in which an array is stored.
+    layout = hashlib.sha1(b"\n".join(keys))
+    for values in (start, offsets, sizes):
+        layout.update(np.array(values, dtype=np.int64).tobytes())
+    digest = f"{layout.hexdigest()}:{listing.content}"
+    return ShardIndex(
+        Head(len(keys), digest, listing.truncated, listing.damage, second_images),
+        tuple(numbers),
+        start=np.array(start, dtype=np.int32),
+        offsets=np.array(offsets, dtype=np.int64),
+        sizes=np.array(sizes, dtype=np.int64),
+        extensions=np.array(extensions, dtype=np.int32),
+        key_start=np.cumsum([0, *map(len, keys)], dtype=np.int32),
+        key_bytes=np.frombuffer(b"".join(keys), dtype=np.uint8),
+        duplicate=np.array(duplicate, dtype=np.bool_),
+    )
 
 
 def load_index(
@@ -181,13 +184,24 @@ def load_index(
         if index is not None:
             return index
     index = build_index(path, descriptor)
-    if path.exists():  # else it was evicted from a shared cache, and its sidecar would stay
-        content = _dump(index, stamp)
-        for sidecar in sidecars_of(path):
-            with suppress(OSError):  # a sidecar is only a cache
-                sidecar.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(sidecar, content)
-                break
+    if not path.exists():
+        return index  # evicted from a shared cache, where a sidecar would now stay forever
+    line = {
+        "version": INDEX_VERSION,
+        "stamp": stamp,
+        "head": vars(index.head),
+        "names": index.names,
+        "lengths": [len(getattr(index, name)) for name in _DTYPES],
+    }
+    content = bytearray(json.dumps(line).encode() + b"\n")
+    for name, dtype in _DTYPES.items():
+        content += bytes(-len(content) % _ALIGNMENT)  # padding before the array
+        content += np.ascontiguousarray(getattr(index, name), dtype=dtype).tobytes()
+    for sidecar in sidecars_of(path):
+        with suppress(OSError):  # a sidecar is only a cache
+            sidecar.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(sidecar, bytes(content))
+            break
     return index
 
 
@@ -210,21 +224,6 @@ def sidecars_of(path: Path) -> list[Path]:
     folder cannot be written."""
     beside = path.with_name(path.name + SUFFIX)
     return [beside, cache_folder("index") / (digest_path(path) + SUFFIX)]
-
-
-def _dump(index: ShardIndex, stamp: str) -> bytes:
-    line = {
-        "version": INDEX_VERSION,
-        "stamp": stamp,
-        "head": vars(index.head),
-        "names": index.names,
-        "lengths": [len(getattr(index, name)) for name in _DTYPES],
-    }
-    content = bytearray(json.dumps(line).encode() + b"\n")
-    for name, dtype in _DTYPES.items():
-        content += bytes(-len(content) % _ALIGNMENT)  # padding before the array
-        content += np.ascontiguousarray(getattr(index, name), dtype=dtype).tobytes()
-    return bytes(content)
 
 
 def _read_sidecar(sidecar: Path, stamp: str) -> ShardIndex | None:

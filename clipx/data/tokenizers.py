@@ -79,6 +79,7 @@ class HuggingFace:
     def encode(self, text: str, context_length: int) -> list[int]:
         text = " ".join(self._clean(repaired(text)).split())
         if self._clips is not None:
+            # Three places of the context are taken; that of the class token is the last.
             begin, end, class_token = self._clips
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
             ids = [begin, *ids[: context_length - 3], end]
@@ -161,7 +162,7 @@ def build_tokenizer(text_cfg: dict[str, Any]) -> Tokenizer:
         remedy = "; use clips or leave it out" if name else "; leave it out"
         raise UserError(f"text_cfg.tokenizer_mode {mode!r} is not supported for {kind}{remedy}")
     tokenizer = HuggingFace(name, mode=mode, **settings) if name else ClipBPE(**settings)
-    vocab_size = text_cfg.get("vocab_size", 49408)
+    vocab_size = text_cfg.get("vocab_size", 49408)  # open_clip's default
     # A text tower from the hub has the vocabulary of its own config.
     if not text_cfg.get("hf_model_name") and tokenizer.largest_id >= vocab_size:
         raise UserError(

@@ -10,8 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus
-from clipx.data.decode import BadImage
-from clipx.data.sample import BadSample, SampleError
+from clipx.data.sample import BAD_SAMPLE_ERRORS, BadSample
 
 _CHUNK = 200  # samples: enough to outweigh the cost of a task, few enough to share out the last
 
@@ -26,9 +25,8 @@ def verify(
     """
     yield from corpus.faults
     # A loader returns results in order and holds few of them, where a corpus has millions.
-    for num_samples, bad in DataLoader(
-        _Chunks(config, corpus), batch_size=None, num_workers=workers
-    ):
+    loader = DataLoader(_Chunks(config, corpus), batch_size=None, num_workers=workers)
+    for num_samples, bad in loader:
         advance(num_samples)
         yield from bad
 
@@ -40,27 +38,24 @@ class _Chunks(Dataset):
         self.config = config
         self.corpus = corpus
         # A chunk lies in one shard, so that no two workers read the same part of a file.
-        self._last_chunk = np.cumsum(-(-corpus.sizes // _CHUNK))
+        chunks = -(-corpus.sizes // _CHUNK)  # of each shard, rounded up
+        self._chunk_ends = np.cumsum(chunks)
 
     def __len__(self) -> int:
-        return int(self._last_chunk[-1])
+        return int(self._chunk_ends[-1])
 
     def __getitem__(self, index: int) -> tuple[int, list[BadSample]]:
-        shard = int(np.searchsorted(self._last_chunk, index, side="right"))
-        size = int(self.corpus.sizes[shard])
-        chunks_of_shard = -(-size // _CHUNK)
-        number_in_shard = index - int(self._last_chunk[shard]) + chunks_of_shard
-        first = number_in_shard * _CHUNK
-        end = min(first + _CHUNK, size)
+        shard = int(np.searchsorted(self._chunk_ends, index, side="right"))
+        first_chunk = int(self._chunk_ends[shard - 1]) if shard else 0  # of the shard
+        first = (index - first_chunk) * _CHUNK
+        end = min(first + _CHUNK, int(self.corpus.sizes[shard]))
         bad = []
         for number in range(first, end):
-            bad += self._faults(shard, number)
+            try:
+                sample = self.corpus.read(shard, number)
+                self.config.pixels(sample.image)
+            except BAD_SAMPLE_ERRORS as error:
+                bad.append(self.corpus.bad_sample(-1, shard, number, error))
+            else:
+                bad += self.corpus.notes(-1, shard, sample)
         return end - first, bad
-
-    def _faults(self, shard: int, number: int) -> list[BadSample]:
-        try:
-            sample = self.corpus.read(shard, number)
-            self.config.pixels(sample.image)
-        except (SampleError, BadImage, OSError) as error:
-            return [self.corpus.bad_sample(-1, shard, number, error)]
-        return self.corpus.notes(-1, shard, sample)

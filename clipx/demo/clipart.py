@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from clipx.demo.drawings import Drawing, stable_hash, tidy, words
 
@@ -23,14 +22,6 @@ _NOT_A_KEYWORD = re.compile(
 _COLLECTION_FILES = 8  # a title on so many files is that of a collection, not of a drawing
 
 
-class Metadata(NamedTuple):
-    """The description inside an SVG file."""
-
-    title: str
-    keywords: list[str]
-    author: str
-
-
 def is_held_out(drawing: Drawing) -> bool:
     """Whether a drawing belongs to the 5 % of the test set."""
     return stable_hash(drawing.key, 20) == 0
@@ -38,15 +29,19 @@ def is_held_out(drawing: Drawing) -> bool:
 
 def clipart_drawings(folder: Path) -> Iterator[Drawing]:
     """All drawings with a usable title, from the file's metadata or else from its name."""
-    files: dict[Path, Metadata] = {}
+    files = {}
     # Sorted, since the first of two files with one slug is kept.
     for path in sorted(folder.rglob("*.svg")):
-        if not _is_generated(path.relative_to(folder)):
-            metadata = _metadata(path)
-            if metadata is not None:
-                files[path] = metadata
-    frequency = Counter(metadata.title for metadata in files.values())
-    slugs: set[str] = set()
+        # Themed desktop icons, and some 1,400 stars that a script drew.
+        parts = path.relative_to(folder).parts
+        is_desktop_icon = parts[0] == "computer" and "icons" in parts
+        if is_desktop_icon or path.name.startswith("star_"):
+            continue
+        metadata = _metadata(path)
+        if metadata is not None:
+            files[path] = metadata
+    frequency = Counter(title for title, _, _ in files.values())
+    slugs = set()
     for path, (title, keywords, author) in files.items():
         title = re.sub(r"^clipart by [^-]+-", "", title, flags=re.IGNORECASE)
         if not title or _NOT_A_TITLE.search(title) or frequency[title] >= _COLLECTION_FILES:
@@ -73,23 +68,17 @@ def clipart_drawings(folder: Path) -> Iterator[Drawing]:
             license="CC-PDDC",
             path=str(path),
             tags=tuple(tags),
-            group=relative.parts[0],
         )
 
 
-def _is_generated(relative: Path) -> bool:
-    """Themed desktop icons, and some 1,400 stars that a script drew."""
-    is_desktop_icon = relative.parts[0] == "computer" and "icons" in relative.parts
-    return is_desktop_icon or relative.name.startswith("star_")
-
-
-def _metadata(path: Path) -> Metadata | None:
+def _metadata(path: Path) -> tuple[str, list[str], str] | None:
+    """Title, keywords and author inside an SVG file."""
     try:
         root = ET.parse(path).getroot()
     except ET.ParseError:  # resvg could not draw it either
         return None
     title = ""
-    keywords: list[str] = []
+    keywords = []
     author = ""
     for work in root.iter():
         if not work.tag.endswith("}Work"):  # namespaces differ from program to program
@@ -100,9 +89,12 @@ def _metadata(path: Path) -> Metadata | None:
             elif child.tag.endswith("}creator"):
                 author = " ".join("".join(child.itertext()).lower().split())
             elif child.tag.endswith("}subject"):
-                items = [item.text or "" for item in child.iter() if item.tag.endswith("}li")]
-                keywords = [text.strip() for text in items if text.strip()]
-    return Metadata(title, keywords, author)
+                keywords = []
+                for item in child.iter():
+                    text = (item.text or "").strip()
+                    if item.tag.endswith("}li") and text:
+                        keywords.append(text)
+    return title, keywords, author
 
 
 def _title_from_name(stem: str, author: str) -> str:

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipx.demo.licenses import list_credits, write_licenses
+from clipx.demo.licenses import write_licenses
 from clipx.demo.packages import (
     INSTALLED_GIB,
     VERSIONS,
@@ -63,8 +63,7 @@ def build_recipe(
 ) -> dict[str, Any]:
     """px: side of the images; npm: folder with `node_modules`, installed where it is missing"""
     started = time.monotonic()
-    identity = _identity(recipe, px, shard_size)
-    _check_identity(out, identity)
+    identity = _check_identity(out, recipe, px, shard_size)
     if report := _finished_report(out, recipe):
         return report
     # All checks come before the first file is written.
@@ -75,21 +74,21 @@ def build_recipe(
         (out / folder).mkdir(parents=True, exist_ok=True)
     # The first of all files, so that an unfinished corpus is known by its recipe, too.
     write_whole(out / "recipe.json", json.dumps(identity, indent=1) + "\n")
-    plan = plan_training(recipe, modules)
+    drawings, duplicates, copies = plan_training(recipe, modules)
     with renderer(px, workers) as render:
-        train = build_shards(out / "train", plan.drawings, shard_size, render)
+        train = build_shards(out / "train", drawings, shard_size, render)
         sets, skipped = _build_eval(out / "eval", recipe, modules, render)
-    test: Counter[str] = Counter()
+    test: Counter[str] = Counter()  # images of each source
     for counts in sets.values():
         test.update(counts["sources"])
-    write_licenses(out, list_credits(modules, train, test))
+    write_licenses(out, modules, train, test)
     report = {
         "preset": recipe.preset,
         "px": px,
         "pairs": train.total(),
-        "blank": len(plan.drawings) - train.total(),
-        "drawn_twice": plan.duplicates,
-        "copies_of_test_drawings": plan.copies,
+        "blank": len(drawings) - train.total(),
+        "drawn_twice": duplicates,
+        "copies_of_test_drawings": copies,
         "by_source": dict(train.most_common()),
         "eval": sets,
         "skipped": skipped,
@@ -99,8 +98,9 @@ def build_recipe(
     return report
 
 
-def _identity(recipe: Recipe, px: int, shard_size: int) -> dict[str, Any]:
-    """Everything that the bytes of the training shards depend on."""
+def _check_identity(out: Path, recipe: Recipe, px: int, shard_size: int) -> dict[str, Any]:
+    """Returns everything that the bytes of the training shards depend on. Refuses a folder that
+    contains another corpus."""
     identity = asdict(recipe)
     for irrelevant in ("openclipart", "fashion_mnist", "corpus_gib"):
         del identity[irrelevant]  # paths and sizes of this machine
@@ -113,18 +113,15 @@ def _identity(recipe: Recipe, px: int, shard_size: int) -> dict[str, Any]:
         "resvg-py": importlib.metadata.version("resvg-py"),
         "pillow": importlib.metadata.version("pillow"),
     }
-    return json.loads(json.dumps(identity))  # tuples become lists, to compare with a file's
+    identity = json.loads(json.dumps(identity))  # tuples become lists, to compare with a file's
 
-
-def _check_identity(out: Path, identity: dict[str, Any]) -> None:
-    """Refuse a folder that contains another corpus."""
     remedy = f"choose another folder, or delete {out}/train, {out}/eval and {out}/recipe.json"
     try:
         existing = json.loads((out / "recipe.json").read_text("utf-8"))
     except FileNotFoundError:
         if any((out / "train").glob("*.tar")):
             raise UserError(f"{out}/train holds shards of unknown origin; {remedy}") from None
-        return
+        return identity
     except ValueError:
         raise UserError(f"{out}/recipe.json is not JSON; {remedy}") from None
     changes = []
@@ -133,6 +130,7 @@ def _check_identity(out: Path, identity: dict[str, Any]) -> None:
             changes.append(f"{name} {_short(existing.get(name))} there, {_short(value)} requested")
     if changes:
         raise UserError(f"{out} holds another demo corpus ({'; '.join(changes[:2])}); {remedy}")
+    return identity
 
 
 def _short(value: Any) -> str:

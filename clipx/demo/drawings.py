@@ -30,7 +30,6 @@ class Drawing:
     path: str = ""
     tags: tuple[str, ...] = ()
     style: str = ""
-    group: str = ""
 
     @property
     def markup(self) -> str:
@@ -93,10 +92,22 @@ def icon_drawing(
     captions: Iterable[str],
     tags: tuple[str, ...] = (),
     style: str = "",
-    group: str = "",
 ) -> Drawing:
-    """The drawing of one icon of a set."""
+    """One icon of a set, in a square with a margin of 6 % of its longer side."""
     prefix = icon_set["prefix"]
+    icon = icon_set["icons"][name]
+    # Iconify's defaults, then the values of the set, then those of the icon.
+    box = {"left": 0, "top": 0, "width": 16, "height": 16}
+    for owner in (icon_set, icon):
+        for attribute in box:
+            box[attribute] = owner.get(attribute, box[attribute])
+    side = max(box["width"], box["height"]) * 1.12
+    x = box["left"] - (side - box["width"]) / 2
+    y = box["top"] - (side - box["height"]) / 2
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{x:g} {y:g} {side:g} {side:g}">{icon["body"]}</svg>'
+    )
     return Drawing(
         key=f"{prefix}_{name}",
         captions=tidy(captions),
@@ -104,28 +115,9 @@ def icon_drawing(
         kind=kind,
         source=prefix,
         license=license_of(icon_set),
-        svg=_svg(icon_set, name),
+        svg=svg,
         tags=tags,
         style=style,
-        group=group,
-    )
-
-
-def _svg(icon_set: dict[str, Any], name: str) -> str:
-    """The icon in a square with a margin of 6 % of its longer side."""
-    icon = icon_set["icons"][name]
-
-    def measure(attribute: str, default: int) -> float:
-        return icon.get(attribute, icon_set.get(attribute, default))
-
-    width = measure("width", 16)  # Iconify's defaults, where neither icon nor set has a value
-    height = measure("height", 16)
-    side = max(width, height) * 1.12
-    x = measure("left", 0) - (side - width) / 2
-    y = measure("top", 0) - (side - height) / 2
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{x:g} {y:g} {side:g} {side:g}">{icon["body"]}</svg>'
     )
 
 

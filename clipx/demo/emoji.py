@@ -34,7 +34,7 @@ def emoji_names(modules: Path) -> dict[str, EmojiName]:
     for record in _read_emojibase(modules, "data.json"):
         tags = tuple(record.get("tags", ()))
         codes = shortcodes.get(record["hexcode"], [])
-        if isinstance(codes, str):
+        if isinstance(codes, str):  # the package writes one code without a list
             codes = [codes]
         nicknames = tuple(words(code) for code in codes)
         names[_plain_code(record["hexcode"])] = EmojiName(record["label"], tags, nicknames)
@@ -64,10 +64,14 @@ def emoji_drawings(modules: Path, prefixes: Iterable[str]) -> Iterator[Drawing]:
     by_label = {_squash(name.label): name for name in names.values()}
     for prefix in prefixes:
         icon_set = load_set(modules, prefix)
-        code_of = {icon: _plain_code(code) for code, icon in icon_set.get("chars", {}).items()}
+        name_of_icon = {}  # where the set has code points
+        for code, icon in icon_set.get("chars", {}).items():
+            name_of_icon[icon] = names.get(_plain_code(code))
         for icon in visible_icons(icon_set):
             plain = re.sub(r"^flag-for-", "flag-", icon)  # as some sets call `flag: France`
-            name = names.get(code_of.get(icon, "")) or by_label.get(_squash(plain))
+            name = name_of_icon.get(icon)
+            if name is None:
+                name = by_label.get(_squash(plain))
             if name is None:  # an emoji that is newer than the names
                 name = EmojiName(re.sub(r" \d+$", "", words(plain)))
             label = name.label.replace("flag: ", "flag of ").replace(":", ",")
@@ -81,8 +85,8 @@ def _emoji_captions(label: str, name: EmojiName) -> list[str]:
     """The name alone, in a phrase, with keywords that it does not contain, and its nicknames."""
     if label.startswith("flag of "):  # whose keywords are ISO codes
         return [label, f"{label} emoji", f"{label.removeprefix('flag of ')} flag"]
-    tags = [tag for tag in name.tags if tag.lower() not in label.lower()]
     captions = [label, f"{label} emoji", f"emoji of {label}"]
+    tags = [tag for tag in name.tags if tag.lower() not in label.lower()]
     if tags:
         captions.append(f"{label}, {', '.join(tags[:5])}")
         captions.append(f"emoji of {label}, {', '.join(tags[-3:])}")
@@ -94,17 +98,6 @@ def _emoji_captions(label: str, name: EmojiName) -> list[str]:
     return captions
 
 
-def _countries(names: dict[str, EmojiName]) -> dict[str, str]:
-    """Countries by ISO code in lower case, from the emoji that are two regional indicators."""
-    countries = {}
-    for code, name in names.items():
-        points = [int(point, 16) for point in code.split("-")]
-        if len(points) == 2 and all(0x1F1E6 <= point <= 0x1F1FF for point in points):
-            iso = "".join(chr(point - 0x1F1E6 + ord("a")) for point in points)
-            countries[iso] = name.label.removeprefix("flag: ")
-    return countries
-
-
 # Codes of both a country and a language. In circle-flags these icons show the language's flag:
 # Arabic, Interlingue, Ido, Latin. (Other such codes, `de` or `fi`, have that of the country.)
 _LANGUAGE_FLAGS = {"circle-flags": ("ar", "ie", "io", "la")}
@@ -112,7 +105,13 @@ _LANGUAGE_FLAGS = {"circle-flags": ("ar", "ie", "io", "la")}
 
 def flag_drawings(modules: Path, prefixes: Iterable[str]) -> Iterator[Drawing]:
     """Flags of countries, without those of regions and organizations, which have no emoji."""
-    countries = _countries(emoji_names(modules))
+    countries = {}  # by ISO code in lower case
+    for code, name in emoji_names(modules).items():
+        # The emoji of a country is two regional indicators, one for each letter of its code.
+        letters = [int(point, 16) - 0x1F1E6 for point in code.split("-")]
+        if len(letters) == 2 and min(letters) >= 0 and max(letters) < 26:
+            iso = chr(ord("a") + letters[0]) + chr(ord("a") + letters[1])
+            countries[iso] = name.label.removeprefix("flag: ")
     for prefix in prefixes:
         icon_set = load_set(modules, prefix)
         for icon in visible_icons(icon_set):

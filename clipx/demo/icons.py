@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from clipx.demo.drawings import (
     Drawing,
@@ -17,7 +17,7 @@ from clipx.demo.drawings import (
     words,
 )
 
-_SIZES_BY_PREFERENCE = (24, 20, 32, 28, 48, 16, 12, 10)
+_SIZE_RANK = {24: 0, 20: 1, 32: 2, 28: 3, 48: 4, 16: 5, 12: 6, 10: 7}  # lower is preferred
 _SIZE = re.compile(r"\b(\d+)(px)?\b")
 _COMMON_STYLE = re.compile(
     r"(.+)-(outline|outlined|filled|fill|solid|line|bold|thin|light|duotone|twotone|rounded|sharp)$"
@@ -30,22 +30,14 @@ _STYLE_WORDS = {"fill": "filled", "outlined": "outline", "twotone": "two-tone"}
 _TRANSFORMS = ("rotate", "hFlip", "vFlip", "left", "top", "width", "height")
 
 
-class NameParts(NamedTuple):
-    """The parts of an icon's name: `bicycle-20-outline` -> (`bicycle`, `outline`, 20)"""
-
-    core: str
-    style: str
-    size: int
+NameParts = tuple[str, str, int]
+"""Core, style and size in an icon's name: `bicycle-20-outline` -> (`bicycle`, `outline`, 20)"""
 
 
 def concept(core: str) -> str:
     """The words of a name without the number of a variant: `user-02` -> `user`, `dice-3` stays."""
     name = words(core)
     return name if _DIGITS_MATTER.search(name) else re.sub(r"( \d+)+$", "", name)
-
-
-def _is_word(label: str) -> bool:
-    return len(label) >= 3 and not label.isdigit()
 
 
 def name_splitter(icon_set: dict[str, Any]) -> Callable[[str], NameParts]:
@@ -63,25 +55,52 @@ def name_splitter(icon_set: dict[str, Any]) -> Callable[[str], NameParts]:
 
     def split(name: str) -> NameParts:
         for titles, pattern in tables:
+            core = name
+            token = ""  # the key of the title of names without suffix
             if match := pattern.match(name):
+                core = match["core"]
+                token = match["token"]
+            if token in titles:
                 # Titles are such as `24px Outline`.
-                title = titles[match["token"]].lower()
+                title = titles[token].lower()
                 size = _SIZE.search(title)
                 style = _SIZE.sub("", title).strip()
-                return NameParts(match["core"], style, int(size[1]) if size else 24)
-            if "" in titles:  # the title of names without suffix
-                return NameParts(name, _SIZE.sub("", titles[""].lower()).strip(), 24)
+                return core, style, int(size[1]) if match and size else 24
         if match := _COMMON_STYLE.match(name):
-            return NameParts(match[1], match[2], 24)
-        return NameParts(name, "", 24)
+            return match[1], match[2], 24
+        return name, "", 24
 
     return split
 
 
-def _preference(size: int) -> int:
-    if size in _SIZES_BY_PREFERENCE:
-        return _SIZES_BY_PREFERENCE.index(size)
-    return len(_SIZES_BY_PREFERENCE)
+def icon_drawings(modules: Path, prefixes: Iterable[str], max_styles: int) -> Iterator[Drawing]:
+    """Up to `max_styles` drawings of each name of the sets, with styles chosen by a stable hash."""
+    for prefix in prefixes:
+        icon_set = load_set(modules, prefix)
+        split = name_splitter(icon_set)
+        other_names = _other_names(icon_set, split)
+        categories: dict[str, list[str]] = defaultdict(list)  # of each icon
+        for category, names in (icon_set.get("categories") or {}).items():
+            text = words(category.replace("&", "and").replace("/", " "))
+            for name in names:
+                categories[name].append(text)
+        for core, styles in _styles(icon_set, split).items():
+            # By a hash, so that no style is preferred.
+            chosen = sorted(styles.items(), key=lambda item: stable_hash(prefix + item[1], 1 << 30))
+            for style, name in chosen[:max_styles]:
+                label = concept(core)
+                captions = [label, f"{label} icon"]
+                if style not in ("", "regular", "default"):
+                    captions.append(f"{_STYLE_WORDS.get(style, style)} icon of {label}")
+                for category in categories[name][:2]:
+                    if category not in label:
+                        captions.append(f"{label}, {category}")
+                for other in other_names[name][:3]:
+                    if other != label:
+                        captions.append(f"{other} icon")
+                yield icon_drawing(
+                    icon_set, name, kind="icon", label=label, captions=captions, style=style
+                )
 
 
 def _styles(
@@ -89,13 +108,16 @@ def _styles(
 ) -> dict[str, dict[str, str]]:
     """core -> style -> the name of the drawing in the preferred size"""
     styles: dict[str, dict[str, str]] = {}
+    preference: dict[tuple[str, str], int] = {}  # of the drawing chosen so far; lower is better
     for name in visible_icons(icon_set):
         core, style, size = split(name)
-        if not _is_word(concept(core)):
+        label = concept(core)
+        if len(label) < 3 or label.isdigit():  # no word
             continue
-        names = styles.setdefault(core, {})  # one size of each style
-        if style not in names or _preference(size) < _preference(split(names[style]).size):
-            names[style] = name
+        rank = _SIZE_RANK.get(size, len(_SIZE_RANK))
+        if rank < preference.get((core, style), len(_SIZE_RANK) + 1):
+            preference[core, style] = rank
+            styles.setdefault(core, {})[style] = name
     return styles
 
 
@@ -107,53 +129,8 @@ def _other_names(
     for alias, entry in (icon_set.get("aliases") or {}).items():
         if entry.get("hidden") or any(change in entry for change in _TRANSFORMS):
             continue
-        label = concept(split(alias).core)
-        if _is_word(label) and not re.search(r"\dx$", label):
+        core, _, _ = split(alias)
+        label = concept(core)
+        if len(label) >= 3 and not label.isdigit() and not re.search(r"\dx$", label):
             others[entry["parent"]].append(label)
     return others
-
-
-def _categories(icon_set: dict[str, Any]) -> dict[str, list[str]]:
-    """Icon -> its categories"""
-    categories = defaultdict(list)
-    for category, names in (icon_set.get("categories") or {}).items():
-        text = words(category.replace("&", "and").replace("/", " "))
-        for name in names:
-            categories[name].append(text)
-    return categories
-
-
-def icon_drawings(modules: Path, prefixes: Iterable[str], max_styles: int) -> Iterator[Drawing]:
-    """Up to `max_styles` drawings of each name of the sets, with styles chosen by a stable hash."""
-    for prefix in prefixes:
-        icon_set = load_set(modules, prefix)
-        split = name_splitter(icon_set)
-        other_names = _other_names(icon_set, split)
-        categories = _categories(icon_set)
-        for core, styles in _styles(icon_set, split).items():
-            label = concept(core)
-            # By a hash, so that no style is preferred.
-            names = sorted(styles.items(), key=lambda item: stable_hash(prefix + item[1], 1 << 30))
-            for style, name in names[:max_styles]:
-                groups = categories[name]
-                yield icon_drawing(
-                    icon_set,
-                    name,
-                    kind="icon",
-                    label=label,
-                    captions=_icon_captions(label, style, groups, other_names[name]),
-                    style=style,
-                    group=groups[0] if groups else "",
-                )
-
-
-def _icon_captions(
-    label: str, style: str, categories: list[str], other_names: list[str]
-) -> list[str]:
-    """The name alone, with its style, with its categories, and the names of its aliases."""
-    captions = [label, f"{label} icon"]
-    if style not in ("", "regular", "default"):
-        captions.append(f"{_STYLE_WORDS.get(style, style)} icon of {label}")
-    captions += [f"{label}, {category}" for category in categories[:2] if category not in label]
-    captions += [f"{name} icon" for name in other_names[:3] if name != label]
-    return captions

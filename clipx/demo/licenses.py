@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clipx.demo.drawings import license_of, load_set
 from clipx.files import write_whole
 
-
-@dataclass(frozen=True)
-class Credit:
-    """One source, its license, and the numbers of its drawings in training and test sets."""
-
-    source: str
-    title: str
-    author: str
-    license: str
-    license_url: str
-    url: str
-    train: int
-    test: int
-
-
+# Packages that do not contain their credits:
 # source -> title, author, license, its address, address of the work
 _PACKAGES = {
     "openclipart": (
@@ -49,27 +34,15 @@ _PACKAGES = {
 }  # fmt: skip
 
 
-def list_credits(modules: Path, train: Mapping[str, int], test: Mapping[str, int]) -> list[Credit]:
-    """One credit per source with drawings in the corpus, and one for the words of emojibase."""
-    credits = []
-    for source in sorted({*train, *test, "emojibase-data"}):
-        counts = (train.get(source, 0), test.get(source, 0))
-        if source in _PACKAGES:  # whose credits no file of the package contains
-            credits.append(Credit(source, *_PACKAGES[source], *counts))
-            continue
-        icon_set = load_set(modules, source)
-        title = icon_set["info"]["name"]
-        author = icon_set["info"]["author"]
-        license_url = icon_set["info"]["license"].get("url", "")
-        terms = (license_of(icon_set), license_url, author.get("url", ""))
-        credits.append(Credit(source, title, author["name"], *terms, *counts))
-    return credits
+def write_licenses(
+    out: Path, modules: Path, train: Mapping[str, int], test: Mapping[str, int]
+) -> None:
+    """Write `licenses.json` for programs and `LICENSES.md` for people: one entry per source with
+    drawings in the corpus, and one for the words of emojibase.
 
-
-def write_licenses(out: Path, credits: list[Credit]) -> None:
-    """Write `licenses.json` for programs and `LICENSES.md` for people."""
-    rows = [asdict(credit) for credit in credits]
-    write_whole(out / "licenses.json", json.dumps(rows, indent=1) + "\n")
+    train, test: source -> number of its drawings
+    """
+    entries = []
     lines = [
         "# Licenses of the drawings in this folder",
         "",
@@ -80,11 +53,31 @@ def write_licenses(out: Path, credits: list[Credit]) -> None:
         "| source | title | author | license | training drawings | test images |",
         "|---|---|---|---|---:|---:|",
     ]
-    for credit in credits:
-        title = _link(credit.title, credit.url)
-        terms = _link(credit.license, credit.license_url)
-        cells = [credit.source, title, credit.author, terms, str(credit.train), str(credit.test)]
-        lines.append(f"| {' | '.join(cells)} |")
+    for source in sorted({*train, *test, "emojibase-data"}):
+        if source in _PACKAGES:
+            title, author, license, license_url, url = _PACKAGES[source]
+        else:  # an icon set, which contains its credits
+            icon_set = load_set(modules, source)
+            info = icon_set["info"]
+            title = info["name"]
+            author = info["author"]["name"]
+            license = license_of(icon_set)
+            license_url = info["license"].get("url", "")
+            url = info["author"].get("url", "")
+        entry = {
+            "source": source,
+            "title": title,
+            "author": author,
+            "license": license,
+            "license_url": license_url,
+            "url": url,
+            "train": train.get(source, 0),
+            "test": test.get(source, 0),
+        }
+        entries.append(entry)
+        links = f"{_link(title, url)} | {author} | {_link(license, license_url)}"
+        lines.append(f"| {source} | {links} | {entry['train']} | {entry['test']} |")
+    write_whole(out / "licenses.json", json.dumps(entries, indent=1) + "\n")
     write_whole(out / "LICENSES.md", "\n".join(lines) + "\n")
 
 

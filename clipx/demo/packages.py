@@ -33,7 +33,7 @@ def missing_packages(modules: Path) -> list[str]:
         try:
             package = json.loads((modules / name / "package.json").read_text("utf-8"))
             installed = package["version"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError):  # not there, or half installed
             installed = None
         if installed != version:
             missing.append(f"{name}@{version}")
@@ -44,30 +44,27 @@ def ensure_packages(prefix: Path) -> Path:
     """Install the missing packages. Returns the `node_modules` folder. Raises UserError."""
     modules = modules_of(prefix)
     missing = missing_packages(modules)
-    if missing:
-        _install(missing, modules.parent)
-        if still_missing := missing_packages(modules):
-            raise UserError(
-                f"npm left {modules} without {', '.join(still_missing)}; "
-                f"delete {modules} and run again"
-            )
-    return modules
-
-
-def _install(packages: list[str], prefix: Path) -> None:
+    if not missing:
+        return modules
+    folder = modules.parent
+    names = ", ".join(missing)
+    note(f"installing {names} with npm into {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
     # Scripts of packages could do anything, and these packages need none.
     options = ["--ignore-scripts", "--no-audit", "--no-fund", "--save-exact"]
-    command = [*npm_command(), "install", *options, "--prefix", str(prefix), *packages]
-    names = ", ".join(packages)
-    note(f"installing {names} with npm into {prefix}")
-    prefix.mkdir(parents=True, exist_ok=True)
+    command = [*npm_command(), "install", *options, "--prefix", str(folder), *missing]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
         last_lines = "\n".join(done.stderr.strip().splitlines()[-15:])
         raise UserError(
-            f"npm could not install {names} into {prefix} (exit {done.returncode}); check the "
+            f"npm could not install {names} into {folder} (exit {done.returncode}); check the "
             f"network and npm's registry setting. Its last lines:\n{last_lines}"
         )
+    if still_missing := missing_packages(modules):
+        raise UserError(
+            f"npm left {modules} without {', '.join(still_missing)}; delete {modules} and run again"
+        )
+    return modules
 
 
 def npm_command() -> list[str]:

@@ -77,10 +77,6 @@ class Recipe:
                 assert not in_family, f"{name} belongs to {family}, which is held out for testing"
 
     @property
-    def test_sets(self) -> tuple[str, ...]:
-        return (self.test_emoji, self.test_flags, self.test_icons)
-
-    @property
     def trains_on_clipart(self) -> bool:
         return self.clipart and self.openclipart.is_dir()
 

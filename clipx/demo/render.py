@@ -42,61 +42,49 @@ _CHUNK = 100  # drawings of a task, so that sending them costs little
 
 def render(drawing: Drawing, px: int) -> bytes | None:
     """A square PNG of `px` pixels, None if it would be blank or cannot be rendered."""
+    background = _BACKGROUNDS[stable_hash(drawing.key, len(_BACKGROUNDS))]
     try:
-        return _render_svg(drawing, px) if drawing.svg else _render_file(drawing, px)
+        if drawing.svg:
+            ink = "#000000"
+            if "currentColor" in drawing.svg:
+                background, ink = _INKS[stable_hash(drawing.key, len(_INKS))]
+            png = resvg_py.svg_to_bytes(
+                svg_string=drawing.svg.replace("currentColor", ink),
+                width=px,
+                height=px,
+                background=background,
+                skip_system_fonts=True,  # letters must not depend on the machine
+                dpi=96,  # resvg_py's default of 0 fails for all lengths in inches or points
+            )
+            image = Image.open(io.BytesIO(png)).convert("RGB")
+        else:
+            image = _render_file(drawing.path, px, background)
+            png = png_bytes(image)
     except (ValueError, OSError, MemoryError):  # of resvg and Pillow, for a broken drawing
         return None
+    pixels = np.asarray(image).reshape(-1, 3).astype(int)
+    contrast = (pixels.max(0) - pixels.min(0)).max()
+    return None if contrast < _MIN_CONTRAST else png
 
 
-def _render_svg(drawing: Drawing, px: int) -> bytes | None:
-    if "currentColor" in drawing.svg:
-        background, ink = _INKS[stable_hash(drawing.key, len(_INKS))]
-    else:
-        background = _background(drawing)
-        ink = "#000000"
-    png = resvg_py.svg_to_bytes(
-        svg_string=drawing.svg.replace("currentColor", ink),
-        width=px,
-        height=px,
-        background=background,
-        skip_system_fonts=True,  # letters must not depend on the machine
-        dpi=96,  # resvg_py's default of 0 fails for all lengths in inches or points
-    )
-    return None if _is_blank(Image.open(io.BytesIO(png))) else png
-
-
-def _render_file(drawing: Drawing, px: int) -> bytes | None:
+def _render_file(path: str, px: int, background: str) -> Image.Image:
     """Render the part with content: pages of clip art are often mostly empty."""
-    png = resvg_py.svg_to_bytes(svg_path=drawing.path, width=2 * px, skip_system_fonts=True, dpi=96)
+    png = resvg_py.svg_to_bytes(svg_path=path, width=2 * px, skip_system_fonts=True, dpi=96)
     image = Image.open(io.BytesIO(png)).convert("RGBA")
+    canvas = Image.new("RGB", (px, px), background)
     box = image.getchannel("A").getbbox()
-    if box is None:
-        return None
-    image = image.crop(box)
-    # Rendered at twice the size above, since the crop may be small.
-    image.thumbnail((px - 4, px - 4), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGB", (px, px), _background(drawing))
-    canvas.paste(image, ((px - image.width) // 2, (px - image.height) // 2), image)
-    return None if _is_blank(canvas) else png_bytes(canvas)
-
-
-def _background(drawing: Drawing) -> str:
-    return _BACKGROUNDS[stable_hash(drawing.key, len(_BACKGROUNDS))]
-
-
-def _is_blank(image: Image.Image) -> bool:
-    pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
-    return bool((pixels.max(0) - pixels.min(0)).max() < _MIN_CONTRAST)
+    if box is not None:  # else nothing is drawn
+        image = image.crop(box)
+        # Rendered at twice the size above, since the crop may be small.
+        image.thumbnail((px - 4, px - 4), Image.Resampling.LANCZOS)
+        canvas.paste(image, ((px - image.width) // 2, (px - image.height) // 2), image)
+    return canvas
 
 
 def png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _render_all(px: int, drawings: Sequence[Drawing]) -> list[bytes | None]:
-    return [render(drawing, px) for drawing in drawings]
 
 
 @contextmanager
@@ -108,14 +96,8 @@ def renderer(px: int, workers: int) -> Iterator[Renderer]:
     # Spawned, since the caller may have threads of torch or of a progress bar, which fork breaks.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-
-        def render_in_pool(drawings: Sequence[Drawing]) -> Iterator[bytes | None]:
-            chunks = [drawings[i : i + _CHUNK] for i in range(0, len(drawings), _CHUNK)]
-            for pngs in pool.map(partial(_render_all, px), chunks):
-                yield from pngs
-
         try:
-            yield render_in_pool
+            yield lambda drawings: pool.map(partial(render, px=px), drawings, chunksize=_CHUNK)
         except BrokenProcessPool as error:
             raise UserError(
                 "a rendering process was killed, probably for want of memory; finished files are "

@@ -47,6 +47,7 @@ EVAL_SETS = (
 COUNTS = "counts.json"  # beside the files of CLIP_benchmark's layout
 _IMAGES_PER_DIGIT = 500
 _ALL_STYLES = 99
+_TONE_IN_KEY = re.compile("-(light|medium|dark)")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,12 @@ def missing_package(name: str, recipe: Recipe) -> str | None:
 def build_set(name: str, recipe: Recipe, modules: Path, render: Renderer) -> EvalSet:
     """name: of EVAL_SETS"""
     if name.startswith("emoji-fluent"):
-        emoji = _base_emoji(recipe, modules)
+        # Without flags, and without the variants of skin tone, which share a name.
+        emoji = []
+        for drawing in emoji_drawings(modules, [recipe.test_emoji]):
+            is_toned = "skin tone" in drawing.label or _TONE_IN_KEY.search(drawing.key)
+            if not is_toned and not drawing.label.startswith("flag of"):
+                emoji.append(drawing)
         if name == "emoji-fluent-retrieval":
             return _retrieval(emoji, render, num_tags=5)
         return _zero_shot(emoji, EMOJI_TEMPLATES, render)
@@ -118,11 +124,15 @@ def build_set(name: str, recipe: Recipe, modules: Path, render: Renderer) -> Eva
         return _zero_shot(flags, FLAG_TEMPLATES, render)
     if name.startswith("icons-phosphor"):
         icons = list(icon_drawings(modules, [recipe.test_icons], _ALL_STYLES))
-        if name == "icons-phosphor-common":  # in all styles, which are few for common concepts
-            common = _common_concepts(recipe, modules)
-            icons = [icon for icon in icons if icon.label in common]
-        else:
+        if name == "icons-phosphor":
             icons = [icon for icon in icons if icon.style == "regular"]
+        else:
+            # Names that many icon sets draw, in all styles, since there are few such names.
+            sets_of: dict[str, set[str]] = {}
+            for drawing in icon_drawings(modules, recipe.concept_sets, 1):
+                sets_of.setdefault(drawing.label, set()).add(drawing.source)
+            least = recipe.common_concept
+            icons = [icon for icon in icons if len(sets_of.get(icon.label, ())) >= least]
         return _zero_shot(icons, ICON_TEMPLATES, render)
     if name == "openclipart-retrieval":
         clipart = [d for d in clipart_drawings(recipe.openclipart) if is_held_out(d)]
@@ -131,24 +141,6 @@ def build_set(name: str, recipe: Recipe, modules: Path, render: Renderer) -> Eva
         return _fashion_mnist(recipe.fashion_mnist)
     assert name == "mnist"
     return _mnist(modules)
-
-
-def _base_emoji(recipe: Recipe, modules: Path) -> list[Drawing]:
-    """Emoji without the variants of skin tone, which share a name, and without flags."""
-    base = []
-    for drawing in emoji_drawings(modules, [recipe.test_emoji]):
-        toned = "skin tone" in drawing.label or re.search(r"-(light|medium|dark)", drawing.key)
-        if not toned and not drawing.label.startswith("flag of"):
-            base.append(drawing)
-    return base
-
-
-def _common_concepts(recipe: Recipe, modules: Path) -> set[str]:
-    """Names that many icon sets draw."""
-    sets_of: dict[str, set[str]] = {}
-    for drawing in icon_drawings(modules, recipe.concept_sets, 1):
-        sets_of.setdefault(drawing.label, set()).add(drawing.source)
-    return {label for label, sets in sets_of.items() if len(sets) >= recipe.common_concept}
 
 
 def _zero_shot(drawings: Sequence[Drawing], templates: Sequence[str], render: Renderer) -> EvalSet:

@@ -7,7 +7,6 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from clipx.data.tar_index import load_index
@@ -22,26 +21,31 @@ from clipx.files import write_whole
 from clipx.progress import progress
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The training drawings in the order of the shards.
+def plan_training(recipe: Recipe, modules: Path) -> tuple[list[Drawing], int, int]:
+    """Each training drawing once and no copy of a held-out one, in the order of the shards; the
+    number of drawings left out since an earlier set has the same markup; and of those left out
+    since they have the paths of a held-out drawing."""
+    candidates = list(emoji_drawings(modules, recipe.emoji_sets))
+    candidates += flag_drawings(modules, recipe.flag_sets)
+    candidates += icon_drawings(modules, recipe.icon_sets, recipe.styles_per_icon)
 
-    duplicates: number of drawings left out since an earlier set has the same markup
-    copies: number of drawings left out since they have the paths of a held-out one
-    """
+    # The geometry of all drawings that are held out, whether a test uses them or not.
+    held_out = set()
+    for prefix in (recipe.test_emoji, recipe.test_flags, recipe.test_icons):
+        for icon in load_set(modules, prefix)["icons"].values():
+            held_out.add(geometry(icon["body"]))
+    if recipe.trains_on_clipart:
+        for drawing in clipart_drawings(recipe.openclipart):
+            if is_held_out(drawing):
+                held_out.add(geometry(drawing.markup))
+            else:
+                candidates.append(drawing)
+    held_out.discard("")  # drawings without paths, such as circles, are no copies of one another
 
-    drawings: list[Drawing]
-    duplicates: int
-    copies: int
-
-
-def plan_training(recipe: Recipe, modules: Path) -> Plan:
-    """Each training drawing once and no copy of a held-out one, in the order of a stable hash."""
-    held_out = _held_out_geometry(recipe, modules)
     drawings: dict[bytes, Drawing] = {}
     duplicates = 0
     copies = 0
-    for drawing in _training_drawings(recipe, modules):
+    for drawing in candidates:
         markup = drawing.markup
         digest = hashlib.sha1(markup.encode()).digest()  # sets copy drawings from one another
         if digest in drawings:
@@ -52,30 +56,7 @@ def plan_training(recipe: Recipe, modules: Path) -> Plan:
             drawings[digest] = drawing
     # A hash instead of a seed: adding a set does not move the drawings of the others.
     shuffled = sorted(drawings.values(), key=lambda d: hashlib.sha1(d.key.encode()).digest())
-    return Plan(shuffled, duplicates, copies)
-
-
-def _training_drawings(recipe: Recipe, modules: Path) -> Iterator[Drawing]:
-    yield from emoji_drawings(modules, recipe.emoji_sets)
-    yield from flag_drawings(modules, recipe.flag_sets)
-    yield from icon_drawings(modules, recipe.icon_sets, recipe.styles_per_icon)
-    if recipe.trains_on_clipart:
-        for drawing in clipart_drawings(recipe.openclipart):
-            if not is_held_out(drawing):
-                yield drawing
-
-
-def _held_out_geometry(recipe: Recipe, modules: Path) -> set[str]:
-    """The geometry of all drawings of the held-out sets, whether a test uses them or not."""
-    digests = set()
-    for prefix in recipe.test_sets:
-        for icon in load_set(modules, prefix)["icons"].values():
-            digests.add(geometry(icon["body"]))
-    if recipe.trains_on_clipart:
-        for drawing in clipart_drawings(recipe.openclipart):
-            if is_held_out(drawing):
-                digests.add(geometry(drawing.markup))
-    return digests - {""}  # drawings without paths, such as circles, are no copies of one another
+    return shuffled, duplicates, copies
 
 
 def build_shards(
@@ -94,7 +75,13 @@ def build_shards(
     sources: Counter[str] = Counter()
     sizes = {}
     for path in parts:
-        counts = _count_sources(path)
+        # Counted in the file, which may be from an earlier build.
+        counts: Counter[str] = Counter()
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                # Each sample has one .json, which names its source.
+                if info.name.endswith(".json") and (member := tar.extractfile(info)):
+                    counts[json.load(member)["source"]] += 1
         sizes[path.name] = counts.total()
         sources += counts
     write_whole(folder / "sizes.json", json.dumps(sizes, indent=1) + "\n")
@@ -121,14 +108,3 @@ def _members(
         yield f"{key}.png", png
         yield f"{key}.txt", caption.encode()
         yield f"{key}.json", json.dumps(facts, ensure_ascii=False).encode()
-
-
-def _count_sources(shard: Path) -> Counter[str]:
-    """Number of samples of each source, read from a shard that may be from an earlier build."""
-    counts: Counter[str] = Counter()
-    with tarfile.open(shard, "r:") as tar:
-        for info in tar:
-            # Each sample has one .json, which names its source.
-            if info.name.endswith(".json") and (member := tar.extractfile(info)):
-                counts[json.load(member)["source"]] += 1
-    return counts

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clipx.data.corpus import Corpus
-from clipx.data.feature_build import Progress, build_images, build_texts
+from clipx.data.feature_build import Advance, Progress, build_images, build_texts
 from clipx.data.feature_cache import FeatureBatches, FeatureCache, Trunks, augmentation_faults
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.tokenizers import build_tokenizer
@@ -56,20 +56,20 @@ def feature_batches(
     return FeatureBatches(cache, global_batch_size=config.global_batch_size, **share)
 
 
-def silent(title: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+def silent(title: str, total: int) -> AbstractContextManager[Advance]:
     """The progress of all ranks but the first, which print nothing."""
-    return nullcontext(lambda: None)
+    return nullcontext(lambda count: None)
 
 
 def stoppable(progress: Progress, stop: Stop) -> Progress:
     """The same progress, which raises StopRequested once this rank has to stop."""
 
     @contextmanager
-    def stoppable_progress(title: str, total: int) -> Iterator[Callable[[], None]]:
+    def stoppable_progress(title: str, total: int) -> Iterator[Advance]:
         with progress(title, total) as advance:
 
-            def advance_or_stop() -> None:
-                advance()
+            def advance_or_stop(count: int) -> None:
+                advance(count)
                 if stop.reason is not None:
                     raise StopRequested(stop.reason)
 

@@ -92,6 +92,7 @@ def test_a_remote_corpus_is_probed_in_one_shard_and_never_refused(
         shards=shards(tmp_path, *[[BOTH] * 3] * 5), caption_field="titel", streams=2, window=8
     )
     corpus = config.open(seed=0)
-    monkeypatch.setitem(corpus.sources["shards"].__dict__, "is_remote", True)
+    for opened in (corpus, corpus.sources["shards"]):
+        monkeypatch.setattr(opened, "is_remote", True)
     (message,) = check_caption_fields(corpus)
     assert "'titel': none of 3 samples looked at has this field, all of one shard. Is" in message

@@ -297,7 +297,7 @@ def test_batches_prefetch_what_comes(corpus: Path) -> None:
     """Each position once, a quarter of a window ahead and at least 8 batches."""
     source = batches(corpus, global_batch_size=6, world_size=2, rank=1, streams=4, window=60)
     prefetched: list[int] = []
-    source.corpus.sources["shards"].__dict__["is_remote"] = True
+    source.corpus.is_remote = True
     source.corpus.prefetch = lambda positions: prefetched.extend(positions)  # type: ignore[method-assign]
     ahead = {0: 10, 1: 11, 5: 15, 2: 15}  # 4 * 60 / (4 * 6) = 10
     for batch, last in ahead.items():

@@ -159,10 +159,12 @@ def stop_after(count: int) -> Any:
 
     @contextmanager
     def progress(title: str, total: int) -> Iterator[Any]:
-        done = iter(range(count))
+        left = count
 
-        def advance() -> None:
-            if next(done, None) is None:
+        def advance(done: int) -> None:
+            nonlocal left
+            left -= done
+            if left < 0:
                 raise KeyboardInterrupt
 
         yield advance

@@ -20,7 +20,7 @@ from samples import jpeg, write_shard
 from clipx.data.decode import BadImage, decode
 from clipx.data.sample import Raw, SampleError, Source
 from clipx.data.sources import folder, table, webdataset
-from clipx.data.sources._strings import Strings
+from clipx.data.sources._rows import Strings
 from clipx.data.sources.folder import Folder
 from clipx.data.sources.synthetic import Synthetic
 from clipx.data.sources.table import Table

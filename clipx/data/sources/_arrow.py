@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for damaged files."""
+    """The exceptions of pyarrow for damaged files."""
     import pyarrow
 
     return (OSError, ValueError, MemoryError, pyarrow.ArrowException)
@@ -34,12 +34,11 @@ def _bytes_type(kind: pyarrow.DataType) -> pyarrow.DataType:
     from pyarrow import types
 
     if types.is_struct(kind):
-        fields = [kind.field(number) for number in range(kind.num_fields)]
-        return pyarrow.struct([field.with_type(_bytes_type(field.type)) for field in fields])
+        return pyarrow.struct([field.with_type(_bytes_type(field.type)) for field in kind])
     if types.is_list(kind) or types.is_large_list(kind):
         item = kind.value_field.with_type(_bytes_type(kind.value_type))
         return pyarrow.list_(item) if types.is_list(kind) else pyarrow.large_list(item)
-    if types.is_dictionary(kind):  # Arrow itself refuses those that are not UTF-8
+    if types.is_dictionary(kind):  # Arrow itself refuses text that is not UTF-8
         return _bytes_type(kind.value_type)
     if types.is_string_view(kind):
         return pyarrow.binary_view()
@@ -78,22 +77,20 @@ def group_digest(file: Path, chunks: Sequence[Any], *identity: object) -> str:
     with file.open("rb") as opened:
         for chunk in chunks:
             sizes = (chunk.total_compressed_size, chunk.total_uncompressed_size)
-            extremes = _extremes(chunk.statistics)
+            extremes = None
+            statistics = chunk.statistics
+            if statistics is not None and statistics.has_min_max:
+                try:
+                    extremes = (statistics.min, statistics.max)
+                except UnicodeDecodeError:
+                    extremes = (statistics.min_raw, statistics.max_raw)
             layout.update(ascii((chunk.path_in_schema, sizes, extremes)).encode())
+            # A dictionary of values, if any, comes before the pages of data.
             begin = chunk.data_page_offset
             if chunk.has_dictionary_page and chunk.dictionary_page_offset:
                 begin = min(begin, chunk.dictionary_page_offset)
-            end = begin + chunk.total_compressed_size
+            end = begin + chunk.total_compressed_size  # may lie beyond a file that was cut
             for place in (begin, max(begin, end - SIDE)):
                 opened.seek(max(0, place))
                 content.update(opened.read(min(SIDE, max(0, end - place))))
     return f"{layout.hexdigest()}:{content.hexdigest()}"
-
-
-def _extremes(statistics: Any) -> tuple[Any, Any] | None:
-    if statistics is None or not statistics.has_min_max:
-        return None
-    try:
-        return statistics.min, statistics.max
-    except UnicodeDecodeError:
-        return statistics.min_raw, statistics.max_raw

@@ -28,11 +28,23 @@ def content_digests(folder: Path, shards: Sequence[list[Entry]]) -> list[str]:
     They are stored in the user's cache directory, one file for each folder.
     """
     store = store_path(folder)
-    known = _load(store)
+    try:
+        known = json.loads(store.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        known = {}  # only a cache: a missing or damaged one is written anew
+    if not isinstance(known, dict) or not all(isinstance(v, str) for v in known.values()):
+        known = {}
+    root = os.fsencode(folder) + b"/"
     digests: dict[str, str] = {}
     for entries in shards:
         stamp = hashlib.sha1(repr(entries).encode()).hexdigest()
-        digests[stamp] = known.get(stamp) or _digest(folder, entries)
+        digest = known.get(stamp)
+        if not digest:
+            content = hashlib.sha1()
+            for ends in in_threads(lambda entry: read_ends(root + entry[0], SIDE), entries):
+                content.update(b"%d\0" % len(ends) + ends)
+            digest = content.hexdigest()
+        digests[stamp] = digest
     if digests != known:
         with suppress(OSError):  # a disk that is full or read-only costs the next start
             store.parent.mkdir(parents=True, exist_ok=True)
@@ -42,21 +54,3 @@ def content_digests(folder: Path, shards: Sequence[list[Entry]]) -> list[str]:
 
 def store_path(folder: Path) -> Path:
     return cache_folder("contents") / f"{digest_path(folder)}.json"
-
-
-def _load(store: Path) -> dict[str, str]:
-    try:
-        known = json.loads(store.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}  # only a cache: a missing or damaged one is written anew
-    if not isinstance(known, dict) or not all(isinstance(v, str) for v in known.values()):
-        return {}
-    return known
-
-
-def _digest(folder: Path, entries: list[Entry]) -> str:
-    root = os.fsencode(folder) + b"/"
-    sha = hashlib.sha1()
-    for ends in in_threads(lambda entry: read_ends(root + entry[0], SIDE), entries):
-        sha.update(b"%d\0" % len(ends) + ends)
-    return sha.hexdigest()

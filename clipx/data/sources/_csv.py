@@ -10,65 +10,21 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from clipx.data.sample import SampleError
-from clipx.data.sources._rows import check_names, decode_text, image_column
-from clipx.data.sources._strings import Strings
+from clipx.data.sources._rows import PathRows, Strings, check_names, image_column
 from clipx.types import UserError
 
 _SEPARATORS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 
 
-@dataclass(frozen=True)
-class CsvRows:
-    """See `Rows`. broken: row -> why it does not parse; its columns are empty"""
-
-    first: int
-    columns: Mapping[str, Strings]
-    image_column: str
-    broken: Mapping[int, str]
-
-    def __len__(self) -> int:
-        return len(self.columns[self.image_column])
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset(self.columns) - {self.image_column}
-
-    @cached_property
-    def digest(self) -> str:
-        sha = hashlib.sha1(ascii((self.image_column, self.broken)).encode())
-        for name, strings in self.columns.items():
-            sha.update(ascii(name).encode() + strings.ends.tobytes() + strings.blob)
-        return sha.hexdigest()
-
-    def path(self, row: int) -> str:
-        return os.fsdecode(self.columns[self.image_column][row])
-
-    def image(self, row: int) -> bytes | None:
-        return None
-
-    def text(self, row: int) -> dict[str, Any]:
-        if row in self.broken:
-            raise SampleError("read", self.broken[row])
-        texts = {}
-        for name, strings in self.columns.items():
-            if name != self.image_column:
-                texts[name] = decode_text(strings[row])
-        return texts
-
-
 def open_rows(
     file: Path, wanted: Sequence[str], *, separator: str, shard_samples: int
-) -> list[CsvRows]:
+) -> list[PathRows]:
     """Read the shards of a file. Raises UserError."""
     separator = separator.replace("\\t", "\t")  # as a shell passes it on
     if len(separator) != 1 or separator in '"\r\n':
@@ -86,29 +42,41 @@ def open_rows(
 
 def _read_shards(
     file: Path, text: TextIO, wanted: Sequence[str], separator: str, shard_samples: int
-) -> list[CsvRows]:
+) -> list[PathRows]:
     lines = _Lines(text)
+    # strict: without it, the csv module takes text after a closing quote into the value.
     try:
         header = next(csv.reader(lines, delimiter=separator, strict=True), [])
     except csv.Error as error:
         raise UserError(f"the first line of table {file} does not parse: {error}") from error
     check_names(file, header)
-    column = image_column(file, header, wanted, _separator_hint(header, separator))
+    hint = ""
+    for other, name in _SEPARATORS.items():
+        if other != separator and other in "".join(header):
+            hint = f" (split at {separator!r}; there is a {name}: try separator: {other!r})"
+            break
+    column = image_column(file, header, wanted, hint)
+    fields = frozenset(header) - {column}
 
     records = _records(lines, separator, len(header))
-    shards: list[CsvRows] = []
+    shards = []
     first = 0
     while rows := list(islice(records, shard_samples)):
         values: list[list[bytes]] = [[] for _ in header]
         broken: dict[int, str] = {}
         for number, row in enumerate(rows):
-            if isinstance(row, str):
+            if isinstance(row, str):  # the reason why it does not parse
                 broken[number] = row
                 row = [""] * len(header)
             for column_values, value in zip(values, row, strict=True):
                 column_values.append(value.encode("utf-8", "surrogateescape"))
         columns = dict(zip(header, map(Strings, values), strict=True))
-        shards.append(CsvRows(first, columns, column, broken))
+        sha = hashlib.sha1(ascii((column, broken)).encode())
+        for name, strings in columns.items():
+            sha.update(ascii(name).encode() + strings.ends.tobytes() + strings.blob)
+        digest = sha.hexdigest()
+        shard = PathRows(first, len(rows), fields, digest, columns, column, broken=broken)
+        shards.append(shard)
         first += len(rows)
     return shards
 
@@ -116,7 +84,7 @@ def _read_shards(
 def _records(lines: _Lines, separator: str, num_columns: int) -> Iterator[list[str] | str]:
     """Yield the fields of each record, or why it does not parse."""
     reader = csv.reader(lines, delimiter=separator, strict=True)
-    while True:
+    while True:  # a `for` would end at the first error
         lines.taken.clear()
         try:
             row = next(reader)
@@ -158,12 +126,3 @@ class _Lines:
         self._returned.extendleft(reversed(self.taken[1:]))
         self._number -= len(self.taken) - 1
         return self._number
-
-
-def _separator_hint(header: Sequence[str], separator: str) -> str:
-    """Name another separator that the file may have."""
-    text = "".join(header)
-    for other, name in _SEPARATORS.items():
-        if other != separator and other in text:
-            return f" (split at {separator!r}; there is a {name}: try separator: {other!r})"
-    return ""

@@ -11,7 +11,8 @@ import codecs
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from contextlib import suppress
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 
@@ -21,14 +22,13 @@ from clipx.config import config
 from clipx.data.decode import EXTENSIONS, MAX_BYTES
 from clipx.data.sample import BadSample, Raw, SampleError
 from clipx.data.sample_files import local_path, read_image_file, read_text_file
-from clipx.data.sources._contents import content_digests
-from clipx.data.sources._strings import Strings
+from clipx.data.sources._contents import Entry, content_digests
+from clipx.data.sources._rows import Strings
 from clipx.types import UserError
 
 SHARD_SAMPLES = 10_000
 TEXTS = ("txt", "json")
 _RANK = {name.encode(): rank for rank, name in enumerate((*EXTENSIONS, *TEXTS))}
-_NO_FILE = -1
 
 # Plain tuples, which the garbage collector does not track: there may be millions.
 # Key, rank of the extension, extension with its dot, bytes, time of the last change in ns.
@@ -66,25 +66,32 @@ class Folder:
         self.faults: list[BadSample] = []
         samples = _find_samples(path, self.faults)
         if not samples:
-            raise UserError(_no_images(path, self.faults))
-        shards = [
-            samples[first : first + shard_samples]
-            for first in range(0, len(samples), shard_samples)
-        ]
-        self.sizes = np.array([len(shard) for shard in shards], dtype=np.int64)
-        self.digests = _digests(path, shards)
+            extensions = ", ".join(f".{name}" for name in EXTENSIONS)
+            message = f"image folder {path} has no {extensions} file at any depth"
+            message += f" (looked from {Path.cwd()})"
+            if any(path.glob("*.tar")):
+                message += "; for its .tar shards, use name: webdataset"
+            for fault in self.faults:
+                message += f"\n  {fault.shard} cannot be listed: {fault.message}"
+            raise UserError(message)
+        first = np.arange(0, len(samples), shard_samples)
+        self.sizes = np.minimum(len(samples) - first, shard_samples)
+        self.digests = _digests(path, samples, shard_samples)
 
-        # The samples as arrays, which are small when pickled and shared after a fork.
-        keys = [image[0] for image, _, _ in samples]
-        self._keys = Strings(keys)
-        self._is_duplicate = np.zeros(len(keys), dtype=np.bool_)
-        self._codes = np.full((len(keys), 3), _NO_FILE, dtype=np.int16)  # of image, txt and json
-        codes: dict[bytes, int] = {}
+        # The samples as arrays, which are small when pickled and shared after a fork. The suffixes
+        # of image, txt and json, `.jpg`, `.TXT` ..., are few, so that two bytes stand for each.
+        self._is_duplicate = np.zeros(len(samples), dtype=np.bool_)
+        self._codes = np.zeros((len(samples), 3), dtype=np.int16)
+        codes = {b"": 0}  # for a file that is missing
+        keys = []
         for row, files in enumerate(samples):
-            self._is_duplicate[row] = row > 0 and keys[row] == keys[row - 1]
+            key = files[0][0]
+            self._is_duplicate[row] = row > 0 and key == keys[-1]
+            keys.append(key)
             for kind, file in enumerate(files):
                 if file is not None:
                     self._codes[row, kind] = codes.setdefault(file[2], len(codes))
+        self._keys = Strings(keys)
         self._suffixes = tuple(map(os.fsdecode, codes))
 
     def name(self, shard: int) -> str:
@@ -93,20 +100,20 @@ class Folder:
     def key(self, shard: int, sample: int) -> str:
         """A duplicate has its whole name as its key."""
         row = self._row(shard, sample)
-        suffix = self._suffix(row, 0) if self._is_duplicate[row] else ""
-        return os.fsdecode(self._keys[row]) + suffix
+        key = os.fsdecode(self._keys[row])
+        return key + self._suffixes[self._codes[row, 0]] if self._is_duplicate[row] else key
 
     def read(self, shard: int, sample: int, *, max_image_bytes: int = MAX_BYTES) -> Raw:
         row = self._row(shard, sample)
         if self._is_duplicate[row]:
             raise SampleError("key", "another image has the same name but for the extension")
         stem = f"{self.path}/{os.fsdecode(self._keys[row])}"
+        image_suffix, *text_suffixes = [self._suffixes[code] for code in self._codes[row]]
         text: dict[str, bytes] = {}
-        for kind, name in enumerate(TEXTS, start=1):
-            suffix = self._suffix(row, kind)
+        for name, suffix in zip(TEXTS, text_suffixes, strict=True):
             if suffix:
                 text[name] = read_text_file(stem + suffix).removeprefix(codecs.BOM_UTF8)
-        image = read_image_file(stem + self._suffix(row, 0), max_image_bytes)
+        image = read_image_file(stem + image_suffix, max_image_bytes)
         return Raw(self.key(shard, sample), image, text)
 
     def prefetch(self, shards: Sequence[int]) -> None:
@@ -116,26 +123,26 @@ class Folder:
         assert 0 <= sample < self.sizes[shard]
         return shard * self.shard_samples + sample
 
-    def _suffix(self, row: int, kind: int) -> str:
-        """`.jpg`, or "" if the sample has no such file. kind: 0 image, 1 txt, 2 json"""
-        code = self._codes[row, kind]
-        return "" if code == _NO_FILE else self._suffixes[code]
-
 
 def _find_samples(root: Path, faults: list[BadSample]) -> list[_Sample]:
     """All samples, sorted by key. A second image of one key is a sample of its own, without text.
     Appends folders that cannot be listed to `faults`."""
-    files: list[_File] = []
-    for prefix, entries in walk(root, faults):
-        for entry in entries:
-            stem, dot, extension = entry.name.rpartition(b".")
-            rank = _RANK.get(extension.lower())
-            if dot and rank is not None:
-                files.append((prefix + stem, rank, dot + extension, *_size_and_time(entry)))
+    files = []
+    for prefix, entry in walk(root, faults):
+        stem, dot, extension = entry.name.rpartition(b".")
+        rank = _RANK.get(extension.lower())
+        if not dot or rank is None:
+            continue
+        size = changed_ns = -1
+        with suppress(OSError):  # reading the file raises the reason
+            status = entry.stat()
+            size = status.st_size
+            changed_ns = status.st_mtime_ns
+        files.append((prefix + stem, rank, dot + extension, size, changed_ns))
     files.sort()
-    samples: list[_Sample] = []
+    samples = []
     for _, group in groupby(files, itemgetter(0)):
-        images: list[_File] = []
+        images = []
         texts: dict[int, _File] = {}
         for file in group:
             if file[1] < len(EXTENSIONS):
@@ -149,8 +156,8 @@ def _find_samples(root: Path, faults: list[BadSample]) -> list[_Sample]:
     return samples
 
 
-def walk(root: Path, faults: list[BadSample]) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
-    """Yield (path below the root with its slash, entries that are not folders) of every folder."""
+def walk(root: Path, faults: list[BadSample]) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
+    """Yield (path of its folder below the root with a slash, entry) of all that is no folder."""
     folders = [(os.fsencode(root), b"", frozenset[tuple[int, int]]())]
     while folders:
         folder, prefix, above = folders.pop()
@@ -165,54 +172,29 @@ def walk(root: Path, faults: list[BadSample]) -> Iterator[tuple[bytes, list[os.D
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             continue  # a link to a folder that contains it
-        files = []
         for entry in entries:
-            if _is_folder(entry):
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link to itself; reading it, if it is an image, raises the reason
+                is_folder = False
+            if is_folder:
                 folders.append((entry.path, prefix + entry.name + b"/", above | {identity}))
             else:
-                files.append(entry)
-        yield prefix, files
+                yield prefix, entry
 
 
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself; if its name is an image's, reading it raises the reason
-        return False
-
-
-def _size_and_time(entry: os.DirEntry[bytes]) -> tuple[int, int]:
-    """-1 if the file cannot be looked at; reading it raises the reason."""
-    try:
-        status = entry.stat()
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
-
-
-def _digests(root: Path, shards: Sequence[list[_Sample]]) -> list[str]:
+def _digests(root: Path, samples: Sequence[_Sample], shard_samples: int) -> list[str]:
     """`layout:content` of each shard: a digest of names and sizes, and one of the contents."""
-    layouts: list[str] = []
-    entries: list[list[tuple[bytes, int, int]]] = []
-    for samples in shards:
-        sha = hashlib.sha1()
+    layouts = []
+    entries: list[list[Entry]] = []  # of each shard
+    for first in range(0, len(samples), shard_samples):
+        layout = hashlib.sha1()
         entries.append([])
-        for files in samples:
-            for file in files:
-                if file is not None:
-                    key, _, suffix, size, changed_ns = file
-                    sha.update(b"%b\0%b %d\0" % (key, suffix, size))
-                    entries[-1].append((key + suffix, size, changed_ns))
-        layouts.append(sha.hexdigest())
+        for file in chain.from_iterable(samples[first : first + shard_samples]):
+            if file is not None:
+                key, _, suffix, size, changed_ns = file
+                layout.update(b"%b\0%b %d\0" % (key, suffix, size))
+                entries[-1].append((key + suffix, size, changed_ns))
+        layouts.append(layout.hexdigest())
     contents = content_digests(root, entries)
     return [f"{layout}:{content}" for layout, content in zip(layouts, contents, strict=True)]
-
-
-def _no_images(path: Path, faults: Sequence[BadSample]) -> str:
-    extensions = ", ".join(f".{name}" for name in EXTENSIONS)
-    text = f"image folder {path} has no {extensions} file at any depth (looked from {Path.cwd()})"
-    if any(path.glob("*.tar")):
-        text += "; for its .tar shards, use name: webdataset"
-    for fault in faults:
-        text += f"\n  {fault.shard} cannot be listed: {fault.message}"
-    return text

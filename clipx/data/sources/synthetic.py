@@ -16,8 +16,6 @@ from clipx.data.decode import MAX_BYTES
 from clipx.data.sample import BadSample, Raw
 from clipx.types import UserError
 
-Rgb = tuple[int, int, int]
-
 VERSION = 1  # to be raised with any change of pictures or captions, which makes another corpus
 COLORS = {
     "red": (214, 44, 44),
@@ -103,7 +101,7 @@ class Synthetic:
 def _draw(seed: int, number: int, size: int) -> tuple[bytes, dict[str, str]]:
     """The picture of a sample and its text fields, from integers, so that all machines agree."""
     digest = hashlib.sha512(f"{VERSION} {seed} {number}".encode()).digest()
-    draws = [int.from_bytes(digest[i : i + 4], "big") for i in range(0, 56, 4)]
+    draws = np.frombuffer(digest, dtype=">u4").tolist()
     shape = SHAPES[draws[0] % len(SHAPES)]
     color = list(COLORS)[draws[1] % len(COLORS)]
     background = list(BACKGROUNDS)[draws[2] % len(BACKGROUNDS)]
@@ -116,11 +114,17 @@ def _draw(seed: int, number: int, size: int) -> tuple[bytes, dict[str, str]]:
     radius = max(3, size * (low + draws[6] % (high - low + 1)) // 1000)
     top = _center(is_bottom, draws[8], radius, size) - radius
     left = _center(is_right, draws[7], radius, size) - radius
-    picture = np.zeros((size, size), dtype=bool)
+    picture = np.zeros((size, size), dtype=bool)  # True for ink
     picture[top : top + 2 * radius + 1, left : left + 2 * radius + 1] = _mask(shape, radius)
+
+    # An image of two colors, in a palette.
+    image = Image.frombytes("P", (size, size), picture.tobytes())
     ground = _shaded(BACKGROUNDS[background], draws[12:13] * 3)  # all channels alike: gray
-    image = _two_color_png(picture, ground, _shaded(COLORS[color], draws[9:12]))
-    return image, {
+    ink = _shaded(COLORS[color], draws[9:12])
+    image.putpalette(ground + ink)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)  # drawn anew in each epoch, so speed counts
+    return buffer.getvalue(), {
         "txt": f"a {extent} {color} {shape} at the {place} on a {background} background",
         "color": color,
         "shape": shape,
@@ -130,9 +134,11 @@ def _draw(seed: int, number: int, size: int) -> tuple[bytes, dict[str, str]]:
     }
 
 
-def _shaded(color: Rgb, draws: list[int]) -> Rgb:
-    shades = [draw % (2 * SHADE + 1) - SHADE for draw in draws]
-    return color[0] + shades[0], color[1] + shades[1], color[2] + shades[2]
+def _shaded(color: tuple[int, int, int], draws: list[int]) -> list[int]:
+    shaded = []
+    for level, draw in zip(color, draws, strict=True):
+        shaded.append(level + draw % (2 * SHADE + 1) - SHADE)
+    return shaded
 
 
 def _center(is_high: bool, draw: int, radius: int, size: int) -> int:
@@ -156,13 +162,3 @@ def _mask(shape: str, r: int) -> np.ndarray:
         return abs(x) + abs(y) <= r
     assert shape == "cross"
     return (3 * abs(x) <= r) | (3 * abs(y) <= r)
-
-
-def _two_color_png(picture: np.ndarray, ground: Rgb, ink: Rgb) -> bytes:
-    """picture: (H, W) bool, True for ink"""
-    height, width = picture.shape
-    image = Image.frombytes("P", (width, height), picture.tobytes())
-    image.putpalette([*ground, *ink])
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)  # drawn anew in each epoch, so speed counts
-    return buffer.getvalue()

@@ -72,20 +72,20 @@ class Table:
         wanted = IMAGE_COLUMNS if image_column is None else (image_column,)
         self._root = image_root
         self._shards: list[tuple[Path, int, Rows]] = []  # (file, number in the file, rows)
-        fields: set[str] = set()
+        self.digests = []
+        sizes = []
+        fields = set()
         for file in files:
             parts = _open_table(file, wanted, separator=separator, shard_samples=shard_samples)
             for number, rows in enumerate(parts):
                 self._shards.append((file, number, rows))
+                self.digests.append(rows.digest)
+                sizes.append(rows.size)
                 fields |= rows.fields
         if not self._shards:
             raise UserError(f"no table of {', '.join(map(str, files))} has a row")
         self.fields = frozenset(fields)
-        self.sizes = np.array([len(rows) for _, _, rows in self._shards], dtype=np.int64)
-
-    @property
-    def digests(self) -> Sequence[str]:
-        return [rows.digest for _, _, rows in self._shards]
+        self.sizes = np.array(sizes, dtype=np.int64)
 
     def name(self, shard: int) -> str:
         file, number, _ = self._shards[shard]
@@ -101,11 +101,24 @@ class Table:
         file, _, rows = self._shards[shard]
         text = rows.text(sample)  # first: a row that does not parse has no path either
         image = rows.image(sample)
-        if image is None:
-            root = file.parent if self._root is None else self._root
-            image = _read_image(root, rows.path(sample), max_image_bytes)
-        else:
+        if image is not None:
             check_size(len(image), max_image_bytes)
+            return Raw(self.key(shard, sample), image, text)
+
+        # The table has a path. A bad one costs this sample only.
+        path = rows.path(sample)
+        if not path:
+            raise SampleError("image", "the row has no image path")
+        try:
+            path = local_path(path)
+        except UserError as error:
+            raise SampleError("image", str(error)) from error
+        if "://" in path:
+            raise SampleError("image", f"{path} is a URL, not a path")
+        if "\0" in path:
+            raise SampleError("image", f"{path!r} is not a path: it has a zero byte")
+        root = file.parent if self._root is None else self._root
+        image = read_image_file(root / path, max_image_bytes)
         return Raw(self.key(shard, sample), image, text)
 
     def prefetch(self, shards: Sequence[int]) -> None:
@@ -114,7 +127,7 @@ class Table:
 
 def find(patterns: str | list[str]) -> list[Path]:
     """Find the files of a pattern or a list of them. Raises UserError."""
-    files: list[Path] = []
+    files = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         pattern = local_path(pattern)
         if "://" in pattern:
@@ -160,18 +173,3 @@ def _open_table(
             "with img2dataset, and open its output with name: webdataset"
         )
     return shards
-
-
-def _read_image(root: Path, path: str, max_image_bytes: int) -> bytes:
-    """Raises SampleError, TooLarge and OSError."""
-    if not path:
-        raise SampleError("image", "the row has no image path")
-    try:
-        path = local_path(path)
-    except UserError as error:
-        raise SampleError("image", str(error)) from error
-    if "://" in path:
-        raise SampleError("image", f"{path} is a URL, not a path")
-    if "\0" in path:
-        raise SampleError("image", f"{path!r} is not a path: it has a zero byte")
-    return read_image_file(root / path, max_image_bytes)

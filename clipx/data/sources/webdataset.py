@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import Field
@@ -22,7 +22,7 @@ from clipx.data.sample import BadSample, Raw, SampleError
 from clipx.data.sample_files import MAX_TEXT_BYTES, TOO_MUCH_TEXT, check_size
 from clipx.data.shard_cache import ShardCache
 from clipx.data.shards import expand
-from clipx.data.tar_index import ShardIndex, load_index, sidecars_of
+from clipx.data.tar_index import load_index, sidecars_of
 from clipx.data.transfer.common import ShardFile
 from clipx.files import stamp_of
 from clipx.types import UserError
@@ -65,19 +65,14 @@ class Webdataset:
         self.catalog = catalog
         self.cache = cache
         self.sizes = catalog.samples
+        self.faults: Sequence[BadSample] = catalog.faults
+        self.is_remote = any(is_remote(file.url) for file in catalog.files)
         self._failed: dict[int, tuple[float, str]] = {}  # shard -> (time to try again, error)
 
     @property
     def digests(self) -> Sequence[str]:
+        # Not kept: as str, the digests of 200,000 shards take 25 MB in each process.
         return [digest.decode() for digest in self.catalog.digests.tolist()]
-
-    @property
-    def faults(self) -> Sequence[BadSample]:
-        return self.catalog.faults
-
-    @cached_property
-    def is_remote(self) -> bool:
-        return any(is_remote(file.url) for file in self.catalog.files)
 
     def name(self, shard: int) -> str:
         return self.catalog.files[shard].url
@@ -115,17 +110,16 @@ class Webdataset:
                         "caption", f"the .{name} member has {text_size:,} bytes, {TOO_MUCH_TEXT}"
                     )
                 text[name] = opened.pread(text_offset, text_size)
-        return Raw(key, opened.pread(offset, size), text, self._note(shard, sample, len(index)))
 
-    def _note(self, shard: int, sample: int, count: int) -> str:
-        """A message, with the last sample that sizes.json counts, if the shard has more."""
+        # Recorded once, with the last sample that sizes.json counts.
+        note = ""
         declared = int(self.sizes[shard])
-        if sample != declared - 1 or count == declared:
-            return ""
-        return (
-            f"sizes.json counts {declared} samples and the tar has {count}: the last "
-            f"{count - declared} are not used; correct sizes.json or remove it"
-        )
+        if sample == declared - 1 and declared < len(index):
+            note = (
+                f"sizes.json counts {declared} samples and the tar has {len(index)}: the last "
+                f"{len(index) - declared} are not used; correct sizes.json or remove it"
+            )
+        return Raw(key, opened.pread(offset, size), text, note)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         if not self.is_remote:
@@ -133,18 +127,16 @@ class Webdataset:
         files = []
         for shard in shards:
             file = self.catalog.files[shard]
-            if is_remote(file.url) and not self._rests(shard):
+            retry_time, _ = self._failed.get(shard, (0.0, ""))
+            if is_remote(file.url) and time.monotonic() >= retry_time:
                 files.append(file)
         self.cache.prefetch(files)
 
-    def _rests(self, shard: int) -> bool:
-        until, _ = self._failed.get(shard, (0.0, ""))
-        return time.monotonic() < until
-
     def _open(self, shard: int) -> OpenShard:
         file = self.catalog.files[shard]
-        if self._rests(shard):
-            raise OSError(self._failed[shard][1])
+        retry_time, message = self._failed.get(shard, (0.0, ""))
+        if time.monotonic() < retry_time:
+            raise OSError(message)
         try:
             return _opened(file, self.catalog.digest(shard), self.cache)
         except OSError as error:
@@ -158,13 +150,15 @@ class OpenShard:
     """An open file and its index. It is closed with its last reference, since one thread may still
     be reading a shard when another one displaces it from the table of open shards."""
 
-    def __init__(self, descriptor: int, index: ShardIndex, url: str) -> None:
-        self.index = index
+    def __init__(self, descriptor: int, path: Path, *, stamp: str, url: str) -> None:
+        """Raises UserError if the file is not a tar, OSError if it cannot be read."""
         self._descriptor = descriptor
         self._url = url
+        # By the descriptor, since another process may evict a remote file before it is indexed.
+        self.index = load_index(path, stamp=stamp, descriptor=descriptor)
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Read once at a position. Raises OSError if the shard is shorter than its index says."""
+        """Read once at a position. Raises OSError if the shard is too short."""
         data = os.pread(self._descriptor, size, offset)
         if len(data) < size:
             end = offset + len(data)
@@ -177,36 +171,24 @@ class OpenShard:
 
 def open_shard(path: Path) -> OpenShard:
     """Open a local shard. Raises UserError if it is not a tar, OSError if it cannot be read."""
+    # Without O_NONBLOCK, opening a named pipe would wait for a writer forever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        stamp = stamp_of(os.fstat(descriptor))
-        index = load_index(path, stamp=stamp, descriptor=descriptor)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return OpenShard(descriptor, index, str(path))
-
-
-def _open_remote(file: ShardFile, cache: ShardCache) -> OpenShard:
-    descriptor = cache.open(file)
-    try:
-        # By the descriptor, since another process may evict the file before its index is built.
-        path = cache.place(file)
-        has_index = sidecars_of(path)[0].exists()
-        index = load_index(path, stamp=remote_stamp(file), descriptor=descriptor)
-        if not has_index:
-            cache.trim()  # the new sidecar takes room in the cache too
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return OpenShard(descriptor, index, file.url)
+    return OpenShard(descriptor, path, stamp=stamp_of(os.fstat(descriptor)), url=str(path))
 
 
 @lru_cache(maxsize=512)  # half of the usual limit of open files
 def _opened(file: ShardFile, digest: str, cache: ShardCache) -> OpenShard:
     """Raises OSError, also if the shard has changed since the run began."""
     try:
-        opened = _open_remote(file, cache) if is_remote(file.url) else open_shard(Path(file.url))
+        if is_remote(file.url):
+            descriptor = cache.open(file)
+            path = cache.place(file)
+            has_index = sidecars_of(path)[0].exists()
+            opened = OpenShard(descriptor, path, stamp=remote_stamp(file), url=file.url)
+            if not has_index:
+                cache.trim()  # the new sidecar takes room in the cache too
+        else:
+            opened = open_shard(Path(file.url))
     except UserError as error:
         raise OSError(str(error)) from error  # one shard must not end the run
     if opened.index.head.digest != digest and not digest.startswith(DECLARED):

@@ -6,16 +6,16 @@ urllib3's Retry ends at the headers of an answer, and knows none of the others.
 
 from __future__ import annotations
 
-import queue
 import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MAX_WAIT_SECONDS = 300.0  # of what a store asks for; longer would look like a hang
+MAX_WAIT_SECONDS = 300.0  # at a store's request; longer would look like a hang
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Refused(OSError):
 
 
 class Busy(OSError):
-    """An answer with the time after which the store may be asked again."""
+    """A refusal for a time, `wait_seconds`, that the store names."""
 
     def __init__(self, message: str, wait_seconds: float) -> None:
         super().__init__(message)
@@ -91,22 +91,22 @@ def within(seconds: float, call: Callable[..., T], *args: Any, **options: Any) -
     """Call with a deadline. Raises OSError for any error of the call, TimeoutError if it has not
     returned in time."""
     # fsspec has no deadline that holds for all stores, so a call that hangs is left in its thread.
-    answer: queue.SimpleQueue[tuple[list[T], Exception | None]] = queue.SimpleQueue()
+    answer: Future[T] = Future()
 
     def run() -> None:
         try:
-            answer.put(([call(*args, **options)], None))
+            answer.set_result(call(*args, **options))
         except Exception as error:  # noqa: BLE001 raised by the caller
-            answer.put(([], error))
+            answer.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="clipx-remote").start()
+    wait([answer], timeout=seconds)
+    if not answer.done():
+        raise TimeoutError(f"no answer in {seconds:g} s")
     try:
-        value, error = answer.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"no answer in {seconds:g} s") from None
-    if error is None:
-        return value[0]
-    if isinstance(error, OSError):
-        raise error
-    kind = PermissionError if "Credential" in type(error).__name__ else OSError
-    raise kind(f"{type(error).__name__}: {error}") from error
+        return answer.result()
+    except OSError:
+        raise
+    except Exception as error:
+        kind = PermissionError if "Credential" in type(error).__name__ else OSError
+        raise kind(f"{type(error).__name__}: {error}") from error

@@ -43,6 +43,7 @@ def stream(
         content_range = answer.headers.get("Content-Range", "")
         if place and not content_range.startswith(f"bytes {place}-"):
             raise OSError(f"sent the range {content_range!r} instead of {headers['Range']!r}")
+        # Absent from a chunked answer, whose end is marked.
         end = None if answer.length is None else place + answer.length
         try:
             while chunk := answer.read(1 << 20):
@@ -69,25 +70,23 @@ def _open(
         return urllib.request.urlopen(request, timeout=stall_seconds)
     except urllib.error.HTTPError as error:
         error.close()
-        raise _classify(error) from None
+        message = f"HTTP {error.code} {error.reason}"
+        kind = Refused
+        if error.code in (404, 410):
+            kind = FileNotFoundError
+        elif error.code in (401, 403):
+            kind = PermissionError
+        elif error.code >= 500 or error.code in _PASSING:
+            kind = OSError
+        # A busy store may name the time for another attempt.
+        wait_seconds = retry_after(error.headers.get("Retry-After"))
+        if wait_seconds and error.code in (429, 503):
+            raise Busy(message, wait_seconds) from None
+        raise kind(message) from None
     except (http.client.InvalidURL, ValueError) as error:
         raise Refused(f"not a valid URL: {error}") from error
     except http.client.HTTPException as error:
         raise ConnectionError(f"not an HTTP answer: {error!r}") from error
-
-
-def _classify(error: urllib.error.HTTPError) -> OSError:
-    message = f"HTTP {error.code} {error.reason}"
-    if error.code in (404, 410):
-        return FileNotFoundError(message)
-    if error.code in (401, 403):
-        return PermissionError(message)
-    wait_seconds = retry_after(error.headers.get("Retry-After"))
-    if wait_seconds and error.code in (429, 503):
-        return Busy(message, wait_seconds)
-    if error.code >= 500 or error.code in _PASSING:
-        return OSError(message)
-    return Refused(message)
 
 
 def retry_after(header: str | None) -> float:
@@ -98,7 +97,7 @@ def retry_after(header: str | None) -> float:
         return float(text[:9])
     try:
         date = email.utils.parsedate_to_datetime(text)
-        if date.tzinfo is None:
+        if date.tzinfo is None:  # written as `-0000`
             date = date.replace(tzinfo=UTC)
         return max(0.0, (date - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError, OverflowError):
@@ -111,7 +110,7 @@ def _describe(url: str, answer: http.client.HTTPResponse) -> ShardFile:
     size = headers.get("Content-Length", "")
     md5 = hex_md5(headers.get("Content-MD5"))
     if answer.status == http.HTTPStatus.PARTIAL_CONTENT:
-        # Both are those of the range.
+        # Length and MD5 are those of the range. The size of the whole follows a slash.
         size = headers.get("Content-Range", "").rpartition("/")[2]
         md5 = ""
     return ShardFile(

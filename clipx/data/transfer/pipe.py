@@ -8,7 +8,6 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Generator
-from typing import IO
 
 
 def stream(command: str, stall_seconds: float) -> Generator[tuple[int, bytes], None, None]:
@@ -17,16 +16,23 @@ def stream(command: str, stall_seconds: float) -> Generator[tuple[int, bytes], N
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
             ["bash", "-o", "pipefail", "-c", command],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,  # else a command that reads would wait for the terminal
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=log,  # a file, since a full pipe would block the command
             start_new_session=True,
         ) as process,
+        selectors.DefaultSelector() as selector,
     ):
         assert process.stdout is not None
+        selector.register(process.stdout, selectors.EVENT_READ)
         try:
             place = 0
-            while chunk := _read(process.stdout, stall_seconds):
+            while True:
+                if not selector.select(stall_seconds):
+                    raise TimeoutError(f"the command has written nothing for {stall_seconds:g} s")
+                chunk = os.read(process.stdout.fileno(), 1 << 20)
+                if not chunk:
+                    break
                 yield place, chunk
                 place += len(chunk)
             code = process.wait(stall_seconds)
@@ -41,11 +47,3 @@ def stream(command: str, stall_seconds: float) -> Generator[tuple[int, bytes], N
             log.seek(0)
             tail = log.read()[-500:].decode("utf-8", "replace").strip()
             raise OSError(f"the command ended with {code}: {tail or 'nothing on stderr'}")
-
-
-def _read(pipe: IO[bytes], stall_seconds: float) -> bytes:
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        if not selector.select(stall_seconds):
-            raise TimeoutError(f"the command has written nothing for {stall_seconds:g} s")
-    return os.read(pipe.fileno(), 1 << 20)

@@ -15,6 +15,7 @@ from clipx.data.transfer.common import ShardFile, check_stamp, within
 from clipx.data.transfer.http import hex_md5
 
 CHUNK = 4 << 20  # bytes that must come within the deadline: 70 kB/s for 60 s
+_S3 = ("s3:", "s3a:")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
 
@@ -67,13 +68,16 @@ def from_info(url: str, info: Mapping[str, Any]) -> ShardFile:
     etag = str(info.get("ETag") or info.get("etag") or info.get("blob_id") or "").strip('"')
     stamp = etag
     for name in _TIMES:
+        if stamp:
+            break
         time = info.get(name)
-        if time and not stamp:
+        if isinstance(time, datetime):
             # A listing and a single answer may give one moment in different time zones.
-            stamp = str(time.timestamp()) if isinstance(time, datetime) else str(time)
+            time = str(time.timestamp())
+        stamp = str(time or "")
     md5 = hex_md5(info.get("md5Hash"))
     # ETags of a directory bucket (--x-s3) have the form of an MD5, but are not one.
-    if _is_s3(url) and "--x-s3/" not in url and re.fullmatch("[0-9a-f]{32}", etag):
+    if url.startswith(_S3) and "--x-s3/" not in url and re.fullmatch("[0-9a-f]{32}", etag):
         md5 = etag
     return ShardFile(url, size=-1 if size is None else int(size), stamp=stamp, md5=md5)
 
@@ -81,13 +85,9 @@ def from_info(url: str, info: Mapping[str, Any]) -> ShardFile:
 def md5_applies(file: ShardFile, stall_seconds: float) -> bool:
     """False for an S3 object encrypted by KMS, whose ETag only looks like an MD5. Listings do not
     show that."""
-    if not _is_s3(file.url):
+    if not file.url.startswith(_S3):
         return True
     bucket, _, key = path_in_store(file.url).partition("/")
     call = filesystem(file.url).call_s3
     head = within(stall_seconds, call, "head_object", Bucket=bucket, Key=key)
     return not head.get("ServerSideEncryption", "").startswith("aws:")
-
-
-def _is_s3(url: str) -> bool:
-    return url.partition(":")[0] in ("s3", "s3a")
