@@ -13,7 +13,12 @@ from ranks import run_ranks
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    return sharded_checks.measure(sharded=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as on the ranks: more threads round otherwise
+    try:
+        return sharded_checks.measure(sharded=False)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
