@@ -13,7 +13,6 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from clipx.data.augment import NUM_DRAWS, augment
@@ -25,7 +24,7 @@ from clipx.data.preprocessing import center
 from clipx.data.reader import build_reader
 from clipx.data.sample import BadSample
 from clipx.data.tokenizers import CachedTokenizer, Tokenizer, pad
-from clipx.data.workers import from_workers
+from clipx.data.workers import empty_bytes, from_workers
 from clipx.types import Batch, RankError, UserError
 
 MIN_SAMPLES_FOR_BAD_FRACTION = 500  # of fewer, the share of bad samples proves nothing
@@ -106,8 +105,7 @@ class Batches:
         positions = self.positions(index)
         located = self.corpus.locate(positions)
         draws = self.draws(positions)
-        shape = (len(positions), 3, self.image_size, self.image_size)
-        image = torch.empty(shape, dtype=torch.uint8)
+        image = empty_bytes(len(positions), 3, self.image_size, self.image_size)
         texts: list[list[int]] = []
         keys: list[str] = []
         bad: list[BadSample] = []

@@ -45,13 +45,13 @@ def resize(image: np.ndarray, target: tuple[int, int], out: Tensor) -> None:
     for axis in (0, 1) if columns_first else (1, 0):
         if image.shape[axis] != target[axis]:
             image = _pass(image, axis, target[axis])
-    # A crop of the target's size comes here unchanged, as a view that is not contiguous.
-    pixels = np.ascontiguousarray(image).view(np.uint8).reshape(*target, 4)
     kernel = _kernel()
-    if kernel is None:
-        out.numpy()[:] = pixels[..., :3].transpose(2, 0, 1)
+    if kernel is not None:
+        kernel.planes(image, out.numpy())
     else:
-        kernel.planes(pixels, out.numpy())
+        # A crop of the target's size comes here unchanged, as a view that is not contiguous.
+        pixels = np.ascontiguousarray(image).view(np.uint8).reshape(*target, 4)
+        out.numpy()[:] = pixels[..., :3].transpose(2, 0, 1)
 
 
 def _pass(image: np.ndarray, axis: int, target: int) -> np.ndarray:

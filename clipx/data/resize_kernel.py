@@ -58,9 +58,10 @@ def transpose(image: np.ndarray, out: np.ndarray) -> None:
 
 
 @_compiled
-def planes(pixels: np.ndarray, out: np.ndarray) -> None:
-    """(H, W, 4) -> `out`, (3, H, W)"""
-    for y in range(pixels.shape[0]):
-        for x in range(pixels.shape[1]):
-            for channel in range(3):
-                out[channel, y, x] = pixels[y, x, channel]
+def planes(words: np.ndarray, out: np.ndarray) -> None:
+    """(H, W) packed pixels -> `out`, (3, H, W) uint8"""
+    for channel in range(3):
+        shift = 8 * channel  # red is the lowest byte: processors are little-endian
+        for y in range(words.shape[0]):
+            for x in range(words.shape[1]):  # a shift of many words at once is one instruction
+                out[channel, y, x] = (words[y, x] >> shift) & 255

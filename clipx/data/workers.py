@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -10,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from clipx.types import RankError, UserError
 
@@ -29,6 +31,16 @@ class _Guarded(Dataset, Generic[T]):
             return self.make(index)
         except UserError as error:
             return error
+
+
+def empty_bytes(*shape: int) -> Tensor:
+    """Uninitialized uint8 of a shape. In a worker its memory is that of the training process too,
+    which spares a copy of each batch."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own collate function does.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[no-matching-overload]
 
 
 def from_workers(
