@@ -29,11 +29,11 @@ def formula(loss: str, kind: str, world_size: int) -> int:
     that travels, and the comparison of shapes, 8 int64 from each rank."""
     unit = (world_size - 1) * LOCAL_ROWS * 4
     shapes = (world_size - 1) * 8 * 8
-    # Texts are gathered for forward and for backward, or kept; their gradients are sent back.
+    gradients = WIDTH  # of the texts, sent back
+    if loss == "sigmoid":  # all is computed in one visit
+        return unit * (WIDTH + gradients) + shapes
+    # Texts are gathered for forward and for backward, or kept.
     texts = WIDTH if kind == "gathered" else 2 * WIDTH
-    gradients = WIDTH
-    if loss == "sigmoid":
-        return unit * (texts + gradients) + shapes
     # A log-sum-exp is reduced as a maximum (all-reduce: twice) and a sum; in a ring it is one
     # number. Backward sends normalizers and their gradients.
     normalizers = 1 if kind == "ring" else 3

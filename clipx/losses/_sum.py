@@ -1,9 +1,9 @@
-"""Sum of a function of each pair over all candidates, with its gradients; see `primitives`."""
+"""Sums of a function of each pair over all candidates, with their gradients; see `primitives`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,52 @@ from clipx.losses._pairs import NearestLogits, gradients_of_pairs
 from clipx.losses._tiles import Columns, Own, Tile, Tiles, at_least_float32, full_precision
 from clipx.types import CandidateBlock, Pool
 
-Elementwise = Callable[[Tensor], Tensor]
+
+class Elementwise(NamedTuple):
+    """A function of logits and its derivative; row_sums: (r, c) -> (r,), if there is a faster way
+    than `function(logits).sum(1)`."""
+
+    function: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    row_sums: Callable[[Tensor], Tensor] | None
+
+
+class Pairs:
+    """The function at the pairs of a tile.
+
+    has_masks: whether some pairs do not count, which have logits of -inf
+    """
+
+    def __init__(
+        self, of_logit: Elementwise, bias: Tensor, tiles: Tiles, *, has_masks: bool
+    ) -> None:
+        self._of_logit = of_logit
+        self._bias = bias
+        self._tiles = tiles
+        self._has_masks = has_masks
+
+    def row_sums(self, tile: Tile) -> Tensor:
+        """(r,)"""
+        logits = self._with_bias(tile)
+        if self._of_logit.row_sums is not None and not self._has_masks:
+            return self._of_logit.row_sums(logits)
+        # A function of -inf may be NaN, and so would 0 times its derivative be.
+        excluded = logits == -torch.inf
+        values = self._of_logit.function(logits.masked_fill_(excluded, 0))
+        return values.masked_fill(excluded, 0).sum(1)
+
+    def slopes(self, tile: Tile) -> Tensor:
+        """(r, c) derivative at each pair, 0 for those that do not count."""
+        logits = self._with_bias(tile)
+        if not self._has_masks:
+            return self._of_logit.derivative(logits)
+        excluded = logits == -torch.inf
+        return self._of_logit.derivative(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
+
+    def _with_bias(self, tile: Tile) -> Tensor:
+        """A copy, which may be overwritten: tiles that are kept for backward must not change."""
+        logits = self._tiles.buffer("scratch", tile.logits.shape)
+        return torch.add(tile.logits, self._bias, out=logits)
 
 
 class SumFunction(torch.autograd.Function):
@@ -25,34 +70,23 @@ class SumFunction(torch.autograd.Function):
         columns: Tensor,
         scale: Tensor,
         bias: Tensor,
-        functions: tuple[Elementwise, Elementwise, Elementwise | None],
+        of_logit: Elementwise,
         pool: Pool | None,
         ids: Tensor | None,
         column_ids: Tensor | None,
         own: Own,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        function, derivative, row_sums = functions
         queries = at_least_float32(rows) * scale
         tiles = Tiles(queries, ids, own)
         shared = Columns(at_least_float32(columns), column_ids, pool)
-        has_masks = ids is not None or own == "left out"
-
+        pairs = Pairs(of_logit, bias, tiles, has_masks=ids is not None or own == "left out")
         sums = queries.new_zeros(len(rows))
         nearest = NearestLogits(queries, own)
 
         def compute(block: CandidateBlock, ids: Tensor | None) -> tuple[Tensor, ...]:
             for tile in tiles.of_block(block, ids):
                 nearest.update(tile)
-                # A copy: tiles that are kept for backward must not change.
-                logits = tiles.buffer("scratch", tile.logits.shape)
-                torch.add(tile.logits, bias, out=logits)
-                if row_sums is not None and not has_masks:
-                    sums[tile.rows] += row_sums(logits)  # overwrites logits
-                    continue
-                # A function of -inf may be NaN, and so would 0 times its derivative be.
-                excluded = logits == -torch.inf
-                values = function(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
-                sums[tile.rows] += values.sum(1)
+                sums[tile.rows] += pairs.row_sums(tile)
             return ()
 
         with full_precision(rows.device.type):
@@ -61,8 +95,7 @@ class SumFunction(torch.autograd.Function):
         ctx.save_for_backward(rows, scale, bias)
         ctx.tiles = tiles
         ctx.shared = shared
-        ctx.derivative = derivative
-        ctx.has_masks = has_masks
+        ctx.pairs = pairs
         ctx.columns_dtype = columns.dtype
         ctx.mark_non_differentiable(nearest.own, nearest.largest_other)
         return sums, nearest.own, nearest.largest_other
@@ -71,22 +104,77 @@ class SumFunction(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_sums: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, scale, bias = ctx.saved_tensors
-        tiles: Tiles = ctx.tiles
         of_bias = torch.zeros_like(bias)
 
         def weigh(tile: Tile) -> Tensor:
-            logits = tiles.buffer("scratch", tile.logits.shape)
-            torch.add(tile.logits, bias, out=logits)
-            if ctx.has_masks:
-                # Pairs that do not count have a slope of 0, also where that of -inf is NaN.
-                excluded = logits == -torch.inf
-                slopes = ctx.derivative(logits.masked_fill_(excluded, 0)).masked_fill(excluded, 0)
-            else:
-                slopes = ctx.derivative(logits)
-            second = tiles.buffer("second", tile.logits.shape)
-            weights = torch.mul(slopes, grad_sums[tile.rows, None], out=second)
+            second = ctx.tiles.buffer("second", tile.logits.shape)
+            weights = torch.mul(ctx.pairs.slopes(tile), grad_sums[tile.rows, None], out=second)
             of_bias.add_(weights.sum())
             return weights
 
         # The other inputs of `forward` have no gradient.
         return (*gradients_of_pairs(ctx, rows, scale, weigh), of_bias, *[None] * 5)
+
+
+class TotalFunction(torch.autograd.Function):
+    """(total (), own (B,), largest_other (B,)): the sum over all rows too.
+
+    All pairs have the same part in it, so gradients are computed with the total, up to the factor
+    that backward brings: three matmuls, where the sums of rows take four.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        columns: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        of_logit: Elementwise,
+        pool: Pool | None,
+        ids: Tensor | None,
+        column_ids: Tensor | None,
+        own: Own,
+        needs_gradients: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        queries = at_least_float32(rows) * scale
+        tiles = Tiles(queries, ids, own, keep=False)
+        shared = Columns(at_least_float32(columns), column_ids, pool)
+        pairs = Pairs(of_logit, bias, tiles, has_masks=ids is not None or own == "left out")
+        sums = queries.new_zeros(len(rows))
+        nearest = NearestLogits(queries, own)
+        of_queries = torch.zeros_like(queries)
+        of_bias = torch.zeros_like(bias)
+        needs_columns = needs_gradients and columns.requires_grad
+
+        def compute(block: CandidateBlock, ids: Tensor | None) -> tuple[Tensor, ...]:
+            of_columns = torch.zeros_like(block.rows[0])
+            for tile in tiles.of_block(block, ids):
+                nearest.update(tile)
+                sums[tile.rows] += pairs.row_sums(tile)
+                if not needs_gradients:
+                    continue
+                slopes = pairs.slopes(tile)
+                of_bias.add_(slopes.sum())
+                of_queries[tile.rows].addmm_(slopes, tile.candidates)
+                if needs_columns:
+                    of_columns[tile.columns].addmm_(slopes.T, queries[tile.rows])
+            return (of_columns,) if needs_columns else ()
+
+        with full_precision(rows.device.type):
+            reduced = shared.visit(compute, ("sum",) if needs_columns else ())
+        of_columns = reduced[0].to(columns.dtype) if needs_columns else None
+        of_rows = (of_queries * scale).to(rows.dtype)
+        of_scale = (of_queries * at_least_float32(rows)).sum()
+        ctx.save_for_backward(of_rows, of_columns, of_scale, of_bias)
+        ctx.mark_non_differentiable(nearest.own, nearest.largest_other)
+        return sums.sum(), nearest.own, nearest.largest_other
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        of_rows, of_columns, of_scale, of_bias = ctx.saved_tensors
+        gradients = []
+        for gradient in (of_rows, of_columns, of_scale, of_bias):
+            gradients.append(None if gradient is None else gradient * grad_total)
+        return (*gradients, *[None] * 6)

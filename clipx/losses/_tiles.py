@@ -123,15 +123,17 @@ class Tile:
 class Tiles:
     """The tiles of logits of some queries, in buffers that are reused."""
 
-    def __init__(self, queries: Tensor, ids: Tensor | None, own: Own) -> None:
-        """queries: (B, D), the rows times the scale; ids: (B, K) int64, or None"""
+    def __init__(self, queries: Tensor, ids: Tensor | None, own: Own, *, keep: bool = True) -> None:
+        """queries: (B, D), the rows times the scale; ids: (B, K) int64, or None
+        keep: the first tiles for backward
+        """
         self.queries = queries
         self._ids = ids
         self._own = own
         tile_bytes = CPU_TILE_BYTES if queries.device.type == "cpu" else GPU_TILE_BYTES
         self._height = min(len(queries), TILE_ROWS)
         self._width = max(1, tile_bytes // (self._height * queries.element_size()))
-        self._budget = KEPT_TILES * tile_bytes
+        self._budget = KEPT_TILES * tile_bytes if keep else 0
         self._kept: list[Tensor] = []
         self._buffers: dict[str, Tensor] = {}
 

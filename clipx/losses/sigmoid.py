@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from clipx.config import config
 from clipx.losses._tiles import at_least_float32
 from clipx.losses.false_negatives import ID_KINDS, FalseNegatives
-from clipx.losses.primitives import pairwise_sum
+from clipx.losses.primitives import pairwise_mean
 from clipx.types import Loss, LossOutput, Negatives, Pool, UserError
 
 
@@ -62,7 +62,7 @@ class Sigmoid(Loss):
         positive = scale * (image * text).sum(-1) + bias
         # -log sigmoid(-z) = softplus(z) for negatives, -log sigmoid(z) = softplus(z) - z for the
         # positive: sum all pairs as negatives, then correct the positives.
-        sums = pairwise_sum(
+        over_all = pairwise_mean(
             softplus,
             image,
             text,
@@ -74,10 +74,10 @@ class Sigmoid(Loss):
             derivative=torch.sigmoid_,
             row_sums=softplus_row_sums,
         )
-        accuracy = sums.own_is_nearest.float().mean()
+        accuracy = over_all.own_is_nearest.float().mean()
         # Divided by the rows, not by the pairs, as in the paper's algorithm 1: divided by pairs,
         # positives would count less the larger the batch is.
-        return LossOutput((sums.rows - positive).mean(), {"image_to_text_accuracy": accuracy})
+        return LossOutput(over_all.mean - positive.mean(), {"image_to_text_accuracy": accuracy})
 
 
 def softplus(logits: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def sent_numbers(loss: str, kind: str, width: int) -> int:
     if loss == "open_clip InfoNCE":
         return 4 * width
     if loss == "sigmoid":
-        return 2 * width if kind == "gathered" else 3 * width
+        return 2 * width  # one visit: texts, and their gradients on the way back
     return {"gathered": 2 * width + 5, "chunked": 3 * width + 5, "ring": 3 * width + 3}[kind]
 
 

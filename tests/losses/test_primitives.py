@@ -17,7 +17,12 @@ from torch.nn import functional as F
 
 from clipx.distributed.pool import LocalPool
 from clipx.losses import _tiles
-from clipx.losses.primitives import nearest_candidates, pairwise_logsumexp, pairwise_sum
+from clipx.losses.primitives import (
+    nearest_candidates,
+    pairwise_logsumexp,
+    pairwise_mean,
+    pairwise_sum,
+)
 from clipx.types import Pool
 
 OWN = st.sampled_from(["counts", "left out"])
@@ -130,17 +135,14 @@ def test_logsumexp_of_both_directions(
 def test_sum_of_a_function_of_pairs(
     function: Callable[[Tensor], Tensor], given: Inputs, pool: Pool, own: str
 ) -> None:
-    out = pairwise_sum(
-        function,
-        given.image,
-        given.text,
-        pool,
-        scale=given.logit_scale.exp(),
-        bias=given.logit_bias,
-        ids=given.ids,
-        own=own,
-        negatives=given.negatives,
-    )
+    options: dict[str, Any] = {
+        "scale": given.logit_scale.exp(),
+        "bias": given.logit_bias,
+        "ids": given.ids,
+        "own": own,
+        "negatives": given.negatives,
+    }
+    out = pairwise_sum(function, given.image, given.text, pool, **options)
     logits, count = dense(given, own)
     expected = (function(logits + given.logit_bias) * count).sum(1)
     for past_logits, past_count in dense_past(given):
@@ -148,6 +150,14 @@ def test_sum_of_a_function_of_pairs(
     assert_equal([out.rows], [expected])
     sums = [gradients(weighted(values, 0), given, bias=True) for values in (out.rows, expected)]
     assert_equal(*sums)
+
+    mean = pairwise_mean(function, given.image, given.text, pool, **options)
+    assert_equal([mean.mean], [expected.mean()])
+    assert mean.own_is_nearest.tolist() == out.own_is_nearest.tolist()
+    assert_equal(*(gradients(3 * one, given, bias=True) for one in (mean.mean, expected.mean())))
+    with torch.no_grad():
+        without = pairwise_mean(function, given.image, given.text, pool, **options).mean
+    assert_equal([without], [expected.mean()])
 
 
 @settings(max_examples=40, deadline=None)
