@@ -143,9 +143,7 @@ def write_inputs(model: Model, folder: Path, num_batches: int = 4) -> None:
     )
     loaded = [batches[k] for k in range(num_batches)]
     assert not any(isinstance(b, UserError) for b in loaded)
-    image, text = (
-        np.stack([b.views[name].numpy() for b in loaded]) for name in ("image", "text")
-    )
+    image, text = (np.stack([b.views[name].numpy() for b in loaded]) for name in ("image", "text"))
     if model.captions != "demo":
         text = random_captions(model.captions, text.shape, end=int(text.max()))
     np.savez(folder / "batch.npz", image=image, text=text)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from clipx.data.augment import Augmentation
 from clipx.data.config import DataConfig
 from clipx.data.loader import Batches, Loaded
 from clipx.data.tokenizers import ClipBPE
@@ -23,6 +24,8 @@ def batches(
     world_size: int = 1,
     seed: int = 0,
     pad_to: int | None = None,
+    augmentations: list[Augmentation] | None = None,
+    needs_captions: bool = True,
     **settings: Any,
 ) -> Batches:
     """folder: of the shards; None where the settings name `sources`"""
@@ -30,11 +33,12 @@ def batches(
     config = DataConfig(**where, **{"workers": 0, "streams": 4, "window": 3, **settings})
     return Batches(
         config,
-        config.open(seed=seed),
+        config.corpus(config.open_sources(), seed=seed, needs_captions=needs_captions),
         TOKENIZER,
         image_size=12,
         context_length=TOKENS,
         pad_to=pad_to,
+        augmentations=augmentations,
         global_batch_size=global_batch_size,
         rank=rank,
         world_size=world_size,

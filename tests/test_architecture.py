@@ -67,8 +67,12 @@ NO_COMPONENTS = {  # modules that components share
     "classifier",
     "corruptions",
     "distributed",
+    "identities",
     "labeled_set",
+    "objective",
+    "queue",
     "test_sets",
+    "views",
 }
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +169,22 @@ def weights_digest(run: Path, step: int) -> str:
     """SHA-256 of the weights that a run had after `step`."""
     file = run / "checkpoints" / f"step_{step:08d}" / "model.safetensors"
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def kill_when(reached: Callable[[], bool], log: Path, config: Path, *overrides: str) -> None:
+    """`clipx train`, ended by SIGKILL as soon as `reached()`."""
+    ranks = start(["train", config, *overrides], log)
+    try:
+        deadline = time.monotonic() + 90
+        while not reached():
+            assert ranks.running(), f"the run ended before the kill\n{ranks.said}"
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+    finally:
+        ranks.kill()
+    assert ranks.wait() == [-signal.SIGKILL]
+
+
+def steps_logged(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0

@@ -66,10 +66,11 @@ def _time_batch(batches: Batches, k: int, clock: dict[str, float]) -> int:
         located = batches.corpus.locate(positions)
     all_draws = batches.draws(positions)
     with _timed(clock, "collate"):
-        shape = (len(positions), 3, batches.image_size, batches.image_size)
+        num_views = len(batches.augmentations)
+        shape = (len(positions), num_views, 3, batches.image_size, batches.image_size)
         images = torch.empty(shape, dtype=torch.uint8)
     texts = []
-    for draws, out, shard, sample in zip(
+    for draws, outs, shard, sample in zip(
         all_draws, images, located.shard.tolist(), located.sample.tolist(), strict=True
     ):
         try:
@@ -80,11 +81,12 @@ def _time_batch(batches: Batches, k: int, clock: dict[str, float]) -> int:
         except (SampleError, BadImage, OSError):
             continue  # only good samples are measured; `clipx data verify` lists the bad ones
         with _timed(clock, "augment"):
-            batches.write_image(pixels, draws, out)
+            batches.write_views(pixels, draws, list(outs))
         with _timed(clock, "tokenize"):
             texts.append(batches.encode_caption(stored.caption, draws))
-    with _timed(clock, "collate"):
-        batches.pad(texts)
+    if batches.corpus.fields is not None:
+        with _timed(clock, "collate"):
+            batches.pad(texts)
     return len(texts)
 
 

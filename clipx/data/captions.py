@@ -52,6 +52,10 @@ class Caption:
         return self.groups[-1][1][-1]
 
 
+NO_CAPTION = Caption(())
+"""Of a sample that is read for its picture alone."""
+
+
 @dataclass(frozen=True)
 class CaptionFields:
     """weights: field name -> how often it is drawn where a sample has several fields. A sample with
@@ -126,6 +130,8 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
     Returns messages about fields that may be missing. Raises UserError for a field that no sample
     has.
     """
+    if corpus.fields is None:
+        return []
     wanted = list(corpus.fields.weights)
     if wanted == [DEFAULT_FIELD]:
         return []  # a corpus of `.txt` captions alone needs no setting and has no such field

@@ -142,7 +142,9 @@ class DataConfig:
             sources[name] = source
         return sources
 
-    def corpus(self, sources: Mapping[str, Source], *, seed: int) -> Corpus:
+    def corpus(
+        self, sources: Mapping[str, Source], *, seed: int, needs_captions: bool = True
+    ) -> Corpus:
         """Put open sources into an order. Raises UserError."""
         settings = {"seed": seed, "streams": self.streams, "window": self.window}
         if self.weights:
@@ -173,7 +175,9 @@ class DataConfig:
             shards = np.concatenate(parts)
             order = Order(np.concatenate(sizes), **settings)
         field = self.caption_field  # one, or several with their weights
-        fields = CaptionFields({field: 1.0} if isinstance(field, str) else field)
+        fields = None
+        if needs_captions:
+            fields = CaptionFields({field: 1.0} if isinstance(field, str) else field)
         corpus = Corpus(sources, order, shards, fields, max_image_bytes=self.max_image_bytes)
         if self.skip is not None:
             corpus.skip, corpus.skip_unknown = read_skip_list(Path(self.skip), corpus)

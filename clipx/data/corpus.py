@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from clipx.data.captions import Caption, CaptionFields
+from clipx.data.captions import NO_CAPTION, Caption, CaptionFields
 from clipx.data.decode import MAX_BYTES, BadImage, TooLarge
 from clipx.data.order import Located, Mixture, Order, corpus_digest
 from clipx.data.sample import BAD_SAMPLE_ERRORS, BadSample, Raw, SampleError, Source
@@ -51,6 +51,7 @@ class Corpus:
 
     order_shards: shard of the corpus for each shard of the order, which lists the shards of a
         repeated source several times
+    fields: where captions are; None for a corpus that is read without captions
     max_image_bytes: larger images are bad, and are not read
     """
 
@@ -59,7 +60,7 @@ class Corpus:
         sources: Mapping[str, Source],
         order: Order | Mixture,
         order_shards: np.ndarray,
-        fields: CaptionFields,
+        fields: CaptionFields | None,
         *,
         max_image_bytes: int = MAX_BYTES,
     ) -> None:
@@ -122,7 +123,8 @@ class Corpus:
     def read(self, shard: int, sample: int) -> Sample:
         """Raises SampleError, BadImage, OSError."""
         raw = self.read_raw(shard, sample)
-        return Sample(raw.key, raw.image, self.fields.of(raw), raw.note)
+        caption = NO_CAPTION if self.fields is None else self.fields.of(raw)
+        return Sample(raw.key, raw.image, caption, raw.note)
 
     def read_raw(self, shard: int, sample: int) -> Raw:
         """Raises SampleError, BadImage, OSError."""

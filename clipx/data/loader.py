@@ -7,7 +7,7 @@ of batch numbers elsewhere.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from clipx.data.augment import NUM_DRAWS, augment
+from clipx.data.augment import NUM_DRAWS, Augmentation, augment
 from clipx.data.captions import Caption
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus
@@ -56,6 +56,11 @@ def key_hash(key: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def view_name(number: int) -> str:
+    """image, image_2, image_3 ... of the view 0, 1, 2 ..."""
+    return "image" if number == 0 else f"image_{number + 1}"
+
+
 class BatchSource(Protocol):
     """Batches by their number: of images, or of features that locked towers computed from them."""
 
@@ -69,6 +74,8 @@ class Batches:
 
     pad_to: tokens of each caption; None for the longest of the batch
     fit: resizing without a random crop, see `Preprocessing.fit`
+    augmentations: of the views of an image, by default that of the config alone. Views are named
+        image, image_2, image_3 ...; a corpus without captions has no `text`
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class Batches:
         world_size: int,
         pad_to: int | None = None,
         fit: Callable[[Tensor, int], Tensor] = center,
+        augmentations: Sequence[Augmentation] | None = None,
     ) -> None:
         self.config = config
         self.corpus = corpus
@@ -96,8 +104,8 @@ class Batches:
         self.world_size = world_size
         self.pad_to = pad_to
         self.fit = fit
-        self.reader = build_reader(config, corpus, image_size)
-        self._augmentation = config.augmentation
+        self.augmentations = augmentations or [config.augmentation]
+        self.reader = build_reader(config, corpus, image_size, self.augmentations)
         self._last_prefetched = -1
 
     def __getitem__(self, index: int) -> Loaded:
@@ -105,7 +113,8 @@ class Batches:
         positions = self.positions(index)
         located = self.corpus.locate(positions)
         draws = self.draws(positions)
-        image = empty_bytes(len(positions), 3, self.image_size, self.image_size)
+        shape = (len(positions), 3, self.image_size, self.image_size)
+        images = [empty_bytes(*shape) for _ in self.augmentations]
         texts: list[list[int]] = []
         keys: list[str] = []
         bad: list[BadSample] = []
@@ -113,13 +122,17 @@ class Batches:
             positions.tolist(), located.shard.tolist(), located.sample.tolist(), strict=True
         )
         for row, place in enumerate(places):
-            prepare = partial(self._prepare, draws=draws[row], out=image[row])
+            outs = [image[row] for image in images]
+            prepare = partial(self._prepare, draws=draws[row], outs=outs)
             used = self.reader.use(*place, draws[row, 1:], prepare)
             texts.append(used.value)
             keys.append(used.key)
             bad += used.bad
+        views = {view_name(number): image for number, image in enumerate(images)}
+        if self.corpus.fields is not None:
+            views["text"] = self.pad(texts)
         return Loaded(
-            views={"image": image, "text": self.pad(texts)},
+            views=views,
             keys=keys,
             positions=positions.tolist(),
             state={"position": (index + 1) * self.global_batch_size},
@@ -128,9 +141,9 @@ class Batches:
         )
 
     def _prepare(
-        self, pixels: Tensor, caption: Caption, draws: np.ndarray, out: Tensor
+        self, pixels: Tensor, caption: Caption, draws: np.ndarray, outs: list[Tensor]
     ) -> list[int]:
-        self.write_image(pixels, draws, out)
+        self.write_views(pixels, draws, outs)
         return self.encode_caption(caption, draws)
 
     def positions(self, k: int) -> np.ndarray:
@@ -139,13 +152,18 @@ class Batches:
         return batch_positions(k, size, rank=self.rank, world_size=self.world_size)
 
     def draws(self, positions: np.ndarray) -> np.ndarray:
-        """(B, 1 + NUM_DRAWS): the draw of the caption, then those of the augmentation."""
-        return uniforms(self.corpus.order.seed, positions[:, None], 1 + NUM_DRAWS)
+        """(B, 1 + V * NUM_DRAWS): the draw of the caption, then those of each of V views."""
+        count = 1 + len(self.augmentations) * NUM_DRAWS
+        return uniforms(self.corpus.order.seed, positions[:, None], count)
 
-    def write_image(self, pixels: Tensor, draws: np.ndarray, out: Tensor) -> None:
-        augment(pixels, self.image_size, self._augmentation, draws[1:], out=out, fit=self.fit)
+    def write_views(self, pixels: Tensor, draws: np.ndarray, outs: list[Tensor]) -> None:
+        for number, (augmentation, out) in enumerate(zip(self.augmentations, outs, strict=True)):
+            of_view = draws[1 + number * NUM_DRAWS :]
+            augment(pixels, self.image_size, augmentation, of_view, out=out, fit=self.fit)
 
     def encode_caption(self, caption: Caption, draws: np.ndarray) -> list[int]:
+        if self.corpus.fields is None:
+            return []
         return self.tokenizer.encode(caption.draw(draws[0]), self.context_length)
 
     def pad(self, texts: list[list[int]]) -> Tensor:

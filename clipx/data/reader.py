@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from clipx.data.augment import shrink_of
+from clipx.data.augment import NUM_DRAWS, Augmentation, shrink_of
 from clipx.data.captions import Caption
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus, Sample, Used
@@ -26,20 +26,27 @@ Prepare = Callable[[Tensor, Caption], T]
 class Reader:
     """Reads the samples of a corpus and decodes their pictures.
 
-    image_size: of the model, to which pictures are resized
+    image_size: of the model, to which pictures are resized; augmentations: of their views
     """
 
-    def __init__(self, config: DataConfig, corpus: Corpus, image_size: int) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        corpus: Corpus,
+        image_size: int,
+        augmentations: Sequence[Augmentation],
+    ) -> None:
         self.config = config
         self.corpus = corpus
         self.image_size = image_size
+        self.augmentations = augmentations
 
     def use(
         self, position: int, shard: int, sample: int, draws: np.ndarray, prepare: Prepare[T]
     ) -> Used[T]:
         """Call `prepare` with the sample, or with the position's first replacement that is good.
 
-        draws: of the augmentation, see `augment`. Raises UserError, see `Corpus.usable`.
+        draws: of the augmentations, NUM_DRAWS each. Raises UserError, see `Corpus.usable`.
         """
 
         def decode_and_prepare(found: Sample) -> T:
@@ -53,7 +60,11 @@ class Reader:
             return self.config.pixels(image)
 
         def shrink(height: int, width: int) -> int:
-            return shrink_of(height, width, self.image_size, self.config.augmentation, draws)
+            of_views = []
+            for number, augmentation in enumerate(self.augmentations):
+                of_view = draws[number * NUM_DRAWS :]
+                of_views.append(shrink_of(height, width, self.image_size, augmentation, of_view))
+            return min(of_views)
 
         return self.config.pixels(image, shrink=shrink)
 
@@ -72,8 +83,15 @@ class CachedReader(Reader):
     Only good samples are remembered, so that bad ones are found and replaced in each epoch.
     """
 
-    def __init__(self, config: DataConfig, corpus: Corpus, image_size: int, folder: Path) -> None:
-        super().__init__(config, corpus, image_size)
+    def __init__(
+        self,
+        config: DataConfig,
+        corpus: Corpus,
+        image_size: int,
+        augmentations: Sequence[Augmentation],
+        folder: Path,
+    ) -> None:
+        super().__init__(config, corpus, image_size, augmentations)
         self.cache = DecodedCache(
             folder,
             corpus.num_samples,
@@ -106,13 +124,16 @@ class CachedReader(Reader):
         return self.cache.decode(image)
 
 
-def build_reader(config: DataConfig, corpus: Corpus, image_size: int) -> Reader:
+def build_reader(
+    config: DataConfig, corpus: Corpus, image_size: int, augmentations: Sequence[Augmentation]
+) -> Reader:
     """Raises UserError."""
     if config.decoded_cache is None:
-        return Reader(config, corpus, image_size)
+        return Reader(config, corpus, image_size, augmentations)
     if config.decode != "exact":
         raise UserError(
             f"data.decode {config.decode} gives a picture other pixels at each visit, and "
             "data.decoded_cache keeps them for all; leave one of the two out"
         )
-    return CachedReader(config, corpus, image_size, Path(config.decoded_cache))
+    folder = Path(config.decoded_cache)
+    return CachedReader(config, corpus, image_size, augmentations, folder)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clipx.losses._pairs import NearestLogits, gradients_of_pairs
-from clipx.losses._tiles import Columns, Own, Tile, Tiles, at_least_float32, full_precision
+from clipx.losses._tiles import Columns, Match, Own, Tile, Tiles, at_least_float32, full_precision
 from clipx.types import CandidateBlock, Pool
 
 
@@ -20,6 +20,19 @@ class Elementwise(NamedTuple):
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
     row_sums: Callable[[Tensor], Tensor] | None
+
+
+def derivative_of(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """By autograd, elementwise."""
+
+    def derivative(logits: Tensor) -> Tensor:
+        # Backward of a custom function runs without a graph, so a graph of its own is needed here.
+        with torch.enable_grad():
+            logits = logits.detach().requires_grad_()
+            (slopes,) = torch.autograd.grad(function(logits).sum(), logits)
+        return slopes
+
+    return derivative
 
 
 class Pairs:
@@ -75,9 +88,10 @@ class SumFunction(torch.autograd.Function):
         ids: Tensor | None,
         column_ids: Tensor | None,
         own: Own,
+        match: Match,
     ) -> tuple[Tensor, Tensor, Tensor]:
         queries = at_least_float32(rows) * scale
-        tiles = Tiles(queries, ids, own)
+        tiles = Tiles(queries, ids, own, match=match)
         shared = Columns(at_least_float32(columns), column_ids, pool)
         pairs = Pairs(of_logit, bias, tiles, has_masks=ids is not None or own == "left out")
         sums = queries.new_zeros(len(rows))
@@ -113,7 +127,7 @@ class SumFunction(torch.autograd.Function):
             return weights
 
         # The other inputs of `forward` have no gradient.
-        return (*gradients_of_pairs(ctx, rows, scale, weigh), of_bias, *[None] * 5)
+        return (*gradients_of_pairs(ctx, rows, scale, weigh), of_bias, *[None] * 6)
 
 
 class TotalFunction(torch.autograd.Function):

@@ -21,6 +21,10 @@ Own = Literal["counts", "left out", "absent"]
 """How a row's own column (column i of the rank that has row i) is treated: it counts, whatever its
 ids are; it is left out, as the row itself in SimCLR; or columns belong to no row."""
 
+Match = Literal["different", "equal"]
+"""Which pairs count: those without an id in common, or those with one. A row and its own column
+belong together, whatever their ids are."""
+
 TILE_ROWS = 1024
 CPU_TILE_BYTES = 4 << 20
 """Measured on 2 cores with 1 MiB of L2 each, D = 512: tiles of 1,024 rows and 1 to 16 MiB run
@@ -123,13 +127,22 @@ class Tile:
 class Tiles:
     """The tiles of logits of some queries, in buffers that are reused."""
 
-    def __init__(self, queries: Tensor, ids: Tensor | None, own: Own, *, keep: bool = True) -> None:
+    def __init__(
+        self,
+        queries: Tensor,
+        ids: Tensor | None,
+        own: Own,
+        *,
+        match: Match = "different",
+        keep: bool = True,
+    ) -> None:
         """queries: (B, D), the rows times the scale; ids: (B, K) int64, or None
         keep: the first tiles for backward
         """
         self.queries = queries
         self._ids = ids
         self._own = own
+        self._match = match
         tile_bytes = CPU_TILE_BYTES if queries.device.type == "cpu" else GPU_TILE_BYTES
         self._height = min(len(queries), TILE_ROWS)
         self._width = max(1, tile_bytes // (self._height * queries.element_size()))
@@ -203,7 +216,12 @@ class Tiles:
             equal = ids[:, :1] == others[:, 0]
             for kind in range(1, ids.shape[1]):
                 equal |= ids[:, kind, None] == others[:, kind]
-            tile.of_own(equal).fill_(False)  # the positive counts, whatever its ids are
-            tile.logits.masked_fill_(equal, -torch.inf)
+            # The positive counts, whatever its ids are.
+            if self._match == "different":
+                tile.of_own(equal).fill_(False)
+                tile.logits.masked_fill_(equal, -torch.inf)
+            else:
+                tile.of_own(equal).fill_(True)
+                tile.logits.masked_fill_(~equal, -torch.inf)
         if self._own == "left out":
             tile.of_own(tile.logits).fill_(-torch.inf)

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from clipx.losses._logsumexp import LogSumExpFunction
 from clipx.losses._nearest import NearestFunction
-from clipx.losses._sum import Elementwise, SumFunction, TotalFunction
-from clipx.losses._tiles import Own
+from clipx.losses._sum import Elementwise, SumFunction, TotalFunction, derivative_of
+from clipx.losses._tiles import Match, Own
 from clipx.types import Negatives, Pool
 
 
@@ -62,6 +62,7 @@ def pairwise_logsumexp(
     *,
     scale: Tensor | float = 1.0,
     ids: Tensor | None = None,
+    column_ids: Tensor | None = None,
     own: Own = "counts",
     row_weights: Tensor | None = None,
     column_weights: Tensor | None = None,
@@ -71,30 +72,33 @@ def pairwise_logsumexp(
 
     One matmul in forward and three in backward (two where few tiles are all).
 
-    rows, columns: (B, D); scale: ()
+    rows: (B, D); columns: (B, D), or (M, D) with own="absent"; scale: ()
     pool: None for the columns of this rank alone
     ids: (B, K) int64; a pair that has one in common does not count, except a row's own column
-    own: whether a row's own column counts or is left out
+    column_ids: (M, K), if they are not `ids`
+    own: whether a row's own column counts, is left out, or is absent
     row_weights: (B,) positive, without gradient: terms of sums over rows are multiplied by them
     column_weights: (B,) the same for terms of sums over columns; with them, nearest means the
         largest weighted term
     negatives: further columns for the rows, and further rows for the columns, without gradient
     """
     scale = _scalar(scale, rows)
+    column_ids = ids if column_ids is None else column_ids
     if row_weights is None and column_weights is None:
         row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
-            rows, columns, scale, pool, ids, ids, own
+            rows, columns, scale, pool, ids, column_ids, own
         )
     else:
         # A weight of a term is a summand of its logit, which two further coordinates add. Each sum
         # then has its own row's (or column's) summand in all terms, and it is taken off again.
         of_row = _log_weights(row_weights, scale, len(rows))
-        of_column = _log_weights(column_weights, scale, len(rows))
-        ones = torch.ones_like(of_row)
-        left = torch.cat([scale * rows, of_row[:, None], ones[:, None]], 1)
-        right = torch.cat([columns.to(scale.dtype), ones[:, None], of_column[:, None]], 1)
+        of_column = _log_weights(column_weights, scale, len(columns))
+        summands = torch.stack([of_row, torch.ones_like(of_row)], 1)
+        left = torch.cat([scale * rows, summands], 1)
+        summands = torch.stack([torch.ones_like(of_column), of_column], 1)
+        right = torch.cat([columns.to(scale.dtype), summands], 1)
         row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
-            left, right, torch.ones_like(scale), pool, ids, ids, own
+            left, right, torch.ones_like(scale), pool, ids, column_ids, own
         )
         row_lse = row_lse - of_row
         column_lse = column_lse - of_column
@@ -121,6 +125,8 @@ def pairwise_sum(
     scale: Tensor | float = 1.0,
     bias: Tensor | float = 0.0,
     ids: Tensor | None = None,
+    column_ids: Tensor | None = None,
+    match: Match = "different",
     own: Own = "counts",
     negatives: Negatives | None = None,
     derivative: Callable[[Tensor], Tensor] | None = None,
@@ -129,8 +135,10 @@ def pairwise_sum(
     """Sum of `function(scale * row @ column + bias)` over all candidates of each row.
 
     function: elementwise and differentiable, for example `torch.nn.functional.softplus`
-    rows, columns, pool, scale, ids, own: as for `pairwise_logsumexp`
+    rows, columns, pool, scale, ids, column_ids, own: as for `pairwise_logsumexp`
     bias: ()
+    match: which pairs count: those without an id in common, or those with one; a row's own column
+        counts in either case
     negatives: the sum of row i also has the further columns for row i and the further rows for
         column i
     derivative: of `function`, elementwise; None: by autograd
@@ -139,13 +147,14 @@ def pairwise_sum(
     """
     scale = _scalar(scale, rows)
     bias = _scalar(bias, rows)
+    column_ids = ids if column_ids is None else column_ids
     # autograd of a tile holds several copies of it, so a loss may give its derivative.
-    functions = Elementwise(function, derivative or _derivative_of(function), row_sums)
+    functions = Elementwise(function, derivative or derivative_of(function), row_sums)
     sums, own_logits, largest_other = SumFunction.apply(
-        rows, columns, scale, bias, functions, pool, ids, ids, own
+        rows, columns, scale, bias, functions, pool, ids, column_ids, own, match
     )
     if negatives is not None:
-        others = (scale, bias, functions, None, ids, negatives.ids, "absent")
+        others = (scale, bias, functions, None, ids, negatives.ids, "absent", match)
         for_rows = SumFunction.apply(rows, negatives.columns, *others)
         for_columns = SumFunction.apply(columns, negatives.rows, *others)
         # Past pairs are negatives of both directions: this image with past texts, and this text
@@ -170,14 +179,14 @@ def pairwise_mean(
     derivative: Callable[[Tensor], Tensor] | None = None,
     row_sums: Callable[[Tensor], Tensor] | None = None,
 ) -> PairwiseMean:
-    """The mean over this rank's rows of `pairwise_sum`, with the same arguments.
+    """The mean over this rank's rows of `pairwise_sum`, with its arguments.
 
     Its gradients are computed in the forward pass, which is the only visit of the pool: three
     matmuls in all instead of four.
     """
     scale = _scalar(scale, rows)
     bias = _scalar(bias, rows)
-    functions = Elementwise(function, derivative or _derivative_of(function), row_sums)
+    functions = Elementwise(function, derivative or derivative_of(function), row_sums)
     grad = torch.is_grad_enabled()
     total, own_logits, largest_other = TotalFunction.apply(
         rows, columns, scale, bias, functions, pool, ids, ids, own, grad
@@ -235,14 +244,3 @@ def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
     # float64 rows keep a float64 scale: tests compare to 1e-10.
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.as_tensor(value, device=like.device, dtype=dtype)
-
-
-def _derivative_of(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def derivative(logits: Tensor) -> Tensor:
-        # Backward of a custom function runs without a graph, so a graph of its own is needed here.
-        with torch.enable_grad():
-            logits = logits.detach().requires_grad_()
-            (slopes,) = torch.autograd.grad(function(logits).sum(), logits)
-        return slopes
-
-    return derivative

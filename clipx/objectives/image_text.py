@@ -8,11 +8,33 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from clipx.config import config
+from clipx.data.augment import Augmentation
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.identities import position_draws, row_ids
-from clipx.objectives.objective import Features, Objective, Views
+from clipx.objectives.objective import Features, Objective, Parts, Views
 from clipx.objectives.queue import PairQueue
 from clipx.types import Batch, Loss, LossOutput, Pool
+
+
+@config
+class Config:
+    """The run's `loss` contrasts images with texts."""
+
+    contrasts_text = True
+
+    def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
+        return [of_run]
+
+    def build(self, parts: Parts) -> ImageText:
+        return ImageText(
+            parts.encoder,
+            parts.loss,
+            normalize=parts.normalize,
+            seed=parts.seed,
+            pad_id=parts.pad_id,
+            queue=parts.queue,
+        )
 
 
 class ImageText(Objective):
@@ -32,11 +54,13 @@ class ImageText(Objective):
         seed: int = 0,
         pad_id: int = 0,
         queue: int = 0,
+        num_views: int = 1,
     ) -> None:
         """
         normalize: images of a batch on the device -> the model's input
         seed: of a sample's draws (patch dropout); pad_id: the token that pads captions
         queue: pairs of earlier steps that serve as further negatives
+        num_views: of an image, each with draws of its own
         """
         super().__init__(encoder)
         self.pair_loss = loss
@@ -44,13 +68,15 @@ class ImageText(Objective):
         self._normalize = normalize
         self._seed = seed
         self._pad_id = pad_id
+        self._num_views = num_views
 
     def prepare(self, batch: Batch) -> Views:
         views = dict(batch.views)
         # Functions of (seed, position) rather than draws in the tower: then the same patches are
         # dropped on any number of ranks, and again in the second pass of GradCache.
         if num_draws := self.encoder.num_draws:
-            views["draws"] = position_draws(self._seed, batch.positions, num_draws)
+            count = num_draws * self._num_views
+            views["draws"] = position_draws(self._seed, batch.positions, count)
         if kinds := self.pair_loss.id_kinds:
             views["ids"] = row_ids(batch.views["text"], batch.keys, kinds, pad_id=self._pad_id)
         return views

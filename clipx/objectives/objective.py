@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from clipx.types import Batch, LossOutput, Pool
+from clipx.data.augment import Augmentation
+from clipx.types import Batch, Loss, LossOutput, Pool
 
 Views = dict[str, Tensor]
 """Row-wise tensors of a batch by name, (B, ...) each."""
 Features = dict[str, Tensor]
 """Row-wise tensors for the loss by name, (B, ...) each: float32 features, and ids."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run gives its objective.
+
+    encoder: the model, or its heads alone; embed_dim: width of its features
+    loss: of image-text pairs; queue: pairs of earlier steps that serve as further negatives
+    normalize: images of a batch on the device -> the model's input
+    seed: of the run; pad_id: the token that pads captions
+    """
+
+    encoder: Any
+    embed_dim: int
+    loss: Loss
+    normalize: Callable[[Tensor], Tensor]
+    seed: int = 0
+    pad_id: int = 0
+    queue: int = 0
+
+
+class ObjectiveConfig(Protocol):
+    """The `Config` of a module in clipx/objectives."""
+
+    contrasts_text: bool
+    """Whether it uses captions, and the run's `loss` and `pool.queue`."""
+
+    def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
+        """One for each view of an image. of_run: that of the run's `data`"""
+        ...
+
+    def build(self, parts: Parts) -> Objective: ...
 
 
 class Objective(nn.Module, ABC):
@@ -59,6 +94,11 @@ class Objective(nn.Module, ABC):
     def forward(self, views: Views) -> Features:
         # DDP and FSDP2 hook `forward`: only a call through it exchanges gradients.
         return self.embed(views)
+
+    def own_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """`named_parameters` without the encoder's."""
+        named = self.named_parameters()
+        return [(name, p) for name, p in named if not name.startswith("encoder.")]
 
     def own_state(self) -> dict[str, Any]:
         """`state_dict` without the encoder, whose weights have a file of their own. Loaded by

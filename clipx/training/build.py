@@ -17,7 +17,7 @@ from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
 from clipx.models.locked import split_locked
-from clipx.objectives.image_text import ImageText
+from clipx.objectives.objective import Parts
 from clipx.training.cached_features import feature_batches
 from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.corpus import pixel_batches
@@ -97,6 +97,7 @@ def build_learner(
     trained: DualEncoder,
     precision: Precision,
     *,
+    embed_dim: int,
     pad_id: int,
     normalize: Callable[[Tensor], Tensor],
 ) -> Learner:
@@ -106,14 +107,17 @@ def build_learner(
         trained.set_grad_checkpointing(True)
     if config.compile == "towers":
         compile_towers(trained)
-    objective = ImageText(
+    parts = Parts(
         trained,
+        embed_dim,
         config.loss.build(),
-        normalize=normalize,
+        normalize,
         seed=config.seed,
         pad_id=pad_id,
         queue=config.pool.queue,
     )
+    torch.manual_seed(config.seed + 1)  # of an objective's own weights
+    objective = config.objective.build(parts).to(runtime.device)
     model = wrap(objective, runtime, parallel=config.parallel, dtype=precision.dtype)
     return Learner(
         runtime=runtime,
@@ -121,7 +125,7 @@ def build_learner(
         objective=objective,
         model=model,
         # After `wrap`, which replaces parameters by shards.
-        optimizer=build_optimizer(trained, config.optim),
+        optimizer=build_optimizer(trained, config.optim, objective.own_parameters()),
         precision=precision,
         ema=Ema(encoder, config.ema) if config.ema is not None else None,
     )

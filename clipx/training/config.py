@@ -31,7 +31,10 @@ class TrainConfig:
     duration: str
     global_batch_size: int = Field(ge=1, le=2**31)
     """Pairs contrasted with one another in a step, over all ranks."""
+    objective: component("clipx.objectives") = Field(default="image_text", validate_default=True)  # type: ignore[valid-type]
+    """What is contrasted: `image_text`, views of each image (`two_view`), or both (`slip`)."""
     loss: component("clipx.losses") = Field(default="infonce", validate_default=True)  # type: ignore[valid-type]
+    """Of image-text pairs."""
     pool: PoolConfig = PoolConfig()
     optim: OptimConfig = OptimConfig()
     micro_batch_size: int | None = Field(default=None, ge=1)

@@ -10,6 +10,7 @@ from clipx.data.captions import check_caption_fields
 from clipx.data.corpus import Corpus
 from clipx.data.loader import Batches
 from clipx.data.preprocessing import Preprocessing
+from clipx.data.sample import Source
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.files import write_whole
@@ -38,13 +39,19 @@ def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
 
     def open_and_check() -> tuple[Mapping[str, Any], list[str]]:
         sources = config.data.open_sources()
-        messages = check_caption_fields(config.data.corpus(sources, seed=config.seed))
+        messages = check_caption_fields(corpus_of(config, sources))
         return sources, messages
 
     sources, messages = runtime.on_main(open_and_check) or ({}, [])
-    corpus = config.data.corpus(runtime.from_main(sources), seed=config.seed)
+    corpus = corpus_of(config, runtime.from_main(sources))
     corpus.messages += messages
     return corpus
+
+
+def corpus_of(config: TrainConfig, sources: Mapping[str, Source]) -> Corpus:
+    """Raises UserError."""
+    needs_captions = config.objective.contrasts_text
+    return config.data.corpus(sources, seed=config.seed, needs_captions=needs_captions)
 
 
 def pixel_batches(
@@ -62,6 +69,7 @@ def pixel_batches(
         global_batch_size=config.global_batch_size,
         rank=rank,
         world_size=world_size,
+        augmentations=config.objective.augmentations(config.data.augmentation),
     )
 
 

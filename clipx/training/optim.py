@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Annotated, Any, Literal
 
@@ -46,10 +46,15 @@ class OptimConfig:
     """Largest norm of the gradient of all parameters together; null turns clipping off."""
 
 
-def build_optimizer(encoder: DualEncoder, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    encoder: DualEncoder, config: OptimConfig, own: Sequence[tuple[str, nn.Parameter]] = ()
+) -> torch.optim.Optimizer:
     """Build the optimizer of the trained parameters. Each of its param_groups has an `lr_scale`, a
-    factor of the step's learning rate. Raises UserError."""
-    hidden, other = _parameter_groups(encoder, config)
+    factor of the step's learning rate. Raises UserError.
+
+    own: the parameters of the objective by name
+    """
+    hidden, other = _parameter_groups(encoder, config, own)
     if config.kind == "adamw":
         return _adamw(other, config)
     if config.kind == "lamb":
@@ -80,7 +85,9 @@ def decays(name: str, parameter: Tensor) -> bool:
     return sum(size > 1 for size in parameter.shape) >= 2 and not _INPUTS.search(leaf)
 
 
-def _parameter_groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[Group], list[Group]]:
+def _parameter_groups(
+    encoder: DualEncoder, config: OptimConfig, own: Sequence[tuple[str, nn.Parameter]]
+) -> tuple[list[Group], list[Group]]:
     """(matrices for muon, everything else), each in as few groups as its settings allow."""
     embedding_tables = {id(m.weight) for m in encoder.modules() if isinstance(m, nn.Embedding)}
     depths: dict[str, tuple[int, int]] = {}
@@ -88,7 +95,7 @@ def _parameter_groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[G
         depths = encoder.layer_depths()
 
     by_settings: dict[tuple[bool, bool, float, bool], list[nn.Parameter]] = {}
-    for name, parameter in encoder.named_parameters():
+    for name, parameter in [*encoder.named_parameters(), *own]:
         if not parameter.requires_grad:
             continue
         is_decayed = decays(name, parameter) and id(parameter) not in embedding_tables
@@ -100,7 +107,7 @@ def _parameter_groups(encoder: DualEncoder, config: OptimConfig) -> tuple[list[G
         decay = config.layer_decay
         if isinstance(decay, dict):
             decay = decay.get("visual" if name.startswith("visual.") else "text", 1.0)
-        # The scalars have depth 0 of 1, so that their scale is 1 whatever the decay.
+        # Scalars and the parameters of an objective have depth 0 of 1, so that their scale is 1.
         scale = decay ** (num_depths - 1 - depth)
         # A fused kernel takes sharded parameters or whole ones, and scalars are never sharded. They
         # always are a group of their own, so that a checkpoint fits runs with and without shards.

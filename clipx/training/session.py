@@ -116,6 +116,7 @@ class Session:
             self.encoder,
             trained,
             self.precision,
+            embed_dim=self.model_json["embed_dim"],
             pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
             normalize=normalize,
         )

@@ -56,6 +56,17 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
                 f"parallel fsdp2: the statistics of {batch_norm}, a batch norm, would differ "
                 "between ranks; set parallel=ddp, or lock it by model.locked"
             )
+    if not config.objective.contrasts_text and config.pool.queue:
+        conflicts.append(
+            f"pool.queue {config.pool.queue}: the objective has no image-text pairs to keep; set "
+            "pool.queue=0"
+        )
+    num_views = len(config.objective.augmentations(config.data.augmentation))
+    if config.cache_features is not None and num_views > 1:
+        conflicts.append(
+            "cache_features keeps one view of each image, and the objective compares several; set "
+            "cache_features=null, or objective=image_text"
+        )
     if config.cache_features is not None:
         heads_alone = "cache_features trains heads alone, without blocks"
         if config.grad_checkpointing:

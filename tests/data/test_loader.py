@@ -6,13 +6,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from loading import TOKENIZER, TOKENS, batch, batches, is_row_of, same
 from samples import png, write_shard
 
+from clipx.data.augment import NUM_DRAWS, Augmentation
 from clipx.data.loader import load
 from clipx.data.tokenizers import pad
+from clipx.types import UserError
 
 WORKERS = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on 1 core
 
@@ -109,3 +112,45 @@ def test_one_caption_may_be_a_string_and_else_the_txt_is_read(tmp_path: Path) ->
         loaded.views["text"],
         pad([TOKENIZER.encode(expected[k], TOKENS) for k in loaded.keys], 0, TOKENS),
     )
+
+
+STRONG = Augmentation(scale=(0.3, 0.6), flip=0.5, gray_scale_prob=0.5)
+
+
+def test_each_view_has_an_augmentation_and_draws_of_its_own(corpus: Path) -> None:
+    """The first view and the captions are those of a run with one view."""
+    one = batches(corpus)
+    several = batches(corpus, augmentations=[one.config.augmentation, STRONG, STRONG])
+    for k in (0, 3):
+        loaded = batch(several, k)
+        assert loaded.views.keys() == {"image", "image_2", "image_3", "text"}
+        alone = batch(one, k)
+        assert same(loaded, alone)
+        second, third = loaded.views["image_2"], loaded.views["image_3"]
+        assert second.shape == alone.views["image"].shape
+        assert not torch.equal(second, third)  # one augmentation, other draws
+    draws = several.draws(np.array([5]))[0]
+    assert len(draws) == 1 + 3 * NUM_DRAWS
+    assert len(set(draws.tolist())) == len(draws)
+
+
+@WORKERS
+def test_views_depend_on_neither_workers_nor_ranks(corpus: Path) -> None:
+    settings: dict[str, Any] = {"augmentations": [STRONG, STRONG], "pad_to": TOKENS}
+    whole = batch(batches(corpus, **settings), 2)
+    (loaded,) = load(batches(corpus, workers=1, **settings), 2, 3)
+    for name in ("image", "image_2"):
+        assert torch.equal(loaded.views[name], whole.views[name])
+        parts = [batch(batches(corpus, rank=r, world_size=2, **settings), 2) for r in (0, 1)]
+        rows = torch.stack([part.views[name] for part in parts], 1).flatten(0, 1)
+        assert torch.equal(rows, whole.views[name])
+
+
+def test_pictures_without_captions_are_enough_for_views_alone(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.tar", {f"{n}": {"png": png(n)} for n in range(8)})
+    with pytest.raises(UserError, match="no text in captions or txt"):
+        batch(batches(tmp_path), 0)
+    loaded = batch(batches(tmp_path, needs_captions=False), 0)
+    assert loaded.views.keys() == {"image"}
+    assert loaded.bad == []
+    assert sorted(loaded.keys) == [f"{n}" for n in range(8)]

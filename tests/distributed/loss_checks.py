@@ -15,12 +15,23 @@ from torch.nn import functional as F
 from clipx.distributed.pool import GlobalPool, LocalPool, PoolConfig, build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
+from clipx.losses import hard_negative, infonce, matryoshka, multi_positive, nt_xent, triplet
 from clipx.losses.infonce import InfoNCE
 from clipx.losses.primitives import nearest_candidates
 from clipx.losses.sigmoid import Sigmoid
 from clipx.objectives.image_text import ImageText
 from clipx.objectives.queue import PairQueue
 from clipx.types import Loss, LossOutput, Pool, UserError
+
+MORE_LOSSES = {
+    "nt_xent": nt_xent.Config(),
+    "triplet_hardest": triplet.Config(),
+    "triplet_semi_hard": triplet.Config(mining="semi_hard", margin=0.5),
+    "triplet_all": triplet.Config(mining="all", distance="euclidean", margin=1.0),
+    "hard_negative": hard_negative.Config(beta=1.0, tau_plus=0.1),
+    "multi_positive": multi_positive.Config(image_image=0.5),
+    "matryoshka": matryoshka.Config(widths={5: 1.0, 2: 0.5}, loss=infonce.Config()),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Case:
             "sigmoid": Sigmoid(),
             "triplet": Triplet(),
         }
-        return losses[self.loss]
+        return losses[self.loss] if self.loss in losses else MORE_LOSSES[self.loss].build()
 
     def build_pool(self, world_size: int) -> Pool:
         if self.pool == "local":
@@ -173,6 +184,19 @@ def oracle(case: Case, world_size: int) -> tuple[Tensor, Towers, Past | None]:
         total = total.view(-1, world_size).T.flatten()
     (total.mean() + 0 * scale).backward()
     return total.detach(), model, past
+
+
+def one_process(case: Case, world_size: int) -> tuple[float, Towers]:
+    """The loss of the last step of all rows in one process, and the towers with its gradient."""
+    towers = Towers.of(case)
+    objective = case.build_objective(towers)
+    for step in range(case.steps):
+        image, text, ids = case.batch(step, world_size)
+        views = {"image": image, "text": text} | ({} if ids is None else {"ids": ids})
+        towers.zero_grad()
+        out = objective.loss(objective.embed(views), LocalPool())
+        out.loss.backward()
+    return out.loss.item(), towers
 
 
 def hardest_triplets(image: Tensor, text: Tensor) -> Tensor:

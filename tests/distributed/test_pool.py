@@ -11,7 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_checks import Case, Towers, oracle, peak_rows, train, uneven
+from loss_checks import (
+    MORE_LOSSES,
+    Case,
+    Towers,
+    one_process,
+    oracle,
+    peak_rows,
+    train,
+    uneven,
+)
 from ranks import RankGroup
 from reference import accuracy
 from torch import Tensor
@@ -54,6 +63,25 @@ def test_each_loss_with_each_pool_equals_one_process(
 @pytest.mark.parametrize("loss", LOSSES)
 def test_one_row_on_each_rank(group: RankGroup, loss: str, kind: str) -> None:
     assert_equals_one_process(group, Case(loss, kind, local_rows=1))
+
+
+@pytest.mark.parametrize("queue", [0, 5])
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("loss", MORE_LOSSES)
+def test_more_losses_with_each_pool_equal_one_process(
+    group: RankGroup, loss: str, kind: str, queue: int
+) -> None:
+    """These are checked in one process by tests/losses; here with ids and past rows."""
+    case = Case(loss, kind, local_rows=4, kinds=1, queue=queue, steps=3 if queue else 1)
+    expected, model = one_process(case, group.world_size)
+    ranks = group(train, case)
+    # A term may be divided by a count over all ranks, so that only the mean is comparable.
+    actual = sum(rank["loss"] for rank in ranks) / len(ranks)
+    assert actual == pytest.approx(expected, rel=1e-10, abs=1e-12)
+    for rank in ranks:
+        for name, parameter in model.named_parameters():
+            gradient = torch.from_numpy(np.asarray(rank["gradients"][name]))
+            torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from two_views import TwoViews
 
 from clipx.checkpoints.format import LoadedCheckpoint, Training, TrainState
 from clipx.checkpoints.sharded import whole
@@ -25,6 +24,8 @@ from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.image_text import ImageText
 from clipx.objectives.objective import Objective
+from clipx.objectives.two_view import TwoView
+from clipx.objectives.views import ViewContrast, ViewsConfig
 from clipx.training.build import compile_towers
 from clipx.training.ema import Ema
 from clipx.training.learner import Learner
@@ -47,7 +48,6 @@ MODEL: dict[str, Any] = {
     },
     "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 2},
 }
-WITHOUT_DROPOUT = MODEL | {"vision_cfg": MODEL["vision_cfg"] | {"patch_dropout": 0.0}}
 Arrays = dict[str, np.ndarray]
 
 
@@ -60,7 +60,7 @@ def batch(step: int, *, rank: int, world_size: int, image: int | None = None) ->
     text[:, 5] = 49
     mine = slice(rank, size, world_size)
     keys = [f"{step}-{row}" for row in range(size)][mine]
-    views = {"image": pixels[mine], "text": text[mine]}
+    views = {"image": pixels[mine], "image_2": pixels.flip(-1)[mine], "text": text[mine]}
     return Batch(views, keys, list(range(size))[mine], {})
 
 
@@ -101,8 +101,9 @@ def build(
         chosen.scaler.factor = 64.0  # no overflow in the one step that is looked at
     objective: Objective = ImageText(encoder, InfoNCE(), normalize=normalize)
     if two_views:
-        tower = DualEncoder(WITHOUT_DROPOUT).visual
-        objective = TwoViews(tower, MODEL["embed_dim"], normalize=normalize)
+        views = ViewsConfig(hidden=12, width=6, learn_temperature=True)
+        contrast = ViewContrast(MODEL["embed_dim"], views)
+        objective = TwoView(encoder, contrast, normalize=normalize)
     model = wrap(objective, runtime, parallel=parallel, dtype=chosen.dtype)
     trained: Any = objective if two_views else encoder
     averages = Ema(trained, 0.9)

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from ranks import start
 from tiny_runs import (
+    kill_when,
     metrics,
+    steps_logged,
     train,
     weights_digest,
     write_config,
@@ -41,25 +43,6 @@ def assert_same_run(run: Path, undisturbed: Path) -> None:
     names = [sorted(p.name for p in (r / "checkpoints").iterdir()) for r in (run, undisturbed)]
     assert names[0] == names[1], "nothing half-written is left"
     assert checkpoints.verify(run / "checkpoints" / f"step_{LAST:08d}") is None
-
-
-def kill_when(reached: Callable[[], bool], log: Path, config: Path, *overrides: str) -> None:
-    """`clipx train`, ended by SIGKILL as soon as `reached()`."""
-    ranks = start(["train", config, *overrides], log)
-    try:
-        deadline = time.monotonic() + 90
-        while not reached():
-            assert ranks.running(), f"the run ended before the kill\n{ranks.said}"
-            assert time.monotonic() < deadline
-            time.sleep(0.0005)
-    finally:
-        ranks.kill()
-    assert ranks.wait() == [-signal.SIGKILL]
-
-
-def steps_logged(run: Path) -> int:
-    file = run / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def copy_of(run: Path, folder: Path) -> Path:

@@ -1,0 +1,82 @@
+"""Any loss at several widths of the embedding, so that its first coordinates are an embedding too
+(arXiv:2205.13147)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipx.config import component, config
+from clipx.types import Loss, LossOutput, Negatives, Pool, UserError
+
+
+@config
+class Config:
+    """The loss is the sum over widths of weight times the loss at that width."""
+
+    widths: dict[PositiveInt, PositiveFloat] = Field(min_length=1)
+    """width -> weight, for example `{512: 1, 256: 1, 64: 1}`. The first coordinates are used,
+    scaled to unit norm."""
+    loss: component("clipx.losses") = Field()  # type: ignore[valid-type]
+    """The loss at each width."""
+
+    def build(self) -> Matryoshka:
+        return Matryoshka(self.loss.build(), self.widths)
+
+
+class Matryoshka(Loss):
+    """The metrics are those of the first width that is listed."""
+
+    def __init__(self, loss: Loss, widths: dict[int, float]) -> None:
+        self.loss = loss
+        self.widths = widths
+        self.id_kinds = loss.id_kinds
+        self.needs_logit_bias = loss.needs_logit_bias
+
+    def __call__(
+        self,
+        image: Tensor,
+        text: Tensor,
+        *,
+        pool: Pool,
+        negatives: Negatives | None = None,
+        **options: Any,
+    ) -> LossOutput:
+        """As the loss at each width. Raises UserError for a width beyond the embedding's."""
+        available = image.shape[1]
+        if max(self.widths) > available:
+            raise UserError(
+                f"loss.widths: {max(self.widths)} is more than the model's embed_dim {available}"
+            )
+        outputs = []
+        for width in self.widths:
+            past = negatives
+            if negatives is not None:
+                rows = first_coordinates(negatives.rows, width)
+                columns = first_coordinates(negatives.columns, width)
+                past = replace(negatives, rows=rows, columns=columns)
+            outputs.append(
+                self.loss(
+                    first_coordinates(image, width),
+                    first_coordinates(text, width),
+                    pool=pool,
+                    negatives=past,
+                    **options,
+                )
+            )
+        total = torch.zeros_like(outputs[0].loss)
+        metrics = dict(outputs[0].metrics)
+        for (width, weight), out in zip(self.widths.items(), outputs, strict=True):
+            total = total + weight * out.loss
+            metrics[f"loss_at_{width}"] = out.loss.detach()
+        return LossOutput(total, metrics)
+
+
+def first_coordinates(rows: Tensor, width: int) -> Tensor:
+    """(B, D) -> (B, width) of unit norm"""
+    return F.normalize(rows[:, :width], dim=-1)

@@ -1,0 +1,103 @@
+"""Views of an image as positives of each other: the augmentation and the loss of SimCLR
+(arXiv:2002.05709), which `two_view` and `slip` share."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipx.config import config
+from clipx.data.augment import Augmentation
+from clipx.data.config import Hue, Probability, Share, Strength
+from clipx.losses.nt_xent import NTXent
+from clipx.models.dual_encoder import MAX_LOGIT_SCALE
+from clipx.types import LossOutput, Pool
+
+
+@config
+class ViewsConfig:
+    """Two views of an image. Defaults are those of SimCLR's crops with the colors of MoCo v2
+    (arXiv:2003.04297), without blur."""
+
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
+    flip: Probability = 0.5
+    color_jitter: tuple[Strength, Strength, Strength, Hue] = (0.4, 0.4, 0.4, 0.1)
+    color_jitter_prob: Probability = 0.8
+    gray_scale_prob: Probability = 0.2
+    hidden: PositiveInt = 2048
+    """Width inside of the projection head."""
+    width: PositiveInt = 128
+    """Of the head's output, which the loss compares."""
+    temperature: Annotated[float, Field(gt=0.01, le=1)] = 0.1
+    learn_temperature: bool = False
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(
+            scale=self.crop_scale,
+            ratio=self.crop_ratio,
+            flip=self.flip,
+            color_jitter=self.color_jitter,
+            color_jitter_prob=self.color_jitter_prob,
+            gray_scale_prob=self.gray_scale_prob,
+        )
+
+
+class ViewContrast(nn.Module):
+    """A projection head over embeddings of views, and their loss. The head is not used afterwards:
+    embeddings before it serve other tasks better (arXiv:2002.05709, section 4.2).
+
+    It has layer norm where the paper has batch norm: with batch norm a row depends on the others of
+    its rank, which micro-batches would change.
+    """
+
+    def __init__(self, embed_dim: int, settings: ViewsConfig) -> None:
+        super().__init__()
+        self.head = nn.Sequential(
+            nn.Linear(embed_dim, settings.hidden),
+            nn.LayerNorm(settings.hidden),
+            nn.GELU(),
+            nn.Linear(settings.hidden, settings.width),
+        )
+        self.log_scale = nn.Parameter(
+            torch.tensor(-math.log(settings.temperature)),
+            requires_grad=settings.learn_temperature,
+        )
+        self._loss = NTXent()
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(B, embed_dim) -> (B, width) float32 of unit norm"""
+        return F.normalize(self.head(embeddings).float(), dim=-1)
+
+    def loss(self, first: Tensor, second: Tensor, pool: Pool) -> LossOutput:
+        """first, second: (B, width), two views of each image"""
+        out = self._loss(first, second, logit_scale=self.log_scale, pool=pool)
+        accuracy = out.metrics["image_to_text_accuracy"]
+        return LossOutput(out.loss, {"view_accuracy": accuracy})
+
+    def after_step(self) -> dict[str, Tensor]:
+        """Clamp the temperature as that of image-text pairs."""
+        with torch.no_grad():
+            self.log_scale.clamp_(0, MAX_LOGIT_SCALE)
+        return {"view_scale": self.log_scale.detach().exp()}
+
+
+def embed_views(encoder: Any, images: list[Tensor], draws: Tensor | None) -> list[Tensor]:
+    """(B, embed_dim) embeddings of each view, not of unit norm.
+
+    images: (B, 3, H, W) of each view, as the model takes them
+    draws: (B, number of views * num_draws) for patch dropout
+    """
+    # One pass over all views: twice the rows cost less than two passes.
+    rows = torch.cat(images)
+    if draws is None:
+        embeddings = encoder.visual(rows)
+    else:
+        embeddings = encoder.visual(rows, torch.cat(draws.chunk(len(images), dim=1)))
+    return list(embeddings.chunk(len(images)))
