@@ -27,9 +27,10 @@ from typing import Any
 import torch
 
 from clipx.checkpoints.manifest import list_checkpoints
-from clipx.config import differences
+from clipx.config import build, differences, to_data
 from clipx.distributed.runtime import job
 from clipx.files import write_whole
+from clipx.training.config import TrainConfig
 from clipx.training.run_lock import RunLock
 from clipx.training.run_status import RunStatus, State
 from clipx.types import UserError
@@ -120,7 +121,7 @@ class RunFolder:
         if stored is None:
             return
         changed = []
-        for key in differences(stored, config):
+        for key in differences(_completed(stored), config):
             # `data` allowed would allow `data.skip` too, but not `database`.
             if not any(f"{key}.".startswith(f"{allowed}.") for allowed in may_change):
                 changed.append(key)
@@ -158,6 +159,15 @@ class RunFolder:
                 "checkpoints are of. Restore it from a backup, or choose another run_dir="
             )
         return None
+
+
+def _completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored config with the defaults of settings that are newer than it. As it is, where it has
+    settings that are gone."""
+    try:
+        return to_data(build(TrainConfig, stored, where="of the run"))
+    except UserError:
+        return stored
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from clipx.config import build, to_data
 from clipx.data.sample import BadSample
 from clipx.trackers.jsonl import JsonLines, keep_until, read_lines
+from clipx.training.config import TrainConfig
 from clipx.training.logging import LogFiles
 from clipx.training.run_folder import RunFolder
 from clipx.types import UserError
@@ -143,6 +146,27 @@ def test_a_run_folder_goes_on_with_its_own_config_only(
             RunFolder(tmp_path, other, yaml.safe_dump(other), total_steps=5)
         assert not (tmp_path / "lock").exists()
         assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == BASE
+
+
+def test_a_setting_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
+    minimal = {
+        "run_dir": "a",
+        "data": {"shards": "s"},
+        "model": {"name": "ViT-B-32"},
+        "duration": "5 steps",
+        "global_batch_size": 4,
+    }
+    config = to_data(build(TrainConfig, minimal, where="the test"))
+    older = copy.deepcopy(config)
+    del older["objective"], older["data"]["decode"]
+    RunFolder(tmp_path, older, yaml.safe_dump(older), total_steps=5).close("stopped", None)
+    (tmp_path / "checkpoints/step_00000002").mkdir()
+    other = config | {"objective": {"name": "slip"}}
+    with pytest.raises(UserError, match=r"belongs to another config: objective\.name differ"):
+        RunFolder(tmp_path, other, yaml.safe_dump(other), total_steps=5)
+    again = RunFolder(tmp_path, config, yaml.safe_dump(config), total_steps=5)
+    assert again.messages == []
+    again.close("stopped", None)
 
 
 def test_a_run_without_a_checkpoint_takes_a_corrected_config(tmp_path: Path) -> None:
