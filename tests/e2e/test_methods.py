@@ -37,7 +37,14 @@ def own_state(run: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)["objective"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+# The others also equal one process in tests/distributed: test_pool and test_wrap.
+QUICK = ("hard_negative", "multi_positive", "slip")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
+)
 def test_two_processes_in_micro_batches_are_as_one(
     config: Path, tmp_path: Path, method: str
 ) -> None:
