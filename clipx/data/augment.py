@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,19 @@ class Augmentation:
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     color_jitter_prob: float = 0.0
     gray_scale_prob: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Any) -> Augmentation:
+        """Of a config that has these settings under their names, with `crop_scale` and
+        `crop_ratio`."""
+        return cls(
+            scale=settings.crop_scale,
+            ratio=settings.crop_ratio,
+            flip=settings.flip,
+            color_jitter=settings.color_jitter,
+            color_jitter_prob=settings.color_jitter_prob,
+            gray_scale_prob=settings.gray_scale_prob,
+        )
 
     @property
     def is_random(self) -> bool:

@@ -90,14 +90,7 @@ class DataConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        return Augmentation(
-            scale=self.crop_scale,
-            ratio=self.crop_ratio,
-            flip=self.flip,
-            color_jitter=self.color_jitter,
-            color_jitter_prob=self.color_jitter_prob,
-            gray_scale_prob=self.gray_scale_prob,
-        )
+        return Augmentation.of(self)
 
     def pixels(self, image: bytes, *, shrink: Shrink | None = None) -> Tensor:
         """(3, H, W) uint8. Raises BadImage."""
