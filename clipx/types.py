@@ -66,12 +66,14 @@ class Batch:
     keys: B sample keys
     positions: B global data positions, for the fingerprint and for error messages
     state: the data state after this batch, as a checkpoint stores it
+    samples: B numbers of the samples among all of the corpus, the same in each epoch
     """
 
     views: dict[str, Tensor]
     keys: list[str]
     positions: list[int]
     state: dict[str, Any]
+    samples: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Loss(ABC):
     """A loss of image-text pairs, made by the `Config` of its module. See `clipx.losses`."""
 
     id_kinds: tuple[str, ...] = ()
-    """The ids by which it masks false negatives: of `caption` and `image`."""
+    """The ids of rows that it needs: of `caption`, `image` and `sample`."""
     needs_logit_bias: bool = False
     """Whether the model must have a logit_bias, and starts from -10 where its JSON has none."""
 

@@ -71,6 +71,7 @@ class Corpus:
         self.num_samples = order.epoch_samples  # of an epoch, with repetitions
         self.sizes = np.concatenate([source.sizes for source in sources.values()])
         self.num_shards = len(self.sizes)
+        self.first_sample = np.cumsum(self.sizes) - self.sizes  # of each shard, among all samples
         self.is_remote = False
         self.faults: list[BadSample] = []  # of whole shards, detected at the start
         self.skip: SkipList = {}

@@ -132,7 +132,6 @@ class FeatureBatches:
         self.world_size = world_size
         self.texts = cache.texts()
         self.num_captions = np.diff(self.texts.first)  # of each sample of the corpus
-        self.shard_start = np.cumsum(self.corpus.sizes) - self.corpus.sizes
 
     def __getitem__(self, index: int) -> Loaded:
         size = self.global_batch_size
@@ -140,7 +139,7 @@ class FeatureBatches:
         located = self.corpus.locate(positions)
         shard = located.shard.copy()
         sample = located.sample.copy()
-        place = self.shard_start[shard] + sample  # among all samples of the corpus
+        place = self.corpus.first_sample[shard] + sample  # among all samples of the corpus
 
         # A sample without captions was bad when the features were made.
         bad = []
@@ -151,7 +150,7 @@ class FeatureBatches:
             )
             shard[row] = used.shard
             sample[row] = used.sample
-            place[row] = self.shard_start[used.shard] + used.sample
+            place[row] = self.corpus.first_sample[used.shard] + used.sample
             bad += used.bad
             if self.num_captions[place[row]] == 0:
                 raise UserError(
@@ -176,6 +175,7 @@ class FeatureBatches:
             keys=keys,
             positions=positions.tolist(),
             state={"position": (index + 1) * size},
+            samples=place.tolist(),
             fingerprint=fingerprint(positions, keys),
             bad=bad,
         )

@@ -117,6 +117,7 @@ class Batches:
         images = [empty_bytes(*shape) for _ in self.augmentations]
         texts: list[list[int]] = []
         keys: list[str] = []
+        samples: list[int] = []
         bad: list[BadSample] = []
         places = zip(
             positions.tolist(), located.shard.tolist(), located.sample.tolist(), strict=True
@@ -127,6 +128,7 @@ class Batches:
             used = self.reader.use(*place, draws[row, 1:], prepare)
             texts.append(used.value)
             keys.append(used.key)
+            samples.append(int(self.corpus.first_sample[used.shard]) + used.sample)
             bad += used.bad
         views = {view_name(number): image for number, image in enumerate(images)}
         if self.corpus.fields is not None:
@@ -136,6 +138,7 @@ class Batches:
             keys=keys,
             positions=positions.tolist(),
             state={"position": (index + 1) * self.global_batch_size},
+            samples=samples,
             fingerprint=fingerprint(positions, keys),
             bad=bad,
         )

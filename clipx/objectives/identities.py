@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipx.data.loader import key_hash
 from clipx.data.order import hash_of, mix, uniforms
+from clipx.types import Batch
 
 _DRAWS_KEY = 0xD4A3  # separates these draws from those of the augmentation
 
@@ -23,9 +24,9 @@ def position_draws(seed: int, positions: Sequence[int], count: int) -> Tensor:
     return torch.from_numpy(np.minimum(draws, largest))
 
 
-def row_ids(text: Tensor, keys: Sequence[str], kinds: Sequence[str], *, pad_id: int) -> Tensor:
-    """(B, K) int64, one column for each of `kinds` (caption, image). Rows with the same caption, or
-    the same picture, have equal numbers.
+def row_ids(batch: Batch, kinds: Sequence[str], *, pad_id: int) -> Tensor:
+    """(B, K) int64, one column for each of `kinds` (caption, image, sample). Rows with the same
+    caption, picture, or sample of the corpus have equal numbers.
 
     A picture's id is its sample key. A corpus that uses a key for several pictures, such as a
     number that starts anew in each shard, would mask true negatives.
@@ -33,9 +34,11 @@ def row_ids(text: Tensor, keys: Sequence[str], kinds: Sequence[str], *, pad_id: 
     columns = []
     for kind in kinds:
         if kind == "caption":
-            columns.append(caption_ids(text, pad_id=pad_id))
+            columns.append(caption_ids(batch.views["text"], pad_id=pad_id))
+        elif kind == "sample":
+            columns.append(np.array(batch.samples, dtype=np.int64))
         else:
-            hashes = [key_hash(key) for key in keys]
+            hashes = [key_hash(key) for key in batch.keys]
             columns.append(np.array(hashes, dtype=np.int64))
     return torch.from_numpy(np.stack(columns, axis=1))
 

@@ -13,7 +13,7 @@ from clipx.data.augment import Augmentation
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.identities import position_draws, row_ids
 from clipx.objectives.objective import Features, Objective, Parts, Views
-from clipx.objectives.queue import PairQueue
+from clipx.objectives.queue import RowQueue, past_pairs
 from clipx.types import Batch, Loss, LossOutput, Pool
 
 
@@ -64,7 +64,7 @@ class ImageText(Objective):
         """
         super().__init__(encoder)
         self.pair_loss = loss
-        self.queue = PairQueue(queue) if queue else None
+        self.queue = RowQueue(queue) if queue else None
         self._normalize = normalize
         self._seed = seed
         self._pad_id = pad_id
@@ -78,7 +78,7 @@ class ImageText(Objective):
             count = num_draws * self._num_views
             views["draws"] = position_draws(self._seed, batch.positions, count)
         if kinds := self.pair_loss.id_kinds:
-            views["ids"] = row_ids(batch.views["text"], batch.keys, kinds, pad_id=self._pad_id)
+            views["ids"] = row_ids(batch, kinds, pad_id=self._pad_id)
         return views
 
     def embed(self, views: Views) -> Features:
@@ -99,7 +99,7 @@ class ImageText(Objective):
         bias = self.encoder.logit_bias
         negatives = None
         if self.queue is not None:
-            negatives = self.queue.negatives(ids, image.device)
+            negatives = past_pairs(self.queue, ids, image.device)
         out = self.pair_loss(
             image,
             text,
@@ -111,7 +111,7 @@ class ImageText(Objective):
         )
         # After the loss, or rows would be their own negatives. Only training adds to the queue.
         if self.queue is not None and torch.is_grad_enabled():
-            self.queue.push(image, text, ids, pool)
+            self.queue.push(pool, image=image, text=text, ids=ids)
         # DDP waits for gradients of the temperature and the bias, which a loss may not use.
         unused = 0 * scale if bias is None else 0 * (scale + bias)
         return LossOutput(out.loss + unused, out.metrics)

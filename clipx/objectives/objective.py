@@ -25,7 +25,7 @@ class Parts:
     encoder: the model, or its heads alone; embed_dim: width of its features
     loss: of image-text pairs; queue: pairs of earlier steps that serve as further negatives
     normalize: images of a batch on the device -> the model's input
-    seed: of the run; pad_id: the token that pads captions
+    seed: of the run; pad_id: the token that pads captions; num_samples: of the corpus
     """
 
     encoder: Any
@@ -35,6 +35,7 @@ class Parts:
     seed: int = 0
     pad_id: int = 0
     queue: int = 0
+    num_samples: int = 0
 
 
 class ObjectiveConfig(Protocol):
@@ -59,13 +60,23 @@ class Objective(nn.Module, ABC):
 
     encoder: the model whose weights a checkpoint stores as model.safetensors. All other state that
     a subclass keeps between steps belongs into its `state_dict`, and is saved and resumed.
+    trained_parts: what of the encoder takes part in `embed` and `loss`, by the beginning of its
+    parameters' names. The rest is saved as it is.
     """
 
     encoder: Any
+    trained_parts: tuple[str, ...] = ("",)
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
+
+    def lock_unused(self) -> None:
+        """Stop training the encoder's parameters that get no gradient. Called once, before the
+        optimizer is built."""
+        for name, parameter in self.encoder.named_parameters():
+            if not name.startswith(self.trained_parts):
+                parameter.requires_grad_(False)
 
     def prepare(self, batch: Batch) -> Views:
         """The views that `embed` takes, on the CPU. They may depend on samples, their positions and
@@ -97,14 +108,18 @@ class Objective(nn.Module, ABC):
 
     def own_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """`named_parameters` without the encoder's."""
-        named = self.named_parameters()
-        return [(name, p) for name, p in named if not name.startswith("encoder.")]
+        return [(name, p) for name, p in self.named_parameters() if not _is_encoders(name)]
 
     def own_state(self) -> dict[str, Any]:
         """`state_dict` without the encoder, whose weights have a file of their own. Loaded by
         `load_state_dict(state, strict=False)`."""
         own = {}
         for name, value in self.state_dict().items():
-            if not name.startswith("encoder."):
+            if not _is_encoders(name):
                 own[name] = value
         return own
+
+
+def _is_encoders(name: str) -> bool:
+    """Also where an objective contains others, which have the same encoder."""
+    return ".encoder." in f".{name}"

@@ -39,6 +39,8 @@ class TwoView(Objective):
     Features: first and second (B, width) of unit norm.
     """
 
+    trained_parts = ("visual.",)
+
     def __init__(
         self,
         encoder: Any,
@@ -51,10 +53,6 @@ class TwoView(Objective):
         self.contrast = contrast
         self._normalize = normalize
         self._seed = seed
-        # The text tower and its temperature are saved with the model, as they are.
-        for name, parameter in encoder.named_parameters():
-            if not name.startswith("visual."):
-                parameter.requires_grad_(False)
 
     def prepare(self, batch: Batch) -> Views:
         views = {name: batch.views[name] for name in ("image", "image_2")}

@@ -13,6 +13,7 @@ from clipx.checkpoints.saver import Saver
 from clipx.data.corpus import Corpus
 from clipx.data.loader import BatchSource
 from clipx.data.preprocessing import Preprocessing
+from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
@@ -97,8 +98,8 @@ def build_learner(
     trained: DualEncoder,
     precision: Precision,
     *,
-    embed_dim: int,
-    pad_id: int,
+    model_json: dict[str, Any],
+    num_samples: int,
     normalize: Callable[[Tensor], Tensor],
 ) -> Learner:
     """encoder: the whole model; trained: what steps run: all of it, or its heads"""
@@ -109,15 +110,17 @@ def build_learner(
         compile_towers(trained)
     parts = Parts(
         trained,
-        embed_dim,
+        model_json["embed_dim"],
         config.loss.build(),
         normalize,
         seed=config.seed,
-        pad_id=pad_id,
+        pad_id=build_tokenizer(model_json["text_cfg"]).pad_id,
         queue=config.pool.queue,
+        num_samples=num_samples,
     )
     torch.manual_seed(config.seed + 1)  # of an objective's own weights
     objective = config.objective.build(parts).to(runtime.device)
+    objective.lock_unused()
     model = wrap(objective, runtime, parallel=config.parallel, dtype=precision.dtype)
     return Learner(
         runtime=runtime,

@@ -118,7 +118,8 @@ class Learner:
         scaler = self.precision.scaler
         # Copied in place: the optimizer and DDP's buckets refer to these tensors.
         self.encoder.load_state_dict(weights_like(saved.weights, self.encoder.state_dict()))
-        self.objective.load_state_dict(training.objective, strict=False)  # without the encoder
+        own = weights_like(training.objective, self.objective.own_state())
+        self.objective.load_state_dict(own, strict=False)  # without the encoder
         load_optimizer(self.optimizer, training.optimizer)
         if scaler is not None and training.scaler:
             scaler.load_state_dict(training.scaler)

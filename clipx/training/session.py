@@ -15,7 +15,6 @@ from torch import Tensor
 from clipx.checkpoints.train_state import TrainState
 from clipx.config import to_data, to_yaml
 from clipx.data.loader import Loaded
-from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.monitor import Monitor
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import job, keep_freed_memory, start
@@ -116,8 +115,8 @@ class Session:
             self.encoder,
             trained,
             self.precision,
-            embed_dim=self.model_json["embed_dim"],
-            pad_id=build_tokenizer(self.model_json["text_cfg"]).pad_id,
+            model_json=self.model_json,
+            num_samples=self.corpus.num_samples,
             normalize=normalize,
         )
         self.step = Step(

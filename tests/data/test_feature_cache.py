@@ -84,7 +84,7 @@ def test_features_equal_those_of_the_loaded_batches(spoiled: Path, tmp_path: Pat
     assert any(batch(pixels, k).bad for k in range(5))
     for k in range(5):
         loaded, expected = one(features, k), batch(pixels, k)
-        plain = ("keys", "positions", "state", "fingerprint", "bad")
+        plain = ("keys", "positions", "state", "samples", "fingerprint", "bad")
         assert all(getattr(loaded, name) == getattr(expected, name) for name in plain)
         half = {"atol": 1e-6, "rtol": 2**-11}  # the precision of float16
         torch.testing.assert_close(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from loading import TOKENIZER, TOKENS, batch, batches, is_row_of, same
-from samples import png, write_shard
+from samples import pair, png, write_shard
 
 from clipx.data.augment import NUM_DRAWS, Augmentation
 from clipx.data.loader import load
@@ -64,6 +64,18 @@ def test_an_epoch_holds_every_sample_once_and_the_next_follows(corpus: Path) -> 
     assert Counter(keys) == {f"k{n:02d}": 8 for n in range(13)}
     assert set(keys[:13]) == set(keys[13:26]) == set(Counter(keys))
     assert keys[:13] != keys[13:26]
+
+
+def test_a_sample_has_one_number_among_all_of_the_corpus(tmp_path: Path) -> None:
+    """That of what is used: b in place of the second shard's first, which is no picture."""
+    write_shard(tmp_path / "0.tar", {"a": pair(0)})
+    write_shard(tmp_path / "1.tar", {"x": {"jpg": b"no picture", "txt": "x"}, "b": pair(1)})
+    source = batches(tmp_path, global_batch_size=30)
+    loaded = batch(source, 0)
+    assert len(loaded.bad) > 0
+    numbers = dict(zip(loaded.keys, loaded.samples, strict=True))
+    assert numbers == {"a": 0, "b": 2}
+    assert [numbers[key] for key in loaded.keys] == loaded.samples
 
 
 def test_another_seed_is_another_order_and_other_crops(corpus: Path) -> None:

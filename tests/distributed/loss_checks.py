@@ -20,7 +20,7 @@ from clipx.losses.infonce import InfoNCE
 from clipx.losses.primitives import nearest_candidates
 from clipx.losses.sigmoid import Sigmoid
 from clipx.objectives.image_text import ImageText
-from clipx.objectives.queue import PairQueue
+from clipx.objectives.queue import RowQueue
 from clipx.types import Loss, LossOutput, Pool, UserError
 
 MORE_LOSSES = {
@@ -138,7 +138,7 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
         model.finish_gradients()
         if step == case.steps // 2 and case.queue:  # as after a resume
             state = objective.own_state()
-            objective.queue = PairQueue(case.queue)
+            objective.queue = RowQueue(case.queue)
             objective.load_state_dict(state, strict=False)
     named = towers.named_parameters()
     queue = objective.own_state().get("queue._extra_state", {})

@@ -104,6 +104,7 @@ def build(
         views = ViewsConfig(hidden=12, width=6, learn_temperature=True)
         contrast = ViewContrast(MODEL["embed_dim"], views)
         objective = TwoView(encoder, contrast, normalize=normalize)
+    objective.lock_unused()
     model = wrap(objective, runtime, parallel=parallel, dtype=chosen.dtype)
     trained: Any = objective if two_views else encoder
     averages = Ema(trained, 0.9)

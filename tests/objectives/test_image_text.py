@@ -15,7 +15,7 @@ from clipx.data.preprocessing import normalize
 from clipx.distributed.pool import LocalPool
 from clipx.losses.infonce import InfoNCE
 from clipx.objectives.image_text import ImageText
-from clipx.objectives.queue import PairQueue
+from clipx.objectives.queue import RowQueue, past_pairs
 from clipx.types import Loss, LossOutput
 
 
@@ -59,10 +59,10 @@ def test_an_evaluation_of_the_loss_leaves_the_queue_as_it_is() -> None:
 
 
 def test_rows_that_are_not_finite_are_not_kept() -> None:
-    queue = PairQueue(4)
-    queue.push(torch.ones(2, 3), torch.ones(2, 3), None, LocalPool())
-    queue.push(torch.full((2, 3), torch.nan), torch.ones(2, 3), None, LocalPool())
-    negatives = queue.negatives(None, torch.device("cpu"))
+    queue = RowQueue(4)
+    queue.push(LocalPool(), image=torch.ones(2, 3), text=torch.ones(2, 3), ids=None)
+    queue.push(LocalPool(), image=torch.full((2, 3), torch.nan), text=torch.ones(2, 3))
+    negatives = past_pairs(queue, None, torch.device("cpu"))
     assert negatives is not None
     assert negatives.rows.tolist() == torch.ones(2, 3).tolist()
 
@@ -73,17 +73,17 @@ def test_a_queue_saved_with_other_kinds_of_ids_is_not_used_and_starts_anew(kinds
     generator = torch.Generator().manual_seed(0)
     image, text = (torch.randn(3, 5, generator=generator).double() for _ in range(2))
     ids = torch.tensor([[1], [2], [1]])
-    queue = PairQueue(4)
+    queue = RowQueue(4)
     saved = {"image": torch.ones(2, 5).double(), "text": torch.ones(2, 5).double()}
     queue.set_extra_state(saved | ({"ids": torch.ones(2, kinds)} if kinds else {}))
-    negatives = queue.negatives(ids, image.device)
+    negatives = past_pairs(queue, ids, image.device)
     assert negatives is None
     scale = torch.tensor(1.0).double()
     out = InfoNCE()(image, text, logit_scale=scale, pool=LocalPool(), ids=ids, negatives=negatives)
     expected = infonce_rows(image, text, scale, ids=ids).mean()
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-10)
-    queue.push(image, text, ids, LocalPool())
-    held = queue.negatives(ids, image.device)
+    queue.push(LocalPool(), image=image, text=text, ids=ids)
+    held = past_pairs(queue, ids, image.device)
     assert held is not None
     assert held.ids is not None
     assert [len(rows) for rows in (held.rows, held.columns, held.ids)] == [3, 3, 3]

@@ -40,7 +40,9 @@ def batch(rows: int = 4, num_views: int = 3) -> Batch:
 
 def build(config: Any, cfg: dict[str, Any] = MODEL, **parts: Any) -> Any:
     torch.manual_seed(0)
-    return config.build(Parts(model(cfg), cfg["embed_dim"], InfoNCE(), normalize, **parts))
+    objective = config.build(Parts(model(cfg), cfg["embed_dim"], InfoNCE(), normalize, **parts))
+    objective.lock_unused()
+    return objective
 
 
 def loss_of(objective: Objective, rows: Batch) -> Any:

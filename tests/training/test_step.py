@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,8 +138,10 @@ def test_a_loss_that_masks_false_negatives_is_told_the_ids() -> None:
 
 def test_ids_have_one_column_a_kind() -> None:
     one, two = batch(4), batch(4, seed=6)
-    both = row_ids(one.views["text"], one.keys, ("caption", "image"), pad_id=0)
+    both = row_ids(one, ("caption", "image"), pad_id=0)
     assert both.shape == (4, 2)
     assert both.dtype == torch.int64
-    image = row_ids(two.views["text"], two.keys, ("image",), pad_id=0)
+    image = row_ids(two, ("image",), pad_id=0)
     assert torch.equal(image[:, 0], both[:, 1]), "by the key, whatever the pixels"
+    numbered = replace(one, samples=[3, 1, 4, 1])
+    assert row_ids(numbered, ("sample",), pad_id=0).tolist() == [[3], [1], [4], [1]]
