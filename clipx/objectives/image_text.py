@@ -43,7 +43,12 @@ class ImageText(Objective):
     Views: image (B, 3, H, W) uint8, text (B, T) int64 (or features of locked towers in their
     place), draws (B, num_draws) where the image tower needs random numbers, ids (B, K) where the
     loss masks by them. Features: image and text (B, D) of unit norm, ids.
+
+    queued: the features of a batch that the queue keeps
     """
+
+    positives = (("image", "text"),)
+    queued: tuple[str, str] = ("image", "text")
 
     def __init__(
         self,
@@ -111,7 +116,8 @@ class ImageText(Objective):
         )
         # After the loss, or rows would be their own negatives. Only training adds to the queue.
         if self.queue is not None and torch.is_grad_enabled():
-            self.queue.push(pool, image=image, text=text, ids=ids)
+            past_image, past_text = (features[name] for name in self.queued)
+            self.queue.push(pool, image=past_image, text=past_text, ids=ids)
         # DDP waits for gradients of the temperature and the bias, which a loss may not use.
         unused = 0 * scale if bias is None else 0 * (scale + bias)
         return LossOutput(out.loss + unused, out.metrics)

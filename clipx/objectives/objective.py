@@ -62,9 +62,11 @@ class Objective(nn.Module, ABC):
     a subclass keeps between steps belongs into its `state_dict`, and is saved and resumed.
     trained_parts: what of the encoder takes part in `embed` and `loss`, by the beginning of its
     parameters' names. The rest is saved as it is.
+    positives: names of features whose rows belong together, for the alarm about a collapse
     """
 
     encoder: Any
+    positives: tuple[tuple[str, str], ...] = ()
     trained_parts: tuple[str, ...] = ("",)
 
     def __init__(self, encoder: nn.Module) -> None:

@@ -52,6 +52,8 @@ class Slip(ImageText):
     """Views: those of ImageText, with image_2 and, unless the first view is shared, image_3.
     Features: those of ImageText, with first and second (B, width) of unit norm."""
 
+    positives = (("image", "text"), ("first", "second"))
+
     def __init__(
         self,
         contrast: ViewContrast,

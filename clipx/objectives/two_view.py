@@ -40,6 +40,7 @@ class TwoView(Objective):
     """
 
     trained_parts = ("visual.",)
+    positives = (("first", "second"),)
 
     def __init__(
         self,

@@ -52,16 +52,8 @@ class ViewContrast(nn.Module):
 
     def __init__(self, embed_dim: int, settings: ViewsConfig) -> None:
         super().__init__()
-        self.head = nn.Sequential(
-            nn.Linear(embed_dim, settings.hidden),
-            nn.LayerNorm(settings.hidden),
-            nn.GELU(),
-            nn.Linear(settings.hidden, settings.width),
-        )
-        self.log_scale = nn.Parameter(
-            torch.tensor(-math.log(settings.temperature)),
-            requires_grad=settings.learn_temperature,
-        )
+        self.head = projection(embed_dim, settings)
+        self.log_scale = log_scale(settings)
         self._loss = NTXent()
 
     def forward(self, embeddings: Tensor) -> Tensor:
@@ -75,10 +67,29 @@ class ViewContrast(nn.Module):
         return LossOutput(out.loss, {"view_accuracy": accuracy})
 
     def after_step(self) -> dict[str, Tensor]:
-        """Clamp the temperature as that of image-text pairs."""
-        with torch.no_grad():
-            self.log_scale.clamp_(0, MAX_LOGIT_SCALE)
-        return {"view_scale": self.log_scale.detach().exp()}
+        return {"view_scale": clamped_scale(self.log_scale)}
+
+
+def log_scale(settings: ViewsConfig) -> nn.Parameter:
+    """() log of the inverse temperature, which is trained if the settings say so."""
+    start = torch.tensor(-math.log(settings.temperature))
+    return nn.Parameter(start, requires_grad=settings.learn_temperature)
+
+
+@torch.no_grad()
+def clamped_scale(log_scale: nn.Parameter) -> Tensor:
+    """Clamp it in place as that of image-text pairs. Returns the scale."""
+    return log_scale.clamp_(0, MAX_LOGIT_SCALE).exp()
+
+
+def projection(input_width: int, settings: ViewsConfig) -> nn.Sequential:
+    """(B, input_width) -> (B, settings.width)"""
+    return nn.Sequential(
+        nn.Linear(input_width, settings.hidden),
+        nn.LayerNorm(settings.hidden),
+        nn.GELU(),
+        nn.Linear(settings.hidden, settings.width),
+    )
 
 
 def embed_views(encoder: Any, images: list[Tensor], draws: Tensor | None) -> list[Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipx.checkpoints.format import LoadedCheckpoint, Training, TrainState
 from clipx.checkpoints.sharded import whole
@@ -22,10 +22,16 @@ from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import Parallel, wrap
 from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
-from clipx.objectives.image_text import ImageText
-from clipx.objectives.objective import Objective
-from clipx.objectives.two_view import TwoView
-from clipx.objectives.views import ViewContrast, ViewsConfig
+from clipx.objectives import (
+    image_text,
+    momentum,
+    momentum_pairs,
+    predictive,
+    two_view,
+    weighted,
+)
+from clipx.objectives.objective import Objective, Parts
+from clipx.objectives.views import ViewsConfig
 from clipx.training.build import compile_towers
 from clipx.training.ema import Ema
 from clipx.training.learner import Learner
@@ -61,27 +67,28 @@ def batch(step: int, *, rank: int, world_size: int, image: int | None = None) ->
     mine = slice(rank, size, world_size)
     keys = [f"{step}-{row}" for row in range(size)][mine]
     views = {"image": pixels[mine], "image_2": pixels.flip(-1)[mine], "text": text[mine]}
+    views["image_3"] = pixels.flip(-2)[mine]
     return Batch(views, keys, list(range(size))[mine], {})
 
 
 class Recording(torch.optim.SGD):
     """Keeps the gradients that it was given."""
 
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__(encoder.parameters(), lr=1.0)
-        self.encoder, self.gradients = encoder, {}
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective.parameters(), lr=1.0)
+        self.objective, self.gradients = objective, {}
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        named = {n: p.grad for n, p in self.encoder.named_parameters() if p.grad is not None}
+        named = {n: p.grad for n, p in self.objective.named_parameters() if p.grad is not None}
         self.gradients = whole(named, copy=torch.Tensor.cpu)
 
 
 def build(
     runtime: Runtime,
     parallel: Parallel,
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    optimizer: Callable[[Objective], torch.optim.Optimizer],
     *,
-    two_views: bool = False,
+    objective: str = "pairs",
     precision: Any = "fp32",
     checkpointing: bool = False,
     compiled: bool = False,
@@ -99,22 +106,20 @@ def build(
     chosen = build_precision(precision, runtime.device)
     if chosen.scaler is not None:
         chosen.scaler.factor = 64.0  # no overflow in the one step that is looked at
-    objective: Objective = ImageText(encoder, InfoNCE(), normalize=normalize)
-    if two_views:
-        views = ViewsConfig(hidden=12, width=6, learn_temperature=True)
-        contrast = ViewContrast(MODEL["embed_dim"], views)
-        objective = TwoView(encoder, contrast, normalize=normalize)
-    objective.lock_unused()
-    model = wrap(objective, runtime, parallel=parallel, dtype=chosen.dtype)
-    trained: Any = objective if two_views else encoder
-    averages = Ema(trained, 0.9)
-    learner = Learner(runtime, trained, objective, model, optimizer(trained), chosen, averages)
+    queue = 6 if objective == "momentum pairs" else 0
+    parts = Parts(encoder, MODEL["embed_dim"], InfoNCE(), normalize, queue=queue, num_samples=100)
+    built = OBJECTIVES[objective].build(parts)
+    built.lock_unused()
+    model = wrap(built, runtime, parallel=parallel, dtype=chosen.dtype)
+    averages = Ema(encoder, 0.9)
+    learner = Learner(runtime, encoder, built, model, optimizer(built), chosen, averages)
     pool = build_pool(PoolConfig(), world_size=runtime.world_size)
     return Step(learner, pool, average=runtime.average, **settings)
 
 
-def adamw(encoder: Any) -> torch.optim.Optimizer:
-    optimizer = build_optimizer(encoder, OptimConfig(weight_decay=0.5))
+def adamw(objective: Objective) -> torch.optim.Optimizer:
+    settings = OptimConfig(weight_decay=0.5)
+    optimizer = build_optimizer(objective.encoder, settings, objective.own_parameters())
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     return optimizer
@@ -146,17 +151,22 @@ def gradients(runtime: Runtime, parallel: Parallel, **settings: Any) -> dict[str
 
 
 def trained(step: Step) -> dict[str, Any]:
-    """Weights and averages, whole."""
+    """Weights, averages and the objective's own state, whole."""
     learner = step.learner
+    own = {}
+    for name, value in whole(learner.objective.own_state(), copy=torch.Tensor.cpu).items():
+        own |= {name: value} if isinstance(value, Tensor) else value  # a queue has rows by name
     weights = whole(learner.encoder.state_dict(), copy=torch.Tensor.cpu)
     assert learner.ema is not None
     averages = whole(learner.ema.state_dict(), copy=torch.Tensor.cpu)
-    return {"weights": arrays(weights), "ema": arrays(averages)}
+    return {"weights": arrays(weights), "ema": arrays(averages), "own": arrays(own)}
 
 
-def handed_over(runtime: Runtime, first: Parallel, second: Parallel) -> dict[str, Any]:
+def handed_over(
+    runtime: Runtime, first: Parallel, second: Parallel, objective: str
+) -> dict[str, Any]:
     """Two steps one way, a checkpoint, two steps the other way."""
-    before = build(runtime, first, adamw, clip_grad_norm=0.5)
+    before = build(runtime, first, adamw, clip_grad_norm=0.5, objective=objective)
     take(before, range(2))
     weights, training = before.learner.collect()
     kept = [t is not None for t in weights.values()]
@@ -165,15 +175,19 @@ def handed_over(runtime: Runtime, first: Parallel, second: Parallel) -> dict[str
     optimizer = whole(before.learner.optimizer.state_dict(), copy=torch.Tensor.clone)
     training = replace(training, optimizer=optimizer)
     weights, training = runtime.from_main((dict(weights), training))
-    return go_on(runtime, second, weights, training)
+    return go_on(runtime, second, objective, weights, training)
 
 
 def go_on(
-    runtime: Runtime, parallel: Parallel, weights: dict[str, Tensor], training: Training
+    runtime: Runtime,
+    parallel: Parallel,
+    objective: str,
+    weights: dict[str, Tensor],
+    training: Training,
 ) -> dict[str, Any]:
-    after = build(runtime, parallel, adamw, clip_grad_norm=0.5)
+    after = build(runtime, parallel, adamw, clip_grad_norm=0.5, objective=objective)
     with torch.no_grad():
-        for parameter in after.learner.encoder.parameters():
+        for parameter in after.learner.objective.parameters():
             parameter.zero_()  # so that what is not loaded shows
     after.learner.load(LoadedCheckpoint(Path("saved"), TrainState(), weights, training))
     take(after, range(2, 4))
@@ -191,10 +205,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "locked": {"locked": ("visual",)},
     "locked scalars": {"locked": ("logit_scale", "logit_bias"), "micro_batch_size": 2},
     "compiled micro-batches": {"compiled": True, "micro_batch_size": 2},
-    "two views": {"two_views": True},
-    "two views in micro-batches": {"two_views": True, "micro_batch_size": 3},
+    "two views": {"objective": "two views"},
+    "two views in micro-batches": {"objective": "two views", "micro_batch_size": 3},
+    "momentum": {"objective": "momentum", "micro_batch_size": 3},
+    "momentum pairs": {"objective": "momentum pairs"},
+    "predictive": {"objective": "predictive", "micro_batch_size": 3},
+    "weighted": {"objective": "weighted", "micro_batch_size": 3},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16", "micro_batch_size": 2},
+}
+VIEWS = ViewsConfig(hidden=12, width=6, learn_temperature=True)
+OBJECTIVES: dict[str, Any] = {
+    "pairs": image_text.Config(),
+    "two views": two_view.Config(views=VIEWS),
+    "momentum": momentum.Config(views=VIEWS, momentum=0.5, queue=6, symmetric=True, predictor=True),
+    "momentum pairs": momentum_pairs.Config(momentum=0.5),
+    "predictive": predictive.Config(views=VIEWS, grid=2),
+    "weighted": weighted.Config(
+        objectives={"pairs": image_text.Config(), "views": two_view.Config(views=VIEWS)},
+        weights={"views": 0.5},
+    ),
 }
 KINDS: tuple[Parallel, ...] = ("ddp", "fsdp2")
 HANDED: tuple[tuple[Parallel, Parallel], ...] = (("ddp", "fsdp2"), ("fsdp2", "ddp"))
@@ -207,7 +237,11 @@ def everything(runtime: Runtime) -> dict[str, Any]:
             for kind in KINDS
             for name, settings in SETTINGS.items()
         },
-        "handed over": {pair: handed_over(runtime, *pair) for pair in HANDED},
+        "handed over": {
+            (pair, objective): handed_over(runtime, *pair, objective)
+            for pair in HANDED
+            for objective in OBJECTIVES
+        },
         "poisoned": {kind: poisoned(runtime, kind) for kind in KINDS},
         "copied": copied(runtime),
     }
