@@ -130,4 +130,5 @@ class ImageText(Objective):
         before = self.encoder.logit_scale.detach().clone()
         self.encoder.clamp_logit_scale()
         after = self.encoder.logit_scale.detach()
-        return {"scale": after.exp(), "clamped": (after != before).float()}
+        of_queue = self.queue.metrics() if self.queue is not None else {}
+        return {"scale": after.exp(), "clamped": (after != before).float(), **of_queue}

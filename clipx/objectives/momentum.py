@@ -151,7 +151,8 @@ class Momentum(Objective):
         """Move the averages, and clamp the temperature."""
         self.key_tower.update()
         self.key_head.update()
-        return self.contrast.after_step()
+        of_queue = self.queue.metrics() if self.queue is not None else {}
+        return {**self.contrast.after_step(), **of_queue}
 
     def shards(self) -> tuple[list[nn.Module], list[nn.Module]]:
         of_blocks = blocks(self.encoder.visual) + blocks(self.key_tower.average)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,6 +23,12 @@ class RowQueue(nn.Module):
         super().__init__()
         self.size = size
         self._rows: dict[str, Tensor] = {}
+        self._rows_per_step = 1
+
+    def metrics(self) -> dict[str, Tensor]:
+        """For the log: `queue_age`, the steps since the oldest row was computed."""
+        num_rows = max((len(rows) for rows in self._rows.values()), default=0)
+        return {"queue_age": torch.tensor(math.ceil(num_rows / self._rows_per_step))}
 
     def rows(self, device: torch.device) -> dict[str, Tensor]:
         """(Q, ...) rows by name, oldest first; none before the first push."""
@@ -36,6 +43,7 @@ class RowQueue(nn.Module):
         for tensor in new.values():
             if not tensor.isfinite().all():
                 return
+        self._rows_per_step = len(next(iter(new.values())))
         past = self._rows
         for name, tensor in new.items():
             # Resumed with other kinds of ids, or another width: start anew.

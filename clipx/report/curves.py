@@ -7,6 +7,7 @@ from typing import Any
 from clipx.report.charts import LineChart, Point, line_chart
 from clipx.report.collect import Lines
 from clipx.report.formats import exact_text
+from clipx.training import collapse
 
 PREFIX = "train/"
 STYLES: dict[str, dict[str, Any]] = {  # metric -> arguments of `line_chart`
@@ -27,6 +28,20 @@ STYLES: dict[str, dict[str, Any]] = {  # metric -> arguments of `line_chart`
     "train/scale": {"title": "Logit scale", "unit": "1 / temperature"},
 }
 NOT_CHARTED = ("train/clamped_steps",)
+FIGURES: dict[str, dict[str, Any]] = {  # of `clipx.training.collapse` -> arguments
+    "deviation": {
+        "title": "Spread of features",
+        "unit": "standard deviation of a dimension; 1: even, 0: one point",
+        "from_zero": True,
+    },
+    "effective_rank": {
+        "title": "Effective rank of features",
+        "unit": "dimensions in use",
+        "from_zero": True,
+    },
+    "uniformity": {"title": "Uniformity of features", "unit": "0: one point"},
+    "alignment": {"title": "Alignment of positives", "unit": "squared distance", "from_zero": True},
+}
 
 
 def learning_curves(metrics: Lines) -> list[LineChart]:
@@ -44,14 +59,49 @@ def learning_curves(metrics: Lines) -> list[LineChart]:
 
     charts = []
     for key, style in styles.items():
-        points = []
-        for line in metrics:
-            if key not in line:
-                continue
-            label = f"step {exact_text(line['step'])}"
-            if line.get("samples_seen"):
-                label += f", {exact_text(line['samples_seen'])} samples seen"
-            points.append(Point(line["step"], line[key], label=label))
+        points = points_of(key, metrics)
         if points:
             charts.append(line_chart(series={style["title"].lower(): points}, **style))
+    return [*charts, *feature_curves(metrics)]
+
+
+def feature_curves(metrics: Lines) -> list[LineChart]:
+    """For each figure of collapse monitoring a chart with a curve for each kind of features."""
+    logged: dict[str, None] = {}
+    for line in metrics:
+        logged |= dict.fromkeys(key for key in line if key.startswith(collapse.PREFIX))
+    charts = []
+    for figure, style in FIGURES.items():
+        series = {}
+        for key in logged:
+            name, _, of_key = key.removeprefix(collapse.PREFIX).rpartition("/")
+            if of_key == figure:
+                series[name] = points_of(key, metrics)
+        if series:
+            charts.append(line_chart(series=series, **style))
     return charts
+
+
+def points_of(key: str, metrics: Lines) -> list[Point]:
+    points = []
+    for line in metrics:
+        if key not in line:
+            continue
+        label = f"step {exact_text(line['step'])}"
+        if line.get("samples_seen"):
+            label += f", {exact_text(line['samples_seen'])} samples seen"
+        points.append(Point(line["step"], line[key], label=label))
+    return points
+
+
+def collapse_alarms(metrics: Lines) -> list[str]:
+    """The alarms of the newest line, and since when there are any without a break."""
+    first_step = 0
+    for line in reversed(metrics):
+        if not collapse.alarms(line):
+            break
+        first_step = line["step"]
+    messages = []
+    for message in collapse.alarms(metrics[-1]) if metrics else []:
+        messages.append(f"{message}; alarms since step {exact_text(first_step)}")
+    return messages

@@ -10,7 +10,7 @@ from clipx.files import write_whole
 from clipx.report import charts, evaluation, maps, run_facts, space
 from clipx.report.classes import MIN_IMAGES, class_report
 from clipx.report.collect import Record, read_record, scores_by_set
-from clipx.report.curves import learning_curves
+from clipx.report.curves import collapse_alarms, learning_curves
 from clipx.report.formats import exact_text
 from clipx.report.model_outputs import ModelOutputs, collect_outputs
 from clipx.report.retrieval import retrieval_report
@@ -46,6 +46,7 @@ def render(record: Record, outputs: ModelOutputs) -> str:
         tiles=run_facts.tiles(record, scores),
         facts=run_facts.facts(record, outputs),
         curves=learning_curves(record.metrics),
+        collapse_alarms=collapse_alarms(record.metrics),
         scores=scores,
         evaluation=evaluation,
         newest_evaluation=max(map(evaluation.newest_step, scores.values()), default=None),

@@ -21,7 +21,7 @@ from clipx.models.locked import split_locked
 from clipx.objectives.objective import Parts
 from clipx.training.cached_features import feature_batches
 from clipx.training.config import RunPlan, TrainConfig
-from clipx.training.corpus import pixel_batches
+from clipx.training.corpus import corpus_messages, pixel_batches
 from clipx.training.ema import Ema
 from clipx.training.interruption import Stop
 from clipx.training.learner import Learner
@@ -160,3 +160,18 @@ def build_saver(
         every_seconds=plan.checkpoint_seconds,
         asynchronous=config.save_async,
     )
+
+
+def describe(config: TrainConfig, plan: RunPlan, corpus: Corpus, learner: Learner) -> str:
+    """What a run is about to do, in a few lines."""
+    size = config.global_batch_size
+    runtime = learner.runtime
+    num_parameters = sum(p.numel() for p in learner.encoder.parameters())
+    text = (
+        f"{corpus.num_samples:,} pairs in {corpus.num_shards} shards, "
+        f"{plan.total:,} steps of {size}, "
+        f"{num_parameters / 1e6:.1f}M parameters, "
+        f"{runtime.world_size} x {runtime.device.type}{learner.model.title}, "
+        f"{str(learner.precision.dtype).removeprefix('torch.')}"
+    )
+    return "\n".join([text, *corpus_messages(corpus, size)])

@@ -73,7 +73,7 @@ def pixel_batches(
     )
 
 
-def describe(corpus: Corpus, global_batch_size: int) -> list[str]:
+def corpus_messages(corpus: Corpus, global_batch_size: int) -> list[str]:
     """Messages about the corpus before the first step."""
     faults = corpus.faults
     lines = [printable(f"{fault.shard}: {fault.message}") for fault in faults[:_MAX_SHOWN_FAULTS]]

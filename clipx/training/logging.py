@@ -15,6 +15,7 @@ from clipx.data.sample import BadSample
 from clipx.progress import ProgressBar
 from clipx.trackers.jsonl import JsonLines, keep_until, read_lines, step_of
 from clipx.trackers.tensorboard import TensorBoard
+from clipx.training.collapse import alarms
 from clipx.types import Tracker
 
 T = TypeVar("T")
@@ -137,6 +138,7 @@ def _log_line(record: dict[str, Any]) -> str:
         f"data wait {record['data_wait_fraction']:.0%}",
         f"{record['memory_gib']:.1f} GiB",
     ]
+    parts += alarms(record)
     return "  ".join(parts)
 
 

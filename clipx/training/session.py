@@ -18,9 +18,11 @@ from clipx.data.loader import Loaded
 from clipx.distributed.monitor import Monitor
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import job, keep_freed_memory, start
+from clipx.objectives.objective import Features
 from clipx.training.build import build_learner, build_saver, build_source, new_encoder
+from clipx.training.collapse import spread
 from clipx.training.config import RunPlan, TrainConfig
-from clipx.training.corpus import describe, open_together, write_table
+from clipx.training.corpus import open_together, write_table
 from clipx.training.errors import explain
 from clipx.training.interruption import Stop, raise_if_signaled
 from clipx.training.precision import build_precision
@@ -127,6 +129,7 @@ class Session:
             average=self.runtime.average,
             mark=lambda phase: self.monitor.at(self.state.step + 1, phase),
         )
+        self.features: Features = {}  # of the last step
         # On the device, so that counting does not wait for it.
         self.clamped_steps = torch.zeros((), device=self.runtime.device)
         torch.manual_seed(config.seed + self.runtime.rank)  # ranks drop out different units
@@ -183,6 +186,7 @@ class Session:
         self.state = count_outcome(state, result.outcome)
         metrics = dict(result.metrics)
         self.clamped_steps += metrics.pop("clamped", 0)
+        self.features = result.features
         if result.outcome == "updated" and self.learner.ema is not None:
             self.learner.ema.update()
         if result.outcome == "nonfinite":
@@ -197,8 +201,11 @@ class Session:
         return {**metrics, "lr": torch.tensor(config.optim.lr * share)}
 
     def health(self) -> dict[str, Any]:
-        """Counts and memory for a log line. All ranks take part."""
+        """Counts, memory and the spread of features for a log line. All ranks take part."""
+        gather = self.step.pool.gather
+        positives = self.learner.objective.positives
         record = {
+            **spread(self.features, positives, gather, self.runtime.world_size),
             "train/clamped_steps": int(self.clamped_steps.item()),
             "skipped_steps": self.state.skipped_steps,
             "overflowed_steps": self.state.overflowed_steps,
@@ -234,16 +241,3 @@ class Session:
             "samples_seen": self.state.position,
             "checkpoint": self.saver.newest,
         }
-
-    def describe(self) -> str:
-        corpus = self.corpus
-        size = self.config.global_batch_size
-        num_parameters = sum(p.numel() for p in self.encoder.parameters())
-        text = (
-            f"{corpus.num_samples:,} pairs in {corpus.num_shards} shards, "
-            f"{self.plan.total:,} steps of {size}, "
-            f"{num_parameters / 1e6:.1f}M parameters, "
-            f"{self.runtime.world_size} x {self.runtime.device.type}{self.learner.model.title}, "
-            f"{str(self.precision.dtype).removeprefix('torch.')}"
-        )
-        return "\n".join([text, *describe(corpus, size)])

@@ -32,6 +32,7 @@ class StepResult:
         those of the objective, such as scale and clamped
     outcome: `overflow` is a gradient beyond float16's range, to which the scaler adapts
     bad_rows: this rank's rows with non-finite features, if the outcome is not `updated`
+    features: of this rank's rows, without graph
     requests: for each request, whether any rank made it; the same on all ranks
     """
 
@@ -39,6 +40,7 @@ class StepResult:
     outcome: Outcome
     bad_rows: list[int]
     requests: tuple[bool, ...] = ()
+    features: Features = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Step:
             scaler.update(overflowed=outcome == "overflow")
         # None rather than zeros: the first backward then writes where it would have to add.
         learner.optimizer.zero_grad(set_to_none=True)
-        return StepResult(metrics, outcome, bad_rows, any_requests)
+        detached = {name: feature.detach() for name, feature in features.items()}
+        return StepResult(metrics, outcome, bad_rows, any_requests, detached)
 
     def _embed(self, views: Views) -> Features:
         precision = self.learner.precision

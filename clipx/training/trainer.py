@@ -12,6 +12,7 @@ from torch import Tensor
 from clipx.checkpoints.train_state import TrainState
 from clipx.data.loader import load
 from clipx.embed import Encoder
+from clipx.training.build import describe
 from clipx.training.config import TrainConfig, due
 from clipx.training.errors import explain
 from clipx.training.evaluation import evaluate_in_training, flat
@@ -35,7 +36,7 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     plan = session.plan
     report = Reporter(total_steps=plan.total, first_step=session.state.step, show=runtime.is_main)
     stop.on_first = lambda name: report.say(f"{name}: a checkpoint after this step, then the end")
-    for message in [*session.messages, session.describe()]:
+    for message in [*session.messages, describe(config, plan, session.corpus, session.learner)]:
         report.say(message)
 
     files: LogFiles | None = None

@@ -20,7 +20,7 @@ from clipx.data.corpus import Corpus
 from clipx.data.loader import load
 from clipx.data.tar_index import load_index
 from clipx.training.config import TrainConfig
-from clipx.training.corpus import changes, describe, write_table
+from clipx.training.corpus import changes, corpus_messages, write_table
 from clipx.training.trainer import train
 from clipx.types import UserError
 
@@ -276,7 +276,7 @@ def test_two_ranks_fill_one_quarantine(tmp_path: Path) -> None:
 
 
 def test_what_is_special_of_a_corpus_is_told(tmp_path: Path, shards: Path) -> None:
-    assert describe(DataConfig(shards=str(shards)).open(seed=0), 36) == []
+    assert corpus_messages(DataConfig(shards=str(shards)).open(seed=0), 36) == []
     os.truncate(shards / "0.tar", load_index(shards / "0.tar").members(6)[0][1] + 10)
     lines = [
         {"shard": str(shards / "1.tar"), "key": "k10"},
@@ -286,7 +286,7 @@ def test_what_is_special_of_a_corpus_is_told(tmp_path: Path, shards: Path) -> No
     ]
     (tmp_path / "skip.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     corpus = DataConfig(shards=str(shards), skip=str(tmp_path / "skip.jsonl")).open(seed=0)
-    assert describe(corpus, 36) == [
+    assert corpus_messages(corpus, 36) == [
         f"{shards / '0.tar'}: the tar ends early: the samples after its first 6 are missing",
         "3 samples are skipped by data.skip",
         "1 lines of data.skip name shards that are not here",
