@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from clipx.demo.eval_set import COUNTS
 from clipx.demo.licenses import write_licenses
 from clipx.demo.packages import (
     INSTALLED_GIB,
@@ -34,7 +36,7 @@ from clipx.demo.packages import (
 )
 from clipx.demo.recipes import RECIPES, Recipe
 from clipx.demo.render import Renderer, renderer
-from clipx.demo.test_sets import COUNTS, EVAL_SETS, build_set, missing_package
+from clipx.demo.test_sets import EVAL_SETS, build_set, is_built, missing_package
 from clipx.demo.training_set import build_shards, plan_training
 from clipx.files import write_whole
 from clipx.progress import note
@@ -146,8 +148,11 @@ def _finished_report(out: Path, recipe: Recipe) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     needed = [out / "train" / shard for shard in sizes]
-    needed += [out / "eval" / name for name in report["eval"]]
     if not all(path.exists() for path in needed):
+        return None
+    # An older version made fewer sets, or without a training split.
+    wanted = {*EVAL_SETS, *report["eval"]} - {*report["skipped"]}
+    if not all(is_built(out / "eval", name) for name in wanted):
         return None
     # A package that was missing may have been installed since, so that its test set can be built.
     if not all(missing_package(name, recipe) for name in report["skipped"]):
@@ -162,11 +167,12 @@ def _build_eval(
     counts = {}
     skipped = {}
     for name in EVAL_SETS:
-        if not (folder / name).exists():
+        if not is_built(folder, name):
             if reason := missing_package(name, recipe):
                 skipped[name] = reason
                 note(f"test set {name} skipped: {reason}")
                 continue
+            shutil.rmtree(folder / name, ignore_errors=True)  # of an older version
             build_set(name, recipe, modules, render).write(folder / name)
         counts[name] = json.loads((folder / name / COUNTS).read_text("utf-8"))
         note(f"test set {name}: {counts[name]['images']:,} images")

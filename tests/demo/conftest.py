@@ -65,6 +65,8 @@ def demo_npm(tmp_path: Path) -> Path:
                          chars={code.lower(): name for code, name in EMOJI.items()})
         for prefix in ("noto", "fluent-emoji-flat")
     }  # fmt: skip
+    names = sorted(EMOJI.values())
+    emoji["fluent-emoji-flat"]["categories"] = {"Things": names[:2], "Other": names[2:]}
     mdi = {
         **drawn_by("mdi", CONCEPTS),
         "empty": {"body": "<g/>"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,34 @@ def test_zero_shot_sets_have_the_layout_of_clip_benchmark(
             numbers = {int(tar.extractfile(m).read()) for m in members if m.endswith(".cls")}
         assert numbers == set(range(count))
         assert [m.rsplit(".")[1] for m in members] == ["png", "cls"] * (len(members) // 2)
+
+
+def test_groups_of_emoji_have_a_training_split_without_the_tested_ones(
+    build_demo: BuildDemo, tmp_path: Path
+) -> None:
+    build_demo(tmp_path / "out")
+    folder = tmp_path / "out/eval/emoji-groups"
+    assert (folder / "classnames.txt").read_text("utf-8").split() == ["Other", "Things"]
+    labels = {}
+    for split in ("test", "train"):
+        with tarfile.open(folder / split / "0.tar") as tar:
+            names = [m for m in tar.getnames() if m.endswith(".cls")]
+            labels[split] = {m: int(tar.extractfile(m).read()) for m in names}
+    assert sorted(labels["test"].values()) == [0, 1]
+    assert list(labels["train"].values()) == [1], "every other one of a group"
+    assert not labels["test"].keys() & labels["train"].keys()
+
+
+def test_a_corpus_of_an_older_version_gets_the_sets_that_it_lacks(
+    build_demo: BuildDemo, tmp_path: Path
+) -> None:
+    build_demo(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/eval/mnist/train")
+    shutil.rmtree(tmp_path / "out/eval/emoji-groups")
+    report = build_demo(tmp_path / "out")
+    assert {"mnist", "emoji-groups"} <= report["eval"].keys()
+    assert (tmp_path / "out/eval/mnist/train/0.tar").exists()
+    assert (tmp_path / "out/eval/emoji-groups/test/0.tar").exists()
 
 
 def test_common_icons_are_tested_in_every_style(build_demo: BuildDemo, tmp_path: Path) -> None:
