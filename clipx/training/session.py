@@ -87,7 +87,8 @@ class Session:
         )
         self.messages = [*warnings, *messages]
         # After the model is built, since it may have batch norms or parts that cannot be locked.
-        check(config, self.encoder, world_size=self.runtime.world_size)
+        sizes = {"world_size": self.runtime.world_size, "num_samples": self.corpus.num_samples}
+        check(config, self.encoder, **sizes)
         raise_if_signaled(self.runtime, self.stop)
         open_folder = partial(
             RunFolder,

@@ -17,10 +17,10 @@ from clipx.training.evaluation import faults_of
 from clipx.types import Loss, UserError
 
 
-def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
+def check(config: TrainConfig, encoder: nn.Module, *, world_size: int, num_samples: int) -> None:
     """Raise UserError with every conflict between settings.
 
-    encoder: the model, with its locked parts locked
+    encoder: the model, with its locked parts locked; num_samples: of the corpus
     """
     # All conflicts are collected, so that a user corrects them in one go.
     conflicts = []
@@ -60,6 +60,11 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
         conflicts.append(
             f"pool.queue {config.pool.queue}: the objective has no image-text pairs to keep; set "
             "pool.queue=0"
+        )
+    if config.pool.queue > num_samples:
+        conflicts.append(
+            f"pool.queue {config.pool.queue}: the corpus has {num_samples} samples, so that "
+            "rows would be their own negatives; lower it"
         )
     num_views = len(config.objective.augmentations(config.data.augmentation))
     if config.cache_features is not None and num_views > 1:

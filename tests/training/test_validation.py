@@ -29,7 +29,7 @@ def complaints(encoder: nn.Module, ranks: int, *overrides: str) -> list[str]:
     base = ["data.shards=x", "run_dir=x", "model.name=x", "duration=1 steps"]
     config = load(TrainConfig, None, [*base, "global_batch_size=96", *overrides])
     try:
-        check(config, encoder, world_size=ranks)
+        check(config, encoder, world_size=ranks, num_samples=1000)
     except UserError as error:
         return str(error).split("\n")
     return []
@@ -55,6 +55,12 @@ def test_a_global_batch_that_micro_batches_do_not_fill_is_told_the_nearest() -> 
         "global_batch_size 1000 is not a multiple of 8 ranks x micro_batch_size 3; "
         "the nearest that fits is 1008"
     )
+
+
+def test_a_queue_longer_than_the_corpus_is_refused() -> None:
+    assert complaints(PLAIN, 1, "pool.queue=1000") == []
+    (told,) = complaints(PLAIN, 1, "pool.queue=1001")
+    assert told.startswith("pool.queue 1001: the corpus has 1000 samples")
 
 
 def test_batch_norm_is_refused_where_it_would_change_what_is_trained() -> None:
