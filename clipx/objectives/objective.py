@@ -26,6 +26,7 @@ class Parts:
     loss: of image-text pairs; queue: pairs of earlier steps that serve as further negatives
     normalize: images of a batch on the device -> the model's input
     seed: of the run; pad_id: the token that pads captions; num_samples: of the corpus
+    vocab_size: number of token ids; special_ids: of those that are no part of a caption
     """
 
     encoder: Any
@@ -36,6 +37,8 @@ class Parts:
     pad_id: int = 0
     queue: int = 0
     num_samples: int = 0
+    vocab_size: int = 0
+    special_ids: frozenset[int] = frozenset()
 
 
 class ObjectiveConfig(Protocol):
@@ -43,6 +46,8 @@ class ObjectiveConfig(Protocol):
 
     contrasts_text: bool
     """Whether it uses captions, and the run's `loss` and `pool.queue`."""
+    needs_pixels_and_tokens: bool
+    """Whether it cannot train on the features of locked towers (`cache_features`) instead."""
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         """One for each view of an image. of_run: that of the run's `data`"""

@@ -108,15 +108,18 @@ def build_learner(
         trained.set_grad_checkpointing(True)
     if config.compile == "towers":
         compile_towers(trained)
+    tokenizer = build_tokenizer(model_json["text_cfg"])
     parts = Parts(
         trained,
         model_json["embed_dim"],
         config.loss.build(),
         normalize,
         seed=config.seed,
-        pad_id=build_tokenizer(model_json["text_cfg"]).pad_id,
+        pad_id=tokenizer.pad_id,
         queue=config.pool.queue,
         num_samples=num_samples,
+        vocab_size=tokenizer.largest_id + 1,
+        special_ids=tokenizer.special_ids,
     )
     torch.manual_seed(config.seed + 1)  # of an objective's own weights
     objective = config.objective.build(parts).to(runtime.device)

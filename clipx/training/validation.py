@@ -56,6 +56,20 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
                 f"parallel fsdp2: the statistics of {batch_norm}, a batch norm, would differ "
                 "between ranks; set parallel=ddp, or lock it by model.locked"
             )
+    conflicts += _objective_conflicts(config)
+    if config.cache_features is not None:
+        heads_alone = "cache_features trains heads alone, without blocks"
+        if config.grad_checkpointing:
+            conflicts.append(f"{heads_alone}; set grad_checkpointing=false")
+        if config.compile != "none":
+            conflicts.append(f"{heads_alone}; set compile=none")
+    if conflicts:
+        raise UserError("\n".join(conflicts))
+
+
+def _objective_conflicts(config: TrainConfig) -> list[str]:
+    """Settings that the objective cannot use."""
+    conflicts = []
     if not config.objective.contrasts_text and config.pool.queue:
         conflicts.append(
             f"pool.queue {config.pool.queue}: the objective has no image-text pairs to keep; set "
@@ -67,14 +81,12 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
             "cache_features keeps one view of each image, and the objective compares several; set "
             "cache_features=null, or objective=image_text"
         )
-    if config.cache_features is not None:
-        heads_alone = "cache_features trains heads alone, without blocks"
-        if config.grad_checkpointing:
-            conflicts.append(f"{heads_alone}; set grad_checkpointing=false")
-        if config.compile != "none":
-            conflicts.append(f"{heads_alone}; set compile=none")
-    if conflicts:
-        raise UserError("\n".join(conflicts))
+    elif config.cache_features is not None and config.objective.needs_pixels_and_tokens:
+        conflicts.append(
+            "cache_features gives features in place of pixels and token ids, which the objective "
+            "needs; set cache_features=null, or objective=image_text"
+        )
+    return conflicts
 
 
 def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str]:

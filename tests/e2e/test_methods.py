@@ -29,6 +29,8 @@ METHODS = {
     "matryoshka": ["loss={name: matryoshka, widths: {16: 1, 4: 0.5}, loss: infonce}"],
     "two_view": [f"objective={{name: two_view, {HEAD}}}"],
     "slip": [f"objective={{name: slip, {HEAD}, share_view: true}}", "pool.queue=30"],
+    "bag_of_tokens": ["objective={name: bag_of_tokens, weight: 0.5}"],
+    "bag_of_tokens, alone": ["objective={name: bag_of_tokens, contrast: false}"],
 }
 
 
@@ -63,9 +65,12 @@ def test_two_processes_in_micro_batches_are_as_one(
     assert sum(losses[-3:]) < sum(losses[:3]), "it did learn"
 
 
-@pytest.mark.parametrize("method", ["hard_negative", "two_view", "slip"])
+@pytest.mark.parametrize(
+    "method",
+    ["hard_negative", "two_view", "slip", pytest.param("bag_of_tokens", marks=pytest.mark.slow)],
+)
 def test_a_killed_run_goes_on_bit_by_bit(config: Path, tmp_path: Path, method: str) -> None:
-    """With the state of the objective: its head, its queue."""
+    """With the state of the objective: its head, its queue, its counts."""
     settings = (*METHODS[method], f"duration={LAST} steps", "checkpoint_every=5 steps")
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     train(config, f"run_dir={undisturbed}", *settings)
