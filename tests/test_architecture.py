@@ -72,6 +72,7 @@ NO_COMPONENTS = {  # modules that components share
     "labeled_set",
     "objective",
     "queue",
+    "teacher",
     "test_sets",
     "views",
 }

@@ -10,12 +10,17 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from clipx.data.augment import Augmentation
-from clipx.types import Batch, Loss, LossOutput, Pool
+from clipx.objectives.teacher import Teacher
+from clipx.types import Batch, Loss, LossOutput, Pool, TeacherInfo, UserError
 
 Views = dict[str, Tensor]
 """Row-wise tensors of a batch by name, (B, ...) each."""
 Features = dict[str, Tensor]
 """Row-wise tensors for the loss by name, (B, ...) each: float32 features, and ids."""
+
+
+def no_teacher(model: str) -> Teacher:
+    raise UserError(f"objective.teacher {model}: teachers can be loaded in training only")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Parts:
     normalize: images of a batch on the device -> the model's input
     seed: of the run; pad_id: the token that pads captions; num_samples: of the corpus
     vocab_size: number of token ids; special_ids: of those that are no part of a caption
+    load_teacher: a model as `clipx eval` takes it -> a teacher for this model; raises UserError
+    stored_teacher: of the embeddings in the batches; None if they have none
     """
 
     encoder: Any
@@ -39,6 +46,8 @@ class Parts:
     num_samples: int = 0
     vocab_size: int = 0
     special_ids: frozenset[int] = frozenset()
+    load_teacher: Callable[[str], Teacher] = no_teacher
+    stored_teacher: TeacherInfo | None = None
 
 
 class ObjectiveConfig(Protocol):

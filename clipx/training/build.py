@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from clipx.training.learner import Learner
 from clipx.training.optim import build_optimizer
 from clipx.training.precision import Precision
 from clipx.training.run_folder import RunFolder
+from clipx.training.teachers import load_teacher
 
 
 def new_encoder(
@@ -120,6 +122,9 @@ def build_learner(
         num_samples=num_samples,
         vocab_size=tokenizer.largest_id + 1,
         special_ids=tokenizer.special_ids,
+        load_teacher=partial(
+            load_teacher, student=model_json, runtime=runtime, dtype=precision.dtype
+        ),
     )
     torch.manual_seed(config.seed + 1)  # of an objective's own weights
     objective = config.objective.build(parts).to(runtime.device)

@@ -1,0 +1,63 @@
+"""Distillation in whole runs: from a teacher, and from its stored embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_methods import LAST, own_state
+from tiny_runs import kill_when, metrics, steps_logged, train, weights_digest
+
+pytestmark = pytest.mark.slow
+
+TERMS = "feature: 1, similarity: 0.5, interactive: 0.5"
+
+
+def settings_of(undisturbed: Path) -> tuple[str, ...]:
+    return (
+        f"objective={{name: distill, teacher: {undisturbed}, {TERMS}}}",
+        f"duration={LAST} steps",
+        "checkpoint_every=5 steps",
+        "seed=3",
+    )
+
+
+def test_two_processes_in_micro_batches_are_as_one(
+    config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(undisturbed)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(config, f"run_dir={one}", *settings)
+    train(config, f"run_dir={two}", *settings, "micro_batch_size=4", processes=2)
+    for first, second in zip(metrics(one), metrics(two), strict=True):
+        assert first["fingerprint"] == second["fingerprint"]
+        for key in ("train/loss", "train/grad_norm", "train/similarity_loss"):
+            assert second[key] == pytest.approx(first[key], rel=5e-3, abs=1e-5), first["step"]
+    records = metrics(one)
+    assert records[-1]["train/feature_loss"] < records[0]["train/feature_loss"]
+
+
+def test_a_killed_run_goes_on_bit_by_bit(config: Path, undisturbed: Path, tmp_path: Path) -> None:
+    settings = settings_of(undisturbed)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(config, f"run_dir={whole}", *settings)
+    overrides = (f"run_dir={killed}", *settings)
+    kill_when(lambda: steps_logged(killed) >= 12, tmp_path / "log", config, *overrides)
+    train(config, *overrides)
+    assert weights_digest(killed, LAST) == weights_digest(whole, LAST)
+    assert metrics(killed) == metrics(whole)
+    assert own_state(killed).keys() == {"_extra_state"}, "the digest of the teacher alone"
+
+
+def test_sharded_students_take_the_steps_of_one_process(
+    config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(undisturbed)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(config, f"run_dir={one}", *settings)
+    train(config, f"run_dir={two}", *settings, "parallel=fsdp2", processes=2)
+    losses = []
+    for run in (one, two):
+        losses.append(torch.tensor([record["train/loss"] for record in metrics(run)]))
+    torch.testing.assert_close(losses[1], losses[0], rtol=5e-3, atol=1e-5)
