@@ -22,7 +22,6 @@ class Config:
     """The run's `loss` contrasts images with texts."""
 
     contrasts_text = True
-    needs_pixels_and_tokens = False
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         return [of_run]

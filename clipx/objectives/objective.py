@@ -55,14 +55,17 @@ class ObjectiveConfig(Protocol):
 
     contrasts_text: bool
     """Whether it uses captions, and the run's `loss` and `pool.queue`."""
-    needs_pixels_and_tokens: bool
-    """Whether it cannot train on the features of locked towers (`cache_features`) instead."""
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         """One for each view of an image. of_run: that of the run's `data`"""
         ...
 
     def build(self, parts: Parts) -> Objective: ...
+
+
+class NeedsPixelsAndTokens:
+    """Base of a `Config` whose objective cannot train on the features of locked towers
+    (`cache_features`) instead."""
 
 
 class Objective(nn.Module, ABC):

@@ -29,7 +29,6 @@ class Config:
     three: the third with the augmentation of `data`."""
 
     contrasts_text = True
-    needs_pixels_and_tokens = False
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         views = [self.views.augmentation] * 2

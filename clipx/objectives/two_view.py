@@ -23,7 +23,6 @@ class Config:
     views: ViewsConfig = ViewsConfig()
 
     contrasts_text = False
-    needs_pixels_and_tokens = False
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         return [self.views.augmentation] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from clipx.checkpoints.saver import Saver
 from clipx.data.corpus import Corpus
 from clipx.data.loader import BatchSource
 from clipx.data.preprocessing import Preprocessing
+from clipx.data.reinforcement import read_manifest
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
@@ -111,6 +113,9 @@ def build_learner(
     if config.compile == "towers":
         compile_towers(trained)
     tokenizer = build_tokenizer(model_json["text_cfg"])
+    stored_teacher = None
+    if config.data.reinforced is not None:
+        stored_teacher = read_manifest(Path(config.data.reinforced)).teacher
     parts = Parts(
         trained,
         model_json["embed_dim"],
@@ -125,6 +130,7 @@ def build_learner(
         load_teacher=partial(
             load_teacher, student=model_json, runtime=runtime, dtype=precision.dtype
         ),
+        stored_teacher=stored_teacher,
     )
     torch.manual_seed(config.seed + 1)  # of an objective's own weights
     objective = config.objective.build(parts).to(runtime.device)

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from clipx.checkpoints.manifest import list_checkpoints
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import chosen
+from clipx.objectives.objective import NeedsPixelsAndTokens
 from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.evaluation import faults_of
 from clipx.types import Loss, UserError
@@ -81,11 +82,22 @@ def _objective_conflicts(config: TrainConfig) -> list[str]:
             "cache_features keeps one view of each image, and the objective compares several; set "
             "cache_features=null, or objective=image_text"
         )
-    elif config.cache_features is not None and config.objective.needs_pixels_and_tokens:
+    elif config.cache_features is not None and isinstance(config.objective, NeedsPixelsAndTokens):
         conflicts.append(
             "cache_features gives features in place of pixels and token ids, which the objective "
             "needs; set cache_features=null, or objective=image_text"
         )
+    if config.data.reinforced is not None:
+        if config.cache_features is not None:
+            conflicts.append(
+                "data.reinforced has other views of an image at each visit, and cache_features "
+                "keeps one; leave one of the two out"
+            )
+        if config.objective.augmentations(config.data.augmentation) != [config.data.augmentation]:
+            conflicts.append(
+                "data.reinforced has the augmentation of `data`, and the objective has its own; "
+                "set data.reinforced=null, or objective=distill"
+            )
     return conflicts
 
 

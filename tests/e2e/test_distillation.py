@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_methods import LAST, own_state
-from tiny_runs import kill_when, metrics, steps_logged, train, weights_digest
+from tiny_runs import kill_when, metrics, run_clipx, steps_logged, train, weights_digest
 
 pytestmark = pytest.mark.slow
 
@@ -61,3 +61,40 @@ def test_sharded_students_take_the_steps_of_one_process(
     for run in (one, two):
         losses.append(torch.tensor([record["train/loss"] for record in metrics(run)]))
     torch.testing.assert_close(losses[1], losses[0], rtol=5e-3, atol=1e-5)
+
+
+def test_stored_embeddings_on_two_processes_are_as_on_one(
+    config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Made by one process and by two, read by worker processes, killed and resumed."""
+    augmentation = ("data.crop_scale=[0.3, 1]", "data.flip=0.5")
+    folders = {}
+    for processes in (1, 2):
+        out = tmp_path / f"reinforced by {processes}"
+        arguments = ("data", "reinforce", config, undisturbed, *augmentation, "--out", out)
+        done = run_clipx(*arguments, processes=processes)
+        assert done.returncode == 0, done.stderr
+        folders[processes] = out
+    for path in folders[1].iterdir():
+        assert path.read_bytes() == (folders[2] / path.name).read_bytes(), path.name
+
+    settings = (
+        f"objective={{name: distill, teacher: stored, {TERMS}}}",
+        f"data.reinforced={folders[1]}",
+        "data.workers=1",
+        f"duration={LAST} steps",
+        "checkpoint_every=5 steps",
+        "seed=3",
+        *augmentation,
+    )
+    one, two, killed = tmp_path / "one", tmp_path / "two", tmp_path / "killed"
+    train(config, f"run_dir={one}", *settings)
+    train(config, f"run_dir={two}", *settings, "micro_batch_size=4", processes=2)
+    for first, second in zip(metrics(one), metrics(two), strict=True):
+        assert first["fingerprint"] == second["fingerprint"]
+        for key in ("train/loss", "train/grad_norm", "train/similarity_loss"):
+            assert second[key] == pytest.approx(first[key], rel=5e-3, abs=1e-5), first["step"]
+    overrides = (f"run_dir={killed}", *settings)
+    kill_when(lambda: steps_logged(killed) >= 12, tmp_path / "log", config, *overrides)
+    train(config, *overrides)
+    assert weights_digest(killed, LAST) == weights_digest(one, LAST)
