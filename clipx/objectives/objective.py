@@ -127,6 +127,15 @@ class Objective(nn.Module, ABC):
         """`named_parameters` without the encoder's."""
         return [(name, p) for name, p in self.named_parameters() if not _is_encoders(name)]
 
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """Those of its own that FSDP2 leaves whole on every rank: outside of all roots."""
+        own = self.own_parameters()
+        if not own:
+            return []
+        _, roots = self.shards()
+        sharded = {id(p) for root in roots for p in root.parameters()}
+        return [p for _, p in own if id(p) not in sharded]
+
     def own_state(self) -> dict[str, Any]:
         """`state_dict` without the encoder, whose weights have a file of their own. Loaded by
         `load_state_dict(state, strict=False)`."""

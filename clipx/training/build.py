@@ -142,7 +142,9 @@ def build_learner(
         objective=objective,
         model=model,
         # After `wrap`, which replaces parameters by shards.
-        optimizer=build_optimizer(trained, config.optim, objective.own_parameters()),
+        optimizer=build_optimizer(
+            trained, config.optim, objective.own_parameters(), objective.whole_parameters()
+        ),
         precision=precision,
         ema=Ema(encoder, config.ema) if config.ema is not None else None,
     )

@@ -150,6 +150,17 @@ def test_samples_that_could_not_be_embedded_are_listed(spoiled: Path, tmp_path: 
     assert np.diff(stored["first"]).tolist() == [3, 0, 0, 3]
 
 
+def test_a_sample_that_can_be_read_only_now_is_replaced(tmp_path: Path) -> None:
+    """Its picture was too large for the limit of the build."""
+    samples = {f"k{n}": {"png": png(n), "txt": f"picture {n}"} for n in range(6)}
+    samples["k3"]["png"] = png(3, size=(40, 30))
+    write_shard(tmp_path / "corpus/0.tar", samples)
+    out = reinforce(config_of(tmp_path / "corpus", max_image_pixels=400), tmp_path / "out")
+    source = batches(config_of(tmp_path / "corpus"), out)
+    keys = [key for k in range(6) for key in batch(source, k).keys]
+    assert set(keys) == {"k0", "k1", "k2", "k4", "k5"}
+
+
 def test_ranks_share_the_work_and_the_batch(spoiled: Path, tmp_path: Path) -> None:
     config = config_of(spoiled, **FIELDS)
     one = reinforce(config, tmp_path / "one")

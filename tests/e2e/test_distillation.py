@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from test_methods import LAST, own_state
-from tiny_runs import kill_when, metrics, run_clipx, steps_logged, train, weights_digest
+from tiny_runs import MODEL, kill_when, metrics, run_clipx, steps_logged, train, weights_digest
 
 pytestmark = pytest.mark.slow
 
@@ -50,10 +51,18 @@ def test_a_killed_run_goes_on_bit_by_bit(config: Path, undisturbed: Path, tmp_pa
     assert own_state(killed).keys() == {"_extra_state"}, "the digest of the teacher alone"
 
 
-def test_sharded_students_take_the_steps_of_one_process(
-    config: Path, undisturbed: Path, tmp_path: Path
+@pytest.mark.parametrize("width", [16, 24])
+@pytest.mark.parametrize("name", ["distill", "bag_of_tokens"])
+def test_sharded_models_take_the_steps_of_one_process(
+    config: Path, undisturbed: Path, tmp_path: Path, name: str, width: int
 ) -> None:
-    settings = settings_of(undisturbed)
+    """With heads and projections that stay whole on every rank."""
+    objective, *settings = settings_of(undisturbed)
+    if name != "distill":
+        objective = f"objective={name}"
+    model = tmp_path / "model.json"
+    model.write_text(json.dumps(MODEL | {"embed_dim": width}))
+    settings += [objective, f"model.name={model}"]
     one, two = tmp_path / "one", tmp_path / "two"
     train(config, f"run_dir={one}", *settings)
     train(config, f"run_dir={two}", *settings, "parallel=fsdp2", processes=2)
@@ -61,6 +70,8 @@ def test_sharded_students_take_the_steps_of_one_process(
     for run in (one, two):
         losses.append(torch.tensor([record["train/loss"] for record in metrics(run)]))
     torch.testing.assert_close(losses[1], losses[0], rtol=5e-3, atol=1e-5)
+    has_weights = any("weight" in key for key in own_state(two))
+    assert has_weights == ((name, width) != ("distill", 16))
 
 
 def test_stored_embeddings_on_two_processes_are_as_on_one(

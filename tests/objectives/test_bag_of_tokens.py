@@ -19,6 +19,7 @@ from clipx.objectives import bag_of_tokens
 from clipx.objectives.bag_of_tokens import BagOfTokens
 from clipx.objectives.image_text import ImageText
 from clipx.objectives.objective import Objective, Parts
+from clipx.training.optim import OptimConfig, build_optimizer
 from clipx.types import Batch, UserError
 
 START, END = 38, 39
@@ -113,6 +114,20 @@ def test_superclass_trains_the_image_tower_and_the_head_alone() -> None:
     with_gradient = {name for name, p in objective.named_parameters() if p.grad is not None}
     assert trained == with_gradient
     assert all(name.startswith(("encoder.visual.", "head.linear.")) for name in trained)
+
+
+def test_a_head_that_is_never_sharded_is_a_group_of_its_own() -> None:
+    """The optimizer's kernel takes sharded or whole parameters, not both; and a checkpoint must fit
+    runs with and without shards."""
+    objective = build()
+    own = objective.own_parameters()
+    whole = objective.whole_parameters()
+    assert [name for name, _ in own] == ["head.linear.weight", "head.linear.bias"]
+    assert [id(p) for p in whole] == [id(p) for _, p in own]
+    optimizer = build_optimizer(objective.encoder, OptimConfig(), own, whole)
+    for group in optimizer.param_groups:
+        are_whole = [p.ndim == 0 or any(p is q for q in whole) for p in group["params"]]
+        assert len(set(are_whole)) == 1
 
 
 def test_rows_in_parts_give_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
