@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,22 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     train(config(settings, tmp_path / "halves", objective=objective("stored")))
     losses = [record["train/loss"] for record in records(tmp_path / "whole")]
     assert [record["train/loss"] for record in records(tmp_path / "halves")] == losses[2:]
+
+
+def test_a_run_does_not_go_on_with_another_teacher(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of the same name: the digest of its weights is in the checkpoint."""
+    folder = tmp_path / "reinforced"
+    shutil.copytree(settings["data"]["reinforced"], folder)
+    data = settings["data"] | {"reinforced": str(folder)}
+    run = config(settings, tmp_path / "run", objective=objective("stored"), data=data)
+    train(run)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["teacher"]["digest"] = "ab" * 32
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="is not the teacher that this run began with"):
+        Session(run)
 
 
 @pytest.mark.parametrize(
