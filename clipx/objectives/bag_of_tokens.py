@@ -18,7 +18,7 @@ from clipx.objectives.image_text import ImageText
 from clipx.objectives.objective import Features, NeedsPixelsAndTokens, Parts, Views
 from clipx.types import LossOutput, Pool, UserError
 
-ROWS_AT_ONCE = 256  # of logits: 50 MB for CLIP's vocabulary
+ROWS_AT_ONCE = 256  # of logits and what backward makes of them: 280 MB for CLIP's vocabulary
 
 
 @config
@@ -74,20 +74,24 @@ class TokenHead(nn.Module):
         is_word[sorted(special_ids)] = False
         self.register_buffer("is_word", is_word, persistent=False)
 
-    def bags(self, tokens: Tensor) -> Tensor:
-        """(b, T) int64 -> (b, V) bool: whether a caption has a token, however often."""
-        vocab_size = len(self.is_word)
-        bags = torch.zeros(len(tokens), vocab_size + 1, dtype=torch.bool, device=tokens.device)
-        # The last column takes ids beyond the vocabulary, such as mT5's <extra_id_0> in a caption.
-        bags.scatter_(1, tokens.clamp(max=vocab_size), True)
-        return bags[:, :vocab_size] & self.is_word
+    def first_of_each_word(self, tokens: Tensor) -> Tensor:
+        """(b, T) int64 -> (b, T) bool: tokens of words, without those that stood before."""
+        same = tokens[:, :, None] == tokens[:, None, :]
+        is_repeated = same.tril(-1).any(2)
+        # Ids beyond the vocabulary are no words, such as mT5's <extra_id_0> in a caption.
+        is_known = tokens < len(self.is_word)
+        return self.is_word[self._within(tokens)] & is_known & ~is_repeated
+
+    def _within(self, tokens: Tensor) -> Tensor:
+        return tokens.clamp(max=len(self.is_word) - 1)
 
     @torch.no_grad()
     def count(self, tokens: Tensor, pool: Pool) -> None:
         """Add the captions of all ranks. All ranks take part. tokens: (B, T)"""
         counts = torch.zeros_like(self.captions_with)
         for part in tokens.split(ROWS_AT_ONCE):
-            counts += self.bags(part).sum(0)
+            is_new = self.first_of_each_word(part).long()
+            counts.scatter_add_(0, self._within(part).flatten(), is_new.flatten())
         # Counts rather than token ids: ranks pad their captions to different lengths.
         own = torch.cat([counts, counts.new_tensor([len(tokens)])])
         total = pool.gather(own[None]).sum(0)
@@ -124,13 +128,19 @@ class TokenHead(nn.Module):
 
     def _classify(self, rows: Tensor, tokens: Tensor, rarity: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.linear(rows)
-        bags = self.bags(tokens)
-        weights = torch.where(bags, rarity, 0.0)
+        is_target = self.first_of_each_word(tokens)
+        ids = self._within(tokens)
+        weights = torch.where(is_target, rarity[ids], 0.0)
+        total = weights.sum(1, keepdim=True)
+        # -sum of y log softmax(z) is logsumexp(z) - sum of y z where y sums to 1: no row of the
+        # target has the vocabulary's size.
+        share = weights / total.clamp(min=torch.finfo(total.dtype).tiny)
+        cross_entropy = logits.logsumexp(1) - (share * logits.gather(1, ids)).sum(1)
         # A caption without words, such as "", has no target and a loss of zero.
-        target = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-        loss = -(target * F.log_softmax(logits, dim=1)).sum(1)
+        loss = torch.where(total[:, 0] > 0, cross_entropy, 0.0)
         likeliest = logits.detach().argmax(1, keepdim=True)
-        return loss, bags.gather(1, likeliest)[:, 0]
+        hit = ((tokens == likeliest) & is_target).any(1)
+        return loss, hit
 
 
 class BagOfTokens(ImageText):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 from stepping import model
 from tiny_runs import MODEL
 from torch import Tensor
@@ -16,7 +17,7 @@ from clipx.data.tokenizers import ClipBPE
 from clipx.distributed.pool import LocalPool
 from clipx.losses.infonce import InfoNCE
 from clipx.objectives import bag_of_tokens
-from clipx.objectives.bag_of_tokens import BagOfTokens
+from clipx.objectives.bag_of_tokens import BagOfTokens, TokenHead
 from clipx.objectives.image_text import ImageText
 from clipx.objectives.objective import Objective, Parts
 from clipx.training.optim import OptimConfig, build_optimizer
@@ -136,6 +137,21 @@ def test_rows_in_parts_give_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> No
     parts = loss_of(build(), batch())
     torch.testing.assert_close(parts.loss, whole.loss)
     assert torch.equal(parts.metrics["token_accuracy"], whole.metrics["token_accuracy"])
+
+
+def test_memory_does_not_grow_with_the_batch() -> None:
+    """At most 22 bytes for each of 256 x V logits, and little for further rows."""
+    vocab_size = 4000
+    head = TokenHead(8, vocab_size, frozenset({0}))
+    peaks = []
+    for rows in (256, 1024):
+        embedding = torch.randn(rows, 8, requires_grad=True)
+        tokens = torch.randint(1, vocab_size, (rows, 5))
+        with LiveBytes() as live:
+            head(embedding, tokens)[0].mean().backward()
+        peaks.append(live.peak)
+    assert peaks[0] < 24 * 256 * vocab_size
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def test_an_evaluation_counts_nothing() -> None:
