@@ -56,6 +56,17 @@ def add_verbs(verbs: Any) -> None:
     bench.add_argument("--seconds", type=float, default=20.0, help="how long to measure")
     bench.set_defaults(run=_bench)
 
+    reinforce = data.add_parser("reinforce", help="store a teacher's embeddings for distillation")
+    reinforce.add_argument("corpus", help="shards, or the YAML file of a run")
+    reinforce.add_argument("model", metavar="MODEL", help="the teacher, as `clipx eval` takes it")
+    reinforce.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.flip=0.5")
+    text = "folder for data.reinforced; the same command completes it"
+    reinforce.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
+    reinforce.add_argument("--views", type=int, default=4, help="of each image (default: 4)")
+    kinds = ("auto", "bf16", "fp16", "tf32", "fp32")
+    reinforce.add_argument("--precision", choices=kinds, default="auto", help="of the towers")
+    reinforce.set_defaults(run=_reinforce)
+
 
 def _demo(arguments: argparse.Namespace) -> None:
     from clipx.demo.corpus import build
@@ -192,6 +203,32 @@ def _bench(arguments: argparse.Namespace) -> None:
     print(f"the loader with {workers}: {report.samples_per_second:,.0f} samples/s")
     print(f"bottleneck: {report.bottleneck}, {report.seconds[report.bottleneck] / total:.0%}")
     print(f"a worker with a core of its own adds about {1 / total:,.0f} samples/s")
+
+
+def _reinforce(arguments: argparse.Namespace) -> None:
+    """Write a teacher's embeddings, and print what was written."""
+    from clipx.distributed.runtime import start
+    from clipx.training.reinforce import reinforce
+
+    if arguments.views < 1:
+        raise UserError(f"--views {arguments.views} is below 1")
+    data = _data_config(arguments.corpus, arguments.overrides)
+    # Ranks wait for the slowest, whose shards may take hours longer than those of the others.
+    runtime = start("auto", timeout_minutes=7 * 24 * 60)
+    manifest = reinforce(
+        data,
+        arguments.model,
+        arguments.out,
+        runtime,
+        num_views=arguments.views,
+        precision=arguments.precision,
+    )
+    if runtime.is_main:
+        num_bad = sum(map(len, manifest.bad.values()))
+        print(f"{arguments.out}: {manifest.num_views} views of each image, by {arguments.model}")
+        print(f"{num_bad:,} samples could not be read; training replaces them")
+        print(f"train with objective.teacher=stored data.reinforced={arguments.out}")
+    runtime.close()
 
 
 def _print_table(header: list[str], rows: list[list[str]], title: str | None = None) -> None:

@@ -174,6 +174,20 @@ class Negatives:
     ids: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class TeacherInfo:
+    """What distillation needs to know of a teacher.
+
+    embed_dim: width of its embeddings; scale: its inverse temperature, by which cosines become
+        logits; digest: SHA-256 of all that its embeddings depend on; source: for messages
+    """
+
+    embed_dim: int
+    scale: float
+    digest: str
+    source: str
+
+
 class ImageTextEncoder(Protocol):
     """What evaluators, search and export need of a model. Rows are float32 and of unit norm."""
 

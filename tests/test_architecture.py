@@ -62,6 +62,7 @@ def test_functions_fit_a_screen() -> None:
 
 NO_COMPONENTS = {  # modules that components share
     "primitives",
+    "distillation",
     "false_negatives",
     "captioned_set",
     "classifier",
@@ -72,6 +73,7 @@ NO_COMPONENTS = {  # modules that components share
     "momentum_copy",
     "objective",
     "queue",
+    "teacher",
     "test_sets",
     "views",
 }

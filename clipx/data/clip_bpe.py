@@ -23,6 +23,7 @@ class ClipBPE:
     start = 49406
     end = 49407
     largest_id = 49407
+    special_ids = frozenset({pad_id, start, end})  # "!" has the id of padding, as in open_clip
 
     def __init__(self, clean: str = "lower") -> None:
         self.state = f"ClipBPE {clean}"

@@ -79,6 +79,9 @@ class DataConfig:
     decoded_cache: str | None = None
     """Folder for decoded images, 4 bytes a pixel: each is decoded once and read in all later epochs
     and runs. For corpora that fit in memory, on a local disk. Never changes the batches."""
+    reinforced: str | None = None
+    """Folder of `clipx data reinforce` with a teacher's embeddings of this corpus: images are
+    augmented as the teacher has seen them, and batches have its embeddings."""
     max_bad_fraction: Probability = 0.1
     """Training stops when a larger share of samples (checked from 500 samples on) or of shards is
     bad."""

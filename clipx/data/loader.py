@@ -22,6 +22,7 @@ from clipx.data.corpus import Corpus
 from clipx.data.order import batch_positions, hash_of, uniforms
 from clipx.data.preprocessing import center
 from clipx.data.reader import build_reader
+from clipx.data.reinforcement import Reinforcement
 from clipx.data.sample import BadSample
 from clipx.data.tokenizers import CachedTokenizer, Tokenizer, pad
 from clipx.data.workers import empty_bytes, from_workers
@@ -76,6 +77,7 @@ class Batches:
     fit: resizing without a random crop, see `Preprocessing.fit`
     augmentations: of the views of an image, by default that of the config alone. Views are named
         image, image_2, image_3 ...; a corpus without captions has no `text`
+    reinforcement: a teacher's embeddings, as further views, and the augmentations that it saw
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Batches:
         pad_to: int | None = None,
         fit: Callable[[Tensor, int], Tensor] = center,
         augmentations: Sequence[Augmentation] | None = None,
+        reinforcement: Reinforcement | None = None,
     ) -> None:
         self.config = config
         self.corpus = corpus
@@ -106,6 +109,7 @@ class Batches:
         self.fit = fit
         self.augmentations = augmentations or [config.augmentation]
         self.reader = build_reader(config, corpus, image_size, self.augmentations)
+        self.reinforcement = reinforcement
         self._last_prefetched = -1
 
     def __getitem__(self, index: int) -> Loaded:
@@ -119,13 +123,15 @@ class Batches:
         keys: list[str] = []
         samples: list[int] = []
         bad: list[BadSample] = []
+        stored = self.reinforcement.rows(positions) if self.reinforcement else None
+        use = self.reader.use if stored is None else partial(stored.use, self.reader)
         places = zip(
             positions.tolist(), located.shard.tolist(), located.sample.tolist(), strict=True
         )
         for row, place in enumerate(places):
             outs = [image[row] for image in images]
             prepare = partial(self._prepare, draws=draws[row], outs=outs)
-            used = self.reader.use(*place, draws[row, 1:], prepare)
+            used = use(*place, draws[row, 1:], prepare)
             texts.append(used.value)
             keys.append(used.key)
             samples.append(int(self.corpus.first_sample[used.shard]) + used.sample)
@@ -133,6 +139,8 @@ class Batches:
         views = {view_name(number): image for number, image in enumerate(images)}
         if self.corpus.fields is not None:
             views["text"] = self.pad(texts)
+        if stored is not None:
+            views |= stored.views()
         return Loaded(
             views=views,
             keys=keys,

@@ -23,7 +23,15 @@ _VOCABULARY_FILES = (
 
 
 class Tokenizer(Protocol):
+    """special_ids: of tokens that are no part of a caption: start, end, padding and the like"""
+
     pad_id: int
+
+    @property
+    def largest_id(self) -> int: ...
+
+    @property
+    def special_ids(self) -> frozenset[int]: ...
 
     @property
     def state(self) -> str:
@@ -68,6 +76,13 @@ class HuggingFace:
         # mT5 has a hundred further ids for its own training; SigLIP's models have no room for them.
         ids = self._tokenizer.get_vocab().items()
         return max(i for token, i in ids if "<extra_id_" not in token)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        ids = {self.pad_id, *self._tokenizer.all_special_ids}
+        if self._stripped is not None:
+            ids.add(0)  # which `encode` writes in place of the stripped token
+        return frozenset(ids)
 
     @property
     def state(self) -> str:
@@ -182,6 +197,14 @@ class CachedTokenizer:
         self._tokenizer = tokenizer
         self._max_texts = max_texts
         self._ids: dict[tuple[str, int], list[int]] = {}
+
+    @property
+    def largest_id(self) -> int:
+        return self._tokenizer.largest_id
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return self._tokenizer.special_ids
 
     @property
     def state(self) -> str:

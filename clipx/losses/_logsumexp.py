@@ -81,6 +81,47 @@ class LogSumExpFunction(torch.autograd.Function):
         return (*gradients_of_pairs(ctx, rows, scale, weigh, *extra), *[None] * 4)
 
 
+def weighted_logsumexp(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_weights: Tensor | None,
+    column_weights: Tensor | None,
+    pool: Pool | None,
+    ids: Tensor | None,
+    column_ids: Tensor | None,
+    own: Own,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`LogSumExpFunction` with weights of the terms, as for `pairwise_logsumexp`."""
+    # A weight of a term is a summand of its logit, which two further coordinates add. Each sum
+    # then has its own row's (or column's) summand in all terms, and it is taken off again.
+    of_row = _log_weights(row_weights, scale, len(rows))
+    of_column = _log_weights(column_weights, scale, len(columns))
+    summands = torch.stack([of_row, torch.ones_like(of_row)], 1)
+    left = torch.cat([scale * rows, summands], 1)
+    summands = torch.stack([torch.ones_like(of_column), of_column], 1)
+    right = torch.cat([columns.to(scale.dtype), summands], 1)
+    row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
+        left, right, torch.ones_like(scale), pool, ids, column_ids, own
+    )
+    return row_lse - of_row, column_lse - of_column, own_logits - of_row, largest_other - of_row
+
+
+def _log_weights(weights: Tensor | None, scale: Tensor, count: int) -> Tensor:
+    """(count,) logarithms of (count,) weights, 0 without them."""
+    if weights is None:
+        return scale.new_zeros(count)
+    return weights.detach().to(scale.dtype).log()
+
+
+def logaddexp(first: Tensor, second: Tensor) -> Tensor:
+    """As torch's, but the gradient is 0 where both are -inf, not NaN."""
+    # Rows without any candidate: replaced before the call, since NaN times 0 would stay NaN.
+    empty = (first == -torch.inf) & (second == -torch.inf)
+    total = torch.logaddexp(first.masked_fill(empty, 0), second.masked_fill(empty, 0))
+    return total.masked_fill(empty, -torch.inf)
+
+
 def _add_logsumexp(total: Tensor, logits: Tensor, dim: int, scratch: Tensor) -> None:
     """total = log(exp(total) + sum of exp(logits) over dim), in place."""
     # Without the maximum taken out, logits of 100 overflow float32 and those of -110 vanish. The

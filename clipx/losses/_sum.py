@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipx.losses._pairs import NearestLogits, gradients_of_pairs
 from clipx.losses._tiles import Columns, Match, Own, Tile, Tiles, at_least_float32, full_precision
-from clipx.types import CandidateBlock, Pool
+from clipx.types import CandidateBlock, Negatives, Pool
 
 
 class Elementwise(NamedTuple):
@@ -36,18 +36,31 @@ def derivative_of(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
 
 
 class Pairs:
-    """The function at the pairs of a tile.
-
-    has_masks: whether some pairs do not count, which have logits of -inf
-    """
+    """The function at the pairs of this rank's rows with the columns of all ranks."""
 
     def __init__(
-        self, of_logit: Elementwise, bias: Tensor, tiles: Tiles, *, has_masks: bool
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        of_logit: Elementwise,
+        pool: Pool | None,
+        ids: Tensor | None,
+        column_ids: Tensor | None,
+        own: Own,
+        *,
+        match: Match = "different",
+        keep: bool = True,
     ) -> None:
+        """match, keep: as for `Tiles`; the others: as for `pairwise_sum`"""
+        self.queries = at_least_float32(rows) * scale
+        self.tiles = Tiles(self.queries, ids, own, match=match, keep=keep)
+        self.shared = Columns(at_least_float32(columns), column_ids, pool)
         self._of_logit = of_logit
         self._bias = bias
-        self._tiles = tiles
-        self._has_masks = has_masks
+        # Pairs that do not count have logits of -inf.
+        self._has_masks = ids is not None or own == "left out"
 
     def row_sums(self, tile: Tile) -> Tensor:
         """(r,)"""
@@ -69,7 +82,7 @@ class Pairs:
 
     def _with_bias(self, tile: Tile) -> Tensor:
         """A copy, which may be overwritten: tiles that are kept for backward must not change."""
-        logits = self._tiles.buffer("scratch", tile.logits.shape)
+        logits = self.tiles.buffer("scratch", tile.logits.shape)
         return torch.add(tile.logits, self._bias, out=logits)
 
 
@@ -90,25 +103,22 @@ class SumFunction(torch.autograd.Function):
         own: Own,
         match: Match,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        queries = at_least_float32(rows) * scale
-        tiles = Tiles(queries, ids, own, match=match)
-        shared = Columns(at_least_float32(columns), column_ids, pool)
-        pairs = Pairs(of_logit, bias, tiles, has_masks=ids is not None or own == "left out")
-        sums = queries.new_zeros(len(rows))
-        nearest = NearestLogits(queries, own)
+        pairs = Pairs(rows, columns, scale, bias, of_logit, pool, ids, column_ids, own, match=match)
+        sums = pairs.queries.new_zeros(len(rows))
+        nearest = NearestLogits(pairs.queries, own)
 
         def compute(block: CandidateBlock, ids: Tensor | None) -> tuple[Tensor, ...]:
-            for tile in tiles.of_block(block, ids):
+            for tile in pairs.tiles.of_block(block, ids):
                 nearest.update(tile)
                 sums[tile.rows] += pairs.row_sums(tile)
             return ()
 
         with full_precision(rows.device.type):
-            shared.visit(compute, ())
-        tiles.release()
+            pairs.shared.visit(compute, ())
+        pairs.tiles.release()
         ctx.save_for_backward(rows, scale, bias)
-        ctx.tiles = tiles
-        ctx.shared = shared
+        ctx.tiles = pairs.tiles
+        ctx.shared = pairs.shared
         ctx.pairs = pairs
         ctx.columns_dtype = columns.dtype
         ctx.mark_non_differentiable(nearest.own, nearest.largest_other)
@@ -151,10 +161,8 @@ class TotalFunction(torch.autograd.Function):
         own: Own,
         needs_gradients: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        queries = at_least_float32(rows) * scale
-        tiles = Tiles(queries, ids, own, keep=False)
-        shared = Columns(at_least_float32(columns), column_ids, pool)
-        pairs = Pairs(of_logit, bias, tiles, has_masks=ids is not None or own == "left out")
+        pairs = Pairs(rows, columns, scale, bias, of_logit, pool, ids, column_ids, own, keep=False)
+        queries = pairs.queries
         sums = queries.new_zeros(len(rows))
         nearest = NearestLogits(queries, own)
         of_queries = torch.zeros_like(queries)
@@ -163,7 +171,7 @@ class TotalFunction(torch.autograd.Function):
 
         def compute(block: CandidateBlock, ids: Tensor | None) -> tuple[Tensor, ...]:
             of_columns = torch.zeros_like(block.rows[0])
-            for tile in tiles.of_block(block, ids):
+            for tile in pairs.tiles.of_block(block, ids):
                 nearest.update(tile)
                 sums[tile.rows] += pairs.row_sums(tile)
                 if not needs_gradients:
@@ -176,7 +184,7 @@ class TotalFunction(torch.autograd.Function):
             return (of_columns,) if needs_columns else ()
 
         with full_precision(rows.device.type):
-            reduced = shared.visit(compute, ("sum",) if needs_columns else ())
+            reduced = pairs.shared.visit(compute, ("sum",) if needs_columns else ())
         of_columns = reduced[0].to(columns.dtype) if needs_columns else None
         of_rows = (of_queries * scale).to(rows.dtype)
         of_scale = (of_queries * at_least_float32(rows)).sum()
@@ -192,3 +200,35 @@ class TotalFunction(torch.autograd.Function):
         for gradient in (of_rows, of_columns, of_scale, of_bias):
             gradients.append(None if gradient is None else gradient * grad_total)
         return (*gradients, *[None] * 6)
+
+
+def sums_with_negatives(
+    of_pairs: type[SumFunction | TotalFunction],
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    functions: Elementwise,
+    pool: Pool | None,
+    ids: Tensor | None,
+    column_ids: Tensor | None,
+    own: Own,
+    option: Match | bool,
+    negatives: Negatives | None,
+) -> tuple[Tensor, Tensor]:
+    """(sums of `of_pairs`, own_is_nearest), with further negatives as for `pairwise_sum`.
+
+    option: the last argument of `of_pairs`
+    """
+    sums, own_logits, largest_other = of_pairs.apply(
+        rows, columns, scale, bias, functions, pool, ids, column_ids, own, option
+    )
+    if negatives is not None:
+        others = (scale, bias, functions, None, ids, negatives.ids, "absent", option)
+        for_rows = of_pairs.apply(rows, negatives.columns, *others)
+        for_columns = of_pairs.apply(columns, negatives.rows, *others)
+        # Past pairs are negatives of both directions: this image with past texts, and this text
+        # with past images.
+        sums = sums + for_rows[0] + for_columns[0]
+        largest_other = torch.maximum(largest_other, for_rows[2])
+    return sums, own_logits > largest_other

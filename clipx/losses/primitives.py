@@ -22,10 +22,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipx.losses._logsumexp import LogSumExpFunction
+from clipx.losses._expectation import ExpectationFunction
+from clipx.losses._logsumexp import LogSumExpFunction, logaddexp, weighted_logsumexp
 from clipx.losses._nearest import NearestFunction
-from clipx.losses._sum import Elementwise, SumFunction, TotalFunction, derivative_of
-from clipx.losses._tiles import Match, Own
+from clipx.losses._sum import (
+    Elementwise,
+    SumFunction,
+    TotalFunction,
+    derivative_of,
+    sums_with_negatives,
+)
+from clipx.losses._tiles import Match, Own, at_least_float32
 from clipx.types import Negatives, Pool
 
 
@@ -84,33 +91,19 @@ def pairwise_logsumexp(
     """
     scale = _scalar(scale, rows)
     column_ids = ids if column_ids is None else column_ids
+    masks = (pool, ids, column_ids, own)
     if row_weights is None and column_weights is None:
-        row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
-            rows, columns, scale, pool, ids, column_ids, own
-        )
+        sums = LogSumExpFunction.apply(rows, columns, scale, *masks)
     else:
-        # A weight of a term is a summand of its logit, which two further coordinates add. Each sum
-        # then has its own row's (or column's) summand in all terms, and it is taken off again.
-        of_row = _log_weights(row_weights, scale, len(rows))
-        of_column = _log_weights(column_weights, scale, len(columns))
-        summands = torch.stack([of_row, torch.ones_like(of_row)], 1)
-        left = torch.cat([scale * rows, summands], 1)
-        summands = torch.stack([torch.ones_like(of_column), of_column], 1)
-        right = torch.cat([columns.to(scale.dtype), summands], 1)
-        row_lse, column_lse, own_logits, largest_other = LogSumExpFunction.apply(
-            left, right, torch.ones_like(scale), pool, ids, column_ids, own
-        )
-        row_lse = row_lse - of_row
-        column_lse = column_lse - of_column
-        own_logits = own_logits - of_row
-        largest_other = largest_other - of_row
+        sums = weighted_logsumexp(rows, columns, scale, row_weights, column_weights, *masks)
+    row_lse, column_lse, own_logits, largest_other = sums
     # Further candidates: a log-sum-exp over two sets is the logaddexp of theirs.
     if negatives is not None:
         others = (scale, None, ids, negatives.ids, "absent")
         for_rows = LogSumExpFunction.apply(rows, negatives.columns, *others)
         for_columns = LogSumExpFunction.apply(columns, negatives.rows, *others)
-        row_lse = _logaddexp(row_lse, for_rows[0])
-        column_lse = _logaddexp(column_lse, for_columns[0])
+        row_lse = logaddexp(row_lse, for_rows[0])
+        column_lse = logaddexp(column_lse, for_columns[0])
         largest_other = torch.maximum(largest_other, for_rows[3])
     return LogSumExp(row_lse, column_lse, own_logits > largest_other)
 
@@ -150,18 +143,21 @@ def pairwise_sum(
     column_ids = ids if column_ids is None else column_ids
     # autograd of a tile holds several copies of it, so a loss may give its derivative.
     functions = Elementwise(function, derivative or derivative_of(function), row_sums)
-    sums, own_logits, largest_other = SumFunction.apply(
-        rows, columns, scale, bias, functions, pool, ids, column_ids, own, match
+    sums, own_is_nearest = sums_with_negatives(
+        SumFunction,
+        rows,
+        columns,
+        scale,
+        bias,
+        functions,
+        pool,
+        ids,
+        column_ids,
+        own,
+        match,
+        negatives,
     )
-    if negatives is not None:
-        others = (scale, bias, functions, None, ids, negatives.ids, "absent", match)
-        for_rows = SumFunction.apply(rows, negatives.columns, *others)
-        for_columns = SumFunction.apply(columns, negatives.rows, *others)
-        # Past pairs are negatives of both directions: this image with past texts, and this text
-        # with past images.
-        sums = sums + for_rows[0] + for_columns[0]
-        largest_other = torch.maximum(largest_other, for_rows[2])
-    return PairwiseSum(sums, own_logits > largest_other)
+    return PairwiseSum(sums, own_is_nearest)
 
 
 @torch.compiler.disable
@@ -188,16 +184,36 @@ def pairwise_mean(
     bias = _scalar(bias, rows)
     functions = Elementwise(function, derivative or derivative_of(function), row_sums)
     grad = torch.is_grad_enabled()
-    total, own_logits, largest_other = TotalFunction.apply(
-        rows, columns, scale, bias, functions, pool, ids, ids, own, grad
+    total, own_is_nearest = sums_with_negatives(
+        TotalFunction, rows, columns, scale, bias, functions, pool, ids, ids, own, grad, negatives
     )
-    if negatives is not None:
-        others = (scale, bias, functions, None, ids, negatives.ids, "absent", grad)
-        for_rows = TotalFunction.apply(rows, negatives.columns, *others)
-        for_columns = TotalFunction.apply(columns, negatives.rows, *others)
-        total = total + for_rows[0] + for_columns[0]
-        largest_other = torch.maximum(largest_other, for_rows[2])
-    return PairwiseMean(total / len(rows), own_logits > largest_other)
+    return PairwiseMean(total / len(rows), own_is_nearest)
+
+
+@torch.compiler.disable
+def pairwise_expectation(
+    rows: Tensor,
+    columns: Tensor,
+    teacher_rows: Tensor,
+    teacher_columns: Tensor,
+    teacher_lse: LogSumExp,
+    pool: Pool | None,
+    *,
+    scale: Tensor | float = 1.0,
+    teacher_scale: Tensor | float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """(of rows (B,), of columns (B,)): the expectation of the logit minus the teacher's logit under
+    the softmax of the teacher's logits over all candidates. No gradient reaches the teacher.
+
+    rows, columns: (B, D), whose logits are `scale * rows @ columns.T`
+    teacher_rows, teacher_columns: (B, T), whose logits are the same with teacher_scale
+    teacher_lse: `pairwise_logsumexp` of the teacher's logits; pool: as above
+    """
+    with torch.no_grad():
+        queries = at_least_float32(teacher_rows) * teacher_scale
+    lse = (teacher_lse.rows.detach(), teacher_lse.columns.detach())
+    student = (rows, columns, _scalar(scale, rows))
+    return ExpectationFunction.apply(*student, pool, queries, teacher_columns.detach(), *lse)
 
 
 @torch.compiler.disable
@@ -223,21 +239,6 @@ def nearest_candidates(
         )
         best = torch.cat([best, further], 1).topk(k, dim=1).values
     return best
-
-
-def _log_weights(weights: Tensor | None, scale: Tensor, count: int) -> Tensor:
-    """(count,) logarithms of (count,) weights, 0 without them."""
-    if weights is None:
-        return scale.new_zeros(count)
-    return weights.detach().to(scale.dtype).log()
-
-
-def _logaddexp(first: Tensor, second: Tensor) -> Tensor:
-    """As torch's, but the gradient is 0 where both are -inf, not NaN."""
-    # Rows without any candidate: replaced before the call, since NaN times 0 would stay NaN.
-    empty = (first == -torch.inf) & (second == -torch.inf)
-    total = torch.logaddexp(first.masked_fill(empty, 0), second.masked_fill(empty, 0))
-    return total.masked_fill(empty, -torch.inf)
 
 
 def _scalar(value: Tensor | float, like: Tensor) -> Tensor:

@@ -10,12 +10,17 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from clipx.data.augment import Augmentation
-from clipx.types import Batch, Loss, LossOutput, Pool
+from clipx.objectives.teacher import Teacher
+from clipx.types import Batch, Loss, LossOutput, Pool, TeacherInfo, UserError
 
 Views = dict[str, Tensor]
 """Row-wise tensors of a batch by name, (B, ...) each."""
 Features = dict[str, Tensor]
 """Row-wise tensors for the loss by name, (B, ...) each: float32 features, and ids."""
+
+
+def no_teacher(model: str) -> Teacher:
+    raise UserError(f"objective.teacher {model}: teachers can be loaded in training only")
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Parts:
     loss: of image-text pairs; queue: pairs of earlier steps that serve as further negatives
     normalize: images of a batch on the device -> the model's input
     seed: of the run; pad_id: the token that pads captions; num_samples: of the corpus
+    vocab_size: number of token ids; special_ids: of those that are no part of a caption
+    load_teacher: a model as `clipx eval` takes it -> a teacher for this model; raises UserError
+    stored_teacher: of the embeddings in the batches; None if they have none
     """
 
     encoder: Any
@@ -36,6 +44,10 @@ class Parts:
     pad_id: int = 0
     queue: int = 0
     num_samples: int = 0
+    vocab_size: int = 0
+    special_ids: frozenset[int] = frozenset()
+    load_teacher: Callable[[str], Teacher] = no_teacher
+    stored_teacher: TeacherInfo | None = None
 
 
 class ObjectiveConfig(Protocol):
@@ -49,6 +61,11 @@ class ObjectiveConfig(Protocol):
         ...
 
     def build(self, parts: Parts) -> Objective: ...
+
+
+class NeedsPixelsAndTokens:
+    """Base of a `Config` whose objective cannot train on the features of locked towers
+    (`cache_features`) instead."""
 
 
 class Objective(nn.Module, ABC):
@@ -111,6 +128,15 @@ class Objective(nn.Module, ABC):
     def own_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """`named_parameters` without the encoder's."""
         return [(name, p) for name, p in self.named_parameters() if not _is_encoders(name)]
+
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """Those of its own that FSDP2 leaves whole on every rank: outside of all roots."""
+        own = self.own_parameters()
+        if not own:
+            return []
+        _, roots = self.shards()
+        sharded = {id(p) for root in roots for p in root.parameters()}
+        return [p for _, p in own if id(p) not in sharded]
 
     def own_state(self) -> dict[str, Any]:
         """`state_dict` without the encoder, whose weights have a file of their own. Loaded by

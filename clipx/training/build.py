@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from clipx.checkpoints.saver import Saver
 from clipx.data.corpus import Corpus
 from clipx.data.loader import BatchSource
 from clipx.data.preprocessing import Preprocessing
+from clipx.data.reinforcement import read_manifest
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
@@ -28,6 +31,7 @@ from clipx.training.learner import Learner
 from clipx.training.optim import build_optimizer
 from clipx.training.precision import Precision
 from clipx.training.run_folder import RunFolder
+from clipx.training.teachers import load_teacher
 
 
 def new_encoder(
@@ -108,15 +112,25 @@ def build_learner(
         trained.set_grad_checkpointing(True)
     if config.compile == "towers":
         compile_towers(trained)
+    tokenizer = build_tokenizer(model_json["text_cfg"])
+    stored_teacher = None
+    if config.data.reinforced is not None:
+        stored_teacher = read_manifest(Path(config.data.reinforced)).teacher
     parts = Parts(
         trained,
         model_json["embed_dim"],
         config.loss.build(),
         normalize,
         seed=config.seed,
-        pad_id=build_tokenizer(model_json["text_cfg"]).pad_id,
+        pad_id=tokenizer.pad_id,
         queue=config.pool.queue,
         num_samples=num_samples,
+        vocab_size=tokenizer.largest_id + 1,
+        special_ids=tokenizer.special_ids,
+        load_teacher=partial(
+            load_teacher, student=model_json, runtime=runtime, dtype=precision.dtype
+        ),
+        stored_teacher=stored_teacher,
     )
     torch.manual_seed(config.seed + 1)  # of an objective's own weights
     objective = config.objective.build(parts).to(runtime.device)
@@ -128,7 +142,9 @@ def build_learner(
         objective=objective,
         model=model,
         # After `wrap`, which replaces parameters by shards.
-        optimizer=build_optimizer(trained, config.optim, objective.own_parameters()),
+        optimizer=build_optimizer(
+            trained, config.optim, objective.own_parameters(), objective.whole_parameters()
+        ),
         precision=precision,
         ema=Ema(encoder, config.ema) if config.ema is not None else None,
     )

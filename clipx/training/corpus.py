@@ -10,6 +10,7 @@ from clipx.data.captions import check_caption_fields
 from clipx.data.corpus import Corpus
 from clipx.data.loader import Batches
 from clipx.data.preprocessing import Preprocessing
+from clipx.data.reinforcement import Reinforcement
 from clipx.data.sample import Source
 from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
@@ -58,6 +59,9 @@ def pixel_batches(
     config: TrainConfig, corpus: Corpus, model_json: dict[str, Any], *, rank: int, world_size: int
 ) -> Batches:
     """Batches for a model. Raises UserError."""
+    reinforcement = None
+    if config.data.reinforced is not None:
+        reinforcement = Reinforcement(Path(config.data.reinforced), corpus, config.data)
     return Batches(
         config.data,
         corpus,
@@ -70,6 +74,7 @@ def pixel_batches(
         rank=rank,
         world_size=world_size,
         augmentations=config.objective.augmentations(config.data.augmentation),
+        reinforcement=reinforcement,
     )
 
 
@@ -81,7 +86,8 @@ def corpus_messages(corpus: Corpus, global_batch_size: int) -> list[str]:
         lines.append(f"... and {len(faults) - _MAX_SHOWN_FAULTS} more shards; see quarantine.jsonl")
     lines += corpus.messages
     if corpus.skip:
-        lines.append(f"{sum(map(len, corpus.skip.values()))} samples are skipped by data.skip")
+        count = sum(map(len, corpus.skip.values()))
+        lines.append(f"{count} samples are skipped by data.skip or data.reinforced")
     if corpus.skip_unknown:
         lines.append(f"{corpus.skip_unknown} lines of data.skip name shards that are not here")
     if corpus.num_samples < global_batch_size:

@@ -47,14 +47,17 @@ class OptimConfig:
 
 
 def build_optimizer(
-    encoder: DualEncoder, config: OptimConfig, own: Sequence[tuple[str, nn.Parameter]] = ()
+    encoder: DualEncoder,
+    config: OptimConfig,
+    own: Sequence[tuple[str, nn.Parameter]] = (),
+    whole: Sequence[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Build the optimizer of the trained parameters. Each of its param_groups has an `lr_scale`, a
     factor of the step's learning rate. Raises UserError.
 
-    own: the parameters of the objective by name
+    own: the parameters of the objective by name; whole: those of them that are never sharded
     """
-    hidden, other = _parameter_groups(encoder, config, own)
+    hidden, other = _parameter_groups(encoder, config, own, whole)
     if config.kind == "adamw":
         return _adamw(other, config)
     if config.kind == "lamb":
@@ -86,10 +89,14 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def _parameter_groups(
-    encoder: DualEncoder, config: OptimConfig, own: Sequence[tuple[str, nn.Parameter]]
+    encoder: DualEncoder,
+    config: OptimConfig,
+    own: Sequence[tuple[str, nn.Parameter]],
+    whole: Sequence[nn.Parameter],
 ) -> tuple[list[Group], list[Group]]:
     """(matrices for muon, everything else), each in as few groups as its settings allow."""
     embedding_tables = {id(m.weight) for m in encoder.modules() if isinstance(m, nn.Embedding)}
+    never_sharded = {id(parameter) for parameter in whole}
     depths: dict[str, tuple[int, int]] = {}
     if config.kind == "muon" or config.layer_decay != 1.0:
         depths = encoder.layer_depths()
@@ -109,9 +116,11 @@ def _parameter_groups(
             decay = decay.get("visual" if name.startswith("visual.") else "text", 1.0)
         # Scalars and the parameters of an objective have depth 0 of 1, so that their scale is 1.
         scale = decay ** (num_depths - 1 - depth)
-        # A fused kernel takes sharded parameters or whole ones, and scalars are never sharded. They
-        # always are a group of their own, so that a checkpoint fits runs with and without shards.
-        settings = (is_for_muon, is_decayed, scale, parameter.ndim == 0)
+        # A fused kernel takes sharded parameters or whole ones. Those that are never sharded
+        # (scalars, and heads that an objective's loss calls) always are groups of their own, so
+        # that a checkpoint fits runs with and without shards.
+        is_whole = parameter.ndim == 0 or id(parameter) in never_sharded
+        settings = (is_for_muon, is_decayed, scale, is_whole)
         by_settings.setdefault(settings, []).append(parameter)
 
     for_muon: list[Group] = []

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from clipx.checkpoints.manifest import list_checkpoints
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import chosen
+from clipx.objectives.objective import NeedsPixelsAndTokens
 from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.evaluation import faults_of
 from clipx.types import Loss, UserError
@@ -56,6 +57,20 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int, num_sampl
                 f"parallel fsdp2: the statistics of {batch_norm}, a batch norm, would differ "
                 "between ranks; set parallel=ddp, or lock it by model.locked"
             )
+    conflicts += _objective_conflicts(config, num_samples)
+    if config.cache_features is not None:
+        heads_alone = "cache_features trains heads alone, without blocks"
+        if config.grad_checkpointing:
+            conflicts.append(f"{heads_alone}; set grad_checkpointing=false")
+        if config.compile != "none":
+            conflicts.append(f"{heads_alone}; set compile=none")
+    if conflicts:
+        raise UserError("\n".join(conflicts))
+
+
+def _objective_conflicts(config: TrainConfig, num_samples: int) -> list[str]:
+    """Settings that the objective cannot use."""
+    conflicts = []
     if not config.objective.contrasts_text and config.pool.queue:
         conflicts.append(
             f"pool.queue {config.pool.queue}: the objective has no image-text pairs to keep; set "
@@ -72,14 +87,23 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int, num_sampl
             "cache_features keeps one view of each image, and the objective compares several; set "
             "cache_features=null, or objective=image_text"
         )
-    if config.cache_features is not None:
-        heads_alone = "cache_features trains heads alone, without blocks"
-        if config.grad_checkpointing:
-            conflicts.append(f"{heads_alone}; set grad_checkpointing=false")
-        if config.compile != "none":
-            conflicts.append(f"{heads_alone}; set compile=none")
-    if conflicts:
-        raise UserError("\n".join(conflicts))
+    elif config.cache_features is not None and isinstance(config.objective, NeedsPixelsAndTokens):
+        conflicts.append(
+            "cache_features gives features in place of pixels and token ids, which the objective "
+            "needs; set cache_features=null, or objective=image_text"
+        )
+    if config.data.reinforced is not None:
+        if config.cache_features is not None:
+            conflicts.append(
+                "data.reinforced has other views of an image at each visit, and cache_features "
+                "keeps one; leave one of the two out"
+            )
+        if config.objective.augmentations(config.data.augmentation) != [config.data.augmentation]:
+            conflicts.append(
+                "data.reinforced has the augmentation of `data`, and the objective has its own; "
+                "set data.reinforced=null, or objective=distill"
+            )
+    return conflicts
 
 
 def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str]:

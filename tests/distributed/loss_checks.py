@@ -15,7 +15,15 @@ from torch.nn import functional as F
 from clipx.distributed.pool import GlobalPool, LocalPool, PoolConfig, build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
-from clipx.losses import hard_negative, infonce, matryoshka, multi_positive, nt_xent, triplet
+from clipx.losses import (
+    distillation,
+    hard_negative,
+    infonce,
+    matryoshka,
+    multi_positive,
+    nt_xent,
+    triplet,
+)
 from clipx.losses.infonce import InfoNCE
 from clipx.losses.primitives import nearest_candidates
 from clipx.losses.sigmoid import Sigmoid
@@ -32,6 +40,7 @@ MORE_LOSSES = {
     "multi_positive": multi_positive.Config(image_image=0.5),
     "matryoshka": matryoshka.Config(widths={5: 1.0, 2: 0.5}, loss=infonce.Config()),
 }
+WITH_A_TEACHER = ("similarity_kl", "interactive")
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Case:
             "sigmoid": Sigmoid(),
             "triplet": Triplet(),
         }
+        if self.loss in WITH_A_TEACHER:
+            return Taught(self.loss)
         return losses[self.loss] if self.loss in losses else MORE_LOSSES[self.loss].build()
 
     def build_pool(self, world_size: int) -> Pool:
@@ -90,6 +101,26 @@ class Triplet(Loss):
         positive = (image * text).sum(-1)
         hardest = nearest_candidates(image, text, pool, 1)[:, 0]
         return LossOutput(F.relu(0.2 - positive + hardest).mean())
+
+
+class Taught(Loss):
+    """A loss of `distillation`, whose teacher's embeddings are a function of the row."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(
+        self, image: Tensor, text: Tensor, *, logit_scale: Tensor, pool: Pool, **_: Any
+    ) -> LossOutput:
+        scale = logit_scale.exp()
+        teacher_image, teacher_text = F.normalize(text.detach() ** 3), image.detach().flip(1)
+        if self.name == "interactive":
+            out = distillation.interactive(image, text, teacher_image, teacher_text, scale, pool)
+        else:
+            narrow = F.normalize(teacher_image[:, :3])
+            teacher = (narrow, F.normalize(teacher_text[:, :3]), 20.0)
+            out = distillation.similarity_kl(image, text, scale, *teacher, pool)
+        return LossOutput(out + distillation.feature_mse(image, teacher_image))
 
 
 class Towers(nn.Module):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_checks import (
     MORE_LOSSES,
+    WITH_A_TEACHER,
     Case,
     Towers,
     one_process,
@@ -72,7 +73,18 @@ def test_more_losses_with_each_pool_equal_one_process(
     group: RankGroup, loss: str, kind: str, queue: int
 ) -> None:
     """These are checked in one process by tests/losses; here with ids and past rows."""
-    case = Case(loss, kind, local_rows=4, kinds=1, queue=queue, steps=3 if queue else 1)
+    assert_equals_one_objective(
+        group, Case(loss, kind, local_rows=4, kinds=1, queue=queue, steps=3 if queue else 1)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("loss", WITH_A_TEACHER)
+def test_losses_with_a_teacher_equal_one_process(group: RankGroup, loss: str, kind: str) -> None:
+    assert_equals_one_objective(group, Case(loss, kind, local_rows=4))
+
+
+def assert_equals_one_objective(group: RankGroup, case: Case) -> None:
     expected, model = one_process(case, group.world_size)
     ranks = group(train, case)
     # A term may be divided by a count over all ranks, so that only the mean is comparable.

@@ -36,6 +36,8 @@ METHODS = {
         "objective={name: weighted, weights: {views: 0.5}, objectives: "
         f"{{pairs: image_text, views: {{name: two_view, {HEAD}}}}}}}"
     ],
+    "bag_of_tokens": ["objective={name: bag_of_tokens, weight: 0.5}"],
+    "bag_of_tokens, alone": ["objective={name: bag_of_tokens, contrast: false}"],
 }
 
 
@@ -71,15 +73,23 @@ def test_two_processes_in_micro_batches_are_as_one(
     assert sum(losses[-3:]) < sum(losses[1:4]), "it did learn"
 
 
-WITH_STATE = ("hard_negative", "two_view", "slip", "momentum", "predictive", "weighted")
+WITH_STATE = {  # and whether the test is slow
+    "hard_negative": False,
+    "two_view": True,
+    "slip": False,
+    "momentum": False,
+    "predictive": True,
+    "weighted": True,
+    "bag_of_tokens": True,
+}
 
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(m, marks=pytest.mark.slow) if m == "two_view" else m for m in WITH_STATE],
+    [pytest.param(m, marks=pytest.mark.slow) if slow else m for m, slow in WITH_STATE.items()],
 )
 def test_a_killed_run_goes_on_bit_by_bit(config: Path, tmp_path: Path, method: str) -> None:
-    """With the state of the objective: its head, its queue, its averages."""
+    """With the state of the objective: its head, its queue, its averages, its counts."""
     settings = (*METHODS[method], f"duration={LAST} steps", "checkpoint_every=5 steps")
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     train(config, f"run_dir={undisturbed}", *settings)

@@ -288,7 +288,7 @@ def test_what_is_special_of_a_corpus_is_told(tmp_path: Path, shards: Path) -> No
     corpus = DataConfig(shards=str(shards), skip=str(tmp_path / "skip.jsonl")).open(seed=0)
     assert corpus_messages(corpus, 36) == [
         f"{shards / '0.tar'}: the tar ends early: the samples after its first 6 are missing",
-        "3 samples are skipped by data.skip",
+        "3 samples are skipped by data.skip or data.reinforced",
         "1 lines of data.skip name shards that are not here",
         "the corpus has 33 pairs, a global batch 36: every batch repeats some",
     ]

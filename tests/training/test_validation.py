@@ -73,6 +73,11 @@ def test_batch_norm_is_refused_where_it_would_change_what_is_trained() -> None:
     assert complaints(locked, 2, "micro_batch_size=12", "parallel=fsdp2") == []
 
 
+def test_an_objective_that_needs_tokens_is_refused_cached_features() -> None:
+    (told,) = complaints(PLAIN, 1, "objective=bag_of_tokens", "cache_features=x")
+    assert told.startswith("cache_features gives features in place of pixels and token ids")
+
+
 def test_all_complaints_come_at_once() -> None:
     overrides = ["cache_features=x", "grad_checkpointing=true", "compile=towers", "parallel=fsdp2"]
     told = complaints(NORMED, 2, "micro_batch_size=7", *overrides)

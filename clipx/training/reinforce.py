@@ -1,0 +1,77 @@
+"""`clipx data reinforce`: a teacher's embeddings of a corpus, on all ranks of a launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from clipx.data.config import DataConfig
+from clipx.data.reinforcement import Manifest
+from clipx.data.reinforcement_build import Build, TeacherModel
+from clipx.distributed.runtime import Runtime
+from clipx.embed import Encoder, load
+from clipx.progress import progress
+from clipx.training.cached_features import silent
+from clipx.training.precision import PrecisionKind, build_precision
+from clipx.training.teachers import info_of
+from clipx.types import UserError
+
+
+def reinforce(
+    data: DataConfig,
+    model: str,
+    out: Path,
+    runtime: Runtime,
+    *,
+    num_views: int,
+    precision: PrecisionKind = "auto",
+) -> Manifest:
+    """Write the embeddings of `num_views` views of each image and of each caption to `out`, or
+    complete those that are there. Raises UserError.
+
+    model: as `clipx eval` takes it; out: see `clipx.data.reinforcement`
+    """
+    if num_views > 1 and not data.augmentation.is_random:
+        raise UserError(
+            f"--views {num_views}: the augmentation has no randomness, so that all views would be "
+            "alike; set data.crop_scale=[0.2,1] or the like, or --views 1"
+        )
+    sources = runtime.on_main(data.open_sources) or {}
+    corpus = data.corpus(runtime.from_main(sources), seed=0)
+    dtype = build_precision(precision, runtime.device).dtype
+    encoder = runtime.main_first(lambda: load(model, device=runtime.device, dtype=dtype))
+    build = Build(out, corpus, data, _teacher_model(encoder), num_views)
+    share = {"rank": runtime.rank, "world_size": runtime.world_size}
+    watched = progress if runtime.is_main else silent
+    _together(runtime, out, build.open_folder if runtime.is_main else None)
+    _together(runtime, out, lambda: build.build_shards(watched, **share))
+    manifests: list[Manifest] = []
+    finish = (lambda: manifests.append(build.finish())) if runtime.is_main else None
+    _together(runtime, out, finish)
+    return runtime.from_main(manifests)[0]
+
+
+def _teacher_model(encoder: Encoder) -> TeacherModel:
+    return TeacherModel(
+        info=info_of(encoder),
+        image=encoder.encode_image,
+        text=encoder.encode_text,
+        fit=encoder.preprocessing.fit,
+        image_size=encoder.image_size,
+    )
+
+
+def _together(runtime: Runtime, out: Path, act: Callable[[], None] | None) -> None:
+    """Call `act` on the ranks that have one. If one fails, all raise."""
+    fault = None
+    try:
+        if act is not None:
+            act()
+    except OSError as error:
+        fault = (
+            f"{error}, while embeddings are written to {out}; those that are complete are kept: "
+            "the same command continues"
+        )
+    except UserError as error:
+        fault = str(error)
+    runtime.agree(fault)
