@@ -97,6 +97,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from clipx.data.captions import check_caption_fields
+    from clipx.data.labels import check_contents
     from clipx.data.verify import verify
     from clipx.progress import note, progress
 
@@ -104,7 +105,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     config = _data_config(arguments.corpus, arguments.overrides)
     opened = replace(config, max_bad_fraction=1.0).open(seed=0)  # bad shards are listed, not fatal
     try:
-        messages = check_caption_fields(opened)
+        messages = [*check_caption_fields(opened), *check_contents(opened)]
     except UserError as error:  # would stop a run; here, one more fault to report
         messages = [str(error)]
     for message in messages:

@@ -62,7 +62,7 @@ class Batch:
     """One local batch.
 
     views: row-wise tensors by name, (B, ...) each: image (B, 3, H, W) uint8; text (B, T) int64, T
-        tokens of the longest caption in this batch
+        tokens of the longest caption in this batch; label (B,) int64 with data.label_field
     keys: B sample keys
     positions: B global data positions, for the fingerprint and for error messages
     state: the data state after this batch, as a checkpoint stores it
@@ -89,7 +89,7 @@ class Loss(ABC):
     """A loss of image-text pairs, made by the `Config` of its module. See `clipx.losses`."""
 
     id_kinds: tuple[str, ...] = ()
-    """The ids of rows that it needs: of `caption`, `image` and `sample`."""
+    """The ids of rows that it needs: of `caption`, `image`, `sample` and `label`."""
     needs_logit_bias: bool = False
     """Whether the model must have a logit_bias, and starts from -10 where its JSON has none."""
 

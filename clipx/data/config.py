@@ -13,11 +13,13 @@ from torch import Tensor
 from clipx.config import component, config
 from clipx.data.augment import Augmentation
 from clipx.data.captions import CaptionFields
-from clipx.data.corpus import Corpus, read_skip_list
+from clipx.data.corpus import Corpus
 from clipx.data.decode import MAX_BYTES, MAX_PIXELS, Shrink
 from clipx.data.decode import decode as decode_image
+from clipx.data.labels import LabelField
 from clipx.data.order import Mixture, Order
-from clipx.data.sample import Source
+from clipx.data.sample import PairFields, Source
+from clipx.data.skip_list import read_skip_list
 from clipx.data.sources import webdataset
 from clipx.types import UserError
 
@@ -53,6 +55,15 @@ class DataConfig:
     """Field of the `.json` member (or column of a table) with one caption or a list, of which
     each visit draws one; or several fields and how often each is drawn. `txt` is the `.txt` member,
     which is also read where a sample has no such field."""
+    label_field: str | None = None
+    """Field of the `.json` member, `cls` for the `.cls` member, or column of a table, with an
+    integer, a boolean or a text, which becomes a hash of 63 bits. For losses that use labels."""
+    pair_images: tuple[str, str] | None = None
+    """For `objective: siamese`, the two images of each sample: [a, b] for `a.jpg` and `b.jpg` of a
+    shard, or two columns of a table. Captions are not read."""
+    pair_texts: tuple[str, str] | None = None
+    """For `objective: siamese`, the two texts of each sample: two fields of the `.json` member, [a,
+    b] for `a.txt` and `b.txt` of a shard, or two columns of a table. Images are not read."""
     text_multiple: int = Field(default=1, ge=1, le=2**16)
     """Captions are padded to the longest of their batch, rounded up to a multiple of this. More
     than 1 saves compilations where graphs are compiled for each length."""
@@ -91,6 +102,19 @@ class DataConfig:
     @property
     def augmentation(self) -> Augmentation:
         return Augmentation.of(self)
+
+    @property
+    def pair(self) -> PairFields | None:
+        """Raises UserError."""
+        if self.pair_images is not None and self.pair_texts is not None:
+            raise UserError(
+                "data.pair_images and data.pair_texts exclude each other; leave one out"
+            )
+        if self.pair_images is not None:
+            return PairFields("images", self.pair_images)
+        if self.pair_texts is not None:
+            return PairFields("texts", self.pair_texts)
+        return None
 
     def pixels(self, image: bytes, *, shrink: Shrink | None = None) -> Tensor:
         """(3, H, W) uint8. Raises BadImage."""
@@ -168,10 +192,19 @@ class DataConfig:
             shards = np.concatenate(parts)
             order = Order(np.concatenate(sizes), **settings)
         field = self.caption_field  # one, or several with their weights
+        pair = self.pair
         fields = None
-        if needs_captions:
+        if needs_captions and pair is None:
             fields = CaptionFields({field: 1.0} if isinstance(field, str) else field)
-        corpus = Corpus(sources, order, shards, fields, max_image_bytes=self.max_image_bytes)
+        corpus = Corpus(
+            sources,
+            order,
+            shards,
+            fields,
+            pair=pair,
+            label_field=None if self.label_field is None else LabelField(self.label_field),
+            max_image_bytes=self.max_image_bytes,
+        )
         if self.skip is not None:
             corpus.skip, corpus.skip_unknown = read_skip_list(Path(self.skip), corpus)
         return corpus

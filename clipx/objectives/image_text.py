@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from clipx.config import config
@@ -13,7 +12,8 @@ from clipx.data.augment import Augmentation
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.identities import position_draws, row_ids
 from clipx.objectives.objective import Features, Objective, Parts, Views
-from clipx.objectives.queue import RowQueue, past_pairs
+from clipx.objectives.pairs import clamp_temperature, pair_loss
+from clipx.objectives.queue import RowQueue
 from clipx.types import Batch, Loss, LossOutput, Pool
 
 
@@ -92,36 +92,18 @@ class ImageText(Objective):
         return features
 
     def loss(self, features: Features, pool: Pool) -> LossOutput:
-        image = features["image"]
-        text = features["text"]
-        ids = features.get("ids")
-        scale = self.encoder.logit_scale
-        bias = self.encoder.logit_bias
-        negatives = None
-        if self.queue is not None:
-            negatives = past_pairs(self.queue, ids, image.device)
-        out = self.pair_loss(
-            image,
-            text,
-            logit_scale=scale,
-            logit_bias=bias,
+        return pair_loss(
+            self.pair_loss,
+            self.encoder,
+            self.queue,
+            features["image"],
+            features["text"],
             pool=pool,
-            ids=ids,
-            negatives=negatives,
+            ids=features.get("ids"),
         )
-        # After the loss, or rows would be their own negatives. Only training adds to the queue.
-        if self.queue is not None and torch.is_grad_enabled():
-            self.queue.push(pool, image=image, text=text, ids=ids)
-        # DDP waits for gradients of the temperature and the bias, which a loss may not use.
-        unused = 0 * scale if bias is None else 0 * (scale + bias)
-        return LossOutput(out.loss + unused, out.metrics)
 
     def shards(self) -> tuple[list[nn.Module], list[nn.Module]]:
         return self.encoder.blocks(), [self.encoder.visual, self.encoder.text]
 
     def after_step(self) -> dict[str, Tensor]:
-        """Clamp the temperature. `clamped` is 1 where that changed it."""
-        before = self.encoder.logit_scale.detach().clone()
-        self.encoder.clamp_logit_scale()
-        after = self.encoder.logit_scale.detach()
-        return {"scale": after.exp(), "clamped": (after != before).float()}
+        return clamp_temperature(self.encoder)

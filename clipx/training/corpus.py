@@ -8,6 +8,7 @@ from typing import Any
 
 from clipx.data.captions import check_caption_fields
 from clipx.data.corpus import Corpus
+from clipx.data.labels import check_contents
 from clipx.data.loader import Batches
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.sample import Source
@@ -39,8 +40,8 @@ def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
 
     def open_and_check() -> tuple[Mapping[str, Any], list[str]]:
         sources = config.data.open_sources()
-        messages = check_caption_fields(corpus_of(config, sources))
-        return sources, messages
+        corpus = corpus_of(config, sources)
+        return sources, [*check_caption_fields(corpus), *check_contents(corpus)]
 
     sources, messages = runtime.on_main(open_and_check) or ({}, [])
     corpus = corpus_of(config, runtime.from_main(sources))

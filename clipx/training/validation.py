@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from clipx.checkpoints.manifest import list_checkpoints
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import chosen
+from clipx.objectives.objective import data_use
 from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.evaluation import faults_of
 from clipx.types import Loss, UserError
@@ -56,6 +57,7 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
                 f"parallel fsdp2: the statistics of {batch_norm}, a batch norm, would differ "
                 "between ranks; set parallel=ddp, or lock it by model.locked"
             )
+    conflicts += data_conflicts(config)
     if not config.objective.contrasts_text and config.pool.queue:
         conflicts.append(
             f"pool.queue {config.pool.queue}: the objective has no image-text pairs to keep; set "
@@ -75,6 +77,35 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
             conflicts.append(f"{heads_alone}; set compile=none")
     if conflicts:
         raise UserError("\n".join(conflicts))
+
+
+def data_conflicts(config: TrainConfig) -> list[str]:
+    """Conflicts between the data and what the objective and the loss take of it."""
+    conflicts = []
+    data = config.data
+    wanted = data_use(config.objective).pair_kind
+    given = None if data.pair is None else data.pair.kind
+    if wanted is not None and wanted != given:
+        conflicts.append(
+            f"the objective compares pairs of {wanted}; set data.pair_{wanted} to the names of "
+            f"both, such as data.pair_{wanted}=[a, b]"
+        )
+    if given is not None and wanted is None:
+        conflicts.append(
+            f"data.pair_{given}: the objective takes no pairs; set "
+            f"objective={{name: siamese, of: {given}}}, or leave it out"
+        )
+    if given is not None and config.cache_features is not None:
+        conflicts.append("cache_features keeps no pairs; set cache_features=null")
+    id_kinds = config.loss.build().id_kinds if config.objective.contrasts_text else ()
+    if "label" in id_kinds and data.label_field is None:
+        conflicts.append(
+            "the loss compares samples by their labels; set data.label_field to the field that has "
+            "them, such as data.label_field=cls"
+        )
+    if "label" in id_kinds and config.cache_features is not None:
+        conflicts.append("cache_features keeps no labels, which the loss uses; set it to null")
+    return conflicts
 
 
 def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str]:

@@ -1,0 +1,131 @@
+"""Runs with labels, and with pairs of images or texts: on two processes as on one, and killed and
+resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import (
+    kill_when,
+    metrics,
+    picture,
+    png,
+    steps_logged,
+    train,
+    weights_digest,
+    write_config,
+    write_tar,
+)
+
+from clipx import cli
+
+LAST = 12
+COLORS = ("red", "green", "blue", "gray")
+# Two crops each, so that draws of both images matter.
+IMAGES = ["objective={name: siamese, of: images}", "data.pair_images=[a, b]"]
+IMAGES += ["data.crop_scale=[0.5, 1]"]
+TEXTS = ["objective={name: siamese, of: texts}", "data.pair_texts=[title, long]"]
+METHODS = {
+    "labels": ["loss={name: multi_positive, concept: label}", "data.label_field=cls"],
+    "siamese images": [*IMAGES, "pool.queue=30"],
+    "siamese texts": [*TEXTS, "loss={name: infonce, false_negatives: both}", "pool.queue=30"],
+    "siamese labels": [
+        *IMAGES,
+        "loss={name: multi_positive, concept: label}",
+        "data.label_field=kind",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each sample has a pair of images, a pair of texts, a picture with a caption, and labels."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for shard in range(4):
+        members: dict[str, bytes] = {}
+        for n in range(24 * shard, 24 * shard + 24):
+            color = COLORS[n % 4]
+            members[f"{n:04d}.png"] = png(picture(color, "bar", n))
+            members[f"{n:04d}.a.png"] = png(picture(color, "bar", 100 + n))
+            members[f"{n:04d}.b.png"] = png(picture(color, "pole", 200 + n))
+            members[f"{n:04d}.txt"] = f"{n} a {color} bar".encode()
+            members[f"{n:04d}.title.txt"] = f"{n} {color}".encode()
+            members[f"{n:04d}.long.txt"] = f"a bar in {color}, number {n}".encode()
+            members[f"{n:04d}.cls"] = str(n % 4).encode()
+            members[f"{n:04d}.json"] = b'{"kind": "%s"}' % color.encode()
+        write_tar(folder / f"{shard}.tar", members)
+    return folder
+
+
+def config_of(folder: Path, corpus: Path) -> Path:
+    return write_config(folder, corpus, duration=f"{LAST} steps", checkpoint_every="4 steps")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [m if m == "siamese images" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS],
+)
+def test_two_processes_in_micro_batches_are_as_one(
+    corpus: Path, tmp_path: Path, method: str
+) -> None:
+    config = config_of(tmp_path, corpus)
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(config, f"run_dir={one}", *METHODS[method])
+    train(config, f"run_dir={two}", *METHODS[method], "micro_batch_size=4", processes=2)
+    for first, second in zip(metrics(one), metrics(two), strict=True):
+        assert first["fingerprint"] == second["fingerprint"]
+        for key in ("train/loss", "train/grad_norm"):
+            assert second[key] == pytest.approx(first[key], rel=5e-3, abs=1e-5), first["step"]
+    losses = [record["train/loss"] for record in metrics(one)]
+    assert sum(losses[-3:]) < sum(losses[:3]), "it did learn"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_goes_on_bit_by_bit(corpus: Path, tmp_path: Path, method: str) -> None:
+    config = config_of(tmp_path, corpus)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    train(config, f"run_dir={undisturbed}", *METHODS[method])
+    overrides = (f"run_dir={killed}", *METHODS[method])
+    kill_when(lambda: steps_logged(killed) >= 6, tmp_path / "log", config, *overrides)
+    train(config, *overrides)
+    assert weights_digest(killed, LAST) == weights_digest(undisturbed, LAST)
+    assert metrics(killed) == metrics(undisturbed)
+
+
+def refusal(config: Path, capsys: pytest.CaptureFixture[str], *settings: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", str(config), *settings])
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (METHODS["labels"][:1], "set data.label_field to the field that has them"),
+        (
+            [*METHODS["labels"][:1], "data.label_field=class"],
+            "data.label_field: none of 96 samples looked at can be used; the first: no class",
+        ),
+        (IMAGES[:1], "the objective compares pairs of images; set data.pair_images"),
+        ([*IMAGES[:1], *TEXTS[1:]], "the objective compares pairs of images; set data.pair_images"),
+        (IMAGES[1:2], "data.pair_images: the objective takes no pairs"),
+        ([*IMAGES[:1], "data.pair_images=[a, c]"], "data.pair_images: none of 96 samples"),
+        ([*IMAGES, "loss={name: multi_positive}"], "the loss compares samples by caption"),
+        (
+            [*IMAGES, "cache_features=cache", "model.locked=[visual.transformer]"],
+            "cache_features keeps no pairs",
+        ),
+    ],
+)
+def test_what_the_data_lack_is_named_before_the_first_step(
+    corpus: Path,
+    tmp_path: Path,
+    settings: list[Any],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert message in refusal(config_of(tmp_path, corpus), capsys, *settings)
