@@ -92,6 +92,8 @@ class Loss(ABC):
     """The ids of rows that it needs: of `caption`, `image`, `sample` and `label`."""
     needs_logit_bias: bool = False
     """Whether the model must have a logit_bias, and starts from -10 where its JSON has none."""
+    takes_hard_negatives: bool = False
+    """Whether calls have `hard`, a `HardNegatives`, where the run has mined negatives."""
 
     @abstractmethod
     def __call__(
@@ -172,6 +174,20 @@ class Negatives:
     rows: Tensor
     columns: Tensor
     ids: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """Texts of this rank that are further negatives of the images of all ranks, with gradient.
+
+    columns: (M, D) of unit norm, as many on each rank
+    row_ids: (B, K) int64 of this rank's images; column_ids: (M, K). A pair that has one in common
+        does not count
+    """
+
+    columns: Tensor
+    row_ids: Tensor
+    column_ids: Tensor
 
 
 class ImageTextEncoder(Protocol):

@@ -64,6 +64,11 @@ class DataConfig:
     pair_texts: tuple[str, str] | None = None
     """For `objective: siamese`, the two texts of each sample: two fields of the `.json` member, [a,
     b] for `a.txt` and `b.txt` of a shard, or two columns of a table. Images are not read."""
+    negatives: str | None = None
+    """File of `clipx mine`: hard negatives of each sample, whose captions are further candidates of
+    the images of a batch."""
+    num_negatives: int | None = Field(default=None, ge=1)
+    """How many of the mined negatives each visit draws; null: all of the file."""
     text_multiple: int = Field(default=1, ge=1, le=2**16)
     """Captions are padded to the longest of their batch, rounded up to a multiple of this. More
     than 1 saves compilations where graphs are compiled for each length."""

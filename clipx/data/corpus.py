@@ -131,6 +131,11 @@ class Corpus:
         index = bisect_right(self._first_shard, shard) - 1
         return self._source_list[index], shard - self._first_shard[index]
 
+    def place_of(self, number: int) -> tuple[int, int]:
+        """(shard, sample) of a sample by its number among all."""
+        shard = int(np.searchsorted(self.first_sample + self.sizes, number, side="right"))
+        return shard, number - int(self.first_sample[shard])
+
     def name(self, shard: int) -> str:
         source, number = self._source_of(shard)
         return source.name(number)

@@ -19,6 +19,7 @@ from clipx.data.augment import NUM_DRAWS, Augmentation, augment
 from clipx.data.captions import Caption
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus, Sample
+from clipx.data.negatives import NegativeTexts
 from clipx.data.order import batch_positions, hash_of, uniforms
 from clipx.data.preprocessing import center
 from clipx.data.reader import build_reader
@@ -71,6 +72,8 @@ class Batches:
     augmentations: of the views of an image, by default that of the config alone. Views are named
         image, image_2, image_3 ...; those of a pair are its two images. A corpus without captions
         has no `text`, a pair of texts has text and text_2, and labels are `label` (B,) int64
+    negatives: with k of them, a batch has negative_text (B, k, T) int64, and num_negatives (B,)
+        int64, how many of the k are real; the others repeat the sample's own caption
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Batches:
         pad_to: int | None = None,
         fit: Callable[[Tensor, int], Tensor] = center,
         augmentations: Sequence[Augmentation] | None = None,
+        negatives: NegativeTexts | None = None,
     ) -> None:
         self.config = config
         self.corpus = corpus
@@ -100,6 +104,7 @@ class Batches:
         self.pad_to = pad_to
         self.fit = fit
         self.augmentations = [config.augmentation] if augmentations is None else augmentations
+        self.negatives = negatives
         self.reader = build_reader(config, corpus, image_size, self.augmentations)
         self._last_prefetched = -1
 
@@ -131,6 +136,11 @@ class Batches:
             bad += used.bad
         views = {view_name(number): image for number, image in enumerate(images)}
         views |= self.text_views(texts)
+        if self.negatives is not None:
+            own = [ids[0] for ids in texts]
+            drawn, counts = self.negatives.batch(samples, positions.tolist(), own, self._encode)
+            views["negative_text"] = self.pad(drawn).unflatten(0, (len(samples), -1))
+            views["num_negatives"] = torch.tensor(counts, dtype=torch.int64)
         if labels:
             views["label"] = torch.tensor(labels, dtype=torch.int64)
         return Loaded(
@@ -173,8 +183,11 @@ class Batches:
         of_texts = [draws[0], *draws[1 + len(self.augmentations) * NUM_DRAWS :]]
         ids = []
         for caption, draw in zip(captions, of_texts, strict=False):
-            ids.append(self.tokenizer.encode(caption.draw(draw), self.context_length))
+            ids.append(self._encode(caption.draw(draw)))
         return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, self.context_length)
 
     def text_views(self, texts: list[list[list[int]]]) -> dict[str, Tensor]:
         """(B, T) int64 of each text. texts: ids of each text of each sample"""

@@ -11,17 +11,22 @@ from clipx.config import config
 from clipx.data.augment import Augmentation
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.identities import position_draws, row_ids
-from clipx.objectives.objective import Features, Objective, Parts, Views
+from clipx.objectives.mined import embed_negatives, hard_negatives, negative_ids
+from clipx.objectives.objective import DataUse, Features, Objective, Parts, Views
 from clipx.objectives.pairs import clamp_temperature, pair_loss
 from clipx.objectives.queue import RowQueue
 from clipx.types import Batch, Loss, LossOutput, Pool
 
 
 @config
-class Config:
+class Config(DataUse):
     """The run's `loss` contrasts images with texts."""
 
     contrasts_text = True
+
+    @property
+    def takes_negatives(self) -> bool:
+        return True
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         return [of_run]
@@ -42,7 +47,8 @@ class ImageText(Objective):
 
     Views: image (B, 3, H, W) uint8, text (B, T) int64 (or features of locked towers in their
     place), draws (B, num_draws) where the image tower needs random numbers, ids (B, K) where the
-    loss masks by them. Features: image and text (B, D) of unit norm, ids.
+    loss masks by them. Features: image and text (B, D) of unit norm, ids. With mined negatives, see
+    `objectives.mined`.
     """
 
     def __init__(
@@ -79,6 +85,8 @@ class ImageText(Objective):
             views["draws"] = position_draws(self._seed, batch.positions, count)
         if kinds := self.pair_loss.id_kinds:
             views["ids"] = row_ids(batch, kinds, pad_id=self._pad_id)
+        if "negative_text" in views:
+            views |= negative_ids(batch.views, pad_id=self._pad_id)
         return views
 
     def embed(self, views: Views) -> Features:
@@ -89,6 +97,8 @@ class ImageText(Objective):
         }
         if "ids" in views:
             features["ids"] = views["ids"]
+        if "negative_text" in views:
+            features |= embed_negatives(self.encoder, views)
         return features
 
     def loss(self, features: Features, pool: Pool) -> LossOutput:
@@ -100,6 +110,7 @@ class ImageText(Objective):
             features["text"],
             pool=pool,
             ids=features.get("ids"),
+            hard=hard_negatives(features),
         )
 
     def shards(self) -> tuple[list[nn.Module], list[nn.Module]]:

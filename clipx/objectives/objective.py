@@ -61,6 +61,11 @@ class DataUse:
         """Whether samples are pairs of images or of texts."""
         return None
 
+    @property
+    def takes_negatives(self) -> bool:
+        """Whether mined negatives, the views negative_text and num_negatives, reach its loss."""
+        return False
+
 
 def data_use(config: ObjectiveConfig) -> DataUse:
     return config if isinstance(config, DataUse) else DataUse()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.queue import RowQueue, past_pairs
-from clipx.types import Loss, LossOutput, Pool
+from clipx.types import HardNegatives, Loss, LossOutput, Pool
 
 
 def pair_loss(
@@ -19,16 +21,19 @@ def pair_loss(
     *,
     pool: Pool,
     ids: Tensor | None,
+    hard: HardNegatives | None = None,
 ) -> LossOutput:
     """The loss of pairs by the encoder's temperature. In training, the pairs join the queue.
 
     rows, columns: (B, D) of unit norm; ids: see `Loss`
+    hard: mined negatives, of a loss that takes them
     """
     scale = encoder.logit_scale
     bias = encoder.logit_bias
     negatives = None
     if queue is not None:
         negatives = past_pairs(queue, ids, rows.device)
+    further: dict[str, Any] = {} if hard is None else {"hard": hard}
     out = loss(
         rows,
         columns,
@@ -37,6 +42,7 @@ def pair_loss(
         pool=pool,
         ids=ids,
         negatives=negatives,
+        **further,
     )
     # After the loss, or rows would be their own negatives. Only training adds to the queue.
     if queue is not None and torch.is_grad_enabled():

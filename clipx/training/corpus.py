@@ -10,6 +10,7 @@ from clipx.data.captions import check_caption_fields
 from clipx.data.corpus import Corpus
 from clipx.data.labels import check_contents
 from clipx.data.loader import Batches
+from clipx.data.negatives import NegativeTexts, num_drawn, read_negatives
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.sample import Source
 from clipx.data.tokenizers import build_tokenizer
@@ -41,6 +42,7 @@ def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
     def open_and_check() -> tuple[Mapping[str, Any], list[str]]:
         sources = config.data.open_sources()
         corpus = corpus_of(config, sources)
+        negative_texts(config, corpus)  # raises for those of another corpus
         return sources, [*check_caption_fields(corpus), *check_contents(corpus)]
 
     sources, messages = runtime.on_main(open_and_check) or ({}, [])
@@ -53,6 +55,14 @@ def corpus_of(config: TrainConfig, sources: Mapping[str, Source]) -> Corpus:
     """Raises UserError."""
     needs_captions = config.objective.contrasts_text
     return config.data.corpus(sources, seed=config.seed, needs_captions=needs_captions)
+
+
+def negative_texts(config: TrainConfig, corpus: Corpus) -> NegativeTexts | None:
+    """Raises UserError."""
+    if config.data.negatives is None:
+        return None
+    numbers = read_negatives(Path(config.data.negatives), corpus)
+    return NegativeTexts(corpus, numbers, num_drawn(numbers, config.data.num_negatives))
 
 
 def pixel_batches(
@@ -71,6 +81,7 @@ def pixel_batches(
         rank=rank,
         world_size=world_size,
         augmentations=config.objective.augmentations(config.data.augmentation),
+        negatives=negative_texts(config, corpus),
     )
 
 

@@ -105,6 +105,22 @@ def data_conflicts(config: TrainConfig) -> list[str]:
         )
     if "label" in id_kinds and config.cache_features is not None:
         conflicts.append("cache_features keeps no labels, which the loss uses; set it to null")
+    if data.negatives is None:
+        if data.num_negatives is not None:
+            conflicts.append("data.num_negatives needs data.negatives, a file of `clipx mine`")
+        return conflicts
+    if not data_use(config.objective).takes_negatives:
+        conflicts.append(
+            "data.negatives: the objective takes no mined negatives; set objective=image_text, or "
+            "data.negatives=null"
+        )
+    elif not config.loss.build().takes_hard_negatives:
+        conflicts.append(
+            "data.negatives: the loss takes no mined negatives; set loss=infonce, without "
+            "label_smoothing, or data.negatives=null"
+        )
+    if config.cache_features is not None:
+        conflicts.append("cache_features keeps no mined negatives; set cache_features=null")
     return conflicts
 
 

@@ -1,10 +1,11 @@
-"""Training steps of a siamese objective on R ranks, and in one process."""
+"""Training steps with siamese pairs, and with mined negatives, on R ranks and in one process."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from loss_checks import Case, Towers
 from torch import Tensor
 
@@ -13,18 +14,25 @@ from clipx.distributed.pool import LocalPool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import wrap
 from clipx.losses.multi_positive import MultiPositive
+from clipx.objectives.objective import Objective
 from clipx.objectives.siamese import Siamese
 from clipx.types import Loss
+
+NUM_NEGATIVES = 2  # of each image
 
 
 @dataclass(frozen=True)
 class PairCase:
-    """losses: see `Case`, or multi_positive of labels"""
+    """kind: of siamese pairs; None for images and texts with mined negatives
+    case: with its losses, or multi_positive of labels
+    """
 
-    kind: PairKind
+    kind: PairKind | None
     case: Case
 
-    def build(self, towers: Towers) -> Siamese:
+    def build(self, towers: Towers) -> Objective:
+        if self.kind is None:
+            return self.case.build_objective(towers)
         loss: Loss = self.case.build_loss()
         if self.case.loss == "multi_positive":
             loss = MultiPositive("label", 0.5)
@@ -41,9 +49,23 @@ class PairCase:
     def views(self, step: int, world_size: int) -> dict[str, Tensor]:
         """Of all ranks."""
         image, text, ids = self.case.batch(step, world_size)
+        if self.kind is None:
+            return {"image": image, "text": text, **mined(step, len(text))}
         other = self.case.batch(1000 + step, world_size)
         views = {"image": image, "image_2": other[0], "text": text, "text_2": other[1]}
         return views if ids is None else views | {"ids": ids}
+
+
+def mined(step: int, num_rows: int) -> dict[str, Tensor]:
+    """Inputs of the text tower for the negatives of each image, with ids of which many are
+    equal."""
+    generator = torch.Generator().manual_seed(step)
+    shape = (num_rows, NUM_NEGATIVES)
+    return {
+        "negative_text": torch.randn(*shape, 4, generator=generator, dtype=torch.float64),
+        "row_ids": torch.randint(0, 9, (num_rows, 2), generator=generator),
+        "column_ids": torch.randint(0, 9, (*shape, 2), generator=generator),
+    }
 
 
 def train_pairs(runtime: Runtime, given: PairCase) -> dict[str, Any]:
@@ -82,7 +104,7 @@ def gradients(towers: Towers) -> dict[str, Any]:
     return {name: p.grad.cpu().numpy() for name, p in named if p.grad is not None}
 
 
-def case_of(kind: PairKind, loss: str, pool: str, queue: int) -> PairCase:
+def case_of(kind: PairKind | None, loss: str, pool: str, queue: int) -> PairCase:
     case = Case(loss, pool, local_rows=4, queue=queue, steps=3 if queue else 1)
     if loss == "multi_positive":
         case = replace(case, kinds=1)

@@ -1,11 +1,12 @@
-"""Runs with labels, and with pairs of images or texts: on two processes as on one, and killed and
-resumed."""
+"""Runs with labels, with pairs of images or texts, and with mined negatives: on two processes as on
+one, and killed and resumed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_runs import (
     kill_when,
@@ -20,6 +21,8 @@ from tiny_runs import (
 )
 
 from clipx import cli
+from clipx.data.config import DataConfig
+from clipx.data.negatives import write_negatives
 
 LAST = 12
 COLORS = ("red", "green", "blue", "gray")
@@ -36,6 +39,7 @@ METHODS = {
         "loss={name: multi_positive, concept: label}",
         "data.label_field=kind",
     ],
+    "mined negatives": ["data.negatives=CORPUS/negatives", "data.num_negatives=2"],
 }
 
 
@@ -56,7 +60,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             members[f"{n:04d}.cls"] = str(n % 4).encode()
             members[f"{n:04d}.json"] = b'{"kind": "%s"}' % color.encode()
         write_tar(folder / f"{shard}.tar", members)
+    # Some samples have fewer than three, and some none.
+    numbers = np.random.default_rng(0).integers(-1, 96, (96, 3))
+    numbers[::7] = -1
+    digest = DataConfig(shards=str(folder)).open(seed=0).digest
+    write_negatives(folder / "negatives", numbers, corpus_digest=digest, about={})
     return folder
+
+
+def settings_of(method: str, corpus: Path) -> list[str]:
+    return [text.replace("CORPUS", str(corpus)) for text in METHODS[method]]
 
 
 def config_of(folder: Path, corpus: Path) -> Path:
@@ -72,8 +85,9 @@ def test_two_processes_in_micro_batches_are_as_one(
 ) -> None:
     config = config_of(tmp_path, corpus)
     one, two = tmp_path / "one", tmp_path / "two"
-    train(config, f"run_dir={one}", *METHODS[method])
-    train(config, f"run_dir={two}", *METHODS[method], "micro_batch_size=4", processes=2)
+    settings = settings_of(method, corpus)
+    train(config, f"run_dir={one}", *settings)
+    train(config, f"run_dir={two}", *settings, "micro_batch_size=4", processes=2)
     for first, second in zip(metrics(one), metrics(two), strict=True):
         assert first["fingerprint"] == second["fingerprint"]
         for key in ("train/loss", "train/grad_norm"):
@@ -87,8 +101,9 @@ def test_two_processes_in_micro_batches_are_as_one(
 def test_a_killed_run_goes_on_bit_by_bit(corpus: Path, tmp_path: Path, method: str) -> None:
     config = config_of(tmp_path, corpus)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    train(config, f"run_dir={undisturbed}", *METHODS[method])
-    overrides = (f"run_dir={killed}", *METHODS[method])
+    settings = settings_of(method, corpus)
+    train(config, f"run_dir={undisturbed}", *settings)
+    overrides = (f"run_dir={killed}", *settings)
     kill_when(lambda: steps_logged(killed) >= 6, tmp_path / "log", config, *overrides)
     train(config, *overrides)
     assert weights_digest(killed, LAST) == weights_digest(undisturbed, LAST)
@@ -119,6 +134,17 @@ def refusal(config: Path, capsys: pytest.CaptureFixture[str], *settings: str) ->
             [*IMAGES, "cache_features=cache", "model.locked=[visual.transformer]"],
             "cache_features keeps no pairs",
         ),
+        (["data.negatives=CORPUS/0.tar"], "data.negatives CORPUS/0.tar cannot be read"),
+        (["data.num_negatives=2"], "data.num_negatives needs data.negatives"),
+        ([*METHODS["mined negatives"], "loss=sigmoid"], "the loss takes no mined negatives"),
+        (
+            [*METHODS["mined negatives"], "objective=slip"],
+            "the objective takes no mined negatives",
+        ),
+        (
+            [METHODS["mined negatives"][0], "data.num_negatives=4"],
+            "data.num_negatives 4: the file of data.negatives has 3",
+        ),
     ],
 )
 def test_what_the_data_lack_is_named_before_the_first_step(
@@ -128,4 +154,6 @@ def test_what_the_data_lack_is_named_before_the_first_step(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert message in refusal(config_of(tmp_path, corpus), capsys, *settings)
+    settings = [text.replace("CORPUS", str(corpus)) for text in settings]
+    said = refusal(config_of(tmp_path, corpus), capsys, *settings)
+    assert message.replace("CORPUS", str(corpus)) in said
