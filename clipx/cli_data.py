@@ -172,10 +172,12 @@ def _bench(arguments: argparse.Namespace) -> None:
     from clipx.data.bench import bench
     from clipx.progress import note
     from clipx.training.config import TrainConfig
-    from clipx.training.corpus import corpus_of, pixel_batches
+    from clipx.training.corpus import check_groups, concepts_of, corpus_of, pixel_batches
 
     config = configs.load(TrainConfig, arguments.config, arguments.overrides)
-    corpus = corpus_of(config, config.data.open_sources())
+    sources = config.data.open_sources()
+    check_groups(config)
+    corpus = corpus_of(config, sources, concepts_of(config, corpus_of(config, sources)))
     batches = pixel_batches(config, corpus, config.model.read(), rank=0, world_size=1)
     size = config.global_batch_size
     note(f"{corpus.num_samples:,} samples, batches of {size}, {arguments.seconds:.0f} s")

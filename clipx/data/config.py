@@ -13,9 +13,11 @@ from torch import Tensor
 from clipx.config import component, config
 from clipx.data.augment import Augmentation
 from clipx.data.captions import CaptionFields
-from clipx.data.corpus import Corpus
+from clipx.data.concepts import By
+from clipx.data.corpus import AnyOrder, Corpus
 from clipx.data.decode import MAX_BYTES, MAX_PIXELS, Shrink
 from clipx.data.decode import decode as decode_image
+from clipx.data.grouped_order import GroupedOrder
 from clipx.data.labels import LabelField
 from clipx.data.order import Mixture, Order
 from clipx.data.sample import PairFields, Source
@@ -27,6 +29,16 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
+
+
+@config
+class GroupConfig:
+    """Each `size` consecutive rows of a global batch have samples of one concept. `streams` and
+    `window` are without effect."""
+
+    by: By = "label"
+    """The concept: `label`, of data.label_field, or `caption`, the first text of a sample."""
+    size: int = Field(default=2, ge=2, le=2**16)
 
 
 @config
@@ -64,6 +76,8 @@ class DataConfig:
     pair_texts: tuple[str, str] | None = None
     """For `objective: siamese`, the two texts of each sample: two fields of the `.json` member, [a,
     b] for `a.txt` and `b.txt` of a shard, or two columns of a table. Images are not read."""
+    group: GroupConfig | None = None
+    """Group samples of one concept in each batch, such as two of each class."""
     negatives: str | None = None
     """File of `clipx mine`: hard negatives of each sample, whose captions are further candidates of
     the images of a batch."""
@@ -131,7 +145,8 @@ class DataConfig:
         )
 
     def open(self, *, seed: int) -> Corpus:
-        """Open the corpus. Raises UserError for a corpus without samples."""
+        """Open the corpus, in an order without groups. Raises UserError for a corpus without
+        samples."""
         return self.corpus(self.open_sources(), seed=seed)
 
     def open_sources(self) -> dict[str, Source]:
@@ -165,37 +180,23 @@ class DataConfig:
         return sources
 
     def corpus(
-        self, sources: Mapping[str, Source], *, seed: int, needs_captions: bool = True
+        self,
+        sources: Mapping[str, Source],
+        *,
+        seed: int,
+        needs_captions: bool = True,
+        concepts: np.ndarray | None = None,
     ) -> Corpus:
-        """Put open sources into an order. Raises UserError."""
-        settings = {"seed": seed, "streams": self.streams, "window": self.window}
-        if self.weights:
-            # Each source has epochs of its own, and so an order of its own.
-            orders = []
-            weights = []
-            for name, source in sources.items():
-                orders.append(Order(source.sizes, **settings))
-                weights.append(self.weights[name])
-            order = Mixture(orders, weights, seed=seed)
-            if not order.quota.all():  # a block would contain no sample of some source
-                rarest = min(self.weights, key=self.weights.__getitem__)
-                raise UserError(
-                    f"data.weights.{rarest} is below {1 / Mixture.BLOCK:.2%} of the mixture; "
-                    "raise it, or leave the source out"
-                )
-            shards = np.arange(order.first_shard[-1])
+        """Put open sources into an order. Raises UserError.
+
+        concepts: of each sample, for an order that groups them, see `read_concepts`
+        """
+        if concepts is not None and self.group is not None:
+            sizes = np.concatenate([source.sizes for source in sources.values()])
+            shards = np.arange(len(sizes))
+            order: AnyOrder = GroupedOrder(sizes, concepts, seed=seed, group_size=self.group.size)
         else:
-            # One order of all shards, those of a repeated source several times.
-            parts = []
-            sizes = []
-            first = 0
-            for name, source in sources.items():
-                times = self.repeat.get(name, 1)
-                parts += [np.arange(first, first + len(source.sizes))] * times
-                sizes += [source.sizes] * times
-                first += len(source.sizes)
-            shards = np.concatenate(parts)
-            order = Order(np.concatenate(sizes), **settings)
+            order, shards = self._order(sources, seed)
         field = self.caption_field  # one, or several with their weights
         pair = self.pair
         fields = None
@@ -213,3 +214,32 @@ class DataConfig:
         if self.skip is not None:
             corpus.skip, corpus.skip_unknown = read_skip_list(Path(self.skip), corpus)
         return corpus
+
+    def _order(self, sources: Mapping[str, Source], seed: int) -> tuple[AnyOrder, np.ndarray]:
+        """An order, and the shard of the corpus for each of its shards. Raises UserError."""
+        settings = {"seed": seed, "streams": self.streams, "window": self.window}
+        if self.weights:
+            # Each source has epochs of its own, and so an order of its own.
+            orders = []
+            weights = []
+            for name, source in sources.items():
+                orders.append(Order(source.sizes, **settings))
+                weights.append(self.weights[name])
+            mixture = Mixture(orders, weights, seed=seed)
+            if not mixture.quota.all():  # a block would contain no sample of some source
+                rarest = min(self.weights, key=self.weights.__getitem__)
+                raise UserError(
+                    f"data.weights.{rarest} is below {1 / Mixture.BLOCK:.2%} of the mixture; "
+                    "raise it, or leave the source out"
+                )
+            return mixture, np.arange(mixture.first_shard[-1])
+        # One order of all shards, those of a repeated source several times.
+        parts = []
+        sizes = []
+        first = 0
+        for name, source in sources.items():
+            times = self.repeat.get(name, 1)
+            parts += [np.arange(first, first + len(source.sizes))] * times
+            sizes += [source.sizes] * times
+            first += len(source.sizes)
+        return Order(np.concatenate(sizes), **settings), np.concatenate(parts)

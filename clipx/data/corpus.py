@@ -11,6 +11,7 @@ import numpy as np
 
 from clipx.data.captions import Caption, CaptionFields
 from clipx.data.decode import MAX_BYTES, BadImage, TooLarge
+from clipx.data.grouped_order import GroupedOrder
 from clipx.data.labels import LabelField
 from clipx.data.order import Located, Mixture, Order, corpus_digest
 from clipx.data.sample import (
@@ -25,6 +26,7 @@ from clipx.types import UserError
 
 MAX_ATTEMPTS = 64  # where half of a corpus is bad, one position in 2^64 needs more
 T = TypeVar("T")
+AnyOrder = Order | Mixture | GroupedOrder
 SkipList = Mapping[int, set[str]]
 """shard -> keys of samples to replace unread"""
 
@@ -70,7 +72,7 @@ class Corpus:
     def __init__(
         self,
         sources: Mapping[str, Source],
-        order: Order | Mixture,
+        order: AnyOrder,
         order_shards: np.ndarray,
         fields: CaptionFields | None,
         *,

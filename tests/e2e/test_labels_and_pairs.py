@@ -39,6 +39,11 @@ METHODS = {
         "loss={name: multi_positive, concept: label}",
         "data.label_field=kind",
     ],
+    "groups": [
+        "loss={name: multi_positive, concept: label}",
+        "data.label_field=cls",
+        "data.group={by: label, size: 3}",
+    ],
     "mined negatives": ["data.negatives=CORPUS/negatives", "data.num_negatives=2"],
 }
 
@@ -136,6 +141,13 @@ def refusal(config: Path, capsys: pytest.CaptureFixture[str], *settings: str) ->
         ),
         (["data.negatives=CORPUS/0.tar"], "data.negatives CORPUS/0.tar cannot be read"),
         (["data.num_negatives=2"], "data.num_negatives needs data.negatives"),
+        (
+            ["data.group={size: 5}"],
+            "24 is not a multiple of data.group.size 5; the nearest",
+        ),
+        (["data.group={size: 2}"], "data.group.by label needs data.label_field"),
+        ([*METHODS["groups"], "data.repeat={shards: 2}"], "leave out weights and repeat"),
+        ([*IMAGES, "data.group={by: caption}"], "the objective reads no captions; group by label"),
         ([*METHODS["mined negatives"], "loss=sigmoid"], "the loss takes no mined negatives"),
         (
             [*METHODS["mined negatives"], "objective=slip"],
