@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clipx.checkpoints.format import LoadedCheckpoint, Training, TrainState
 from clipx.checkpoints.sharded import whole
 from clipx.data.preprocessing import normalize
+from clipx.data.sample import PairKind
 from clipx.distributed.pool import PoolConfig, build_pool
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import Parallel, wrap
@@ -24,6 +25,7 @@ from clipx.losses.infonce import InfoNCE
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.image_text import ImageText
 from clipx.objectives.objective import Objective
+from clipx.objectives.siamese import Siamese
 from clipx.objectives.two_view import TwoView
 from clipx.objectives.views import ViewContrast, ViewsConfig
 from clipx.training.build import compile_towers
@@ -61,6 +63,8 @@ def batch(step: int, *, rank: int, world_size: int, image: int | None = None) ->
     mine = slice(rank, size, world_size)
     keys = [f"{step}-{row}" for row in range(size)][mine]
     views = {"image": pixels[mine], "image_2": pixels.flip(-1)[mine], "text": text[mine]}
+    other = text[:, :5].flip(1)  # before the token of the end
+    views["text_2"] = torch.cat([other, text[:, 5:]], 1)[mine]
     return Batch(views, keys, list(range(size))[mine], {})
 
 
@@ -82,6 +86,7 @@ def build(
     optimizer: Callable[[nn.Module], torch.optim.Optimizer],
     *,
     two_views: bool = False,
+    siamese: PairKind | None = None,
     precision: Any = "fp32",
     checkpointing: bool = False,
     compiled: bool = False,
@@ -104,6 +109,8 @@ def build(
         views = ViewsConfig(hidden=12, width=6, learn_temperature=True)
         contrast = ViewContrast(MODEL["embed_dim"], views)
         objective = TwoView(encoder, contrast, normalize=normalize)
+    if siamese is not None:
+        objective = Siamese(encoder, InfoNCE(), siamese, normalize=normalize)
     objective.lock_unused()
     model = wrap(objective, runtime, parallel=parallel, dtype=chosen.dtype)
     trained: Any = objective if two_views else encoder
@@ -124,21 +131,31 @@ def arrays(tensors: dict[str, Tensor]) -> Arrays:
     return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
 
 
-def take(step: Step, steps: range) -> list[StepResult]:
+def take(step: Step, steps: range, *, mined: bool = False) -> list[StepResult]:
+    """mined: with two negatives of each row, of which odd rows have one"""
     runtime, ema = step.learner.runtime, step.learner.ema
     assert ema is not None
     results = []
     for number in steps:
         rows = batch(number, rank=runtime.rank, world_size=runtime.world_size)
+        if mined:
+            changed = rows.views["text"].clone()
+            changed[:, 1] = 1
+            negatives = torch.stack([rows.views["text_2"], changed], 1)
+            counts = 2 - torch.tensor(rows.positions) % 2
+            more = {"negative_text": negatives, "num_negatives": counts}
+            rows = replace(rows, views=rows.views | more)
         results.append(step(rows))
         ema.update()
     return results
 
 
-def gradients(runtime: Runtime, parallel: Parallel, **settings: Any) -> dict[str, Any]:
+def gradients(
+    runtime: Runtime, parallel: Parallel, *, mined: bool = False, **settings: Any
+) -> dict[str, Any]:
     """Of one step, and what it told."""
     step = build(runtime, parallel, Recording, **settings)
-    (stepped,) = take(step, range(1))
+    (stepped,) = take(step, range(1), mined=mined)
     recording = step.learner.optimizer
     assert isinstance(recording, Recording)
     metrics = {name: value.item() for name, value in stepped.metrics.items()}
@@ -193,6 +210,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "compiled micro-batches": {"compiled": True, "micro_batch_size": 2},
     "two views": {"two_views": True},
     "two views in micro-batches": {"two_views": True, "micro_batch_size": 3},
+    "siamese images": {"siamese": "images", "micro_batch_size": 3},
+    "siamese texts": {"siamese": "texts", "micro_batch_size": 2},
+    "mined negatives": {"mined": True},
+    "mined negatives in micro-batches": {"mined": True, "micro_batch_size": 3},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16", "micro_batch_size": 2},
 }

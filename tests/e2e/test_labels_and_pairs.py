@@ -3,6 +3,7 @@ one, and killed and resumed."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each sample has a pair of images, a pair of texts, a picture with a caption, and labels."""
+    """Each sample has a pair of images, a pair of texts, a picture with a caption, and the labels
+    `cls`, `kind` and `is_match`, which is true or false."""
     folder = tmp_path_factory.mktemp("pairs")
     for shard in range(4):
         members: dict[str, bytes] = {}
@@ -63,7 +65,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             members[f"{n:04d}.title.txt"] = f"{n} {color}".encode()
             members[f"{n:04d}.long.txt"] = f"a bar in {color}, number {n}".encode()
             members[f"{n:04d}.cls"] = str(n % 4).encode()
-            members[f"{n:04d}.json"] = b'{"kind": "%s"}' % color.encode()
+            fields = {"kind": color, "is_match": n % 3 > 0}
+            members[f"{n:04d}.json"] = json.dumps(fields).encode()
         write_tar(folder / f"{shard}.tar", members)
     # Some samples have fewer than three, and some none.
     numbers = np.random.default_rng(0).integers(-1, 96, (96, 3))
