@@ -143,13 +143,13 @@ def breakdown(corpus: Corpus, number: int = 200) -> dict[str, float]:
     for name in ("read, cold", "read"):
         samples = timed(name, lambda i: source.corpus.read(*places[i]))
     del out["read, cold"]
-    decoded = timed("decode", lambda i: decode.decode(samples[i].image))
+    decoded = timed("decode", lambda i: decode.decode(samples[i].images[0]))
     timed(
         "crop and resize",
         lambda i: augment(decoded[i], corpus.size, Augmentation(), draws[i], out=batch[i]),
     )
     for name in ("cold", "tokenize"):
-        ids = timed(name, lambda i: source.tokenizer.encode(samples[i].caption.texts[0], 77))
+        ids = timed(name, lambda i: source.tokenizer.encode(samples[i].captions[0].texts[0], 77))
     del out["cold"]
     start = time.perf_counter()
     pad(ids, 0)
@@ -166,7 +166,7 @@ def pixel_differences(corpus: Corpus, number: int) -> list[int]:
     draws = uniforms(0, np.arange(number)[:, None], NUM_DRAWS)
     counts = np.zeros(256, dtype=np.int64)
     for i, (shard, sample) in enumerate(zip(located.shard, located.sample, strict=True)):
-        data = source.corpus.read(int(shard), int(sample)).image
+        data = source.corpus.read(int(shard), int(sample)).images[0]
         ours = augment(decode.decode(data), corpus.size, Augmentation(), draws[i])
         image = decode.to_rgb(Image.open(io.BytesIO(data)))
         left, top, width, height = crop_box(image.height, image.width, Augmentation(), draws[i])

@@ -92,7 +92,7 @@ def _index(arguments: argparse.Namespace) -> None:
         "truncated": int(catalog.truncated.sum()),
         "unreadable": sum(fault.is_whole_shard for fault in catalog.faults),
     }
-    _print_table(list(totals), [[f"{number:,}" for number in totals.values()]])
+    print_table(list(totals), [[f"{number:,}" for number in totals.values()]])
     # A missing disk makes all shards faulty, and the first of them show it.
     for fault in catalog.faults[:_MAX_SHOWN]:
         print(printable(f"{fault.shard}: {fault.message}"))
@@ -108,14 +108,15 @@ def _verify(arguments: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from clipx.data.captions import check_caption_fields
+    from clipx.data.labels import check_contents
     from clipx.data.verify import verify
     from clipx.progress import note, progress
 
     out = arguments.out
-    config = _data_config(arguments.corpus, arguments.overrides)
+    config = data_config(arguments.corpus, arguments.overrides)
     opened = replace(config, max_bad_fraction=1.0).open(seed=0)  # bad shards are listed, not fatal
     try:
-        messages = check_caption_fields(opened)
+        messages = [*check_caption_fields(opened), *check_contents(opened)]
     except UserError as error:  # would stop a run; here, one more fault to report
         messages = [str(error)]
     for message in messages:
@@ -152,14 +153,14 @@ def _print_bad(bad: list[BadSample], num_samples: int, out: Path | None) -> None
         first = samples[0]  # of many alike, one shows what to mend
         where = f"{first.key or '(whole shard)'} of {first.shard}: {first.message}"
         rows.append([first.stage, first.error, f"{len(samples):,}", printable(where)])
-    _print_table(["stage", "error", "count", "the first"], rows)
+    print_table(["stage", "error", "count", "the first"], rows)
     summary = f"{len(bad):,} of {num_samples:,} samples and shards are bad"
     if out is not None:
         summary += f"; listed in {out}: train with data.skip={out}"
     print(summary)
 
 
-def _data_config(corpus: str, overrides: Sequence[str]) -> DataConfig:
+def data_config(corpus: str, overrides: Sequence[str]) -> DataConfig:
     """The data settings of a run's YAML file, or of shards given as a pattern. Raises UserError."""
     from clipx import config as configs
     from clipx.data.config import DataConfig
@@ -182,10 +183,12 @@ def _bench(arguments: argparse.Namespace) -> None:
     from clipx.data.bench import bench
     from clipx.progress import note
     from clipx.training.config import TrainConfig
-    from clipx.training.corpus import corpus_of, pixel_batches
+    from clipx.training.corpus import check_groups, concepts_of, corpus_of, pixel_batches
 
     config = configs.load(TrainConfig, arguments.config, arguments.overrides)
-    corpus = corpus_of(config, config.data.open_sources())
+    sources = config.data.open_sources()
+    check_groups(config)
+    corpus = corpus_of(config, sources, concepts_of(config, corpus_of(config, sources)))
     batches = pixel_batches(config, corpus, config.model.read(), rank=0, world_size=1)
     size = config.global_batch_size
     note(f"{corpus.num_samples:,} samples, batches of {size}, {arguments.seconds:.0f} s")
@@ -196,7 +199,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         rate = f"{1 / seconds:,.0f}"
         rows.append([stage, f"{seconds * 1e6:.1f}", rate, f"{seconds / total:.0%}"])
     title = f"one core, {report.samples:,} samples to {batches.image_size} px"
-    _print_table(["stage", "us a sample", "samples/s", "share"], rows, title=title)
+    print_table(["stage", "us a sample", "samples/s", "share"], rows, title=title)
     workers = "no workers (the training process itself)"  # data.workers=0
     if report.workers:
         workers = f"{report.workers} workers"
@@ -212,7 +215,7 @@ def _reinforce(arguments: argparse.Namespace) -> None:
 
     if arguments.views < 1:
         raise UserError(f"--views {arguments.views} is below 1")
-    data = _data_config(arguments.corpus, arguments.overrides)
+    data = data_config(arguments.corpus, arguments.overrides)
     # Ranks wait for the slowest, whose shards may take hours longer than those of the others.
     runtime = start("auto", timeout_minutes=7 * 24 * 60)
     manifest = reinforce(
@@ -231,7 +234,7 @@ def _reinforce(arguments: argparse.Namespace) -> None:
     runtime.close()
 
 
-def _print_table(header: list[str], rows: list[list[str]], title: str | None = None) -> None:
+def print_table(header: list[str], rows: list[list[str]], title: str | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -62,7 +62,7 @@ class Batch:
     """One local batch.
 
     views: row-wise tensors by name, (B, ...) each: image (B, 3, H, W) uint8; text (B, T) int64, T
-        tokens of the longest caption in this batch
+        tokens of the longest caption in this batch; label (B,) int64 with data.label_field
     keys: B sample keys
     positions: B global data positions, for the fingerprint and for error messages
     state: the data state after this batch, as a checkpoint stores it
@@ -89,9 +89,11 @@ class Loss(ABC):
     """A loss of image-text pairs, made by the `Config` of its module. See `clipx.losses`."""
 
     id_kinds: tuple[str, ...] = ()
-    """The ids of rows that it needs: of `caption`, `image` and `sample`."""
+    """The ids of rows that it needs: of `caption`, `image`, `sample` and `label`."""
     needs_logit_bias: bool = False
     """Whether the model must have a logit_bias, and starts from -10 where its JSON has none."""
+    takes_hard_negatives: bool = False
+    """Whether calls have `hard`, a `HardNegatives`, where the run has mined negatives."""
 
     @abstractmethod
     def __call__(
@@ -186,6 +188,20 @@ class TeacherInfo:
     scale: float
     digest: str
     source: str
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """Texts of this rank that are further negatives of the images of all ranks, with gradient.
+
+    columns: (M, D) of unit norm, as many on each rank
+    row_ids: (B, K) int64 of this rank's images; column_ids: (M, K). A pair that has one in common
+        does not count
+    """
+
+    columns: Tensor
+    row_ids: Tensor
+    column_ids: Tensor
 
 
 class ImageTextEncoder(Protocol):

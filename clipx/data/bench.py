@@ -77,16 +77,15 @@ def _time_batch(batches: Batches, k: int, clock: dict[str, float]) -> int:
             with _timed(clock, "read"):
                 stored = batches.corpus.read(shard, sample)
             with _timed(clock, "decode"):
-                pixels = batches.reader.decode(stored.image, draws[1:])
+                pixels = batches.reader.decode(stored.images, draws[1:])
         except (SampleError, BadImage, OSError):
             continue  # only good samples are measured; `clipx data verify` lists the bad ones
         with _timed(clock, "augment"):
             batches.write_views(pixels, draws, list(outs))
         with _timed(clock, "tokenize"):
-            texts.append(batches.encode_caption(stored.caption, draws))
-    if batches.corpus.fields is not None:
-        with _timed(clock, "collate"):
-            batches.pad(texts)
+            texts.append(batches.encode_captions(stored.captions, draws))
+    with _timed(clock, "collate"):
+        batches.text_views(texts)
     return len(texts)
 
 

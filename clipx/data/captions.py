@@ -52,47 +52,47 @@ class Caption:
         return self.groups[-1][1][-1]
 
 
-NO_CAPTION = Caption(())
-"""Of a sample that is read for its picture alone."""
-
-
 @dataclass(frozen=True)
 class CaptionFields:
-    """weights: field name -> how often it is drawn where a sample has several fields. A sample with
-    none of them has its caption in `txt`."""
+    """weights: field name -> how often it is drawn where a sample has several fields
+    fallback: field of the caption of a sample that has none of them, `txt`; "" for none
+    """
 
     weights: Mapping[str, float]
+    fallback: str = FALLBACK_FIELD
 
     def of(self, raw: Raw) -> Caption:
         """The caption of a sample. Raises SampleError if it has none."""
-        json_fields: dict[str, Any] | None = None  # parsed once, and only where needed
+        of_json: dict[str, Any] | None = None  # parsed once, and only where needed
         groups = []
         for name, weight in self.weights.items():
             if name in raw.text and name != "json":
                 value = raw.text[name]
             else:
-                if json_fields is None:
-                    json_fields = _json_fields(raw)
-                value = json_fields.get(name)
+                if of_json is None:
+                    of_json = json_fields(raw)
+                value = of_json.get(name)
             if texts := _texts(value):
                 groups.append((weight, texts))
-        if not groups and (texts := _texts(raw.text.get(FALLBACK_FIELD))):
+        if not groups and (texts := _texts(raw.text.get(self.fallback))):
             groups.append((1.0, texts))
         if groups:
             return Caption(tuple(groups))
-        wanted = " or ".join(dict.fromkeys([*self.weights, FALLBACK_FIELD]))
-        there = ", ".join(dict.fromkeys([*raw.text, *(json_fields or {})])) or "none"
+        names = [*self.weights, self.fallback] if self.fallback else [*self.weights]
+        wanted = " or ".join(dict.fromkeys(names))
+        there = ", ".join(dict.fromkeys([*raw.text, *(of_json or {})])) or "none"
         raise SampleError("caption", f"no text in {wanted}; fields there: {there}")
 
     @staticmethod
     def names(raw: Raw) -> set[str]:
         """The fields of a sample that contain text. Raises SampleError."""
-        values = {**_json_fields(raw), **raw.text}
+        values = {**json_fields(raw), **raw.text}
         values.pop("json", None)
         return {name for name, value in values.items() if _texts(value)}
 
 
-def _json_fields(raw: Raw) -> dict[str, Any]:
+def json_fields(raw: Raw) -> dict[str, Any]:
+    """The fields of the `.json` member. Raises SampleError."""
     if "json" not in raw.text:
         return {}
     try:
@@ -148,7 +148,7 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
             return None  # the run's quarantine will name it
 
     num_read = 0
-    for names in in_threads(field_names, _probes(corpus)):
+    for names in in_threads(field_names, probes(corpus)):
         if names is not None:
             num_read += 1
             present |= names
@@ -168,16 +168,19 @@ def check_caption_fields(corpus: Corpus) -> list[str]:
     raise UserError(f"{text}.{guess} Correct it or leave it out; fields there: {fields}")
 
 
-def _probes(corpus: Corpus) -> list[tuple[int, int]]:
+def probes(corpus: Corpus, *, every_source: bool = False) -> list[tuple[int, int]]:
     """(shard, sample) spread evenly over each source that must be read to know its fields. Of a
-    remote one, which would download every shard, only the shard that the run begins with."""
+    remote one, which would download every shard, only the shard that the run begins with.
+
+    every_source: also those whose text fields are known
+    """
     first_shards = corpus.locate(np.arange(64)).shard
-    probes = []
+    places: list[tuple[int, int]] = []
     begin = 0
     for source in corpus.sources.values():
         shards = np.arange(begin, begin + len(source.sizes))
         begin += len(source.sizes)
-        if source.fields is not None:
+        if source.fields is not None and not every_source:
             continue
         if source.is_remote:
             shards = first_shards[np.isin(first_shards, shards)][:1]
@@ -186,9 +189,9 @@ def _probes(corpus: Corpus) -> list[tuple[int, int]]:
         if total == 0:
             continue
         # Evenly over the samples, not over the shards, whose sizes may differ much.
-        places = np.unique(np.linspace(0, total - 1, min(PROBES, total)).astype(np.int64))
+        numbers = np.unique(np.linspace(0, total - 1, min(PROBES, total)).astype(np.int64))
         ends = np.cumsum(sizes)
-        slots = np.searchsorted(ends, places, side="right")
-        samples = places - (ends - sizes)[slots]
-        probes += zip(shards[slots].tolist(), samples.tolist(), strict=True)
-    return probes
+        slots = np.searchsorted(ends, numbers, side="right")
+        samples = numbers - (ends - sizes)[slots]
+        places += zip(shards[slots].tolist(), samples.tolist(), strict=True)
+    return places

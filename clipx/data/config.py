@@ -13,11 +13,15 @@ from torch import Tensor
 from clipx.config import component, config
 from clipx.data.augment import Augmentation
 from clipx.data.captions import CaptionFields
-from clipx.data.corpus import Corpus, read_skip_list
+from clipx.data.concepts import By
+from clipx.data.corpus import AnyOrder, Corpus
 from clipx.data.decode import MAX_BYTES, MAX_PIXELS, Shrink
 from clipx.data.decode import decode as decode_image
+from clipx.data.grouped_order import GroupedOrder
+from clipx.data.labels import LabelField
 from clipx.data.order import Mixture, Order
-from clipx.data.sample import Source
+from clipx.data.sample import PairFields, Source
+from clipx.data.skip_list import read_skip_list
 from clipx.data.sources import webdataset
 from clipx.types import UserError
 
@@ -25,6 +29,16 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0)]
 Hue = Annotated[float, Field(ge=0, le=0.5)]
+
+
+@config
+class GroupConfig:
+    """Each `size` consecutive rows of a global batch have samples of one concept. `streams` and
+    `window` are without effect."""
+
+    by: By = "label"
+    """The concept: `label`, of data.label_field, or `caption`, the first text of a sample."""
+    size: int = Field(default=2, ge=2, le=2**16)
 
 
 @config
@@ -53,6 +67,22 @@ class DataConfig:
     """Field of the `.json` member (or column of a table) with one caption or a list, of which
     each visit draws one; or several fields and how often each is drawn. `txt` is the `.txt` member,
     which is also read where a sample has no such field."""
+    label_field: str | None = None
+    """Field of the `.json` member, `cls` for the `.cls` member, or column of a table, with an
+    integer, a boolean or a text, which becomes a hash of 63 bits. For losses that use labels."""
+    pair_images: tuple[str, str] | None = None
+    """For `objective: siamese`, the two images of each sample: [a, b] for `a.jpg` and `b.jpg` of a
+    shard, or two columns of a table. Captions are not read."""
+    pair_texts: tuple[str, str] | None = None
+    """For `objective: siamese`, the two texts of each sample: two fields of the `.json` member, [a,
+    b] for `a.txt` and `b.txt` of a shard, or two columns of a table. Images are not read."""
+    group: GroupConfig | None = None
+    """Group samples of one concept in each batch, such as two of each class."""
+    negatives: str | None = None
+    """File of `clipx mine`: hard negatives of each sample, whose captions are further candidates of
+    the images of a batch."""
+    num_negatives: int | None = Field(default=None, ge=1)
+    """How many of the mined negatives each visit draws; null: all of the file."""
     text_multiple: int = Field(default=1, ge=1, le=2**16)
     """Captions are padded to the longest of their batch, rounded up to a multiple of this. More
     than 1 saves compilations where graphs are compiled for each length."""
@@ -95,6 +125,19 @@ class DataConfig:
     def augmentation(self) -> Augmentation:
         return Augmentation.of(self)
 
+    @property
+    def pair(self) -> PairFields | None:
+        """Raises UserError."""
+        if self.pair_images is not None and self.pair_texts is not None:
+            raise UserError(
+                "data.pair_images and data.pair_texts exclude each other; leave one out"
+            )
+        if self.pair_images is not None:
+            return PairFields("images", self.pair_images)
+        if self.pair_texts is not None:
+            return PairFields("texts", self.pair_texts)
+        return None
+
     def pixels(self, image: bytes, *, shrink: Shrink | None = None) -> Tensor:
         """(3, H, W) uint8. Raises BadImage."""
         return decode_image(
@@ -105,7 +148,8 @@ class DataConfig:
         )
 
     def open(self, *, seed: int) -> Corpus:
-        """Open the corpus. Raises UserError for a corpus without samples."""
+        """Open the corpus, in an order without groups. Raises UserError for a corpus without
+        samples."""
         return self.corpus(self.open_sources(), seed=seed)
 
     def open_sources(self) -> dict[str, Source]:
@@ -139,9 +183,43 @@ class DataConfig:
         return sources
 
     def corpus(
-        self, sources: Mapping[str, Source], *, seed: int, needs_captions: bool = True
+        self,
+        sources: Mapping[str, Source],
+        *,
+        seed: int,
+        needs_captions: bool = True,
+        concepts: np.ndarray | None = None,
     ) -> Corpus:
-        """Put open sources into an order. Raises UserError."""
+        """Put open sources into an order. Raises UserError.
+
+        concepts: of each sample, for an order that groups them, see `read_concepts`
+        """
+        if concepts is not None and self.group is not None:
+            sizes = np.concatenate([source.sizes for source in sources.values()])
+            shards = np.arange(len(sizes))
+            order: AnyOrder = GroupedOrder(sizes, concepts, seed=seed, group_size=self.group.size)
+        else:
+            order, shards = self._order(sources, seed)
+        field = self.caption_field  # one, or several with their weights
+        pair = self.pair
+        fields = None
+        if needs_captions and pair is None:
+            fields = CaptionFields({field: 1.0} if isinstance(field, str) else field)
+        corpus = Corpus(
+            sources,
+            order,
+            shards,
+            fields,
+            pair=pair,
+            label_field=None if self.label_field is None else LabelField(self.label_field),
+            max_image_bytes=self.max_image_bytes,
+        )
+        if self.skip is not None:
+            corpus.skip, corpus.skip_unknown = read_skip_list(Path(self.skip), corpus)
+        return corpus
+
+    def _order(self, sources: Mapping[str, Source], seed: int) -> tuple[AnyOrder, np.ndarray]:
+        """An order, and the shard of the corpus for each of its shards. Raises UserError."""
         settings = {"seed": seed, "streams": self.streams, "window": self.window}
         if self.weights:
             # Each source has epochs of its own, and so an order of its own.
@@ -150,31 +228,21 @@ class DataConfig:
             for name, source in sources.items():
                 orders.append(Order(source.sizes, **settings))
                 weights.append(self.weights[name])
-            order = Mixture(orders, weights, seed=seed)
-            if not order.quota.all():  # a block would contain no sample of some source
+            mixture = Mixture(orders, weights, seed=seed)
+            if not mixture.quota.all():  # a block would contain no sample of some source
                 rarest = min(self.weights, key=self.weights.__getitem__)
                 raise UserError(
                     f"data.weights.{rarest} is below {1 / Mixture.BLOCK:.2%} of the mixture; "
                     "raise it, or leave the source out"
                 )
-            shards = np.arange(order.first_shard[-1])
-        else:
-            # One order of all shards, those of a repeated source several times.
-            parts = []
-            sizes = []
-            first = 0
-            for name, source in sources.items():
-                times = self.repeat.get(name, 1)
-                parts += [np.arange(first, first + len(source.sizes))] * times
-                sizes += [source.sizes] * times
-                first += len(source.sizes)
-            shards = np.concatenate(parts)
-            order = Order(np.concatenate(sizes), **settings)
-        field = self.caption_field  # one, or several with their weights
-        fields = None
-        if needs_captions:
-            fields = CaptionFields({field: 1.0} if isinstance(field, str) else field)
-        corpus = Corpus(sources, order, shards, fields, max_image_bytes=self.max_image_bytes)
-        if self.skip is not None:
-            corpus.skip, corpus.skip_unknown = read_skip_list(Path(self.skip), corpus)
-        return corpus
+            return mixture, np.arange(mixture.first_shard[-1])
+        # One order of all shards, those of a repeated source several times.
+        parts = []
+        sizes = []
+        first = 0
+        for name, source in sources.items():
+            times = self.repeat.get(name, 1)
+            parts += [np.arange(first, first + len(source.sizes))] * times
+            sizes += [source.sizes] * times
+            first += len(source.sizes)
+        return Order(np.concatenate(sizes), **settings), np.concatenate(parts)

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from clipx.data.captions import NO_CAPTION, Caption, CaptionFields
+from clipx.data.captions import Caption, CaptionFields
 from clipx.data.decode import MAX_BYTES, BadImage, TooLarge
+from clipx.data.grouped_order import GroupedOrder
+from clipx.data.labels import LabelField
 from clipx.data.order import Located, Mixture, Order, corpus_digest
-from clipx.data.sample import BAD_SAMPLE_ERRORS, BadSample, Raw, SampleError, Source
+from clipx.data.sample import (
+    BAD_SAMPLE_ERRORS,
+    BadSample,
+    PairFields,
+    Raw,
+    SampleError,
+    Source,
+)
 from clipx.types import UserError
 
 MAX_ATTEMPTS = 64  # where half of a corpus is bad, one position in 2^64 needs more
 T = TypeVar("T")
+AnyOrder = Order | Mixture | GroupedOrder
 SkipList = Mapping[int, set[str]]
 """shard -> keys of samples to replace unread"""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An encoded picture and its caption. note: see Raw"""
+    """images: encoded pictures: one, the two of a pair, or none of a pair of texts
+    captions: one, the two texts of a pair, or none where captions are not used
+    label: an integer, where the run uses labels; note: see Raw
+    """
 
     key: str
-    image: bytes
-    caption: Caption
+    images: tuple[bytes, ...]
+    captions: tuple[Caption, ...]
+    label: int | None = None
     note: str = ""
 
 
@@ -52,21 +64,30 @@ class Corpus:
     order_shards: shard of the corpus for each shard of the order, which lists the shards of a
         repeated source several times
     fields: where captions are; None for a corpus that is read without captions
+    pair: where the two images or texts of each sample are, instead of an image and a caption
+    label_field: where labels are, if they are used
     max_image_bytes: larger images are bad, and are not read
     """
 
     def __init__(
         self,
         sources: Mapping[str, Source],
-        order: Order | Mixture,
+        order: AnyOrder,
         order_shards: np.ndarray,
         fields: CaptionFields | None,
         *,
+        pair: PairFields | None = None,
+        label_field: LabelField | None = None,
         max_image_bytes: int = MAX_BYTES,
     ) -> None:
         self.sources = dict(sources)
         self.order = order
         self.fields = fields
+        self.pair = pair
+        self.label_field = label_field
+        self._texts = [] if fields is None else [fields]  # of each text that a sample has
+        if pair is not None and pair.kind == "texts":
+            self._texts = [CaptionFields({name: 1.0}, fallback="") for name in pair.names]
         self.max_image_bytes = max_image_bytes
         self.num_samples = order.epoch_samples  # of an epoch, with repetitions
         self.sizes = np.concatenate([source.sizes for source in sources.values()])
@@ -112,6 +133,11 @@ class Corpus:
         index = bisect_right(self._first_shard, shard) - 1
         return self._source_list[index], shard - self._first_shard[index]
 
+    def place_of(self, number: int) -> tuple[int, int]:
+        """(shard, sample) of a sample by its number among all."""
+        shard = int(np.searchsorted(self.first_sample + self.sizes, number, side="right"))
+        return shard, number - int(self.first_sample[shard])
+
     def name(self, shard: int) -> str:
         source, number = self._source_of(shard)
         return source.name(number)
@@ -123,14 +149,28 @@ class Corpus:
 
     def read(self, shard: int, sample: int) -> Sample:
         """Raises SampleError, BadImage, OSError."""
-        raw = self.read_raw(shard, sample)
-        caption = NO_CAPTION if self.fields is None else self.fields.of(raw)
-        return Sample(raw.key, raw.image, caption, raw.note)
+        images: tuple[bytes, ...]
+        if self.pair is None:
+            raw = self.read_raw(shard, sample)
+            images = (raw.image,)
+        else:
+            raw = self.read_raw(shard, sample, images=self.pair.image_names)
+            images = (raw.image, raw.second_image) if self.pair.kind == "images" else ()
+        captions = tuple(fields.of(raw) for fields in self._texts)
+        label = None if self.label_field is None else self.label_field.of(raw)
+        return Sample(raw.key, images, captions, label, raw.note)
 
-    def read_raw(self, shard: int, sample: int) -> Raw:
-        """Raises SampleError, BadImage, OSError."""
+    @property
+    def num_texts(self) -> int:
+        """Of each sample."""
+        return len(self._texts)
+
+    def read_raw(self, shard: int, sample: int, *, images: Sequence[str] | None = None) -> Raw:
+        """Raises SampleError, BadImage, OSError. images: see `Source.read`"""
         source, number = self._source_of(shard)
-        return source.read(number, sample, max_image_bytes=self.max_image_bytes)
+        if images is None:
+            return source.read(number, sample, max_image_bytes=self.max_image_bytes)
+        return source.read(number, sample, max_image_bytes=self.max_image_bytes, images=images)
 
     def prefetch(self, positions: np.ndarray) -> None:
         """Start fetching the shards of positions that will soon be read. Returns at once."""
@@ -194,31 +234,3 @@ class Corpus:
         if not sample.note:
             return []
         return [BadSample(self.name(shard), "", position, "shard", "SizesJson", sample.note)]
-
-
-def read_skip_list(path: Path, corpus: Corpus) -> tuple[SkipList, int]:
-    """(samples of a quarantine file that are in this corpus, number of lines that are not). Raises
-    UserError."""
-    numbers: dict[str, list[int]] = {}  # a shard may be in several sources
-    for number in range(corpus.num_shards):
-        numbers.setdefault(corpus.name(number), []).append(number)
-    skip: dict[int, set[str]] = {}
-    num_unknown = 0
-    try:
-        for text in path.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            shard = line["shard"]
-            key = line["key"]
-            if not key or line.get("stage") == "key":
-                continue  # a repeated key also names its first sample, which is good
-            if not (isinstance(shard, str) and isinstance(key, str)):
-                raise TypeError("a shard or key that is no text")
-            num_unknown += shard not in numbers
-            for number in numbers.get(shard, []):
-                skip.setdefault(number, set()).add(key)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"data.skip {path} cannot be read as JSON lines with `shard` and `key`, such as "
-            f"`clipx data verify --out` writes: {type(error).__name__}: {error}"
-        ) from error
-    return skip, num_unknown

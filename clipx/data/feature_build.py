@@ -71,7 +71,7 @@ def _embed_images(cache: FeatureCache, shard: int, samples: Sequence[int]) -> Em
         try:
             sample = cache.corpus.read(shard, number)
             pixels[row] = cache.pixels(sample)
-            captions.append(sample.caption.texts)
+            captions.append(sample.captions[0].texts)
         except BAD_SAMPLE_ERRORS:
             captions.append([])
     return _float16(cache.trunks.image(pixels)), captions

@@ -88,7 +88,7 @@ class FeatureCache:
 
     def pixels(self, sample: Sample) -> Tensor:
         """(3, image_size, image_size) uint8. Raises BadImage."""
-        return self.trunks.fit(self.config.pixels(sample.image))
+        return self.trunks.fit(self.config.pixels(sample.images[0]))
 
     def texts(self) -> Texts:
         """The captions of the whole corpus, after all images are built."""

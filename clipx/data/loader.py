@@ -6,24 +6,25 @@ of batch numbers elsewhere.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from clipx.data.augment import NUM_DRAWS, Augmentation, augment
 from clipx.data.captions import Caption
 from clipx.data.config import DataConfig
-from clipx.data.corpus import Corpus
+from clipx.data.corpus import Corpus, Sample
+from clipx.data.negatives import NegativeTexts
 from clipx.data.order import batch_positions, hash_of, uniforms
 from clipx.data.preprocessing import center
 from clipx.data.reader import build_reader
 from clipx.data.reinforcement import Reinforcement
-from clipx.data.sample import BadSample
+from clipx.data.sample import BadSample, key_hash
 from clipx.data.tokenizers import CachedTokenizer, Tokenizer, pad
 from clipx.data.workers import empty_bytes, from_workers
 from clipx.types import Batch, RankError, UserError
@@ -51,15 +52,9 @@ def fingerprint(positions: np.ndarray, keys: list[str]) -> int:
     return int(hashes.sum(dtype=np.uint64)) % 2**63
 
 
-def key_hash(key: str) -> int:
-    """63-bit hash of a sample key, the same in all processes."""
-    digest = hashlib.sha1(key.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def view_name(number: int) -> str:
-    """image, image_2, image_3 ... of the view 0, 1, 2 ..."""
-    return "image" if number == 0 else f"image_{number + 1}"
+def view_name(number: int, kind: str = "image") -> str:
+    """image, image_2, image_3 ... of the view 0, 1, 2 ..., or text, text_2 ..."""
+    return kind if number == 0 else f"{kind}_{number + 1}"
 
 
 class BatchSource(Protocol):
@@ -76,7 +71,10 @@ class Batches:
     pad_to: tokens of each caption; None for the longest of the batch
     fit: resizing without a random crop, see `Preprocessing.fit`
     augmentations: of the views of an image, by default that of the config alone. Views are named
-        image, image_2, image_3 ...; a corpus without captions has no `text`
+        image, image_2, image_3 ...; those of a pair are its two images. A corpus without captions
+        has no `text`, a pair of texts has text and text_2, and labels are `label` (B,) int64
+    negatives: with k of them, a batch has negative_text (B, k, T) int64, and num_negatives (B,)
+        int64, how many of the k are real; the others repeat the sample's own caption
     reinforcement: a teacher's embeddings, as further views, and the augmentations that it saw
     """
 
@@ -95,6 +93,7 @@ class Batches:
         fit: Callable[[Tensor, int], Tensor] = center,
         augmentations: Sequence[Augmentation] | None = None,
         reinforcement: Reinforcement | None = None,
+        negatives: NegativeTexts | None = None,
     ) -> None:
         self.config = config
         self.corpus = corpus
@@ -107,7 +106,8 @@ class Batches:
         self.world_size = world_size
         self.pad_to = pad_to
         self.fit = fit
-        self.augmentations = augmentations or [config.augmentation]
+        self.augmentations = [config.augmentation] if augmentations is None else augmentations
+        self.negatives = negatives
         self.reader = build_reader(config, corpus, image_size, self.augmentations)
         self.reinforcement = reinforcement
         self._last_prefetched = -1
@@ -119,7 +119,8 @@ class Batches:
         draws = self.draws(positions)
         shape = (len(positions), 3, self.image_size, self.image_size)
         images = [empty_bytes(*shape) for _ in self.augmentations]
-        texts: list[list[int]] = []
+        texts: list[list[list[int]]] = []  # of each sample
+        labels: list[int] = []
         keys: list[str] = []
         samples: list[int] = []
         bad: list[BadSample] = []
@@ -132,15 +133,24 @@ class Batches:
             outs = [image[row] for image in images]
             prepare = partial(self._prepare, draws=draws[row], outs=outs)
             used = use(*place, draws[row, 1:], prepare)
-            texts.append(used.value)
+            ids, label = used.value
+            texts.append(ids)
+            if label is not None:
+                labels.append(label)
             keys.append(used.key)
             samples.append(int(self.corpus.first_sample[used.shard]) + used.sample)
             bad += used.bad
         views = {view_name(number): image for number, image in enumerate(images)}
-        if self.corpus.fields is not None:
-            views["text"] = self.pad(texts)
+        views |= self.text_views(texts)
         if stored is not None:
             views |= stored.views()
+        if self.negatives is not None:
+            own = [ids[0] for ids in texts]
+            drawn, counts = self.negatives.batch(samples, positions.tolist(), own, self._encode)
+            views["negative_text"] = self.pad(drawn).unflatten(0, (len(samples), -1))
+            views["num_negatives"] = torch.tensor(counts, dtype=torch.int64)
+        if labels:
+            views["label"] = torch.tensor(labels, dtype=torch.int64)
         return Loaded(
             views=views,
             keys=keys,
@@ -152,10 +162,10 @@ class Batches:
         )
 
     def _prepare(
-        self, pixels: Tensor, caption: Caption, draws: np.ndarray, outs: list[Tensor]
-    ) -> list[int]:
+        self, pixels: Sequence[Tensor], sample: Sample, draws: np.ndarray, outs: list[Tensor]
+    ) -> tuple[list[list[int]], int | None]:
         self.write_views(pixels, draws, outs)
-        return self.encode_caption(caption, draws)
+        return self.encode_captions(sample.captions, draws), sample.label
 
     def positions(self, k: int) -> np.ndarray:
         """(B,) positions of this rank's part of global batch k."""
@@ -163,19 +173,36 @@ class Batches:
         return batch_positions(k, size, rank=self.rank, world_size=self.world_size)
 
     def draws(self, positions: np.ndarray) -> np.ndarray:
-        """(B, 1 + V * NUM_DRAWS): the draw of the caption, then those of each of V views."""
+        """(B, 1 + V * NUM_DRAWS): the draw of the caption, then those of each of V views. A pair of
+        texts has one more, that of its second text."""
         count = 1 + len(self.augmentations) * NUM_DRAWS
+        count += max(0, self.corpus.num_texts - 1)
         return uniforms(self.corpus.order.seed, positions[:, None], count)
 
-    def write_views(self, pixels: Tensor, draws: np.ndarray, outs: list[Tensor]) -> None:
+    def write_views(self, pixels: Sequence[Tensor], draws: np.ndarray, outs: list[Tensor]) -> None:
+        """pixels: of the picture, or of one for each view"""
         for number, (augmentation, out) in enumerate(zip(self.augmentations, outs, strict=True)):
+            picture = pixels[0] if len(pixels) == 1 else pixels[number]
             of_view = draws[1 + number * NUM_DRAWS :]
-            augment(pixels, self.image_size, augmentation, of_view, out=out, fit=self.fit)
+            augment(picture, self.image_size, augmentation, of_view, out=out, fit=self.fit)
 
-    def encode_caption(self, caption: Caption, draws: np.ndarray) -> list[int]:
-        if self.corpus.fields is None:
-            return []
-        return self.tokenizer.encode(caption.draw(draws[0]), self.context_length)
+    def encode_captions(self, captions: Sequence[Caption], draws: np.ndarray) -> list[list[int]]:
+        """Token ids of each text of a sample."""
+        of_texts = [draws[0], *draws[1 + len(self.augmentations) * NUM_DRAWS :]]
+        ids = []
+        for caption, draw in zip(captions, of_texts, strict=False):
+            ids.append(self._encode(caption.draw(draw)))
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, self.context_length)
+
+    def text_views(self, texts: list[list[list[int]]]) -> dict[str, Tensor]:
+        """(B, T) int64 of each text. texts: ids of each text of each sample"""
+        views = {}
+        for number in range(self.corpus.num_texts):
+            views[view_name(number, "text")] = self.pad([ids[number] for ids in texts])
+        return views
 
     def pad(self, texts: list[list[int]]) -> Tensor:
         """(B, T) int64"""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from clipx.data.augment import NUM_DRAWS, Augmentation, shrink_of
-from clipx.data.captions import Caption
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus, Sample, Used
 from clipx.data.decoded_cache import DecodedCache, digest_of
@@ -19,8 +19,8 @@ from clipx.types import UserError
 
 MAX_REMEMBERED = 1 << 18  # samples, about 700 bytes each
 T = TypeVar("T")
-Prepare = Callable[[Tensor, Caption], T]
-"""(3, H, W) uint8 and a caption -> what a batch needs of them"""
+Prepare = Callable[[Sequence[Tensor], Sample], T]
+"""(3, H, W) uint8 of each picture, and the sample -> what a batch needs of them"""
 
 
 class Reader:
@@ -50,30 +50,35 @@ class Reader:
         """
 
         def decode_and_prepare(found: Sample) -> T:
-            return prepare(self.decode(found.image, draws), found.caption)
+            return prepare(self.decode(found.images, draws), found)
 
         return self.corpus.usable(position, shard, sample, decode_and_prepare)
 
-    def decode(self, image: bytes, draws: np.ndarray) -> Tensor:
-        """(3, H, W) uint8. Raises BadImage."""
+    def decode(self, images: Sequence[bytes], draws: np.ndarray) -> list[Tensor]:
+        """(3, H, W) uint8 of each picture of a sample: one for all views, or one for each view.
+        Raises BadImage."""
         if self.config.decode == "exact":
-            return self.config.pixels(image)
+            return [self.config.pixels(image) for image in images]
+        pixels = []
+        for number, image in enumerate(images):
+            views = range(len(self.augmentations)) if len(images) == 1 else [number]
+            pixels.append(self.config.pixels(image, shrink=partial(self._shrink, views, draws)))
+        return pixels
 
-        def shrink(height: int, width: int) -> int:
-            of_views = []
-            for number, augmentation in enumerate(self.augmentations):
-                of_view = draws[number * NUM_DRAWS :]
-                of_views.append(shrink_of(height, width, self.image_size, augmentation, of_view))
-            return min(of_views)
-
-        return self.config.pixels(image, shrink=shrink)
+    def _shrink(self, views: Iterable[int], draws: np.ndarray, height: int, width: int) -> int:
+        """How many times smaller a picture may be decoded for all of these views."""
+        of_views = []
+        for view in views:
+            of_view = draws[view * NUM_DRAWS :]
+            augmentation = self.augmentations[view]
+            of_views.append(shrink_of(height, width, self.image_size, augmentation, of_view))
+        return min(of_views)
 
 
 @dataclass(frozen=True)
 class _Remembered:
-    key: str
-    caption: Caption
-    digest: bytes  # of the encoded picture, by which the cache finds its pixels
+    sample: Sample  # without its pictures
+    digests: tuple[bytes, ...]  # of the encoded pictures, by which the cache finds their pixels
 
 
 class CachedReader(Reader):
@@ -105,13 +110,15 @@ class CachedReader(Reader):
     ) -> Used[T]:
         known = self._remembered.get((shard, sample))
         if known is not None:
-            pixels = self.cache.read(known.digest)
-            if pixels is not None:  # else the cache's files are gone
-                return Used(prepare(pixels, known.caption), known.key, shard, sample)
+            cached = [self.cache.read(digest) for digest in known.digests]
+            pixels = [picture for picture in cached if picture is not None]
+            if len(pixels) == len(cached):  # else the cache's files are gone
+                return Used(prepare(pixels, known.sample), known.sample.key, shard, sample)
 
         def decode_and_prepare(found: Sample) -> tuple[T, _Remembered]:
-            value = prepare(self.cache.decode(found.image), found.caption)
-            return value, _Remembered(found.key, found.caption, digest_of(found.image))
+            value = prepare(self.decode(found.images, draws), found)
+            digests = tuple(map(digest_of, found.images))
+            return value, _Remembered(replace(found, images=()), digests)
 
         used = self.corpus.usable(position, shard, sample, decode_and_prepare)
         value, found = used.value
@@ -120,8 +127,8 @@ class CachedReader(Reader):
             self._remembered[shard, sample] = found
         return Used(value, used.key, used.shard, used.sample, used.bad)
 
-    def decode(self, image: bytes, draws: np.ndarray) -> Tensor:
-        return self.cache.decode(image)
+    def decode(self, images: Sequence[bytes], draws: np.ndarray) -> list[Tensor]:
+        return [self.cache.decode(image) for image in images]
 
 
 def build_reader(

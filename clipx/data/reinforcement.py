@@ -17,7 +17,7 @@ and training replaces it unread.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch import Tensor
 from clipx.data.augment import Augmentation
 from clipx.data.captions import Caption
 from clipx.data.config import DataConfig
-from clipx.data.corpus import Corpus, Used
+from clipx.data.corpus import Corpus, Sample, Used
 from clipx.data.order import hash_of, uniforms
 from clipx.data.reader import Reader
 from clipx.files import write_whole
@@ -168,15 +168,15 @@ class StoredRows:
         row = len(self._images)
         # Which sample is used, and so which view is made, is known once it could be decoded.
         used = reader.use(position, shard, sample, draws, _keep)
-        pixels, content = used.value
+        pixels, found = used.value
         stored = ShardRows.open(shard_file(self._folder, used.shard))
         caption_draw = self._caption_draw[row]
-        text = stored.text_of(used.sample, _caption(content), caption_draw)
+        text = stored.text_of(used.sample, found.captions[0], caption_draw)
         view = self._view[row]
         self._images.append(stored.row("image", used.sample)[view])
         self._texts.append(text)
         of_view = stored.row("draws", used.sample)[view]
-        value = prepare(pixels, content, draws=np.concatenate([[caption_draw], of_view]))
+        value = prepare(pixels, found, draws=np.concatenate([[caption_draw], of_view]))
         return Used(value, used.key, used.shard, used.sample, used.bad)
 
     def views(self) -> dict[str, Tensor]:
@@ -187,12 +187,8 @@ class StoredRows:
         }
 
 
-def _keep(pixels: Tensor, content: Caption) -> tuple[Tensor, Caption]:
-    return pixels, content
-
-
-def _caption(content: Caption) -> Caption:
-    return content
+def _keep(pixels: Sequence[Tensor], found: Sample) -> tuple[Sequence[Tensor], Sample]:
+    return pixels, found
 
 
 class ShardRows:

@@ -152,11 +152,11 @@ class Build:
         size = teacher.image_size
         try:
             found = self.corpus.read(shard, sample)
-            pixels = self.config.pixels(found.image)
+            pixels = self.config.pixels(found.images[0])
         except (SampleError, BadImage):
             return None
         views = torch.empty((self.num_views, 3, size, size), dtype=torch.uint8)
         augmentation = self.config.augmentation
         for out, of_view in zip(views, draws[sample], strict=True):
             augment(pixels, size, augmentation, of_view, out=out, fit=teacher.fit)
-        return views, found.caption.texts
+        return views, found.captions[0].texts

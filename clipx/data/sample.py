@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -15,16 +16,35 @@ from clipx.data.decode import BadImage
 class Raw:
     """One sample as a source stores it.
 
-    image: an encoded picture
-    text: fields that may contain captions, by name: texts, lists of texts, or UTF-8 bytes. `txt` is
-        the caption of a source without field names, `json` an object with further fields, as bytes
+    image: an encoded picture; empty where none was requested
+    text: fields that may contain captions or a label, by name: texts, lists of texts, UTF-8 bytes,
+        numbers. `txt` is the caption of a source without field names, `json` an object with further
+        fields, as bytes
     note: a fault of the shard that does not affect this sample, for the quarantine
+    second_image: the other picture of a pair
     """
 
     key: str
     image: bytes
     text: Mapping[str, Any]
     note: str = ""
+    second_image: bytes = b""
+
+
+PairKind = Literal["images", "texts"]
+PAIRS_REMEDY = "list pairs in a table with two columns of paths, or pack them as WebDataset shards"
+
+
+@dataclass(frozen=True)
+class PairFields:
+    """The two images or texts of a sample that is a pair, by the names of their fields."""
+
+    kind: PairKind
+    names: tuple[str, str]
+
+    @property
+    def image_names(self) -> tuple[str, ...]:
+        return self.names if self.kind == "images" else ()
 
 
 PARTIAL = ("TruncatedTar", "DamagedTar", "SecondImage", "SizesJson")
@@ -32,7 +52,7 @@ PARTIAL = ("TruncatedTar", "DamagedTar", "SecondImage", "SizesJson")
 
 
 class SampleError(ValueError):
-    """A sample that cannot be used. `stage` is read, key, image or caption."""
+    """A sample that cannot be used. `stage` is read, key, image, caption or label."""
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(message)
@@ -99,11 +119,28 @@ class Source(Protocol):
         """Name of a sample, unique within its shard. Raises OSError where the shard is gone."""
         ...
 
-    def read(self, shard: int, sample: int, *, max_image_bytes: int = ...) -> Raw:
+    def read(
+        self,
+        shard: int,
+        sample: int,
+        *,
+        max_image_bytes: int = ...,
+        images: Sequence[str] | None = ...,
+    ) -> Raw:
         """Raises SampleError, OSError, and BadImage for a larger encoded image. Must be safe to
-        call from several processes and threads."""
+        call from several processes and threads.
+
+        images: names of the images to read instead of the sample's one image: none, or the two of a
+            pair. `max_image_bytes` and `images` may be left out
+        """
         ...
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Start fetching shards that will soon be read, in the order of need. Returns at once."""
         ...
+
+
+def key_hash(key: str) -> int:
+    """63-bit hash of a sample key or another text, the same in all processes."""
+    digest = hashlib.sha1(key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -53,7 +53,8 @@ class _Chunks(Dataset):
         for number in range(first, end):
             try:
                 sample = self.corpus.read(shard, number)
-                self.config.pixels(sample.image)
+                for image in sample.images:
+                    self.config.pixels(image)
             except BAD_SAMPLE_ERRORS as error:
                 bad.append(self.corpus.bad_sample(-1, shard, number, error))
             else:

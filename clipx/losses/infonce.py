@@ -11,7 +11,7 @@ from clipx.config import config
 from clipx.losses._tiles import at_least_float32
 from clipx.losses.false_negatives import ID_KINDS, FalseNegatives
 from clipx.losses.primitives import pairwise_logsumexp, pairwise_sum
-from clipx.types import Loss, LossOutput, Negatives, Pool
+from clipx.types import HardNegatives, Loss, LossOutput, Negatives, Pool
 
 
 @config
@@ -34,6 +34,8 @@ class InfoNCE(Loss):
     def __init__(self, label_smoothing: float = 0.0, id_kinds: tuple[str, ...] = ()) -> None:
         self.label_smoothing = label_smoothing
         self.id_kinds = id_kinds
+        # Smoothing spreads the target over both directions alike, and these are of one.
+        self.takes_hard_negatives = label_smoothing == 0
 
     def __call__(
         self,
@@ -45,11 +47,14 @@ class InfoNCE(Loss):
         pool: Pool,
         ids: Tensor | None = None,
         negatives: Negatives | None = None,
+        hard: HardNegatives | None = None,
     ) -> LossOutput:
         """The mean over this rank's rows of -log softmax at the positive, over both directions.
 
         image, text: (B, D) of unit norm; logit_scale: () log of the inverse temperature
         logit_bias: of no effect on a softmax; ids: (B, K), a column for each of `id_kinds`
+        hard: further candidates of each image, as in the MultipleNegativesRankingLoss of
+            sentence-transformers: those of all ranks, also of other images
         """
         # Logits in float32, whatever the towers compute in: see `at_least_float32`.
         image = at_least_float32(image)
@@ -58,13 +63,26 @@ class InfoNCE(Loss):
         positive = scale * (image * text).sum(-1)
         # -log softmax at the positive is logsumexp over all candidates minus the positive's logit.
         lse = pairwise_logsumexp(image, text, pool, scale=scale, ids=ids, negatives=negatives)
+        over_texts = lse.rows
+        if hard is not None:
+            further = pairwise_logsumexp(
+                image,
+                at_least_float32(hard.columns),
+                pool,
+                scale=scale,
+                ids=hard.row_ids,
+                column_ids=hard.column_ids,
+                own="absent",
+            )
+            # A log-sum-exp over two sets is the logaddexp of theirs.
+            over_texts = torch.logaddexp(over_texts, further.rows)
         target = positive
         if self.label_smoothing:
             # Cross-entropy is linear in the target: a part of it is the mean over all candidates.
             mean = _mean_logit(image, text, scale, pool, ids, negatives)
             target = (1 - self.label_smoothing) * positive + self.label_smoothing * mean
         # Half from images to texts and half back; both directions have the same target.
-        loss = ((lse.rows + lse.columns) / 2 - target).mean()
+        loss = ((over_texts + lse.columns) / 2 - target).mean()
         return LossOutput(loss, {"image_to_text_accuracy": lse.own_is_nearest.float().mean()})
 
 

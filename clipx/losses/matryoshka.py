@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipx.config import component, config
-from clipx.types import Loss, LossOutput, Negatives, Pool, UserError
+from clipx.types import HardNegatives, Loss, LossOutput, Negatives, Pool, UserError
 
 
 @config
@@ -37,6 +37,7 @@ class Matryoshka(Loss):
         self.widths = widths
         self.id_kinds = loss.id_kinds
         self.needs_logit_bias = loss.needs_logit_bias
+        self.takes_hard_negatives = loss.takes_hard_negatives
 
     def __call__(
         self,
@@ -45,6 +46,7 @@ class Matryoshka(Loss):
         *,
         pool: Pool,
         negatives: Negatives | None = None,
+        hard: HardNegatives | None = None,
         **options: Any,
     ) -> LossOutput:
         """As the loss at each width. Raises UserError for a width beyond the embedding's."""
@@ -60,12 +62,17 @@ class Matryoshka(Loss):
                 rows = first_coordinates(negatives.rows, width)
                 columns = first_coordinates(negatives.columns, width)
                 past = replace(negatives, rows=rows, columns=columns)
+            further: dict[str, Any] = {}
+            if hard is not None:
+                cut = first_coordinates(hard.columns, width)
+                further = {"hard": replace(hard, columns=cut)}
             outputs.append(
                 self.loss(
                     first_coordinates(image, width),
                     first_coordinates(text, width),
                     pool=pool,
                     negatives=past,
+                    **further,
                     **options,
                 )
             )

@@ -19,8 +19,8 @@ from clipx.types import Loss, LossOutput, Negatives, Pool
 class Config:
     """The temperature is the model's logit_scale."""
 
-    concept: Literal["caption", "image"] = "caption"
-    """Rows of the same caption, or of the same image, are positives of each other."""
+    concept: Literal["caption", "image", "label"] = "caption"
+    """Rows of the same caption, image or label (`data.label_field`) are positives of each other."""
     image_image: float = Field(default=0.0, ge=0)
     """Weight of the term between images of one concept, beside that of images and texts."""
 

@@ -15,14 +15,14 @@ from clipx.config import config
 from clipx.data.augment import Augmentation
 from clipx.models.layers import blocks
 from clipx.objectives.image_text import ImageText
-from clipx.objectives.objective import Features, NeedsPixelsAndTokens, Parts, Views
+from clipx.objectives.objective import DataUse, Features, Parts, Views
 from clipx.types import LossOutput, Pool, UserError
 
 ROWS_AT_ONCE = 256  # of logits and what backward makes of them: 280 MB for CLIP's vocabulary
 
 
 @config
-class Config(NeedsPixelsAndTokens):
+class Config(DataUse):
     """A linear head over the image tower predicts the tokens of the caption."""
 
     weight: float = Field(default=1.0, gt=0)
@@ -31,6 +31,7 @@ class Config(NeedsPixelsAndTokens):
     """Add the run's `loss` of image-text pairs. Without it, the text tower is not trained."""
 
     contrasts_text = True
+    needs_pixels = True
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         return [of_run]

@@ -14,7 +14,7 @@ from clipx.config import config
 from clipx.data.augment import Augmentation
 from clipx.losses.distillation import feature_mse, interactive, similarity_kl
 from clipx.objectives.image_text import ImageText
-from clipx.objectives.objective import Features, NeedsPixelsAndTokens, Parts, Views
+from clipx.objectives.objective import DataUse, Features, Parts, Views
 from clipx.objectives.teacher import Teacher, TeacherRows
 from clipx.types import LossOutput, Pool, TeacherInfo, UserError
 
@@ -22,7 +22,7 @@ STORED = "stored"
 
 
 @config
-class Config(NeedsPixelsAndTokens):
+class Config(DataUse):
     """The loss is the sum of these weights times their terms."""
 
     teacher: str
@@ -39,6 +39,7 @@ class Config(NeedsPixelsAndTokens):
     """Factor of the teacher's cosines in `similarity`; null: the scale that it has learned."""
 
     contrasts_text = True
+    needs_pixels = True
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         return [of_run]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipx.data.loader import key_hash
 from clipx.data.order import hash_of, mix, uniforms
+from clipx.data.sample import key_hash
 from clipx.types import Batch
 
 _DRAWS_KEY = 0xD4A3  # separates these draws from those of the augmentation
@@ -25,8 +25,8 @@ def position_draws(seed: int, positions: Sequence[int], count: int) -> Tensor:
 
 
 def row_ids(batch: Batch, kinds: Sequence[str], *, pad_id: int) -> Tensor:
-    """(B, K) int64, one column for each of `kinds` (caption, image, sample). Rows with the same
-    caption, picture, or sample of the corpus have equal numbers.
+    """(B, K) int64, one column for each of `kinds` (caption, image, sample, label). Rows with the
+    same caption, picture, sample of the corpus, or label have equal numbers.
 
     A picture's id is its sample key. A corpus that uses a key for several pictures, such as a
     number that starts anew in each shard, would mask true negatives.
@@ -37,6 +37,8 @@ def row_ids(batch: Batch, kinds: Sequence[str], *, pad_id: int) -> Tensor:
             columns.append(caption_ids(batch.views["text"], pad_id=pad_id))
         elif kind == "sample":
             columns.append(np.array(batch.samples, dtype=np.int64))
+        elif kind == "label":
+            columns.append(batch.views["label"].numpy())
         else:
             hashes = [key_hash(key) for key in batch.keys]
             columns.append(np.array(hashes, dtype=np.int64))

@@ -5,23 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from clipx.config import config
 from clipx.data.augment import Augmentation
 from clipx.models.dual_encoder import DualEncoder
 from clipx.objectives.identities import position_draws, row_ids
-from clipx.objectives.objective import Features, Objective, Parts, Views
-from clipx.objectives.queue import RowQueue, past_pairs
+from clipx.objectives.mined import embed_negatives, hard_negatives, negative_ids
+from clipx.objectives.objective import DataUse, Features, Objective, Parts, Views
+from clipx.objectives.pairs import clamp_temperature, pair_loss
+from clipx.objectives.queue import RowQueue
 from clipx.types import Batch, Loss, LossOutput, Pool
 
 
 @config
-class Config:
+class Config(DataUse):
     """The run's `loss` contrasts images with texts."""
 
     contrasts_text = True
+
+    @property
+    def takes_negatives(self) -> bool:
+        return True
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         return [of_run]
@@ -42,7 +47,8 @@ class ImageText(Objective):
 
     Views: image (B, 3, H, W) uint8, text (B, T) int64 (or features of locked towers in their
     place), draws (B, num_draws) where the image tower needs random numbers, ids (B, K) where the
-    loss masks by them. Features: image and text (B, D) of unit norm, ids.
+    loss masks by them. Features: image and text (B, D) of unit norm, ids. With mined negatives, see
+    `objectives.mined`.
 
     queued: the features of a batch that the queue keeps
     """
@@ -84,6 +90,8 @@ class ImageText(Objective):
             views["draws"] = position_draws(self._seed, batch.positions, count)
         if kinds := self.pair_loss.id_kinds:
             views["ids"] = row_ids(batch, kinds, pad_id=self._pad_id)
+        if "negative_text" in views:
+            views |= negative_ids(batch.views, pad_id=self._pad_id)
         return views
 
     def embed(self, views: Views) -> Features:
@@ -94,41 +102,26 @@ class ImageText(Objective):
         }
         if "ids" in views:
             features["ids"] = views["ids"]
+        if "negative_text" in views:
+            features |= embed_negatives(self.encoder, views)
         return features
 
     def loss(self, features: Features, pool: Pool) -> LossOutput:
-        image = features["image"]
-        text = features["text"]
-        ids = features.get("ids")
-        scale = self.encoder.logit_scale
-        bias = self.encoder.logit_bias
-        negatives = None
-        if self.queue is not None:
-            negatives = past_pairs(self.queue, ids, image.device)
-        out = self.pair_loss(
-            image,
-            text,
-            logit_scale=scale,
-            logit_bias=bias,
+        return pair_loss(
+            self.pair_loss,
+            self.encoder,
+            self.queue,
+            features["image"],
+            features["text"],
             pool=pool,
-            ids=ids,
-            negatives=negatives,
+            ids=features.get("ids"),
+            hard=hard_negatives(features),
+            queued=(features[self.queued[0]], features[self.queued[1]]),
         )
-        # After the loss, or rows would be their own negatives. Only training adds to the queue.
-        if self.queue is not None and torch.is_grad_enabled():
-            past_image, past_text = (features[name] for name in self.queued)
-            self.queue.push(pool, image=past_image, text=past_text, ids=ids)
-        # DDP waits for gradients of the temperature and the bias, which a loss may not use.
-        unused = 0 * scale if bias is None else 0 * (scale + bias)
-        return LossOutput(out.loss + unused, out.metrics)
 
     def shards(self) -> tuple[list[nn.Module], list[nn.Module]]:
         return self.encoder.blocks(), [self.encoder.visual, self.encoder.text]
 
     def after_step(self) -> dict[str, Tensor]:
-        """Clamp the temperature. `clamped` is 1 where that changed it."""
-        before = self.encoder.logit_scale.detach().clone()
-        self.encoder.clamp_logit_scale()
-        after = self.encoder.logit_scale.detach()
         of_queue = self.queue.metrics() if self.queue is not None else {}
-        return {"scale": after.exp(), "clamped": (after != before).float(), **of_queue}
+        return {**clamp_temperature(self.encoder), **of_queue}

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from clipx.data.augment import Augmentation
+from clipx.data.sample import PairKind
 from clipx.objectives.teacher import Teacher
 from clipx.types import Batch, Loss, LossOutput, Pool, TeacherInfo, UserError
 
@@ -54,7 +55,7 @@ class ObjectiveConfig(Protocol):
     """The `Config` of a module in clipx/objectives."""
 
     contrasts_text: bool
-    """Whether it uses captions, and the run's `loss` and `pool.queue`."""
+    """Whether it uses captions or pairs, and the run's `loss` and `pool.queue`."""
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         """One for each view of an image. of_run: that of the run's `data`"""
@@ -63,9 +64,29 @@ class ObjectiveConfig(Protocol):
     def build(self, parts: Parts) -> Objective: ...
 
 
-class NeedsPixelsAndTokens:
-    """Base of a `Config` whose objective cannot train on the features of locked towers
-    (`cache_features`) instead."""
+class DataUse:
+    """Base of a `Config` whose objective takes more or other data than an image of each sample and,
+    where it contrasts texts, a caption."""
+
+    @property
+    def pair_kind(self) -> PairKind | None:
+        """Whether samples are pairs of images or of texts."""
+        return None
+
+    @property
+    def takes_negatives(self) -> bool:
+        """Whether mined negatives, the views negative_text and num_negatives, reach its loss."""
+        return False
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether it cannot train on features of locked towers (`cache_features`), but needs pixels
+        and token ids."""
+        return False
+
+
+def data_use(config: ObjectiveConfig) -> DataUse:
+    return config if isinstance(config, DataUse) else DataUse()
 
 
 class Objective(nn.Module, ABC):

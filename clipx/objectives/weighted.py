@@ -11,12 +11,19 @@ from torch import Tensor, nn
 from clipx.config import component, config
 from clipx.data.augment import Augmentation
 from clipx.data.loader import view_name
-from clipx.objectives.objective import Features, Objective, Parts, Views
+from clipx.objectives.objective import (
+    DataUse,
+    Features,
+    Objective,
+    Parts,
+    Views,
+    data_use,
+)
 from clipx.types import Batch, LossOutput, Pool, UserError
 
 
 @config
-class Config:
+class Config(DataUse):
     """Each objective has views of its own of an image, so that all their images pass the tower."""
 
     objectives: dict[str, component("clipx.objectives")] = Field(min_length=1)  # type: ignore[valid-type]
@@ -27,6 +34,10 @@ class Config:
     @property
     def contrasts_text(self) -> bool:
         return any(objective.contrasts_text for objective in self.objectives.values())
+
+    @property
+    def needs_pixels(self) -> bool:
+        return any(data_use(objective).needs_pixels for objective in self.objectives.values())
 
     def augmentations(self, of_run: Augmentation) -> list[Augmentation]:
         of_all = []

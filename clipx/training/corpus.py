@@ -6,9 +6,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clipx.data.captions import check_caption_fields
+from clipx.data.concepts import read_concepts
 from clipx.data.corpus import Corpus
+from clipx.data.grouped_order import GroupedOrder
+from clipx.data.labels import check_contents
 from clipx.data.loader import Batches
+from clipx.data.negatives import NegativeTexts, num_drawn, read_negatives
 from clipx.data.preprocessing import Preprocessing
 from clipx.data.reinforcement import Reinforcement
 from clipx.data.sample import Source
@@ -16,7 +22,7 @@ from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.files import write_whole
 from clipx.models.model_json import context_length, fixed_text_length, image_size
-from clipx.progress import printable
+from clipx.progress import printable, progress
 from clipx.training.config import TrainConfig
 from clipx.types import UserError
 
@@ -38,21 +44,71 @@ def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
             f"the nearest that fits is {max(1, round(size / ranks)) * ranks}"
         )
 
-    def open_and_check() -> tuple[Mapping[str, Any], list[str]]:
-        sources = config.data.open_sources()
-        messages = check_caption_fields(corpus_of(config, sources))
-        return sources, messages
+    check_groups(config)
 
-    sources, messages = runtime.on_main(open_and_check) or ({}, [])
-    corpus = corpus_of(config, runtime.from_main(sources))
+    def open_and_check() -> tuple[Mapping[str, Any], np.ndarray | None, list[str]]:
+        sources = config.data.open_sources()
+        corpus = corpus_of(config, sources)
+        negative_texts(config, corpus)  # raises for those of another corpus
+        messages = [*check_caption_fields(corpus), *check_contents(corpus)]
+        return sources, concepts_of(config, corpus), messages
+
+    sources, concepts, messages = runtime.on_main(open_and_check) or ({}, None, [])
+    corpus = corpus_of(config, runtime.from_main(sources), runtime.from_main(concepts))
     corpus.messages += messages
+    if isinstance(corpus.order, GroupedOrder):
+        corpus.messages.append(corpus.order.describe())
     return corpus
 
 
-def corpus_of(config: TrainConfig, sources: Mapping[str, Source]) -> Corpus:
+def check_groups(config: TrainConfig) -> None:
+    """Raise UserError for settings that an order with groups cannot follow."""
+    data = config.data
+    if data.group is None:
+        return
+    size = config.global_batch_size
+    if size % data.group.size:
+        nearest = max(1, round(size / data.group.size)) * data.group.size
+        raise UserError(
+            f"global_batch_size {size} is not a multiple of data.group.size {data.group.size}; "
+            f"the nearest that fits is {nearest}"
+        )
+    if data.weights or data.repeat:
+        raise UserError("data.group orders all samples by concept; leave out weights and repeat")
+    if data.group.by == "label" and data.label_field is None:
+        raise UserError("data.group.by label needs data.label_field, such as data.label_field=cls")
+    has_captions = config.objective.contrasts_text and data.pair is None
+    if data.group.by == "caption" and not has_captions:
+        raise UserError("data.group.by caption: the objective reads no captions; group by label")
+
+
+def concepts_of(config: TrainConfig, corpus: Corpus) -> np.ndarray | None:
+    """(N,) concepts of the samples, if batches group them."""
+    group = config.data.group
+    if group is None:
+        return None
+    with progress(f"reading {group.by}s", int(corpus.sizes.sum())) as advance:
+        return read_concepts(corpus, group.by, advance)
+
+
+def corpus_of(
+    config: TrainConfig, sources: Mapping[str, Source], concepts: np.ndarray | None = None
+) -> Corpus:
     """Raises UserError."""
-    needs_captions = config.objective.contrasts_text
-    return config.data.corpus(sources, seed=config.seed, needs_captions=needs_captions)
+    return config.data.corpus(
+        sources,
+        seed=config.seed,
+        needs_captions=config.objective.contrasts_text,
+        concepts=concepts,
+    )
+
+
+def negative_texts(config: TrainConfig, corpus: Corpus) -> NegativeTexts | None:
+    """Raises UserError."""
+    if config.data.negatives is None:
+        return None
+    numbers = read_negatives(Path(config.data.negatives), corpus)
+    return NegativeTexts(corpus, numbers, num_drawn(numbers, config.data.num_negatives))
 
 
 def pixel_batches(
@@ -75,6 +131,7 @@ def pixel_batches(
         world_size=world_size,
         augmentations=config.objective.augmentations(config.data.augmentation),
         reinforcement=reinforcement,
+        negatives=negative_texts(config, corpus),
     )
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from clipx.checkpoints.manifest import list_checkpoints
 from clipx.distributed.runtime import Runtime
 from clipx.distributed.wrap import chosen
-from clipx.objectives.objective import NeedsPixelsAndTokens
+from clipx.objectives.objective import data_use
 from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.evaluation import faults_of
 from clipx.types import Loss, UserError
@@ -58,6 +58,7 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int, num_sampl
                 "between ranks; set parallel=ddp, or lock it by model.locked"
             )
     conflicts += _objective_conflicts(config, num_samples)
+    conflicts += data_conflicts(config)
     if config.cache_features is not None:
         heads_alone = "cache_features trains heads alone, without blocks"
         if config.grad_checkpointing:
@@ -87,7 +88,7 @@ def _objective_conflicts(config: TrainConfig, num_samples: int) -> list[str]:
             "cache_features keeps one view of each image, and the objective compares several; set "
             "cache_features=null, or objective=image_text"
         )
-    elif config.cache_features is not None and isinstance(config.objective, NeedsPixelsAndTokens):
+    elif config.cache_features is not None and data_use(config.objective).needs_pixels:
         conflicts.append(
             "cache_features gives features in place of pixels and token ids, which the objective "
             "needs; set cache_features=null, or objective=image_text"
@@ -103,6 +104,53 @@ def _objective_conflicts(config: TrainConfig, num_samples: int) -> list[str]:
                 "data.reinforced has the augmentation of `data`, and the objective has its own; "
                 "set data.reinforced=null, or objective=distill"
             )
+    return conflicts
+
+
+def data_conflicts(config: TrainConfig) -> list[str]:
+    """Conflicts between the data and what the objective and the loss take of it."""
+    conflicts = []
+    data = config.data
+    wanted = data_use(config.objective).pair_kind
+    given = None if data.pair is None else data.pair.kind
+    if wanted is not None and wanted != given:
+        conflicts.append(
+            f"the objective compares pairs of {wanted}; set data.pair_{wanted} to the names of "
+            f"both, such as data.pair_{wanted}=[a, b]"
+        )
+    if given is not None and wanted is None:
+        conflicts.append(
+            f"data.pair_{given}: the objective takes no pairs; set "
+            f"objective={{name: siamese, of: {given}}}, or leave it out"
+        )
+    if given is not None and data.reinforced is not None:
+        conflicts.append(f"data.reinforced has no pairs of {given}; set data.reinforced=null")
+    if given is not None and config.cache_features is not None:
+        conflicts.append("cache_features keeps no pairs; set cache_features=null")
+    id_kinds = config.loss.build().id_kinds if config.objective.contrasts_text else ()
+    if "label" in id_kinds and data.label_field is None:
+        conflicts.append(
+            "the loss compares samples by their labels; set data.label_field to the field that has "
+            "them, such as data.label_field=cls"
+        )
+    if "label" in id_kinds and config.cache_features is not None:
+        conflicts.append("cache_features keeps no labels, which the loss uses; set it to null")
+    if data.negatives is None:
+        if data.num_negatives is not None:
+            conflicts.append("data.num_negatives needs data.negatives, a file of `clipx mine`")
+        return conflicts
+    if not data_use(config.objective).takes_negatives:
+        conflicts.append(
+            "data.negatives: the objective takes no mined negatives; set objective=image_text, or "
+            "data.negatives=null"
+        )
+    elif not config.loss.build().takes_hard_negatives:
+        conflicts.append(
+            "data.negatives: the loss takes no mined negatives; set loss=infonce, without "
+            "label_smoothing, or data.negatives=null"
+        )
+    if config.cache_features is not None:
+        conflicts.append("cache_features keeps no mined negatives; set cache_features=null")
     return conflicts
 
 

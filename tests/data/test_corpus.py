@@ -20,9 +20,10 @@ from samples import pair, write_shard
 
 from clipx.data.captions import CaptionFields
 from clipx.data.config import DataConfig
-from clipx.data.corpus import Corpus, read_skip_list
+from clipx.data.corpus import Corpus
 from clipx.data.order import Order
 from clipx.data.sample import BadSample, Raw
+from clipx.data.skip_list import read_skip_list
 from clipx.data.sources import webdataset
 from clipx.types import UserError
 

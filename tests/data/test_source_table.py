@@ -189,7 +189,7 @@ def parquet_file(path: Path, columns: dict[str, Any], *, group: int = 2) -> Path
     return path
 
 
-def test_parquet_of_paths_has_text_and_lists_of_it(root: Path) -> None:
+def test_parquet_of_paths_has_text_lists_of_it_and_numbers(root: Path) -> None:
     columns = {
         "caption": ["a", "b", None],
         "path": ["0.png", "1.png", "2.png"],
@@ -200,9 +200,11 @@ def test_parquet_of_paths_has_text_and_lists_of_it(root: Path) -> None:
     source = Table([parquet_file(root / "t.parquet", columns)], shard_samples=2)
     assert source.sizes.tolist() == [2, 1]
     assert rows(source) == [
-        Raw("00000000:0.png", png(0), {"caption": "a", "many": ["x", "y"], "kind": "k"}),
-        Raw("00000001:1.png", png(1), {"caption": "b", "many": [], "kind": "k"}),
-        Raw("00000002:2.png", png(2), {"kind": "l"}),
+        Raw(
+            "00000000:0.png", png(0), {"caption": "a", "many": ["x", "y"], "kind": "k", "width": 1}
+        ),
+        Raw("00000001:1.png", png(1), {"caption": "b", "many": [], "kind": "k", "width": 2}),
+        Raw("00000002:2.png", png(2), {"kind": "l", "width": 3}),
     ]
 
 

@@ -27,6 +27,7 @@ from clipx.objectives import (
     momentum,
     momentum_pairs,
     predictive,
+    siamese,
     two_view,
     weighted,
 )
@@ -68,6 +69,8 @@ def batch(step: int, *, rank: int, world_size: int, image: int | None = None) ->
     keys = [f"{step}-{row}" for row in range(size)][mine]
     views = {"image": pixels[mine], "image_2": pixels.flip(-1)[mine], "text": text[mine]}
     views["image_3"] = pixels.flip(-2)[mine]
+    other = text[:, :5].flip(1)  # before the token of the end
+    views["text_2"] = torch.cat([other, text[:, 5:]], 1)[mine]
     return Batch(views, keys, list(range(size))[mine], {})
 
 
@@ -129,21 +132,31 @@ def arrays(tensors: dict[str, Tensor]) -> Arrays:
     return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
 
 
-def take(step: Step, steps: range) -> list[StepResult]:
+def take(step: Step, steps: range, *, mined: bool = False) -> list[StepResult]:
+    """mined: with two negatives of each row, of which odd rows have one"""
     runtime, ema = step.learner.runtime, step.learner.ema
     assert ema is not None
     results = []
     for number in steps:
         rows = batch(number, rank=runtime.rank, world_size=runtime.world_size)
+        if mined:
+            changed = rows.views["text"].clone()
+            changed[:, 1] = 1
+            negatives = torch.stack([rows.views["text_2"], changed], 1)
+            counts = 2 - torch.tensor(rows.positions) % 2
+            more = {"negative_text": negatives, "num_negatives": counts}
+            rows = replace(rows, views=rows.views | more)
         results.append(step(rows))
         ema.update()
     return results
 
 
-def gradients(runtime: Runtime, parallel: Parallel, **settings: Any) -> dict[str, Any]:
+def gradients(
+    runtime: Runtime, parallel: Parallel, *, mined: bool = False, **settings: Any
+) -> dict[str, Any]:
     """Of one step, and what it told."""
     step = build(runtime, parallel, Recording, **settings)
-    (stepped,) = take(step, range(1))
+    (stepped,) = take(step, range(1), mined=mined)
     recording = step.learner.optimizer
     assert isinstance(recording, Recording)
     metrics = {name: value.item() for name, value in stepped.metrics.items()}
@@ -211,6 +224,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "momentum pairs": {"objective": "momentum pairs"},
     "predictive": {"objective": "predictive", "micro_batch_size": 3},
     "weighted": {"objective": "weighted", "micro_batch_size": 3},
+    "siamese images": {"objective": "siamese images", "micro_batch_size": 3},
+    "siamese texts": {"objective": "siamese texts", "micro_batch_size": 2},
+    "mined negatives": {"mined": True},
+    "mined negatives in micro-batches": {"mined": True, "micro_batch_size": 3},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16", "micro_batch_size": 2},
 }
@@ -221,6 +238,8 @@ OBJECTIVES: dict[str, Any] = {
     "momentum": momentum.Config(views=VIEWS, momentum=0.5, queue=6, symmetric=True, predictor=True),
     "momentum pairs": momentum_pairs.Config(momentum=0.5),
     "predictive": predictive.Config(views=VIEWS, grid=2),
+    "siamese images": siamese.Config(of="images"),
+    "siamese texts": siamese.Config(of="texts"),
     "weighted": weighted.Config(
         objectives={"pairs": image_text.Config(), "views": two_view.Config(views=VIEWS)},
         weights={"views": 0.5},

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from clipx.data.captions import CaptionFields
-from clipx.data.corpus import read_skip_list
 from clipx.data.sample import SampleError, Source
+from clipx.data.skip_list import read_skip_list
 from clipx.data.sources import _parquet, table
 from clipx.types import UserError
 

@@ -56,6 +56,13 @@ def is_text(kind: pyarrow.DataType) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
+def is_number(kind: pyarrow.DataType) -> bool:
+    """Integers, booleans, and floats, which integers become where a column has gaps."""
+    from pyarrow import types
+
+    return types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind)
+
+
 def is_image(kind: pyarrow.DataType) -> bool:
     """Binary, or a struct with the binary field `bytes`."""
     from pyarrow import types

@@ -56,7 +56,7 @@ def _read_shards(
             hint = f" (split at {separator!r}; there is a {name}: try separator: {other!r})"
             break
     column = image_column(file, header, wanted, hint)
-    fields = frozenset(header) - {column}
+    fields = frozenset(header) - {column}  # "" is no column
 
     records = _records(lines, separator, len(header))
     shards = []

@@ -17,8 +17,15 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from clipx.data.sample import SampleError
-from clipx.data.sources._arrow import as_bytes, errors, group_digest, is_image, is_text
-from clipx.data.sources._rows import PathRows, Rows, check_names, decode_text, image_column
+from clipx.data.sources._arrow import as_bytes, errors, group_digest, is_image, is_number, is_text
+from clipx.data.sources._rows import (
+    PathRows,
+    Rows,
+    check_names,
+    decode_text,
+    image_column,
+    missing_column,
+)
 from clipx.types import UserError
 
 if TYPE_CHECKING:
@@ -46,14 +53,21 @@ class ImageRows(Rows):
 
     file: Path
     group: int
-    columns: tuple[str, ...]  # the image, then texts
+    columns: tuple[str, ...]  # the image, then texts and numbers
+    image_columns: tuple[str, ...]
 
-    def path(self, row: int) -> str:
+    def path(self, row: int, column: str | None = None) -> str:
         return ""  # keys must not cost the reading of the file
 
-    def image(self, row: int) -> bytes | None:
-        column = self.columns[0]
-        value = self._table.column(column)[row].as_py()
+    def image(self, row: int, column: str | None = None) -> bytes | None:
+        if column is None or column == self.columns[0]:
+            column = self.columns[0]
+            table = self._table
+        elif column in self.image_columns:
+            table = self._read((column,))
+        else:
+            raise missing_column(column, self.image_columns)
+        value = table.column(column)[row].as_py()
         image = value["bytes"] if isinstance(value, dict) else value
         if image is None:
             raise SampleError("image", f"the row has no bytes in column {column!r}")
@@ -71,7 +85,10 @@ class ImageRows(Rows):
 
     @property
     def _table(self) -> pyarrow.Table:
-        table = _cache(os.getpid()).table(self.file, self.group, self.columns)
+        return self._read(self.columns)
+
+    def _read(self, columns: tuple[str, ...]) -> pyarrow.Table:
+        table = _cache(os.getpid()).table(self.file, self.group, columns)
         # The file may have been replaced by one with other row groups.
         if table.num_rows != self.size:
             raise OSError(f"{self.file} has changed since it was opened")
@@ -91,11 +108,15 @@ def open_rows(
             schema = opened.schema_arrow
             check_names(file, schema.names)
             texts = []
+            numbers = []  # for labels
             images = []
             others = []
             for field in schema:
                 if is_text(field.type):
                     texts.append(field.name)
+                elif is_number(field.type):
+                    numbers.append(field.name)
+                    others.append(f"{field.name!r} of {field.type}")
                 elif is_image(field.type):
                     images.append(field.name)
                 else:
@@ -103,10 +124,10 @@ def open_rows(
             # A column of images comes before one of paths, whose files may be elsewhere.
             if not set(images).isdisjoint(wanted):
                 column = image_column(file, images, wanted, "")
-                return _image_shards(file, opened.metadata, column, tuple(texts))
+                return _image_shards(file, opened.metadata, column, images, texts, numbers)
             hint = f" and, neither text nor bytes, {', '.join(others)}" if others else ""
             column = image_column(file, (*images, *texts), wanted, hint)
-            table = as_bytes(opened.read(texts, use_threads=False))
+            table = as_bytes(opened.read([*texts, *numbers], use_threads=False))
     except UserError:
         raise
     except errors() as error:
@@ -117,17 +138,29 @@ def open_rows(
     # Paths and text fit into memory, so shards may be of any size.
     for first in range(0, table.num_rows, shard_samples):
         rows = table.slice(first, shard_samples)
-        sha = hashlib.sha1(ascii(column).encode())
-        for name in table.column_names:
-            values = decode_text(rows.column(name).to_pylist())
-            sha.update(ascii((name, values)).encode())
-        digest = sha.hexdigest()
+        digest = _digest_of_rows(rows, column, texts)
+        if numbers:
+            # After a colon, so that a run from before numbers were read resumes once.
+            digest += f":{_digest_of_rows(rows, column, numbers)}"
         shards.append(PathRows(first, rows.num_rows, fields, digest, columns, column, start=first))
     return shards
 
 
+def _digest_of_rows(rows: pyarrow.Table, image_column: str, names: Sequence[str]) -> str:
+    sha = hashlib.sha1(ascii(image_column).encode())
+    for name in names:
+        values = decode_text(rows.column(name).to_pylist())
+        sha.update(ascii((name, values)).encode())
+    return sha.hexdigest()
+
+
 def _image_shards(
-    file: Path, metadata: Any, column: str, texts: tuple[str, ...]
+    file: Path,
+    metadata: Any,
+    column: str,
+    images: Sequence[str],
+    texts: Sequence[str],
+    numbers: Sequence[str],
 ) -> list[ImageRows]:
     """A shard for each row group. Reads the footer and the ends of the columns only."""
     shards = []
@@ -148,9 +181,12 @@ def _image_shards(
             )
         rows = group.num_rows
         if rows:
-            digest = group_digest(file, chunks, column, texts, rows)
-            columns = (column, *texts)
-            shards.append(ImageRows(first, rows, frozenset(texts), digest, file, number, columns))
+            digest = group_digest(file, chunks, column, tuple(texts), rows)
+            columns = (column, *texts, *numbers)
+            shard = ImageRows(
+                first, rows, frozenset(texts), digest, file, number, columns, tuple(images)
+            )
+            shards.append(shard)
         first += rows
     return shards
 

@@ -29,23 +29,28 @@ class Rows(ABC):
     digest: str
 
     @abstractmethod
-    def path(self, row: int) -> str:
-        """Path of the image as the table has it, or ""."""
+    def path(self, row: int, column: str | None = None) -> str:
+        """Path of the image as the table has it, or "". Raises SampleError.
+
+        column: None for the one that was chosen when the table was opened
+        """
 
     @abstractmethod
-    def image(self, row: int) -> bytes | None:
+    def image(self, row: int, column: str | None = None) -> bytes | None:
         """The image, if the table holds it. Raises SampleError and OSError."""
 
     @abstractmethod
     def text(self, row: int) -> dict[str, Any]:
-        """The text fields; bytes where one is not UTF-8. Raises SampleError and OSError."""
+        """The text fields, bytes where one is not UTF-8, and numbers. Raises SampleError and
+        OSError."""
 
 
 @dataclass(frozen=True)
 class PathRows(Rows):
     """Rows with paths of images.
 
-    columns: name -> a value for each row: text, UTF-8 bytes, lists of these, or None
+    columns: name -> a value for each row: text, UTF-8 bytes, lists of these, a number, or None
+    image_column: empty for a table without images
     start: place of the first row in the columns, which shards may share
     broken: row -> why it does not parse
     """
@@ -55,14 +60,20 @@ class PathRows(Rows):
     start: int = 0
     broken: Mapping[int, str] = field(default_factory=dict)
 
-    def path(self, row: int) -> str:
-        path = self.columns[self.image_column][self.start + row]
+    def path(self, row: int, column: str | None = None) -> str:
+        if column is None:
+            column = self.image_column
+            if not column:
+                return ""
+        elif column not in self.columns:
+            raise missing_column(column, self.columns)
+        path = self.columns[column][self.start + row]
         if path is None:
             return ""
         # Bytes may be no UTF-8, as names of files may be in any encoding.
         return os.fsdecode(path) if isinstance(path, bytes) else str(path)
 
-    def image(self, row: int) -> bytes | None:
+    def image(self, row: int, column: str | None = None) -> bytes | None:
         return None
 
     def text(self, row: int) -> dict[str, Any]:
@@ -94,14 +105,23 @@ class Strings:
         return self.blob[start : self.ends[index]]
 
 
+def missing_column(name: str, columns: Collection[str]) -> SampleError:
+    there = ", ".join(columns)
+    return SampleError("image", f"the table has no image column {name!r}; it has {there}")
+
+
 def image_column(file: Path, columns: Collection[str], wanted: Sequence[str], hint: str) -> str:
-    """Choose the first of the wanted columns that exists. Raises UserError."""
+    """Choose the first of the wanted columns that exists; "" where none is wanted. Raises
+    UserError."""
+    if not wanted:
+        return ""
     for name in wanted:
         if name in columns:
             return name
     raise UserError(
         f"table {file} has no image column {' or '.join(wanted)}; "
-        f"its columns are {', '.join(map(repr, columns))}{hint}; set image_column"
+        f"its columns are {', '.join(map(repr, columns))}{hint}; set image_column, "
+        "or image_column: none for a table of texts"
     )
 
 

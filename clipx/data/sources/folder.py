@@ -20,7 +20,7 @@ import numpy as np
 
 from clipx.config import config
 from clipx.data.decode import EXTENSIONS, MAX_BYTES
-from clipx.data.sample import BadSample, Raw, SampleError
+from clipx.data.sample import PAIRS_REMEDY, BadSample, Raw, SampleError
 from clipx.data.sample_files import local_path, read_image_file, read_text_file
 from clipx.data.sources._contents import Entry, content_digests
 from clipx.data.sources._rows import Strings
@@ -103,7 +103,16 @@ class Folder:
         key = os.fsdecode(self._keys[row])
         return key + self._suffixes[self._codes[row, 0]] if self._is_duplicate[row] else key
 
-    def read(self, shard: int, sample: int, *, max_image_bytes: int = MAX_BYTES) -> Raw:
+    def read(
+        self,
+        shard: int,
+        sample: int,
+        *,
+        max_image_bytes: int = MAX_BYTES,
+        images: Sequence[str] | None = None,
+    ) -> Raw:
+        if images:
+            raise SampleError("image", f"a sample of a folder has one image; {PAIRS_REMEDY}")
         row = self._row(shard, sample)
         if self._is_duplicate[row]:
             raise SampleError("key", "another image has the same name but for the extension")
@@ -113,7 +122,9 @@ class Folder:
         for name, suffix in zip(TEXTS, text_suffixes, strict=True):
             if suffix:
                 text[name] = read_text_file(stem + suffix).removeprefix(codecs.BOM_UTF8)
-        image = read_image_file(stem + image_suffix, max_image_bytes)
+        image = b""
+        if images is None:
+            image = read_image_file(stem + image_suffix, max_image_bytes)
         return Raw(self.key(shard, sample), image, text)
 
     def prefetch(self, shards: Sequence[int]) -> None:

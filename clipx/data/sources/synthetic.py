@@ -13,7 +13,7 @@ from pydantic import Field
 
 from clipx.config import config
 from clipx.data.decode import MAX_BYTES
-from clipx.data.sample import BadSample, Raw
+from clipx.data.sample import PAIRS_REMEDY, BadSample, Raw, SampleError
 from clipx.types import UserError
 
 VERSION = 1  # to be raised with any change of pictures or captions, which makes another corpus
@@ -85,8 +85,17 @@ class Synthetic:
     def key(self, shard: int, sample: int) -> str:
         return f"{self._number(shard, sample):08d}"
 
-    def read(self, shard: int, sample: int, *, max_image_bytes: int = MAX_BYTES) -> Raw:
+    def read(
+        self,
+        shard: int,
+        sample: int,
+        *,
+        max_image_bytes: int = MAX_BYTES,
+        images: Sequence[str] | None = None,
+    ) -> Raw:
         del max_image_bytes  # pictures are small
+        if images:
+            raise SampleError("image", f"a synthetic sample has one image; {PAIRS_REMEDY}")
         image, text = _draw(self.seed, self._number(shard, sample), self.size)
         return Raw(self.key(shard, sample), image, text)
 

@@ -21,6 +21,8 @@ from clipx.data.sources._rows import Rows
 from clipx.types import UserError
 
 IMAGE_COLUMNS = ("filepath", "image_path", "path", "image", "file_name", "filename")
+NO_IMAGES = "none"
+"""Instead of the image column: a table of texts."""
 SHARD_SAMPLES = 10_000
 
 
@@ -33,7 +35,7 @@ class Config:
     TSV file names the columns."""
     image_column: str | None = None
     """Column of the image's path, or in Parquet its bytes. null: the first that exists of
-    filepath, image_path, path, image, file_name, filename."""
+    filepath, image_path, path, image, file_name, filename; none: a table of texts alone."""
     image_root: str | None = None
     """Folder that image paths start from. null: the folder of the table."""
     separator: str | None = None
@@ -70,6 +72,8 @@ class Table:
     ) -> None:
         """Raises UserError."""
         wanted = IMAGE_COLUMNS if image_column is None else (image_column,)
+        if image_column == NO_IMAGES:
+            wanted = ()
         self._root = image_root
         self._shards: list[tuple[Path, int, Rows]] = []  # (file, number in the file, rows)
         self.digests = []
@@ -97,16 +101,33 @@ class Table:
         path = rows.path(sample)
         return f"{rows.first + sample:08d}" + (f":{path}" if path else "")
 
-    def read(self, shard: int, sample: int, *, max_image_bytes: int = MAX_BYTES) -> Raw:
-        file, _, rows = self._shards[shard]
+    def read(
+        self,
+        shard: int,
+        sample: int,
+        *,
+        max_image_bytes: int = MAX_BYTES,
+        images: Sequence[str] | None = None,
+    ) -> Raw:
+        """images: columns of paths or, in Parquet, of bytes"""
+        _, _, rows = self._shards[shard]
         text = rows.text(sample)  # first: a row that does not parse has no path either
-        image = rows.image(sample)
+        pictures = []
+        for column in (None,) if images is None else images:
+            pictures.append(self._image(shard, sample, column, max_image_bytes))
+        first, second, *_ = [*pictures, b"", b""]
+        return Raw(self.key(shard, sample), first, text, second_image=second)
+
+    def _image(self, shard: int, sample: int, column: str | None, max_image_bytes: int) -> bytes:
+        """An encoded image. column: None for the table's image column"""
+        file, _, rows = self._shards[shard]
+        image = rows.image(sample, column)
         if image is not None:
             check_size(len(image), max_image_bytes)
-            return Raw(self.key(shard, sample), image, text)
+            return image
 
         # The table has a path. A bad one costs this sample only.
-        path = rows.path(sample)
+        path = rows.path(sample, column)
         if not path:
             raise SampleError("image", "the row has no image path")
         try:
@@ -118,8 +139,7 @@ class Table:
         if "\0" in path:
             raise SampleError("image", f"{path!r} is not a path: it has a zero byte")
         root = file.parent if self._root is None else self._root
-        image = read_image_file(root / path, max_image_bytes)
-        return Raw(self.key(shard, sample), image, text)
+        return read_image_file(root / path, max_image_bytes)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Local files are read when they are needed."""
@@ -166,7 +186,7 @@ def _open_table(
             f"table {file} is none of .csv, .tsv and .parquet; for text set its separator"
         )
     # The first row is enough: a table of URLs has them everywhere.
-    path = shards[0].path(0) if shards else ""
+    path = shards[0].path(0) if shards else ""  # a table of texts has none
     if "://" in path and not path.lower().startswith("file://"):
         raise UserError(
             f"table {file} has URLs for images, such as {path}; download them first, for example "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -84,32 +84,27 @@ class Webdataset:
             raise OSError(f"sizes.json counts {declared} samples, the tar has {len(index)}")
         return index.key(sample)
 
-    def read(self, shard: int, sample: int, *, max_image_bytes: int = decode.MAX_BYTES) -> Raw:
+    def read(
+        self,
+        shard: int,
+        sample: int,
+        *,
+        max_image_bytes: int = decode.MAX_BYTES,
+        images: Sequence[str] | None = None,
+    ) -> Raw:
+        """images: members of a pair, without their extensions: `a` is a.jpg, a.png ..."""
         key = self.key(shard, sample)
         opened = self._open(shard)
         index = opened.index
         if index.duplicate[sample]:
             raise SampleError("key", "the shard has an earlier sample of this key")
         members = {name: (offset, size) for name, offset, size in index.members(sample)}
-
-        # The first extension in the order of EXTENSIONS, whatever their order in the tar.
-        image = next((members[name] for name in decode.EXTENSIONS if name in members), None)
-        if image is None:
-            raise SampleError(
-                "image", f"no image member; looked for {', '.join(decode.EXTENSIONS)}"
-            )
-        offset, size = image
-        check_size(size, max_image_bytes)
-
-        text: dict[str, bytes] = {}
-        for name in TEXT:
-            if name in members:
-                text_offset, text_size = members[name]
-                if text_size > MAX_TEXT_BYTES:
-                    raise SampleError(
-                        "caption", f"the .{name} member has {text_size:,} bytes, {TOO_MUCH_TEXT}"
-                    )
-                text[name] = opened.pread(text_offset, text_size)
+        places = []
+        for name in ("",) if images is None else images:
+            offset, size = _image_member(members, name)
+            check_size(size, max_image_bytes)
+            places.append((offset, size))
+        text = _read_texts(opened, members)
 
         # Recorded once, with the last sample that sizes.json counts.
         note = ""
@@ -119,7 +114,9 @@ class Webdataset:
                 f"sizes.json counts {declared} samples and the tar has {len(index)}: the last "
                 f"{len(index) - declared} are not used; correct sizes.json or remove it"
             )
-        return Raw(key, opened.pread(offset, size), text, note)
+        pictures = [opened.pread(offset, size) for offset, size in places]
+        first, second, *_ = [*pictures, b"", b""]
+        return Raw(key, first, text, note, second)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         if not self.is_remote:
@@ -144,6 +141,35 @@ class Webdataset:
                 # The samples of this shard are replaced at once until it is tried again.
                 self._failed[shard] = (time.monotonic() + _REST_SECONDS, str(error))
             raise
+
+
+def _image_member(members: Mapping[str, tuple[int, int]], name: str) -> tuple[int, int]:
+    """(offset, size) of the image of a sample, or of its image `name`. Raises SampleError."""
+    prefix = f"{name}." if name else ""
+    # The first extension in the order of EXTENSIONS, whatever their order in the tar.
+    for extension in decode.EXTENSIONS:
+        if prefix + extension in members:
+            return members[prefix + extension]
+    wanted = ", ".join(prefix + extension for extension in decode.EXTENSIONS)
+    there = f"; members there: {', '.join(members)}" if name else ""
+    raise SampleError("image", f"no image member; looked for {wanted}{there}")
+
+
+def _read_texts(opened: OpenShard, members: Mapping[str, tuple[int, int]]) -> dict[str, bytes]:
+    """The members of TEXT by extension, and each `NAME.txt` by its name. Raises SampleError."""
+    names = {extension: extension for extension in TEXT if extension in members}
+    for extension in members:
+        if extension.endswith(".txt"):  # `txt` itself has no dot
+            names[extension] = extension.removesuffix(".txt")
+    text: dict[str, bytes] = {}
+    for extension, name in names.items():
+        offset, size = members[extension]
+        if size > MAX_TEXT_BYTES:
+            raise SampleError(
+                "caption", f"the .{extension} member has {size:,} bytes, {TOO_MUCH_TEXT}"
+            )
+        text[name] = opened.pread(offset, size)
+    return text
 
 
 class OpenShard:

@@ -1,0 +1,103 @@
+"""The label of a sample: an integer, by which losses tell pairs or classes apart."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clipx.data.captions import json_fields, probes
+from clipx.data.sample import BAD_SAMPLE_ERRORS, Raw, SampleError, key_hash
+from clipx.data.shards import in_threads
+from clipx.data.sources.webdataset import close_shards
+from clipx.types import UserError
+
+if TYPE_CHECKING:
+    from clipx.data.corpus import Corpus
+
+_INTEGER = re.compile(r"[+-]?\d+(\.0*)?")  # pandas writes integers with gaps as 1.0
+_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?")
+_WORDS = {"true": 1, "false": 0}
+
+
+@dataclass(frozen=True)
+class LabelField:
+    """name: a field of the `.json` member, `cls` for the `.cls` member, or a column of a table"""
+
+    name: str
+
+    def of(self, raw: Raw) -> int:
+        """The label of a sample, int64. Raises SampleError if it has none that can be used."""
+        value = raw.text.get(self.name)
+        fields = dict(raw.text)
+        if value is None:
+            fields |= json_fields(raw)
+            value = fields.get(self.name)
+        if value is None:
+            there = ", ".join(fields) or "none"
+            raise SampleError("label", f"no {self.name}; fields there: {there}")
+        try:
+            return label_of(value)
+        except ValueError as error:
+            raise SampleError("label", f"{self.name}: {error}") from error
+
+
+def label_of(value: Any) -> int:
+    """An integer of 64 bits is itself, also where it is written as text; True is 1 and False 0;
+    other text becomes a hash of 63 bits, the same in all processes and runs. Raises ValueError."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8")  # UnicodeDecodeError is a ValueError
+    if isinstance(value, str):
+        text = value.strip()
+        if not text:
+            raise ValueError("the label is empty")
+        if text.lower() in _WORDS:
+            return _WORDS[text.lower()]
+        if _INTEGER.fullmatch(text) is None:
+            if _NUMBER.fullmatch(text):
+                raise ValueError(f"{text} is a fraction, and a label is an integer or a name")
+            return key_hash(text)
+        value = int(text.partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int):
+        raise ValueError(f"{str(value)[:50]!r} is not an integer, a boolean or a text")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{value} needs more than 64 bits; write it as a name")
+    return int(value)
+
+
+def check_contents(corpus: Corpus) -> list[str]:
+    """Check in a part of the corpus that samples have the label and the pair that the settings
+    name. Raises UserError if none has; of remote corpora, whose first shard alone is read, returns
+    a message."""
+    if corpus.pair is None and corpus.label_field is None:
+        return []
+
+    def fault(place: tuple[int, int]) -> SampleError | None:
+        try:
+            corpus.read(*place)
+        except SampleError as error:
+            return error
+        except BAD_SAMPLE_ERRORS as error:
+            return SampleError("read", str(error))
+        return None
+
+    faults = in_threads(fault, probes(corpus, every_source=True))
+    close_shards()  # forked workers would inherit hundreds of open files
+    if not faults or None in faults:
+        return []
+    # Of many alike, the first shows what to correct; those of single files say least.
+    by_stage = {error.stage: error for error in reversed(faults) if error is not None}
+    for setting, stage, is_set in (
+        ("data.label_field", "label", corpus.label_field is not None),
+        ("data.pair_images", "image", corpus.pair is not None),
+        ("data.pair_texts", "caption", corpus.pair is not None),
+    ):
+        if is_set and stage in by_stage:
+            text = f"{setting}: none of {len(faults):,} samples looked at can be used"
+            text += f"; the first: {by_stage[stage]}"
+            if corpus.is_remote:
+                return [text]
+            raise UserError(f"{text}. Correct the setting or the corpus")
+    return []

@@ -1,0 +1,37 @@
+"""Lists of known bad samples, which are replaced unread."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from clipx.data.corpus import Corpus, SkipList
+from clipx.types import UserError
+
+
+def read_skip_list(path: Path, corpus: Corpus) -> tuple[SkipList, int]:
+    """(samples of a quarantine file that are in this corpus, number of lines that are not). Raises
+    UserError."""
+    numbers: dict[str, list[int]] = {}  # a shard may be in several sources
+    for number in range(corpus.num_shards):
+        numbers.setdefault(corpus.name(number), []).append(number)
+    skip: dict[int, set[str]] = {}
+    num_unknown = 0
+    try:
+        for text in path.read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            shard = line["shard"]
+            key = line["key"]
+            if not key or line.get("stage") == "key":
+                continue  # a repeated key also names its first sample, which is good
+            if not (isinstance(shard, str) and isinstance(key, str)):
+                raise TypeError("a shard or key that is no text")
+            num_unknown += shard not in numbers
+            for number in numbers.get(shard, []):
+                skip.setdefault(number, set()).add(key)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"data.skip {path} cannot be read as JSON lines with `shard` and `key`, such as "
+            f"`clipx data verify --out` writes: {type(error).__name__}: {error}"
+        ) from error
+    return skip, num_unknown
