@@ -61,12 +61,17 @@ def _mine(arguments: argparse.Namespace) -> None:
         snapshot = take_snapshot(encoder, config, corpus, workers=workers, advance=advance)
     with progress("searching negatives", total) as advance:
         mined = mine(snapshot, rules, device=device, advance=advance)
+    _print(mined, rules)
+    if not len(mined.negative):
+        raise UserError(
+            f"no caption passes these rules, so {out} is not written; raise --relative (1 for any) "
+            "or --window, or train the model longer: it finds other captions nearer than the own"
+        )
     about = {"model": encoder.source, **vars(rules)}
     try:
         write_negatives(out, mined.numbers, corpus_digest=corpus.digest, about=about)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error}") from error
-    _print(mined, rules)
     print(f"{out}: train with data.negatives={out}")
 
 

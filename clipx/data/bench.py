@@ -70,9 +70,15 @@ def _time_batch(batches: Batches, k: int, clock: dict[str, float]) -> int:
         shape = (len(positions), num_views, 3, batches.image_size, batches.image_size)
         images = torch.empty(shape, dtype=torch.uint8)
     texts = []
-    for draws, outs, shard, sample in zip(
-        all_draws, images, located.shard.tolist(), located.sample.tolist(), strict=True
-    ):
+    rows = zip(
+        positions.tolist(),
+        all_draws,
+        images,
+        located.shard.tolist(),
+        located.sample.tolist(),
+        strict=True,
+    )
+    for position, draws, outs, shard, sample in rows:
         try:
             with _timed(clock, "read"):
                 stored = batches.corpus.read(shard, sample)
@@ -84,6 +90,13 @@ def _time_batch(batches: Batches, k: int, clock: dict[str, float]) -> int:
             batches.write_views(pixels, draws, list(outs))
         with _timed(clock, "tokenize"):
             texts.append(batches.encode_captions(stored.captions, draws))
+        if batches.negatives is not None:
+            with _timed(clock, "read"):
+                number = int(batches.corpus.first_sample[shard]) + sample
+                drawn = batches.negatives.draw(number, position)
+            with _timed(clock, "tokenize"):
+                for text in drawn:
+                    batches.encode(text)
     with _timed(clock, "collate"):
         batches.text_views(texts)
     return len(texts)

@@ -87,17 +87,19 @@ def check_contents(corpus: Corpus) -> list[str]:
     close_shards()  # forked workers would inherit hundreds of open files
     if not faults or None in faults:
         return []
-    # Of many alike, the first shows what to correct; those of single files say least.
-    by_stage = {error.stage: error for error in reversed(faults) if error is not None}
-    for setting, stage, is_set in (
-        ("data.label_field", "label", corpus.label_field is not None),
-        ("data.pair_images", "image", corpus.pair is not None),
-        ("data.pair_texts", "caption", corpus.pair is not None),
-    ):
-        if is_set and stage in by_stage:
-            text = f"{setting}: none of {len(faults):,} samples looked at can be used"
-            text += f"; the first: {by_stage[stage]}"
-            if corpus.is_remote:
-                return [text]
-            raise UserError(f"{text}. Correct the setting or the corpus")
+    settings = {}  # which setting may be the cause, by the stage of the fault
+    if corpus.label_field is not None:
+        settings["label"] = "data.label_field"
+    if corpus.pair is not None:
+        settings["image"] = "data.pair_images"
+        settings["caption"] = "data.pair_texts"
+    for error in faults:
+        if error is None or error.stage not in settings:
+            continue
+        # Of many alike, the first shows what to correct.
+        text = f"{settings[error.stage]}: none of {len(faults):,} samples looked at can be used"
+        text += f"; the first: {error}"
+        if corpus.is_remote:
+            return [text]
+        raise UserError(f"{text}. Correct the setting or the corpus")
     return []

@@ -146,7 +146,7 @@ class Batches:
             views |= stored.views()
         if self.negatives is not None:
             own = [ids[0] for ids in texts]
-            drawn, counts = self.negatives.batch(samples, positions.tolist(), own, self._encode)
+            drawn, counts = self.negatives.batch(samples, positions.tolist(), own, self.encode)
             views["negative_text"] = self.pad(drawn).unflatten(0, (len(samples), -1))
             views["num_negatives"] = torch.tensor(counts, dtype=torch.int64)
         if labels:
@@ -191,10 +191,10 @@ class Batches:
         of_texts = [draws[0], *draws[1 + len(self.augmentations) * NUM_DRAWS :]]
         ids = []
         for caption, draw in zip(captions, of_texts, strict=False):
-            ids.append(self._encode(caption.draw(draw)))
+            ids.append(self.encode(caption.draw(draw)))
         return ids
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, self.context_length)
 
     def text_views(self, texts: list[list[list[int]]]) -> dict[str, Tensor]:

@@ -30,11 +30,12 @@ def write_negatives(
         nearest first; -1 where a sample has fewer
     about: model and settings, for people
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     metadata = {"format": _FORMAT, "corpus": corpus_digest, "about": json.dumps(about)}
     with replacing(path) as temporary:
-        save_file({"negatives": numbers}, temporary, metadata=metadata)
+        # Not `save_file`, whose files nobody but their owner can read.
+        temporary.write_bytes(save({"negatives": numbers}, metadata=metadata))
 
 
 def read_negatives(path: Path, corpus: Corpus) -> np.ndarray:

@@ -164,9 +164,10 @@ def test_a_corpus_of_one_caption_has_no_negatives(tmp_path: Path) -> None:
 # --- The command ---
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> dict[str, Path]:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A corpus, a config, and the run of one step that made the model."""
+    tmp_path = tmp_path_factory.mktemp("mining")
     corpus = write_corpus(tmp_path / "corpus", samples=48)
     config = write_config(tmp_path / "first", corpus, duration="1 steps")
     train(config)
@@ -209,3 +210,16 @@ def test_rules_that_cannot_be_meant_are_refused(
     with pytest.raises(SystemExit, match="2"):
         cli.main(command)
     assert message in capsys.readouterr().err
+
+
+def test_rules_that_no_caption_passes_write_no_file(
+    run: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "negatives"
+    command = ["mine", str(run["run"]), str(run["corpus"]), "--out", str(out), "--margin", "2"]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--workers", "0"])
+    said = capsys.readouterr()
+    assert "no caption passes these rules" in said.err
+    assert "48 of 48 samples (100.0%) have fewer than 4 negatives" in said.out
+    assert not out.exists()
