@@ -37,6 +37,7 @@ class Matryoshka(Loss):
         self.widths = widths
         self.id_kinds = loss.id_kinds
         self.needs_logit_bias = loss.needs_logit_bias
+        self.takes_negatives = loss.takes_negatives
 
     def __call__(
         self,

@@ -56,11 +56,8 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
                 f"parallel fsdp2: the statistics of {batch_norm}, a batch norm, would differ "
                 "between ranks; set parallel=ddp, or lock it by model.locked"
             )
-    if not config.objective.contrasts_text and config.pool.queue:
-        conflicts.append(
-            f"pool.queue {config.pool.queue}: the objective has no image-text pairs to keep; set "
-            "pool.queue=0"
-        )
+    if config.pool.queue:
+        conflicts += _queue_conflicts(config)
     num_views = len(config.objective.augmentations(config.data.augmentation))
     if config.cache_features is not None and num_views > 1:
         conflicts.append(
@@ -75,6 +72,21 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int) -> None:
             conflicts.append(f"{heads_alone}; set compile=none")
     if conflicts:
         raise UserError("\n".join(conflicts))
+
+
+def _queue_conflicts(config: TrainConfig) -> list[str]:
+    conflicts = []
+    size = config.pool.queue
+    if not config.objective.contrasts_text:
+        conflicts.append(
+            f"pool.queue {size}: the objective has no image-text pairs to keep; set pool.queue=0"
+        )
+    elif not config.loss.build().takes_negatives:
+        conflicts.append(
+            f"pool.queue {size}: with these settings the loss compares no pairs of earlier steps; "
+            "set pool.queue=0, or choose another loss"
+        )
+    return conflicts
 
 
 def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str]:

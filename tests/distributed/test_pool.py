@@ -78,6 +78,31 @@ def test_more_losses_with_each_pool_equal_one_process(
     )
 
 
+@pytest.mark.parametrize("loss", ["nt_xent", "triplet_hardest", "hard_negative", "multi_positive"])
+def test_with_the_local_pool_each_rank_has_the_loss_of_its_own_rows(
+    group: RankGroup, loss: str
+) -> None:
+    """Also counts of candidates and of positives are those of the rank."""
+    size = group.world_size
+    case = Case(loss, "local", local_rows=4, kinds=1)
+    image, text, ids = case.batch(0, size)
+    assert ids is not None
+    towers = Towers.of(case)
+    objective = case.build_objective(towers)
+    ranks = group(train, case)
+    total = torch.zeros((), dtype=torch.float64)
+    for number, rank in enumerate(ranks):
+        rows = slice(number, None, size)
+        views = {"image": image[rows], "text": text[rows], "ids": ids[rows]}
+        own = objective.loss(objective.embed(views), LocalPool()).loss
+        assert rank["loss"] == pytest.approx(own.item(), rel=1e-10, abs=1e-12)
+        total = total + own / size
+    total.backward()
+    for name, parameter in towers.named_parameters():
+        gradient = torch.from_numpy(np.asarray(ranks[0]["gradients"][name]))
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("loss", WITH_A_TEACHER)
 def test_losses_with_a_teacher_equal_one_process(group: RankGroup, loss: str, kind: str) -> None:

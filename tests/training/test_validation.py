@@ -57,6 +57,15 @@ def test_a_global_batch_that_micro_batches_do_not_fill_is_told_the_nearest() -> 
     )
 
 
+@pytest.mark.parametrize("loss", ["margin", "{name: matryoshka, widths: {2: 1}, loss: margin}"])
+def test_a_queue_is_refused_where_the_loss_does_not_use_it(loss: str) -> None:
+    (told,) = complaints(PLAIN, 1, "pool.queue=7", f"loss={loss}")
+    assert told.startswith(
+        "pool.queue 7: with these settings the loss compares no pairs of earlier"
+    )
+    assert complaints(PLAIN, 1, "pool.queue=7", "loss={name: margin, pairs: all}") == []
+
+
 def test_batch_norm_is_refused_where_it_would_change_what_is_trained() -> None:
     (told,) = complaints(NORMED, 2, "micro_batch_size=12")
     assert told.startswith("micro_batch_size 12: 1 is a batch norm")
