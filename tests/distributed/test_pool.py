@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_checks import (
+    AVERAGES,
     MORE_LOSSES,
     WITH_A_TEACHER,
     Case,
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from clipx.distributed import pool as pools
 from clipx.distributed.pool import GlobalPool, LocalPool, PoolConfig, build_pool
+from clipx.objectives.image_text import ImageText
 
 KINDS = ["local", "gathered", "chunked", "ring"]
 LOSSES = ["infonce", "sigmoid", "triplet"]
@@ -109,8 +111,22 @@ def test_losses_with_a_teacher_equal_one_process(group: RankGroup, loss: str, ki
     assert_equals_one_objective(group, Case(loss, kind, local_rows=4))
 
 
-def assert_equals_one_objective(group: RankGroup, case: Case) -> None:
-    expected, model = one_process(case, group.world_size)
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_averages_of_normalizers_equal_those_of_one_process(group: RankGroup, kind: str) -> None:
+    """Of samples that come again, also twice in a batch, and resumed in the middle."""
+    case = Case(AVERAGES, kind, local_rows=4, kinds=1, steps=5)
+    objective = case.build_objective(Towers.of(case))
+    ranks = assert_equals_one_objective(group, case, objective)
+    (expected,) = objective.own_state().values()
+    assert expected["log_averages"].isfinite().any()
+    for rank in ranks:
+        assert np.array_equal(rank["state"]["log_averages"], expected["log_averages"].numpy())
+
+
+def assert_equals_one_objective(
+    group: RankGroup, case: Case, objective: ImageText | None = None
+) -> list[dict[str, Any]]:
+    expected, model = one_process(case, group.world_size, objective)
     ranks = group(train, case)
     # A term may be divided by a count over all ranks, so that only the mean is comparable.
     actual = sum(rank["loss"] for rank in ranks) / len(ranks)
@@ -119,6 +135,7 @@ def assert_equals_one_objective(group: RankGroup, case: Case) -> None:
         for name, parameter in model.named_parameters():
             gradient = torch.from_numpy(np.asarray(rank["gradients"][name]))
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-12)
+    return ranks
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])

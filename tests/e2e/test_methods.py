@@ -23,6 +23,8 @@ LAST = 20
 HEAD = "views: {hidden: 24, width: 12}"
 METHODS = {
     "nt_xent": ["loss=nt_xent"],
+    "margin": ["loss={name: margin, pairs: all}"],
+    "global_normalizer": ["loss={name: infonce, global_normalizer: {gamma: 0.5, epsilon: 0.01}}"],
     "triplet": ["loss={name: triplet, mining: all}"],
     "hard_negative": ["loss={name: hard_negative, tau_plus: 0.01}", "pool.queue=30"],
     "multi_positive": ["loss={name: multi_positive, image_image: 0.5}"],
@@ -63,9 +65,17 @@ def test_two_processes_in_micro_batches_are_as_one(
     assert sum(losses[-3:]) < sum(losses[:3]), "it did learn"
 
 
-@pytest.mark.parametrize("method", ["hard_negative", "two_view", "slip"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "hard_negative",
+        "two_view",
+        "slip",
+        pytest.param("global_normalizer", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_goes_on_bit_by_bit(config: Path, tmp_path: Path, method: str) -> None:
-    """With the state of the objective: its head, its queue."""
+    """With the state of the objective: its head, its queue, its averages."""
     settings = (*METHODS[method], f"duration={LAST} steps", "checkpoint_every=5 steps")
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     train(config, f"run_dir={undisturbed}", *settings)

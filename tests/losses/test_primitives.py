@@ -208,7 +208,7 @@ def test_logits_of_a_hundred_neither_overflow_nor_vanish_in_float32(kind: str) -
         axis = torch.eye(image.shape[1])[0]
         image, text = (F.normalize(axis + 0.05 * rows, dim=-1) for rows in (image, text))
         text = -text if kind == "all near -100" else text
-    row, column, _ = pairwise_logsumexp(image, text, LocalPool(), scale=100.0)
+    row, column, *_ = pairwise_logsumexp(image, text, LocalPool(), scale=100.0)
     expected = 100 * image.double() @ text.double().T
     # float32 products of 8 terms near 100: some 1e-5
     torch.testing.assert_close(row.double(), expected.logsumexp(1), rtol=0, atol=1e-4)
