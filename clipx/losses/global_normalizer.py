@@ -96,9 +96,10 @@ class Normalizers(nn.Module):
         """(B, 2) log averages with the new (B, 2) log estimates."""
         size = len(self._log_averages)
         known = self._log_averages.to(samples.device)
-        past = estimates.new_full(estimates.shape, -torch.inf)
-        is_known = samples < size
-        past[is_known] = known[samples[is_known]].to(past.dtype)
+        past = torch.full_like(estimates, -torch.inf)
+        if size:
+            rows = known[samples.clamp(max=size - 1)].to(past.dtype)
+            past = torch.where((samples < size)[:, None], rows, past)
         if self.gamma == 1:
             averages = estimates
         else:
