@@ -11,7 +11,7 @@ inputs and their gradients. Bytes are counted on real ranks. Run nothing beside 
 4 minutes.
 
 --memory prints the peak memory of every loss alone, beside that of the same loss in plain PyTorch
-(benchmarks/loss_dense.py); it takes about 5 minutes, on a busy machine too, and 6 GiB.
+(benchmarks/loss_dense.py); it takes 5 to 15 minutes, may run beside other work, and needs 6 GiB.
 """
 
 from __future__ import annotations
