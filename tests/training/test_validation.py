@@ -57,7 +57,14 @@ def test_a_global_batch_that_micro_batches_do_not_fill_is_told_the_nearest() -> 
     )
 
 
-@pytest.mark.parametrize("loss", ["margin", "{name: matryoshka, widths: {2: 1}, loss: margin}"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "margin",
+        "{name: matryoshka, widths: {2: 1}, loss: margin}",
+        "{name: infonce, global_normalizer: {gamma: 0.9}}",
+    ],
+)
 def test_a_queue_is_refused_where_the_loss_does_not_use_it(loss: str) -> None:
     (told,) = complaints(PLAIN, 1, "pool.queue=7", f"loss={loss}")
     assert told.startswith(
