@@ -1,7 +1,7 @@
 """clipx's losses beside open_clip's: time and peak memory of 1,024 local rows against N columns,
-and the bytes that pools send.
+the bytes that pools send, and the peak memory of every loss.
 
-    python benchmarks/loss.py [--check] [--quick] [--device cuda]
+    python benchmarks/loss.py [--check] [--quick] [--memory] [--device cuda]
 
 InfoNCE runs beside `open_clip.ClipLoss` (local_loss, gather_with_grad), the sigmoid loss beside
 the fastest way of `open_clip.loss.SigLipLoss`; float32, D = 512, forward and backward. One process
@@ -9,6 +9,9 @@ plays rank 0 of N / 1,024: benchmarks/loss_contestants.py says exactly what is e
 take turns, and figures are medians. Peak memory is that of processes of their own, beyond the
 inputs and their gradients. Bytes are counted on real ranks. Run nothing beside it; it takes about
 4 minutes.
+
+--memory prints the peak memory of every loss alone, beside that of the same loss in plain PyTorch
+(benchmarks/loss_dense.py); it takes 5 to 15 minutes, may run beside other work, and needs 6 GiB.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ import torch
 from loss_bytes import KINDS, formula, measured
 from loss_bytes import LOCAL_ROWS as BYTES_ROWS
 from loss_contestants import LOCAL_ROWS, MIB, Contestant, unit_rows
+from loss_dense import DENSE
+from loss_peaks import difference
 from open_clip.loss import ClipLoss
 from rich.console import Console
 from rich.table import Table
@@ -131,6 +136,34 @@ def one_process(sizes: tuple[int, ...], device: str) -> dict[str, float]:
     return figures
 
 
+def memory_of_each(columns: int, device: str) -> dict[str, Any]:
+    """Peak memory of every loss, by figures' names."""
+    table = Table("loss", "clipx MiB", "dense MiB", "memory ratio", "value differs by")
+    figures: dict[str, Any] = {}
+    script = str(Path(__file__).with_name("loss_peaks.py"))
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+    for name in DENSE:
+        held = {}
+        for side in ("clipx", "dense"):
+            command = [sys.executable, script, name, side, str(columns), "--device", device]
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
+            held[side] = json.loads(done.stdout.splitlines()[-1])["bytes"]
+        ratio = held["clipx"] / held["dense"]
+        table.add_row(
+            name,
+            f"{held['clipx'] / MIB:,.0f}",
+            f"{held['dense'] / MIB:,.0f}",
+            f"1/{1 / ratio:.0f}",
+            f"{difference(name, device):.0e}",
+        )
+        figures[f"{name} dense N={columns} memory ratio"] = round(ratio, 4)
+    table.title = f"{LOCAL_ROWS:,} local rows, {columns:,} columns, D = 512, float32, peak memory"
+    Console(width=140).print(table)
+    return figures
+
+
 def exchanged(world_sizes: tuple[int, ...]) -> dict[str, Any]:
     table = Table("loss", "pool", "ranks", "KiB sent by a rank", "by formula", "off the peer's by")
     figures: dict[str, Any] = {}
@@ -166,16 +199,24 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--quick", action="store_true", help="N up to 16,384 and 2 ranks only")
+    parser.add_argument("--memory", action="store_true", help="the peak memory of every loss alone")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*torch.distributed.nn.*")
     columns, device = QUICK if arguments.quick else COLUMNS, arguments.device
+    if arguments.memory:
+        finish(memory_of_each(columns[-1], device), columns[-1], check=arguments.check)
+        return
     figures = exchanged((2,) if arguments.quick else (2, 4)) if device == "cpu" else {}
     figures |= one_process((512,) if arguments.quick else (512, 2048, 8192), device)
     pairs = [("clipx infonce", "ClipLoss"), ("clipx sigmoid", best_variant(device))]
     figures |= compare(pairs, columns, device)
+    finish(figures, columns[-1], check=arguments.check)
+
+
+def finish(figures: dict[str, Any], largest: int, *, check: bool) -> None:
     print(json.dumps(figures))
-    faults = missed(figures, columns[-1])
-    if arguments.check and faults:
+    faults = missed(figures, largest)
+    if check and faults:
         sys.exit(f"missed: {faults}")
 
 

@@ -90,6 +90,8 @@ class Loss(ABC):
 
     id_kinds: tuple[str, ...] = ()
     """The ids of rows that it needs: of `caption`, `image`, `sample` and `label`."""
+    takes_negatives: bool = True
+    """Whether it uses the rows of a queue."""
     needs_logit_bias: bool = False
     """Whether the model must have a logit_bias, and starts from -10 where its JSON has none."""
     takes_hard_negatives: bool = False

@@ -64,6 +64,7 @@ NO_COMPONENTS = {  # modules that components share
     "primitives",
     "distillation",
     "false_negatives",
+    "global_normalizer",
     "captioned_set",
     "classifier",
     "corruptions",

@@ -1,4 +1,4 @@
-"""Which candidates a loss masks because they are no true negatives."""
+"""Which candidates a loss masks, or takes as positives, because they are no true negatives."""
 
 from __future__ import annotations
 
@@ -12,3 +12,6 @@ ID_KINDS: dict[str, tuple[str, ...]] = {
     "image": ("image",),
     "both": ("caption", "image"),
 }
+
+Concept = Literal["caption", "image", "label"]
+"""Candidates with the row's caption, its image, or its class."""

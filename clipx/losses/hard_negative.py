@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from clipx.config import config
+from clipx.losses._counts import num_candidates
 from clipx.losses._tiles import at_least_float32
 from clipx.losses.primitives import pairwise_logsumexp
 from clipx.types import Loss, LossOutput, Negatives, Pool
@@ -53,7 +54,7 @@ class HardNegative(Loss):
         text = at_least_float32(text)
         scale = at_least_float32(logit_scale).exp()
         positive = scale * (image * text).sum(-1)
-        count = len(pool.gather(positive)) - 1
+        count = num_candidates(image, pool) - 1
         if negatives is not None:
             count += len(negatives.rows)
         if count == 0:  # one row: as for InfoNCE, nothing to learn

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipx.config import config
 from clipx.losses._tiles import at_least_float32
 from clipx.losses.false_negatives import ID_KINDS, FalseNegatives
+from clipx.losses.global_normalizer import GlobalNormalizer, Normalizers
 from clipx.losses.primitives import pairwise_logsumexp, pairwise_sum
-from clipx.types import HardNegatives, Loss, LossOutput, Negatives, Pool
+from clipx.types import HardNegatives, Loss, LossOutput, Negatives, Pool, UserError
 
 
 @config
@@ -23,21 +24,41 @@ class Config:
     false_negatives: FalseNegatives = "none"
     """Candidates that are masked, as they are no negatives: those with the row's caption, its
     image, or either."""
+    global_normalizer: GlobalNormalizer | None = None
+    """Moving averages of each sample's normalizers, for small batches (FastCLIP)."""
 
     def build(self) -> InfoNCE:
-        return InfoNCE(self.label_smoothing, ID_KINDS[self.false_negatives])
+        if self.global_normalizer is None:
+            return InfoNCE(self.label_smoothing, ID_KINDS[self.false_negatives])
+        if self.label_smoothing or self.false_negatives != "none":
+            raise UserError(
+                "loss.global_normalizer averages the normalizers of the plain loss, so it goes "
+                f"neither with label_smoothing {self.label_smoothing:g} nor with false_negatives "
+                f"{self.false_negatives}; set label_smoothing=0 and false_negatives=none, or "
+                "global_normalizer=null"
+            )
+        return InfoNCE(id_kinds=("sample",), normalizers=self.global_normalizer.build())
 
 
-class InfoNCE(Loss):
+class InfoNCE(nn.Module, Loss):
     """Each image against all captions of the global batch, each caption against all its images."""
 
-    def __init__(self, label_smoothing: float = 0.0, id_kinds: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        id_kinds: tuple[str, ...] = (),
+        normalizers: Normalizers | None = None,
+    ) -> None:
+        super().__init__()
         self.label_smoothing = label_smoothing
         self.id_kinds = id_kinds
         # Smoothing spreads the target over both directions alike, and these are of one.
-        self.takes_hard_negatives = label_smoothing == 0
+        self.takes_hard_negatives = label_smoothing == 0 and normalizers is None
+        self.normalizers = normalizers
+        # Past rows have other normalizers than those of the averages.
+        self.takes_negatives = normalizers is None
 
-    def __call__(
+    def forward(
         self,
         image: Tensor,
         text: Tensor,
@@ -60,6 +81,9 @@ class InfoNCE(Loss):
         image = at_least_float32(image)
         text = at_least_float32(text)
         scale = at_least_float32(logit_scale).exp()
+        if self.normalizers is not None:
+            assert ids is not None and negatives is None, "validation refuses a queue"
+            return self.normalizers.loss(image, text, scale, ids, pool)
         positive = scale * (image * text).sum(-1)
         # -log softmax at the positive is logsumexp over all candidates minus the positive's logit.
         lse = pairwise_logsumexp(image, text, pool, scale=scale, ids=ids, negatives=negatives)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipx.config import component, config
@@ -26,20 +26,26 @@ class Config:
     """The loss at each width."""
 
     def build(self) -> Matryoshka:
-        return Matryoshka(self.loss.build(), self.widths)
+        return Matryoshka({width: self.loss.build() for width in self.widths}, self.widths)
 
 
-class Matryoshka(Loss):
+class Matryoshka(nn.Module, Loss):
     """The metrics are those of the first width that is listed."""
 
-    def __init__(self, loss: Loss, widths: dict[int, float]) -> None:
-        self.loss = loss
+    def __init__(self, losses: dict[int, Loss], widths: dict[int, float]) -> None:
+        """losses: one for each width, each with its own state between steps, if it has one"""
+        super().__init__()
+        self.losses = losses
         self.widths = widths
-        self.id_kinds = loss.id_kinds
-        self.needs_logit_bias = loss.needs_logit_bias
-        self.takes_hard_negatives = loss.takes_hard_negatives
+        for width, loss in losses.items():
+            if isinstance(loss, nn.Module):  # its state is saved with this module's
+                self.add_module(f"at_{width}", loss)
+            self.id_kinds = loss.id_kinds
+            self.needs_logit_bias = loss.needs_logit_bias
+            self.takes_negatives = loss.takes_negatives
+            self.takes_hard_negatives = loss.takes_hard_negatives
 
-    def __call__(
+    def forward(
         self,
         image: Tensor,
         text: Tensor,
@@ -67,7 +73,7 @@ class Matryoshka(Loss):
                 cut = first_coordinates(hard.columns, width)
                 further = {"hard": replace(hard, columns=cut)}
             outputs.append(
-                self.loss(
+                self.losses[width](
                     first_coordinates(image, width),
                     first_coordinates(text, width),
                     pool=pool,

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from clipx.config import config
+from clipx.losses._counts import num_equal
 from clipx.losses._tiles import at_least_float32
+from clipx.losses.false_negatives import Concept
 from clipx.losses.primitives import pairwise_logsumexp, pairwise_sum
 from clipx.types import Loss, LossOutput, Negatives, Pool
 
@@ -19,8 +19,9 @@ from clipx.types import Loss, LossOutput, Negatives, Pool
 class Config:
     """The temperature is the model's logit_scale."""
 
-    concept: Literal["caption", "image", "label"] = "caption"
-    """Rows of the same caption, image or label (`data.label_field`) are positives of each other."""
+    concept: Concept = "caption"
+    """Rows of the same caption, the same image or the same label (SupCon's classes) are positives
+    of each other."""
     image_image: float = Field(default=0.0, ge=0)
     """Weight of the term between images of one concept, beside that of images and texts."""
 
@@ -57,7 +58,7 @@ class MultiPositive(Loss):
         image = at_least_float32(image)
         text = at_least_float32(text)
         scale = at_least_float32(logit_scale).exp()
-        num_positives = count_equal(ids, pool)
+        num_positives = num_equal(ids, pool)
         lse = pairwise_logsumexp(image, text, pool, scale=scale)
         over_texts = lse.rows
         over_images = lse.columns
@@ -113,9 +114,3 @@ def sum_of_positives(
         own="counts" if own_counts else "left out",
         derivative=torch.ones_like,
     ).rows
-
-
-def count_equal(ids: Tensor, pool: Pool) -> Tensor:
-    """(B, 1) ids -> (B,) how many rows of all ranks have each."""
-    distinct, counts = pool.gather(ids)[:, 0].unique(return_counts=True)
-    return counts[torch.searchsorted(distinct, ids[:, 0].contiguous())]

@@ -40,11 +40,13 @@ class LogSumExp(NamedTuple):
     """rows: (B,) of this rank's rows over the columns of all ranks; columns: (B,) of this rank's
     columns over the rows of all ranks; -inf where no pair counts
     own_is_nearest: (B,) bool, whether a row's own column is nearer than all others; a tie is not
+    largest_other: (B,) largest logit of a row with a column that is not its own
     """
 
     rows: Tensor
     columns: Tensor
     own_is_nearest: Tensor
+    largest_other: Tensor
 
 
 class PairwiseSum(NamedTuple):
@@ -105,7 +107,7 @@ def pairwise_logsumexp(
         row_lse = logaddexp(row_lse, for_rows[0])
         column_lse = logaddexp(column_lse, for_columns[0])
         largest_other = torch.maximum(largest_other, for_rows[3])
-    return LogSumExp(row_lse, column_lse, own_logits > largest_other)
+    return LogSumExp(row_lse, column_lse, own_logits > largest_other, largest_other)
 
 
 @torch.compiler.disable

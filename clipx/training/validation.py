@@ -57,7 +57,9 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int, num_sampl
                 f"parallel fsdp2: the statistics of {batch_norm}, a batch norm, would differ "
                 "between ranks; set parallel=ddp, or lock it by model.locked"
             )
-    conflicts += _objective_conflicts(config, num_samples)
+    if config.pool.queue:
+        conflicts += _queue_conflicts(config, num_samples)
+    conflicts += _objective_conflicts(config)
     conflicts += data_conflicts(config)
     if config.cache_features is not None:
         heads_alone = "cache_features trains heads alone, without blocks"
@@ -69,19 +71,9 @@ def check(config: TrainConfig, encoder: nn.Module, *, world_size: int, num_sampl
         raise UserError("\n".join(conflicts))
 
 
-def _objective_conflicts(config: TrainConfig, num_samples: int) -> list[str]:
+def _objective_conflicts(config: TrainConfig) -> list[str]:
     """Settings that the objective cannot use."""
     conflicts = []
-    if not config.objective.contrasts_text and config.pool.queue:
-        conflicts.append(
-            f"pool.queue {config.pool.queue}: the objective has no image-text pairs to keep; set "
-            "pool.queue=0"
-        )
-    if config.pool.queue > num_samples:
-        conflicts.append(
-            f"pool.queue {config.pool.queue}: the corpus has {num_samples} samples, so that "
-            "rows would be their own negatives; lower it"
-        )
     num_views = len(config.objective.augmentations(config.data.augmentation))
     if config.cache_features is not None and num_views > 1:
         conflicts.append(
@@ -151,6 +143,26 @@ def data_conflicts(config: TrainConfig) -> list[str]:
         )
     if config.cache_features is not None:
         conflicts.append("cache_features keeps no mined negatives; set cache_features=null")
+    return conflicts
+
+
+def _queue_conflicts(config: TrainConfig, num_samples: int) -> list[str]:
+    conflicts = []
+    size = config.pool.queue
+    if not config.objective.contrasts_text:
+        conflicts.append(
+            f"pool.queue {size}: the objective has no image-text pairs to keep; set pool.queue=0"
+        )
+    elif not config.loss.build().takes_negatives:
+        conflicts.append(
+            f"pool.queue {size}: with these settings the loss compares no pairs of earlier steps; "
+            "set pool.queue=0, or choose another loss"
+        )
+    if size > num_samples:
+        conflicts.append(
+            f"pool.queue {size}: the corpus has {num_samples} samples, so that rows would be their "
+            "own negatives; lower it"
+        )
     return conflicts
 
 

@@ -19,11 +19,13 @@ from clipx.losses import (
     distillation,
     hard_negative,
     infonce,
+    margin,
     matryoshka,
     multi_positive,
     nt_xent,
     triplet,
 )
+from clipx.losses.global_normalizer import GlobalNormalizer
 from clipx.losses.infonce import InfoNCE
 from clipx.losses.primitives import nearest_candidates
 from clipx.losses.sigmoid import Sigmoid
@@ -36,11 +38,13 @@ MORE_LOSSES = {
     "triplet_hardest": triplet.Config(),
     "triplet_semi_hard": triplet.Config(mining="semi_hard", margin=0.5),
     "triplet_all": triplet.Config(mining="all", distance="euclidean", margin=1.0),
+    "margin_all": margin.Config(pairs="all", margin=1.5),
     "hard_negative": hard_negative.Config(beta=1.0, tau_plus=0.1),
     "multi_positive": multi_positive.Config(image_image=0.5),
     "matryoshka": matryoshka.Config(widths={5: 1.0, 2: 0.5}, loss=infonce.Config()),
 }
 WITH_A_TEACHER = ("similarity_kl", "interactive")
+AVERAGES = "global_normalizer"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Case:
             "sigmoid": Sigmoid(),
             "triplet": Triplet(),
         }
+        if self.loss == AVERAGES:
+            return infonce.Config(global_normalizer=GlobalNormalizer(gamma=0.5)).build()
         if self.loss in WITH_A_TEACHER:
             return Taught(self.loss)
         return losses[self.loss] if self.loss in losses else MORE_LOSSES[self.loss].build()
@@ -167,19 +173,22 @@ def train(runtime: Runtime, case: Case) -> dict[str, Any]:
         out = objective.loss(features, pool)
         out.loss.backward()
         model.finish_gradients()
-        if step == case.steps // 2 and case.queue:  # as after a resume
+        if step == case.steps // 2 and (case.queue or case.loss == AVERAGES):  # as after a resume
             state = objective.own_state()
-            objective.queue = RowQueue(case.queue)
+            objective.pair_loss = case.build_loss()
+            objective.queue = RowQueue(case.queue) if case.queue else None
             objective.load_state_dict(state, strict=False)
     named = towers.named_parameters()
-    queue = objective.own_state().get("queue._extra_state", {})
+    state = {}
+    for rows_by_name in objective.own_state().values():
+        state |= {name: rows.cpu().numpy() for name, rows in rows_by_name.items()}
     return {
         "loss": out.loss.item(),
         "accuracy": {name: value.item() for name, value in out.metrics.items()}.get(
             "image_to_text_accuracy"
         ),
         "gradients": {name: p.grad.cpu().numpy() for name, p in named if p.grad is not None},
-        "state": {name: rows.cpu().numpy() for name, rows in queue.items()},
+        "state": state,
     }
 
 
@@ -217,10 +226,13 @@ def oracle(case: Case, world_size: int) -> tuple[Tensor, Towers, Past | None]:
     return total.detach(), model, past
 
 
-def one_process(case: Case, world_size: int) -> tuple[float, Towers]:
+def one_process(
+    case: Case, world_size: int, objective: ImageText | None = None
+) -> tuple[float, Towers]:
     """The loss of the last step of all rows in one process, and the towers with its gradient."""
-    towers = Towers.of(case)
-    objective = case.build_objective(towers)
+    if objective is None:
+        objective = case.build_objective(Towers.of(case))
+    towers = objective.encoder
     for step in range(case.steps):
         image, text, ids = case.batch(step, world_size)
         views = {"image": image, "text": text} | ({} if ids is None else {"ids": ids})

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loss_checks import (
+    AVERAGES,
     MORE_LOSSES,
     WITH_A_TEACHER,
     Case,
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from clipx.distributed import pool as pools
 from clipx.distributed.pool import GlobalPool, LocalPool, PoolConfig, build_pool
+from clipx.objectives.image_text import ImageText
 
 KINDS = ["local", "gathered", "chunked", "ring"]
 LOSSES = ["infonce", "sigmoid", "triplet"]
@@ -78,14 +80,53 @@ def test_more_losses_with_each_pool_equal_one_process(
     )
 
 
+@pytest.mark.parametrize("loss", ["nt_xent", "triplet_hardest", "hard_negative", "multi_positive"])
+def test_with_the_local_pool_each_rank_has_the_loss_of_its_own_rows(
+    group: RankGroup, loss: str
+) -> None:
+    """Also counts of candidates and of positives are those of the rank."""
+    size = group.world_size
+    case = Case(loss, "local", local_rows=4, kinds=1)
+    image, text, ids = case.batch(0, size)
+    assert ids is not None
+    towers = Towers.of(case)
+    objective = case.build_objective(towers)
+    ranks = group(train, case)
+    total = torch.zeros((), dtype=torch.float64)
+    for number, rank in enumerate(ranks):
+        rows = slice(number, None, size)
+        views = {"image": image[rows], "text": text[rows], "ids": ids[rows]}
+        own = objective.loss(objective.embed(views), LocalPool()).loss
+        assert rank["loss"] == pytest.approx(own.item(), rel=1e-10, abs=1e-12)
+        total = total + own / size
+    total.backward()
+    for name, parameter in towers.named_parameters():
+        gradient = torch.from_numpy(np.asarray(ranks[0]["gradients"][name]))
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("loss", WITH_A_TEACHER)
 def test_losses_with_a_teacher_equal_one_process(group: RankGroup, loss: str, kind: str) -> None:
     assert_equals_one_objective(group, Case(loss, kind, local_rows=4))
 
 
-def assert_equals_one_objective(group: RankGroup, case: Case) -> None:
-    expected, model = one_process(case, group.world_size)
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_averages_of_normalizers_equal_those_of_one_process(group: RankGroup, kind: str) -> None:
+    """Of samples that come again, also twice in a batch, and resumed in the middle."""
+    case = Case(AVERAGES, kind, local_rows=4, kinds=1, steps=5)
+    objective = case.build_objective(Towers.of(case))
+    ranks = assert_equals_one_objective(group, case, objective)
+    (expected,) = objective.own_state().values()
+    assert expected["log_averages"].isfinite().any()
+    for rank in ranks:
+        assert np.array_equal(rank["state"]["log_averages"], expected["log_averages"].numpy())
+
+
+def assert_equals_one_objective(
+    group: RankGroup, case: Case, objective: ImageText | None = None
+) -> list[dict[str, Any]]:
+    expected, model = one_process(case, group.world_size, objective)
     ranks = group(train, case)
     # A term may be divided by a count over all ranks, so that only the mean is comparable.
     actual = sum(rank["loss"] for rank in ranks) / len(ranks)
@@ -94,6 +135,7 @@ def assert_equals_one_objective(group: RankGroup, case: Case) -> None:
         for name, parameter in model.named_parameters():
             gradient = torch.from_numpy(np.asarray(rank["gradients"][name]))
             torch.testing.assert_close(gradient, parameter.grad, rtol=1e-10, atol=1e-12)
+    return ranks
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])

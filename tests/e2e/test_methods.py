@@ -23,6 +23,8 @@ LAST = 20
 HEAD = "views: {hidden: 24, width: 12}"
 METHODS = {
     "nt_xent": ["loss=nt_xent"],
+    "margin": ["loss={name: margin, pairs: all}"],
+    "global_normalizer": ["loss={name: infonce, global_normalizer: {gamma: 0.5, epsilon: 0.01}}"],
     "triplet": ["loss={name: triplet, mining: all}"],
     "hard_negative": ["loss={name: hard_negative, tau_plus: 0.01}", "pool.queue=30"],
     "multi_positive": ["loss={name: multi_positive, image_image: 0.5}"],
@@ -81,6 +83,7 @@ WITH_STATE = {  # and whether the test is slow
     "predictive": True,
     "weighted": True,
     "bag_of_tokens": True,
+    "global_normalizer": True,
 }
 
 

@@ -1,5 +1,5 @@
-"""NT-Xent, triplet, hard-negative, multi-positive and Matryoshka losses against their definitions,
-written over whole float64 matrices."""
+"""NT-Xent, triplet, margin, hard-negative, multi-positive and Matryoshka losses against their
+definitions, written over whole float64 matrices."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from clipx.distributed.pool import LocalPool
 from clipx.losses import (
     hard_negative,
     infonce,
+    margin,
     matryoshka,
     multi_positive,
     nt_xent,
@@ -239,19 +240,96 @@ def test_multi_positive_without_equal_concepts_is_infonce() -> None:
     check(out, expected, given)
 
 
+def distances(rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, N) Euclidean. Equal rows have the distance 0, and no gradient."""
+    squared = 2 - 2 * rows @ columns.T
+    is_zero = squared < 16 * torch.finfo(squared.dtype).eps
+    return squared.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0)
+
+
+def margin_by_hand(given: Inputs, size: float) -> Tensor:
+    assert given.ids is not None
+    here, past_counts = differs(given)
+    distance = distances(given.image, given.text)
+    is_positive = eye(len(distance)) | ~here
+    negative = [distance[~is_positive]]
+    if given.past is not None:
+        for rows, columns in ((given.image, given.past[1]), (given.text, given.past[0])):
+            negative.append(distances(rows, columns)[past_counts])
+    positives = (2 - 2 * given.image @ given.text.T)[is_positive]
+    negatives = torch.relu(size - torch.cat(negative)).square()
+    return positives.mean() + negatives.sum() / max(1, len(negatives))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    given=inputs().filter(lambda case: case.ids is not None and case.ids.shape[1] == 1),
+    pool=POOLS,
+    size=st.sampled_from([0.3, 1.0, 2.0]),
+)
+def test_margin_of_all_pairs(given: Inputs, pool: Pool, size: float) -> None:
+    loss = margin.Config(margin=size, pairs="all").build()
+    check(run(loss, given, pool), margin_by_hand(given, size), given)
+
+
+def labeled(given: Inputs, labels: Tensor, size: float = 1.0) -> LossOutput:
+    loss = margin.Config(margin=size).build()
+    return loss(given.image, given.text, pool=LocalPool(), ids=labels[:, None])
+
+
+@settings(deadline=None, max_examples=60)
+@given(given=inputs(), size=st.sampled_from([0.3, 1.0, 2.0]), seed=st.integers(0, 99))
+def test_margin_of_labeled_pairs(given: Inputs, size: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 2, (len(given.image),), generator=generator)
+    total = given.image.new_zeros(())
+    for image, text, label in zip(given.image, given.text, labels, strict=True):
+        if label == 1:
+            total = total + (image - text).square().sum()
+        elif not torch.equal(image, text):
+            total = total + torch.relu(size - (image - text).norm()).square()
+        else:
+            total = total + size**2
+    check(labeled(given, labels, size), total / len(labels), given)
+
+
+def test_equal_rows_of_a_negative_pair_have_no_direction_to_part() -> None:
+    given = Inputs.draw(3, noise=0.0)
+    out = labeled(given, torch.tensor([0, 0, 0]), 0.5)
+    assert out.loss.item() == 0.25
+    for gradient in torch.autograd.grad(out.loss, [given.image, given.text]):
+        assert gradient.abs().max() == 0
+
+
+def test_labels_other_than_0_and_1_are_refused() -> None:
+    with pytest.raises(UserError, match=r"the label of a pair is 7, .* set loss\.pairs=all"):
+        labeled(Inputs.draw(3), torch.tensor([0, 7, 1]))
+
+
+def test_classes_as_concepts_are_those_of_their_ids() -> None:
+    """SupCon by class: the objective delivers labels in place of captions' ids."""
+    given = Inputs.draw(8, kinds=1)
+    for module in (multi_positive, margin):
+        options = {"pairs": "all"} if module is margin else {}
+        by_label = module.Config(concept="label", **options).build()
+        assert by_label.id_kinds == ("label",)
+        expected = run(module.Config(**options).build(), given, LocalPool()).loss
+        check(run(by_label, given, LocalPool()), expected, given)
+
+
 @settings(deadline=None, max_examples=40)
 @given(given=inputs(), pool=POOLS)
 def test_matryoshka(given: Inputs, pool: Pool) -> None:
     inner = infonce.Config()
-    loss = matryoshka.Config(widths={8: 1.0, 4: 0.5, 1: 2.0}, loss=inner).build()
+    loss = matryoshka.Config(widths={8: 1.0, 4: 0.5, 2: 2.0}, loss=inner).build()
     out = run(loss, given, pool)
     expected = given.image.new_zeros(())
-    for width, weight in ((8, 1.0), (4, 0.5), (1, 2.0)):
+    for width, weight in ((8, 1.0), (4, 0.5), (2, 2.0)):
         for inside, of_past in cut_directions(given, width):
             logits = given.logit_scale.exp() * torch.cat([inside, of_past], 1)
             expected = expected + weight * F.cross_entropy(logits, torch.arange(len(inside))) / 2
     check(out, expected, given)
-    assert {"image_to_text_accuracy", "loss_at_8", "loss_at_4", "loss_at_1"} == out.metrics.keys()
+    assert {"image_to_text_accuracy", "loss_at_8", "loss_at_4", "loss_at_2"} == out.metrics.keys()
 
 
 def cut_directions(given: Inputs, width: int) -> list[tuple[Tensor, Tensor]]:
@@ -284,6 +362,7 @@ EACH: dict[str, Callable[[], Loss]] = {
     "hardest": triplet.Config().build,
     "semi_hard": triplet.Config(mining="semi_hard").build,
     "all": triplet.Config(mining="all").build,
+    "margin": margin.Config(pairs="all").build,
     "hard_negative": hard_negative.Config(beta=1.0, tau_plus=0.1).build,
     "multi_positive": multi_positive.Config(image_image=1.0).build,
 }
@@ -300,7 +379,13 @@ def run_with_ids(loss: Loss, given: Inputs) -> LossOutput:
     )
 
 
-@pytest.mark.parametrize("name", EACH)
+def test_one_row_has_a_positive_pair_for_the_margin_loss() -> None:
+    given = Inputs.draw(1)
+    expected = 2 - 2 * (given.image * given.text).sum()
+    check(run_with_ids(EACH["margin"](), given), expected, given)
+
+
+@pytest.mark.parametrize("name", [name for name in EACH if name != "margin"])
 def test_one_row_has_no_negatives_so_nothing_to_learn(name: str) -> None:
     given = Inputs.draw(1)
     out = run_with_ids(EACH[name](), given)

@@ -19,6 +19,7 @@ from clipx.distributed.pool import LocalPool
 from clipx.losses import _tiles
 from clipx.losses.primitives import (
     nearest_candidates,
+    pairwise_expectation,
     pairwise_logsumexp,
     pairwise_mean,
     pairwise_sum,
@@ -208,7 +209,7 @@ def test_logits_of_a_hundred_neither_overflow_nor_vanish_in_float32(kind: str) -
         axis = torch.eye(image.shape[1])[0]
         image, text = (F.normalize(axis + 0.05 * rows, dim=-1) for rows in (image, text))
         text = -text if kind == "all near -100" else text
-    row, column, _ = pairwise_logsumexp(image, text, LocalPool(), scale=100.0)
+    row, column, *_ = pairwise_logsumexp(image, text, LocalPool(), scale=100.0)
     expected = 100 * image.double() @ text.double().T
     # float32 products of 8 terms near 100: some 1e-5
     torch.testing.assert_close(row.double(), expected.logsumexp(1), rtol=0, atol=1e-4)
@@ -226,7 +227,35 @@ def test_bfloat16_rows_are_summed_in_float32() -> None:
     assert given.image.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("kind", ["logsumexp", "sum", "nearest"])
+@settings(max_examples=60, deadline=None)
+@given(given=inputs(), pool=POOLS, width=st.integers(1, 9))
+def test_expectation_under_a_teacher(given: Inputs, pool: Pool, width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    teacher = [
+        torch.randn(len(given.image), width, generator=generator, dtype=torch.float64)
+        for _ in range(2)
+    ]
+    out = pairwise_expectation(
+        given.image,
+        given.text,
+        *teacher,
+        pairwise_logsumexp(*teacher, pool, scale=2.0),
+        pool,
+        scale=given.logit_scale.exp(),
+        teacher_scale=2.0,
+    )
+    logits = given.logit_scale.exp() * given.image @ given.text.T
+    of_teacher = 2 * teacher[0] @ teacher[1].T
+    expected = []
+    for dim in (1, 0):
+        expected.append((of_teacher.softmax(dim) * (logits - of_teacher)).sum(dim))
+    assert_equal([x.detach() for x in out], [x.detach() for x in expected])
+    total = weighted(out[0], 0) + weighted(out[1], 1)
+    by_hand = weighted(expected[0], 0) + weighted(expected[1], 1)
+    assert_equal(gradients(total, given), gradients(by_hand, given))
+
+
+@pytest.mark.parametrize("kind", ["logsumexp", "sum", "nearest", "expectation"])
 def test_the_matrix_is_never_held(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tiles, "TILE_ROWS", 64)
     monkeypatch.setattr(_tiles, "CPU_TILE_BYTES", 64 * 64 * 4)
@@ -241,6 +270,10 @@ def test_the_matrix_is_never_held(kind: str, monkeypatch: pytest.MonkeyPatch) ->
             value = lse.rows.sum() + lse.columns.sum()
         elif kind == "sum":
             value = pairwise_sum(F.softplus, image, text, LocalPool(), scale=10.0).rows.sum()
+        elif kind == "expectation":
+            lse = pairwise_logsumexp(text, image, LocalPool())
+            out = pairwise_expectation(image, text, text, image, lse, LocalPool(), scale=10.0)
+            value = out[0].sum() + out[1].sum()
         else:
             value = nearest_candidates(image, text, LocalPool(), 3).sum()
         value.backward()

@@ -63,6 +63,22 @@ def test_a_queue_longer_than_the_corpus_is_refused() -> None:
     assert told.startswith("pool.queue 1001: the corpus has 1000 samples")
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "margin",
+        "{name: matryoshka, widths: {2: 1}, loss: margin}",
+        "{name: infonce, global_normalizer: {gamma: 0.9}}",
+    ],
+)
+def test_a_queue_is_refused_where_the_loss_does_not_use_it(loss: str) -> None:
+    (told,) = complaints(PLAIN, 1, "pool.queue=7", f"loss={loss}")
+    assert told.startswith(
+        "pool.queue 7: with these settings the loss compares no pairs of earlier"
+    )
+    assert complaints(PLAIN, 1, "pool.queue=7", "loss={name: margin, pairs: all}") == []
+
+
 def test_batch_norm_is_refused_where_it_would_change_what_is_trained() -> None:
     (told,) = complaints(NORMED, 2, "micro_batch_size=12")
     assert told.startswith("micro_batch_size 12: 1 is a batch norm")
