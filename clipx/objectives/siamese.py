@@ -66,6 +66,8 @@ class Siamese(Objective):
     Features: first and second (B, D) of unit norm, ids.
     """
 
+    positives = (("first", "second"),)
+
     def __init__(
         self,
         encoder: Any,

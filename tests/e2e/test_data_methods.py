@@ -40,6 +40,13 @@ METHODS = {
         "loss={name: multi_positive, concept: label}",
         "data.label_field=kind",
     ],
+    "margin": [
+        *IMAGES,
+        "data.pair_images=[a, c]",
+        "loss={name: margin, margin: 0.5}",
+        "data.label_field=is_match",
+        "optim.lr=3e-3",
+    ],
     "groups": [
         "loss={name: multi_positive, concept: label}",
         "data.label_field=cls",
@@ -52,7 +59,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each sample has a pair of images, a pair of texts, a picture with a caption, and the labels
-    `cls`, `kind` and `is_match`, which is true or false."""
+    `cls`, `kind` and `is_match`, whether a and c have the same color."""
     folder = tmp_path_factory.mktemp("pairs")
     for shard in range(4):
         members: dict[str, bytes] = {}
@@ -61,6 +68,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             members[f"{n:04d}.png"] = png(picture(color, "bar", n))
             members[f"{n:04d}.a.png"] = png(picture(color, "bar", 100 + n))
             members[f"{n:04d}.b.png"] = png(picture(color, "pole", 200 + n))
+            other = color if n % 3 > 0 else COLORS[(n + 1) % 4]
+            members[f"{n:04d}.c.png"] = png(picture(other, "bar", 300 + n))
             members[f"{n:04d}.txt"] = f"{n} a {color} bar".encode()
             members[f"{n:04d}.title.txt"] = f"{n} {color}".encode()
             members[f"{n:04d}.long.txt"] = f"a bar in {color}, number {n}".encode()
@@ -129,6 +138,7 @@ def refusal(config: Path, capsys: pytest.CaptureFixture[str], *settings: str) ->
     ("settings", "message"),
     [
         (METHODS["labels"][:1], "set data.label_field to the field that has them"),
+        ([*IMAGES, "loss=margin"], "set data.label_field to the field that has them"),
         (
             [*METHODS["labels"][:1], "data.label_field=class"],
             "data.label_field: none of 96 samples looked at can be used; the first: no class",
@@ -136,7 +146,7 @@ def refusal(config: Path, capsys: pytest.CaptureFixture[str], *settings: str) ->
         (IMAGES[:1], "the objective compares pairs of images; set data.pair_images"),
         ([*IMAGES[:1], *TEXTS[1:]], "the objective compares pairs of images; set data.pair_images"),
         (IMAGES[1:2], "data.pair_images: the objective takes no pairs"),
-        ([*IMAGES[:1], "data.pair_images=[a, c]"], "data.pair_images: none of 96 samples"),
+        ([*IMAGES[:1], "data.pair_images=[a, d]"], "data.pair_images: none of 96 samples"),
         ([*IMAGES, "loss={name: multi_positive}"], "the loss compares samples by caption"),
         (
             [*IMAGES, "cache_features=cache", "model.locked=[visual.transformer]"],
