@@ -165,3 +165,9 @@ def test_nothing_asks_a_config_whether_a_field_exists() -> None:
 )
 def test_the_search_for_such_questions_finds_them(code: str, count: int) -> None:
     assert len(list(questions(ast.parse(code)))) == count
+
+
+def test_no_two_test_files_have_the_same_name() -> None:
+    """pytest imports them by their names, and refuses the second."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
