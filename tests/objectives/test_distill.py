@@ -193,7 +193,8 @@ def test_micro_batches_equal_the_big_batch_and_ask_the_teacher_once(size: int) -
     assert teacher.num_rows == whole.num_rows == ROWS
     assert actual.keys() == expected.keys() != set()
     for name, gradient in expected.items():
-        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
+        # float32 sums in another order: single entries are off by some 1e-6 of gradients near 1
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-5)
     for name, value in metrics.items():
         torch.testing.assert_close(metrics_of_parts[name], value, rtol=1e-5, atol=1e-6)
 

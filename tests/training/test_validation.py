@@ -72,7 +72,7 @@ def test_a_queue_longer_than_the_corpus_is_refused() -> None:
     ],
 )
 def test_a_queue_is_refused_where_the_loss_does_not_use_it(loss: str) -> None:
-    (told,) = complaints(PLAIN, 1, "pool.queue=7", f"loss={loss}")
+    (told,) = complaints(PLAIN, 1, "pool.queue=7", f"loss={loss}", "data.label_field=cls")
     assert told.startswith(
         "pool.queue 7: with these settings the loss compares no pairs of earlier"
     )
