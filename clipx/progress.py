@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -77,3 +77,8 @@ def printable(text: str) -> str:
     # Python reads file names of other encodings as lone surrogates, which cannot be printed.
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+    """As `progress`, but prints nothing: for all ranks but the first."""
+    return nullcontext(lambda count=1: None)

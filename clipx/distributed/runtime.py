@@ -98,6 +98,25 @@ class Runtime:
         self.agree(fault)
         return result
 
+    def together(self, act: Callable[[], object] | None, what: str) -> None:
+        """Call `act` on the ranks that have one. If one cannot write its files, or has a UserError,
+        all raise UserError.
+
+        what: is written where, for the message
+        """
+        fault = None
+        try:
+            if act is not None:
+                act()
+        except OSError as error:
+            fault = (
+                f"{error}, while {what}; files that are complete are kept: the same command "
+                "continues"
+            )
+        except UserError as error:
+            fault = str(error)
+        self.agree(fault)
+
     def main_first(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 first, so that the others find the files that it writes. A
         UserError on any rank is raised on all."""

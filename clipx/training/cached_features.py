@@ -4,7 +4,7 @@ train the heads on their outputs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from clipx.data.tokenizers import build_tokenizer
 from clipx.distributed.runtime import Runtime
 from clipx.models.locked import Split
 from clipx.models.model_json import context_length, fixed_text_length, image_size
-from clipx.progress import progress
+from clipx.progress import progress, silent
 from clipx.training.config import TrainConfig
 from clipx.training.interruption import Stop
 from clipx.training.precision import autocast
@@ -54,11 +54,6 @@ def feature_batches(
         _together(runtime, cache.folder, lambda: build_texts(cache, watched, **share))
         _together(runtime, cache.folder, cache.finish)
     return FeatureBatches(cache, global_batch_size=config.global_batch_size, **share)
-
-
-def silent(title: str, total: int) -> AbstractContextManager[Advance]:
-    """The progress of all ranks but the first, which print nothing."""
-    return nullcontext(lambda count: None)
 
 
 def stoppable(progress: Progress, stop: Stop) -> Progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from clipx.data.config import DataConfig
@@ -10,8 +9,7 @@ from clipx.data.reinforcement import Manifest
 from clipx.data.reinforcement_build import Build, TeacherModel
 from clipx.distributed.runtime import Runtime
 from clipx.embed import Encoder, load
-from clipx.progress import progress
-from clipx.training.cached_features import silent
+from clipx.progress import progress, silent
 from clipx.training.precision import PrecisionKind, build_precision
 from clipx.training.teachers import info_of
 from clipx.types import UserError
@@ -43,11 +41,12 @@ def reinforce(
     build = Build(out, corpus, data, _teacher_model(encoder), num_views)
     share = {"rank": runtime.rank, "world_size": runtime.world_size}
     watched = progress if runtime.is_main else silent
-    _together(runtime, out, build.open_folder if runtime.is_main else None)
-    _together(runtime, out, lambda: build.build_shards(watched, **share))
+    what = f"embeddings are written to {out}"
+    runtime.together(build.open_folder if runtime.is_main else None, what)
+    runtime.together(lambda: build.build_shards(watched, **share), what)
     manifests: list[Manifest] = []
     finish = (lambda: manifests.append(build.finish())) if runtime.is_main else None
-    _together(runtime, out, finish)
+    runtime.together(finish, what)
     return runtime.from_main(manifests)[0]
 
 
@@ -59,19 +58,3 @@ def _teacher_model(encoder: Encoder) -> TeacherModel:
         fit=encoder.preprocessing.fit,
         image_size=encoder.image_size,
     )
-
-
-def _together(runtime: Runtime, out: Path, act: Callable[[], None] | None) -> None:
-    """Call `act` on the ranks that have one. If one fails, all raise."""
-    fault = None
-    try:
-        if act is not None:
-            act()
-    except OSError as error:
-        fault = (
-            f"{error}, while embeddings are written to {out}; those that are complete are kept: "
-            "the same command continues"
-        )
-    except UserError as error:
-        fault = str(error)
-    runtime.agree(fault)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from clipx.distributed.runtime import Runtime
 from clipx.embed import Encoder, load
 from clipx.models.model_json import context_length
 from clipx.objectives.teacher import Teacher
+from clipx.search.embeddings import model_digest
 from clipx.training.precision import autocast
 from clipx.types import TeacherInfo, UserError
 
@@ -80,18 +79,6 @@ def resized(images: Tensor, size: int, interpolation: str) -> Tensor:
 
 
 def info_of(encoder: Encoder) -> TeacherInfo:
-    """The digest covers the weights of both towers, the preprocessing and the tokenizer."""
-    model = encoder.model
-    settings = [
-        str(encoder.preprocessing),
-        encoder.image_size,
-        encoder.context_length,
-        encoder.tokenizer.state,
-    ]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        # As bytes, because NumPy has no bfloat16.
-        values = tensor.detach().cpu().flatten().contiguous()
-        digest.update(values.view(torch.uint8).numpy())
-    return TeacherInfo(encoder.embed_dim, encoder.logit_scale, digest.hexdigest(), encoder.source)
+    return TeacherInfo(
+        encoder.embed_dim, encoder.logit_scale, model_digest(encoder), encoder.source
+    )

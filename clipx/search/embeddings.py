@@ -1,0 +1,177 @@
+"""Embeddings of a corpus on disk, in the layout of clip-retrieval, so that its tools and
+embedding-reader read them.
+
+folder/
+    img_emb/img_emb_00.npy        (n, D) of the part's samples
+    text_emb/text_emb_00.npy      of their captions, zeros for a sample without one; no folder for
+                                  a corpus without captions
+    metadata/metadata_00.parquet  a row for each sample, with the columns of COLUMNS and the user's
+    quarantine/quarantine_00.jsonl samples that could not be embedded; no file where there are none
+    manifest.json                 the model, the corpus and the counts
+
+A part is up to `part_size` samples of one shard. Each file is atomic and metadata is written last,
+so a part with metadata is complete, and a build that was stopped continues with the others. The
+bytes depend on the model, the corpus and the settings alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipx.data.corpus import Corpus
+from clipx.embed import Encoder
+from clipx.files import write_whole
+from clipx.types import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+COLUMNS = ("key", "caption", "shard", "source_shard", "sample", "width", "height")
+"""key: of the sample; caption: the first, or null; shard: its file; source_shard, sample: its
+number of the shard and in it, by which the picture is read again; width, height: of the picture"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples first ... stop - 1 of a shard."""
+
+    number: int
+    shard: int
+    first: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What embeddings were made from, and how many there are.
+
+    model, model_digest: source, and SHA-256 of all that its embeddings depend on
+    logit_scale: the learned inverse temperature, by which cosines become logits
+    precision: of the towers; dtype: of the files
+    data: the settings of the corpus, by which pictures are read again
+    num_samples: of the corpus; num_embedded, num_bad: once complete, else null
+    """
+
+    model: str
+    model_digest: str
+    embed_dim: int
+    image_size: int
+    logit_scale: float
+    precision: str
+    dtype: str
+    data: dict[str, Any]
+    corpus_digest: str
+    part_size: int
+    num_parts: int
+    num_samples: int
+    has_texts: bool
+    num_embedded: int | None = None
+    num_bad: int | None = None
+    format: int = FORMAT
+
+    @property
+    def is_complete(self) -> bool:
+        return self.num_embedded is not None
+
+    def unfinished(self) -> Manifest:
+        return replace(self, num_embedded=None, num_bad=None)
+
+    def write(self, folder: Path) -> None:
+        """Raises OSError."""
+        write_whole(folder / MANIFEST, json.dumps(asdict(self), indent=1) + "\n")
+
+
+class Embeddings:
+    """The files of a folder."""
+
+    def __init__(self, folder: Path, num_parts: int) -> None:
+        self.folder = folder
+        self._digits = len(str(max(0, num_parts - 1)))
+
+    def image_file(self, part: int) -> Path:
+        return self._file("img_emb", part, "npy")
+
+    def text_file(self, part: int) -> Path:
+        return self._file("text_emb", part, "npy")
+
+    def metadata_file(self, part: int) -> Path:
+        return self._file("metadata", part, "parquet")
+
+    def quarantine_file(self, part: int) -> Path:
+        return self._file("quarantine", part, "jsonl")
+
+    def is_done(self, part: int) -> bool:
+        return self.metadata_file(part).exists()
+
+    def _file(self, name: str, part: int, extension: str) -> Path:
+        # With zeros, so that the order of names is that of numbers, as readers assume.
+        return self.folder / name / f"{name}_{part:0{self._digits}d}.{extension}"
+
+
+def parts_of(corpus: Corpus, part_size: int) -> list[Part]:
+    """All samples of the corpus, in its order."""
+    parts = []
+    for shard, size in enumerate(corpus.sizes.tolist()):
+        for first in range(0, size, part_size):
+            parts.append(Part(len(parts), shard, first, min(size, first + part_size)))
+    return parts
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises UserError if the folder has none that can be read."""
+    path = folder / MANIFEST
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        if fields["format"] != FORMAT:
+            raise UserError(
+                f"{path} has format {fields['format']}, and this clipx knows {FORMAT}; embed the "
+                "corpus again"
+            )
+        return Manifest(**fields)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} has no {MANIFEST}: give the --out folder of a `clipx embed`"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}; embed the corpus again") from error
+
+
+def read_rows(files: list[Path]) -> np.ndarray:
+    """(N, D) of several files, end to end. Raises UserError for a file that is damaged or has
+    another width."""
+    arrays: list[np.ndarray] = []
+    for path in files:
+        try:
+            rows = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} cannot be read: {error}; delete it and embed again") from error
+        if rows.ndim != 2 or (arrays and rows.shape[1] != arrays[0].shape[1]):
+            raise UserError(f"{path} has shape {rows.shape}, unlike the files before it")
+        arrays.append(rows)
+    return np.concatenate(arrays)
+
+
+def model_digest(encoder: Encoder) -> str:
+    """SHA-256 of the weights of both towers, the preprocessing and the tokenizer."""
+    settings = [
+        str(encoder.preprocessing),
+        encoder.image_size,
+        encoder.context_length,
+        encoder.tokenizer.state,
+    ]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for name, tensor in encoder.model.state_dict().items():
+        digest.update(name.encode())
+        # As bytes, because NumPy has no bfloat16.
+        values = tensor.detach().cpu().flatten().contiguous()
+        digest.update(values.view(torch.uint8).numpy())
+    return digest.hexdigest()
