@@ -75,11 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse arguments. `key=value` may also follow options, which argparse alone refuses."""
+    """Parse arguments. `key=value`, and the texts of a search, may also follow options, which
+    argparse alone refuses."""
     top = parser()
     arguments, rest = top.parse_known_args(argv)
     if "overrides" in arguments and all("=" in text and text[0] != "-" for text in rest):
         arguments.overrides += rest
+    elif "texts" in arguments and not any(text.startswith("--") for text in rest):
+        arguments.texts += rest
     elif rest:
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments

@@ -1,4 +1,4 @@
-"""The verb `clipx embed`. It imports what it needs, so that `clipx --help` is quick."""
+"""The verbs `clipx embed`, `index` and `search`, which import what they need."""
 
 from __future__ import annotations
 
@@ -36,6 +36,36 @@ def add_verbs(verbs: Any) -> None:
     embed.add_argument("--task", metavar="I/N", help=text)
     embed.set_defaults(run=_embed)
 
+    index = verbs.add_parser("index", help="an index of embeddings, with measured recall")
+    index.add_argument("folder", type=Path, metavar="DIR", help="of `clipx embed`")
+    index.add_argument("--of", choices=["image", "text"], default="image", help="default: image")
+    kinds = ["auto", "exact", "hnsw", "ivf", "ivfpq"]
+    text = "auto: exact up to 20,000 vectors, else the fastest that meets --recall"
+    index.add_argument("--kind", choices=kinds, default="auto", help=text)
+    text = "share of the exact 10 nearest that are found (default: 0.95)"
+    index.add_argument("--recall", type=float, default=0.95, help=text)
+    text = "GiB of memory that the index may take (default: any)"
+    index.add_argument("--memory", type=float, metavar="GIB", help=text)
+    index.set_defaults(run=_index)
+
+    search = verbs.add_parser("search", help="search embeddings by text and pictures")
+    search.add_argument("folder", type=Path, metavar="DIR", help="of `clipx embed`")
+    text = 'texts to be near; a text after - is to be far: "a red car" - "a toy"'
+    search.add_argument("texts", nargs="*", metavar="TEXT", help=text)
+    text = "a picture to be near; may be repeated"
+    search.add_argument("--image", type=Path, action="append", default=[], help=text)
+    text = "a picture to be far; may be repeated"
+    search.add_argument("--not-image", type=Path, action="append", default=[], help=text)
+    search.add_argument("-k", type=int, default=10, help="results (default: 10)")
+    text = 'condition on the metadata, such as "source = mdi and width >= 64"'
+    search.add_argument("--where", metavar="CONDITION", help=text)
+    search.add_argument("--of", choices=["image", "text"], default="image", help="default: image")
+    search.add_argument("--exact", action="store_true", help="without the index")
+    text = "the model, if it is not where it was when the corpus was embedded"
+    search.add_argument("--model", help=text)
+    search.add_argument("--json", action="store_true", help="a JSON line a result")
+    search.set_defaults(run=_search)
+
 
 def _embed(arguments: argparse.Namespace) -> None:
     """Embed on all ranks that the launcher has started."""
@@ -58,8 +88,16 @@ def _embed(arguments: argparse.Namespace) -> None:
     encoder = runtime.main_first(
         lambda: embed.load(arguments.model, device=runtime.device, dtype=dtype)
     )
+    model = Path(arguments.model)
     build = EmbedCorpus(
-        out, corpus, config, encoder, part_size=arguments.part_size, dtype=arguments.dtype
+        out,
+        corpus,
+        config,
+        encoder,
+        # Found again from anywhere.
+        model=str(model.resolve()) if model.exists() else arguments.model,
+        part_size=arguments.part_size,
+        dtype=arguments.dtype,
     )
     what = f"embeddings are written to {out}"
     runtime.together(build.open_folder if runtime.is_main else None, what)
@@ -93,10 +131,15 @@ def source_config(source: str, overrides: list[str]) -> DataConfig:
         from clipx import config as configs
         from clipx.data.config import DataConfig
 
-        settings: configs.Data = {"data": {"sources": {kind: {"name": kind, "path": source}}}}
+        settings: configs.Data = {
+            "data": {"sources": {kind: {"name": kind, "path": str(path.resolve())}}}
+        }
         for override in overrides:
             settings = configs.merge(settings, configs.parse_override(override))
         config = configs.build(DataConfig, settings["data"], where="the command line")
+    shards = config.shards
+    if isinstance(shards, str) and Path(shards).exists():
+        config = replace(config, shards=str(Path(shards).resolve()))  # found from anywhere
     # Each sample once, whatever an epoch of training has.
     return replace(config, weights={}, repeat={}, group=None, pair_images=None, pair_texts=None)
 
@@ -112,3 +155,95 @@ def _share(task: str | None, rank: int, world_size: int) -> dict[str, int]:
     if world_size > 1:
         raise UserError(f"--task {task} is for single processes; torchrun shares parts by itself")
     return {"rank": number - 1, "world_size": count}
+
+
+def _index(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from clipx.search.build_index import build_index, write_index
+    from clipx.search.embeddings import Embeddings, read_manifest, read_rows
+
+    folder = arguments.folder
+    if not 0 < arguments.recall <= 1:
+        raise UserError(f"--recall {arguments.recall} is not in (0, 1]")
+    manifest = read_manifest(folder)
+    if not manifest.is_complete:
+        raise UserError(f"{folder} is not complete; run the same `clipx embed` to its end")
+    files = Embeddings(folder, manifest.num_parts)
+    parts = range(manifest.num_parts)
+    images = read_rows([files.image_file(part) for part in parts])
+    texts = None
+    if manifest.has_texts:
+        texts = read_rows([files.text_file(part) for part in parts])
+    elif arguments.of == "text":
+        raise UserError(f"{folder} has no embeddings of texts: its corpus has no captions")
+    rows, queries = (images, texts) if arguments.of == "image" else (texts, images)
+    assert rows is not None, "checked above"
+    asked = None
+    if queries is not None:
+        # What is searched by: captions for images. Rows of zeros are samples without a caption.
+        asked = torch.from_numpy(queries[queries.any(axis=1)].astype("float32"))
+        asked = asked if len(asked) > 1 else None
+    max_bytes = None if arguments.memory is None else int(arguments.memory * 2**30)
+    chosen = build_index(
+        rows, asked, kind=arguments.kind, recall=arguments.recall, max_bytes=max_bytes, note=print
+    )
+    try:
+        write_index(folder, arguments.of, chosen, manifest)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error}; make room") from error
+    table = []
+    for trial in [*chosen.trials, chosen.measured]:
+        low, high = trial.interval
+        spec = trial.spec
+        table.append(
+            [
+                spec.kind,
+                str(spec.effort or "-"),
+                f"{trial.recall:.3f} ({low:.3f} to {high:.3f})",
+                f"{trial.milliseconds:.2f}",
+                f"{trial.num_bytes / 2**20:,.0f}",
+            ]
+        )
+    header = ["kind", "effort", "recall@10 (95 %)", "ms a query", "MiB"]
+    cli_data.print_table(header, table, f"{len(rows):,} vectors; the last line, on other queries")
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    import json
+
+    from clipx import embed
+    from clipx.search.query import Index
+
+    model = embed.load(arguments.model) if arguments.model else None
+    index = Index.open(arguments.folder, modality=arguments.of, model=model, exact=arguments.exact)
+    hits = index.search(terms=_terms(arguments), k=arguments.k, where=arguments.where)
+    if arguments.json:
+        for hit in hits:
+            record = {"row": hit.row, "score": round(hit.score, 6), **hit.metadata}
+            print(json.dumps(record, ensure_ascii=False))
+        return
+    table = []
+    for hit in hits:
+        data = hit.metadata
+        table.append([f"{hit.score:.3f}", str(data["key"]), str(data.get("caption", ""))])
+    cli_data.print_table(["score", "key", "caption"], table)
+
+
+def _terms(arguments: argparse.Namespace) -> list[Any]:
+    """Raises UserError."""
+    from clipx.search.query import Term
+
+    terms = []
+    sign = 1
+    for text in arguments.texts:
+        if text in ("+", "-"):
+            sign = 1 if text == "+" else -1
+        else:
+            terms.append(Term(sign, text=text))
+            sign = 1
+    terms += [Term(1, image=path) for path in arguments.image]
+    terms += [Term(-1, image=path) for path in arguments.not_image]
+    if not terms:
+        raise UserError('give a text, such as clipx search DIR "a red car", or --image FILE')
+    return terms

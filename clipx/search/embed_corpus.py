@@ -30,7 +30,7 @@ from clipx.search.embeddings import (
     parts_of,
     read_manifest,
 )
-from clipx.search.metadata import write_table
+from clipx.search.metadata import import_parquet, write_table
 from clipx.types import EmbeddingError, UserError
 
 KEPT = ("shards", "sources", "caption_field", "max_image_pixels", "max_image_bytes")
@@ -51,6 +51,7 @@ class EmbedCorpus:
     """The embeddings of one corpus by one model, below `folder`.
 
     corpus: read without captions; part_size: samples of a part at most
+    model: name of the encoder, by which it is loaded again
     dtype: of the files, float16 or float32
     """
 
@@ -61,6 +62,7 @@ class EmbedCorpus:
         config: DataConfig,
         encoder: Encoder,
         *,
+        model: str,
         part_size: int,
         dtype: str = "float16",
     ) -> None:
@@ -74,7 +76,7 @@ class EmbedCorpus:
         self.parts = parts_of(corpus, part_size)
         self.files = Embeddings(folder, len(self.parts))
         self.manifest = Manifest(
-            model=encoder.source,
+            model=model,
             model_digest=model_digest(encoder),
             embed_dim=encoder.embed_dim,
             image_size=encoder.image_size,
@@ -92,6 +94,7 @@ class EmbedCorpus:
     def open_folder(self) -> None:
         """Write the manifest, or check that the folder has the same. Raises UserError and
         OSError."""
+        import_parquet()  # refused before the first picture is read
         folder = self.files.folder
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "manifest.json").exists():
@@ -102,18 +105,14 @@ class EmbedCorpus:
                 )
             self.manifest.write(folder)
             return
-        existing = read_manifest(folder).unfinished()
-        if existing == self.manifest:
-            return
-        differences = []
-        for name, value in vars(self.manifest).items():
-            old = getattr(existing, name)
-            if old != value:
-                differences.append(f"{name} {_short(old)} there, {_short(value)} here")
-        raise UserError(
-            f"--out {folder} has embeddings of something else: {'; '.join(differences)}; choose "
-            "another folder, or delete it"
-        )
+        shown = []
+        for name, (old, new) in read_manifest(folder).differences(self.manifest).items():
+            shown.append(f"{name} {_short(old)} there, {_short(new)} here")
+        if shown:
+            raise UserError(
+                f"--out {folder} has embeddings of something else: {'; '.join(shown)}; choose "
+                "another folder, or delete it"
+            )
 
     def build(self, progress: Progress, *, rank: int = 0, world_size: int = 1) -> None:
         """Embed the parts that this rank has to, and that are missing. Raises UserError, OSError,
@@ -148,8 +147,7 @@ class EmbedCorpus:
     def finish(self) -> Manifest | None:
         """Write the counts if all parts are there; None if other ranks or tasks have to finish.
         Raises OSError."""
-        import pyarrow.parquet as pq
-
+        _, pq = import_parquet()
         num_embedded = 0
         for part in self.parts:
             if not self.files.is_done(part.number):

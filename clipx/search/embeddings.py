@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Part:
 class Manifest:
     """What embeddings were made from, and how many there are.
 
-    model, model_digest: source, and SHA-256 of all that its embeddings depend on
+    model: as `clipx eval` takes it; model_digest: of all that its embeddings depend on
     logit_scale: the learned inverse temperature, by which cosines become logits
     precision: of the towers; dtype: of the files
     data: the settings of the corpus, by which pictures are read again
@@ -82,8 +82,15 @@ class Manifest:
     def is_complete(self) -> bool:
         return self.num_embedded is not None
 
-    def unfinished(self) -> Manifest:
-        return replace(self, num_embedded=None, num_bad=None)
+    def differences(self, other: Manifest) -> dict[str, tuple[Any, Any]]:
+        """Name -> (here, there) of what makes other embeddings. A model that was moved is the
+        same."""
+        found = {}
+        for name, value in vars(self).items():
+            theirs = getattr(other, name)
+            if value != theirs and name not in ("model", "num_embedded", "num_bad"):
+                found[name] = (value, theirs)
+        return found
 
     def write(self, folder: Path) -> None:
         """Raises OSError."""

@@ -1,4 +1,4 @@
-"""Metadata of samples as Parquet."""
+"""Metadata of samples as Parquet, a row for each embedding."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Any
 
 from clipx.files import replacing
 from clipx.search.embeddings import COLUMNS
+from clipx.types import UserError
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rows as Parquet. A column of different types becomes one of texts. Raises OSError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa, pq = import_parquet()
     names = dict.fromkeys(COLUMNS)
     for row in rows:
         names |= dict.fromkeys(row)
@@ -35,3 +34,41 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 def _too_large(values: list[Any]) -> bool:
     """Whether a number does not fit into 64 bits."""
     return any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in values)
+
+
+def read_metadata(files: list[Path]) -> Any:
+    """One pyarrow table of all parts. A column whose type differs between parts becomes text.
+    Raises UserError."""
+    pa, pq = import_parquet()
+    tables = []
+    for path in files:
+        try:
+            tables.append(pq.read_table(path))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path} cannot be read: {error}; delete it and embed again") from error
+    types: dict[str, set[Any]] = {}
+    for table in tables:
+        for field in table.schema:
+            if field.type != pa.null():
+                types.setdefault(field.name, set()).add(field.type)
+    unified = []
+    for table in tables:
+        columns = {}
+        for name, kinds in types.items():
+            kind = next(iter(kinds)) if len(kinds) == 1 else pa.string()
+            if name in table.column_names:
+                columns[name] = table.column(name).cast(kind)
+            else:
+                columns[name] = pa.nulls(len(table), kind)
+        unified.append(pa.table(columns))
+    return pa.concat_tables(unified)
+
+
+def import_parquet() -> tuple[Any, Any]:
+    """(pyarrow, pyarrow.parquet). Raises UserError where they are not installed."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError("metadata needs pyarrow: pip install 'clipx[search]'") from error
+    return pa, pq

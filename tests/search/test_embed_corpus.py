@@ -161,8 +161,7 @@ def test_what_does_not_fit_is_refused(
     torch.manual_seed(1)
     other = small_checkpoints.save(tmp_path / "m", 1, model=DualEncoder(MODEL), model_json=MODEL)
     message = refusal(capsys, other, shards, "--out", out, "data.workers=0")
-    assert "has embeddings of something else: model" in message
-    assert "model_digest" in message
+    assert "has embeddings of something else: model_digest" in message
     message = refusal(capsys, model, shards, "--out", out, "--dtype", "float32")
     assert "dtype float16 there, float32 here" in message
     message = refusal(capsys, model, shards, "--out", shards)

@@ -1,0 +1,188 @@
+"""Search the embeddings of a corpus by text, by picture, or by several with signs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipx import embed
+from clipx.embed import Encoder, Picture
+from clipx.search.build_index import Modality, open_index
+from clipx.search.embeddings import (
+    Embeddings,
+    Manifest,
+    model_digest,
+    read_manifest,
+    read_rows,
+)
+from clipx.search.metadata import read_metadata
+from clipx.search.vector_index import Spec, VectorIndex, nearest_rows
+from clipx.types import UserError
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a query: a text or a picture, which is to be near (sign 1) or far (sign -1)."""
+
+    sign: Literal[1, -1]
+    text: str | None = None
+    image: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """row: among all embeddings; score: cosine similarity; metadata: of the sample, by column"""
+
+    row: int
+    score: float
+    metadata: dict[str, Any]
+
+
+class Index:
+    """The embeddings of a folder of `clipx embed`, searched by the index that `clipx index` made,
+    or exactly without one.
+
+        index = Index.open("embeddings/demo")
+        hits = index.search(text="a red car", k=5)
+        hits = index.search(terms=[Term(1, text="a red car"), Term(-1, text="a toy")])
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        rows: np.ndarray,
+        vectors: VectorIndex,
+        metadata: Any,
+        encoder: Encoder | None,
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.rows = rows
+        self.vectors = vectors
+        self.metadata = metadata
+        self._encoder = encoder
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,
+        *,
+        modality: Modality = "image",
+        model: Encoder | None = None,
+        exact: bool = False,
+    ) -> Index:
+        """Raises UserError.
+
+        modality: whether images are found, or their captions
+        model: that of the embeddings; None loads the one that the manifest names
+        exact: without the index
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if not manifest.is_complete:
+            raise UserError(f"{folder} is not complete; run the same `clipx embed` to its end")
+        if modality == "text" and not manifest.has_texts:
+            raise UserError(f"{folder} has no embeddings of texts: its corpus has no captions")
+        files = Embeddings(folder, manifest.num_parts)
+        file_of = files.image_file if modality == "image" else files.text_file
+        rows = read_rows([file_of(part) for part in range(manifest.num_parts)])
+        metadata = read_metadata([files.metadata_file(n) for n in range(manifest.num_parts)])
+        if metadata.num_rows != len(rows):
+            raise UserError(
+                f"{folder} has {len(rows):,} embeddings and {metadata.num_rows:,} rows of "
+                "metadata; delete the part that is damaged and embed again"
+            )
+        if model is not None and model_digest(model) != manifest.model_digest:
+            raise UserError(
+                f"{folder} was embedded by {manifest.model}, and {model.source} is another model"
+            )
+        vectors = open_index(folder, modality, manifest, rows)
+        if exact:
+            vectors = VectorIndex(Spec("exact"), rows)
+        return cls(folder, manifest, rows, vectors, metadata, model)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model of the embeddings, loaded when first needed. Raises UserError."""
+        if self._encoder is None:
+            source = self.manifest.model
+            encoder = embed.load(source)
+            if model_digest(encoder) != self.manifest.model_digest:
+                raise UserError(
+                    f"{source} has changed since {self.folder} was embedded; give --model with the "
+                    "checkpoint of that time, or embed again"
+                )
+            self._encoder = encoder
+        return self._encoder
+
+    def search(
+        self,
+        *,
+        text: str | None = None,
+        image: Picture | None = None,
+        terms: Sequence[Term] = (),
+        vector: Tensor | None = None,
+        k: int = 10,
+        where: str | None = None,
+    ) -> list[Hit]:
+        """The k nearest, best first. Raises UserError.
+
+        text, image: queries that count with the sign 1; vector: (D,), instead of all of them
+        where: a condition on the metadata, see `clipx.search.filters`
+        """
+        if k < 1:
+            raise UserError(f"k {k} is below 1")
+        if vector is None:
+            all_terms = list(terms)
+            if text is not None:
+                all_terms.append(Term(1, text=text))
+            if image is not None:
+                all_terms.append(Term(1, image=image))
+            vector = self.embed(all_terms)
+        query = F.normalize(vector.float(), dim=0)[None]
+        if where is None:
+            scores, rows = self.vectors.search(query, k)
+        else:
+            # Exactly, over the rows that pass: an index would find others first.
+            from clipx.search.filters import passing
+
+            allowed = passing(where, self.metadata)
+            scores, places = nearest_rows(query, self.rows[allowed], k)
+            numbers = torch.from_numpy(allowed)
+            rows = torch.full_like(places, -1)
+            rows[places >= 0] = numbers[places[places >= 0]]
+        hits = []
+        for score, row in zip(scores[0].tolist(), rows[0].tolist(), strict=True):
+            if row >= 0:
+                hits.append(Hit(row, score, self.metadata_of(row)))
+        return hits
+
+    def embed(self, terms: Sequence[Term]) -> Tensor:
+        """(D,) the sum of the terms' unit vectors with their signs, of unit norm. Raises
+        UserError."""
+        if not terms:
+            raise UserError("a query needs a text or an image")
+        total = torch.zeros(self.manifest.embed_dim)
+        for term in terms:
+            if term.text is not None:
+                row = self.encoder.encode_text(term.text)[0]
+            else:
+                assert term.image is not None, "a term has a text or an image"
+                row = self.encoder.encode_image(term.image)[0]
+            total += term.sign * row
+        if total.norm() < 1e-6:
+            raise UserError("the parts of this query cancel each other out")
+        return F.normalize(total, dim=0)
+
+    def metadata_of(self, row: int) -> dict[str, Any]:
+        """Columns that the sample has."""
+        (values,) = self.metadata.slice(row, 1).to_pylist()
+        return {name: value for name, value in values.items() if value is not None}

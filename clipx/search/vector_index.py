@@ -1,0 +1,229 @@
+"""Nearest rows of a matrix: exactly, or by an index of FAISS that measures what it misses.
+
+| kind   | search                                    | bytes a vector (D dimensions)    |
+|--------|-------------------------------------------|----------------------------------|
+| exact  | all rows, as the evaluators do            | those of the embeddings' files   |
+| hnsw   | a graph of neighbors (arXiv:1603.09320)   | 4 D + 8 M + 8                    |
+| ivf    | the rows of the nearest cells             | 4 D + 8                          |
+| ivfpq  | those, compressed (Jegou et al., 2011)    | D / 4 + 8                        |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipx import metrics
+from clipx.types import UserError
+
+Kind = Literal["exact", "hnsw", "ivf", "ivfpq"]
+BLOCK = 16_384  # rows that are compared, or added to an index, at a time
+HNSW_NEIGHBORS = 32
+HNSW_BUILD_EFFORT = 200
+EFFORTS: dict[Kind, tuple[int, ...]] = {
+    "exact": (0,),
+    "hnsw": (16, 32, 64, 128, 256, 512),
+    "ivf": (1, 2, 4, 8, 16, 32, 64, 128),
+    "ivfpq": (1, 2, 4, 8, 16, 32, 64, 128),
+}
+"""How hard a search tries: efSearch of HNSW, nprobe (cells) of IVF."""
+RERANKED = 8
+"""Times k candidates of IVF-PQ that are compared by their whole vectors: compressed ones alone have
+a recall of some 0.5."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is searched how. cells: of IVF; code_bytes: of a compressed vector, a divisor of D"""
+
+    kind: Kind
+    effort: int = 0
+    cells: int = 0
+    code_bytes: int = 0
+
+
+def spec_of(kind: Kind, num_rows: int, width: int, *, effort: int = 0) -> Spec:
+    """The usual parameters for a matrix of this size. Raises UserError."""
+    if kind in ("exact", "hnsw"):
+        return Spec(kind, effort)
+    # FAISS's guideline: 4 to 16 times the root, with at least 39 rows to train each cell.
+    cells = int(max(1, min(4 * num_rows**0.5, num_rows / 39)))
+    if kind == "ivf":
+        return Spec(kind, effort, cells)
+    if num_rows < 256:
+        raise UserError(
+            f"--kind ivfpq needs 256 vectors to train its codes, not {num_rows}; use exact"
+        )
+    code_bytes = max(
+        part for part in range(1, width + 1) if width % part == 0 and part <= width / 4
+    )
+    return Spec(kind, effort, cells, code_bytes)
+
+
+class VectorIndex:
+    """Searches (N, D) rows of unit norm by their inner product.
+
+    rows: of the embeddings, perhaps memory-mapped and float16
+    faiss_index: of all kinds but `exact`
+    """
+
+    def __init__(self, spec: Spec, rows: np.ndarray, faiss_index: Any = None) -> None:
+        self.spec = spec
+        self.rows = rows
+        self._index = faiss_index
+
+    @classmethod
+    def build(cls, spec: Spec, rows: np.ndarray, *, seed: int = 0) -> VectorIndex:
+        """Takes seconds for a hundred thousand rows, and an hour for a hundred million."""
+        if spec.kind == "exact":
+            return cls(spec, rows)
+        faiss = import_faiss()
+        width = rows.shape[1]
+        product = faiss.METRIC_INNER_PRODUCT
+        if spec.kind == "hnsw":
+            index = faiss.IndexHNSWFlat(width, HNSW_NEIGHBORS, product)
+            index.hnsw.efConstruction = HNSW_BUILD_EFFORT
+        else:
+            cells = faiss.IndexFlatIP(width)
+            if spec.kind == "ivf":
+                index = faiss.IndexIVFFlat(cells, width, spec.cells, product)
+            else:
+                index = faiss.IndexIVFPQ(cells, width, spec.cells, spec.code_bytes, 8, product)
+            index.cp.seed = seed
+            # FAISS takes 256 rows a cell at most; these are spread over the corpus.
+            count = min(len(rows), 256 * spec.cells)
+            picked = np.random.default_rng(seed).choice(len(rows), count, replace=False)
+            index.train(as_float32(rows[np.sort(picked)]))
+        for first in range(0, len(rows), BLOCK):  # float16 files become float32 piece by piece
+            index.add(as_float32(rows[first : first + BLOCK]))
+        return cls(spec, rows, index)
+
+    def with_effort(self, effort: int) -> VectorIndex:
+        """The same index that tries so hard."""
+        spec = Spec(self.spec.kind, effort, self.spec.cells, self.spec.code_bytes)
+        return VectorIndex(spec, self.rows, self._index)
+
+    def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """((Q, k) similarities, (Q, k) int64 rows), best first; -inf and -1 where there are fewer
+        than k rows or the index has found fewer.
+
+        queries: (Q, D) float32 of unit norm
+        """
+        if self.spec.kind == "exact":
+            return nearest_rows(queries, self.rows, k)
+        self._set_effort(k)
+        wanted = k * RERANKED if self.spec.kind == "ivfpq" else k
+        scores, found = self._index.search(queries.numpy(), min(wanted, len(self.rows)))
+        if self.spec.kind == "ivfpq":
+            return self._rerank(queries, torch.from_numpy(found), k)
+        missing = torch.from_numpy(found) < 0
+        values = torch.from_numpy(scores).masked_fill(missing, -torch.inf)
+        return _padded(values, torch.from_numpy(found), k)
+
+    def _rerank(self, queries: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        values = torch.full(found.shape, -torch.inf)
+        for number, (query, rows) in enumerate(zip(queries, found, strict=True)):
+            there = rows >= 0
+            # In the order of the file, which is read piece by piece.
+            numbers = rows[there].numpy()
+            vectors = torch.from_numpy(as_float32(self.rows[numbers]))
+            values[number, there] = vectors @ query
+        best = values.topk(min(k, values.shape[1]), dim=1)
+        return _padded(best.values, found.gather(1, best.indices), k)
+
+    def _set_effort(self, k: int) -> None:
+        if self.spec.kind == "hnsw":
+            self._index.hnsw.efSearch = max(k, self.spec.effort)
+        else:
+            self._index.nprobe = self.spec.effort
+
+    def write(self, path: Path) -> None:
+        """Raises OSError."""
+        try:
+            import_faiss().write_index(self._index, str(path))
+        except RuntimeError as error:  # FAISS raises no other for a full disk
+            raise OSError(f"{path}: {error}") from error
+
+    @classmethod
+    def open(cls, path: Path, spec: Spec, rows: np.ndarray) -> VectorIndex:
+        """Memory-mapped: opened at once, and read where it is searched. Raises UserError."""
+        if spec.kind == "exact":
+            return cls(spec, rows)
+        faiss = import_faiss()
+        try:
+            flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+            index = faiss.read_index(str(path), flags)
+        except RuntimeError as error:
+            raise UserError(f"{path} cannot be read: {error}; run `clipx index` again") from error
+        if index.ntotal != len(rows) or index.d != rows.shape[1]:
+            raise UserError(
+                f"{path} has {index.ntotal} vectors of {index.d} dimensions, the embeddings have "
+                f"{len(rows)} of {rows.shape[1]}; run `clipx index` again"
+            )
+        return cls(spec, rows, index)
+
+    def num_bytes(self) -> int:
+        """Of memory, roughly; see the table above."""
+        num_rows, width = self.rows.shape
+        per_row = {
+            "exact": width * self.rows.itemsize,
+            "hnsw": 4 * width + 8 * HNSW_NEIGHBORS + 8,
+            "ivf": 4 * width + 8,
+            "ivfpq": self.spec.code_bytes + 8,
+        }
+        return num_rows * per_row[self.spec.kind] + 4 * width * self.spec.cells
+
+
+def nearest_rows(queries: Tensor, rows: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
+    """As `VectorIndex.search`, exactly: of rows with equal similarities the first comes first."""
+    best = torch.full((len(queries), 0), -torch.inf)
+    place = torch.zeros((len(queries), 0), dtype=torch.int64)
+    for first in range(0, len(rows), BLOCK):
+        block = torch.from_numpy(as_float32(rows[first : first + BLOCK]))
+        values, numbers = _largest(metrics.similarities(queries, block), k)
+        best = torch.cat([best, values], 1)
+        place = torch.cat([place, numbers + first], 1)
+        best, order = best.sort(dim=1, descending=True, stable=True)
+        best = best[:, :k]
+        place = place.gather(1, order[:, :k])
+    return _padded(best, place, k)
+
+
+def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(Q, k) largest and their columns; of equal ones the first, where topk takes any."""
+    k = min(k, scores.shape[1])
+    least = scores.topk(k, dim=1).values[:, -1:]
+    numbers = torch.empty((len(scores), k), dtype=torch.int64)
+    for row, is_candidate in enumerate(scores >= least):
+        columns = is_candidate.nonzero()[:, 0]
+        order = scores[row, columns].sort(descending=True, stable=True).indices
+        numbers[row] = columns[order[:k]]
+    return scores.gather(1, numbers), numbers
+
+
+def _padded(values: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    missing = k - values.shape[1]
+    if missing <= 0:
+        return values[:, :k], numbers[:, :k]
+    values = torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
+    return values, torch.nn.functional.pad(numbers, (0, missing), value=-1)
+
+
+def as_float32(rows: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(rows, dtype=np.float32)
+
+
+def import_faiss() -> Any:
+    """Raises UserError where it is not installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError(
+            "this kind of index needs FAISS: pip install 'clipx[search]', or use --kind exact"
+        ) from error
+    return faiss
