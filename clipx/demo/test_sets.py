@@ -41,10 +41,11 @@ FASHION_CLASSES = (
 DIGIT_CLASSES = tuple("0123456789")
 EVAL_SETS = (
     "emoji-groups", "emoji-fluent", "emoji-fluent-retrieval", "flags-circle", "icons-phosphor",
-    "icons-phosphor-common", "openclipart-retrieval", "fashion-mnist", "mnist",
+    "icons-phosphor-common", "icons-phosphor-styles", "openclipart-retrieval", "fashion-mnist", "mnist",
 )  # fmt: skip
-PROBED_SETS = ("emoji-groups", "mnist")
+PROBED_SETS = ("emoji-groups", "icons-phosphor-styles", "mnist")
 """Sets with a training split, for linear probes."""
+_TRAINED_STYLES = ("light", "regular", "bold")  # of Phosphor; tested are the others
 _IMAGES_PER_DIGIT = 500  # in each split
 _ALL_STYLES = 99
 _TONE_IN_KEY = re.compile("-(light|medium|dark)")
@@ -100,6 +101,8 @@ def build_set(name: str, recipe: Recipe, modules: Path, render: Renderer) -> Eva
                 sets_of.setdefault(drawing.label, set()).add(drawing.source)
             least = recipe.common_concept
             icons = [icon for icon in icons if len(sets_of.get(icon.label, ())) >= least]
+        if name == "icons-phosphor-styles":
+            return _styles(icons, ICON_TEMPLATES, render)
         return _zero_shot(icons, ICON_TEMPLATES, render)
     if name == "openclipart-retrieval":
         clipart = [d for d in clipart_drawings(recipe.openclipart) if is_held_out(d)]
@@ -149,6 +152,26 @@ def _groups(
             (train if place % 2 else test).append(sample)
     sources = {drawings[0].source: len(test)} if drawings else {}  # all are of one set
     return EvalSet(test, sources, sorted(samples), templates, train)
+
+
+def _styles(drawings: Sequence[Drawing], templates: Sequence[str], render: Renderer) -> EvalSet:
+    """One class per label, as `_zero_shot`: some styles for training, the others for the test."""
+    trained = [drawing for drawing in drawings if drawing.style in _TRAINED_STYLES]
+    labels = {drawing.label: None for drawing in trained}
+    numbers = {label: str(number).encode() for number, label in enumerate(labels)}
+    tested = []
+    for drawing in drawings:
+        if drawing.style not in _TRAINED_STYLES and drawing.label in numbers:
+            tested.append(drawing)
+    splits = []
+    for part in (tested, trained):
+        samples = []
+        for drawing, png in zip(part, render(part), strict=True):
+            if png is not None:
+                samples.append((drawing.key, {"png": png, "cls": numbers[drawing.label]}))
+        splits.append(samples)
+    sources = {drawings[0].source: len(splits[0])} if drawings else {}
+    return EvalSet(splits[0], sources, list(labels), templates, splits[1])
 
 
 def _retrieval(drawings: Sequence[Drawing], render: Renderer, *, num_tags: int) -> EvalSet:

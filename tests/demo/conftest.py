@@ -72,7 +72,7 @@ def demo_npm(tmp_path: Path) -> Path:
         "empty": {"body": "<g/>"},
         "copy": {"body": f'<path d="{COPIED}"/>'},
     }
-    phosphor = drawn_by("ph", [*CONCEPTS, "apple-bold"]) | {
+    phosphor = drawn_by("ph", [*CONCEPTS, "apple-bold", "apple-fill"]) | {
         "wall": {"body": f'<path d="{COPIED}"/>'}
     }
     sets = emoji | {
@@ -80,7 +80,7 @@ def demo_npm(tmp_path: Path) -> Path:
         "circle-flags": icon_set("circle-flags", drawn_by("circle-flags", ["fr", "ar"])),
         "mdi": icon_set("mdi", mdi, aliases={"bike": {"parent": "bicycle"}}),
         "tabler": icon_set("tabler", drawn_by("tabler", CONCEPTS[:5])),
-        "ph": icon_set("ph", phosphor, suffixes={"": "Regular", "bold": "Bold"}),
+        "ph": icon_set("ph", phosphor, suffixes={"": "Regular", "bold": "Bold", "fill": "Fill"}),
     }
     for name, content in sets.items():
         write_json(modules / "@iconify/json/json" / f"{name}.json", content)

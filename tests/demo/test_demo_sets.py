@@ -72,7 +72,20 @@ def test_a_corpus_of_an_older_version_gets_the_sets_that_it_lacks(
 
 def test_common_icons_are_tested_in_every_style(build_demo: BuildDemo, tmp_path: Path) -> None:
     report = build_demo(tmp_path / "out")
-    assert report["eval"]["icons-phosphor-common"]["images"] == 6  # five concepts, one also bold
+    # five concepts, one also bold and filled
+    assert report["eval"]["icons-phosphor-common"]["images"] == 7
+
+
+def test_styles_that_were_trained_on_are_not_tested(build_demo: BuildDemo, tmp_path: Path) -> None:
+    build_demo(tmp_path / "out")
+    folder = tmp_path / "out/eval/icons-phosphor-styles"
+    names = {}
+    for split in ("test", "train"):
+        with tarfile.open(folder / split / "0.tar") as tar:
+            names[split] = [m.removesuffix(".png") for m in tar.getnames() if m.endswith("png")]
+    assert names["test"] == ["ph_apple-fill"]
+    assert len(names["train"]) == 6
+    assert "ph_apple-bold" in names["train"]
 
 
 def test_retrieval_set_has_one_distinct_caption_an_image(

@@ -32,7 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tar(folder / "data/demo/train/00000.tar", members)
     for name in ("emoji-groups", "mnist", "emoji-fluent", "flags-circle", "icons-phosphor"):
         write_classes(folder / "data/demo/eval" / name)
-    write_classes(folder / "data/demo/eval/icons-phosphor-common")
+    for name in ("icons-phosphor-common", "icons-phosphor-styles"):
+        write_classes(folder / "data/demo/eval" / name)
     captions: dict[str, bytes] = {}
     for n in range(8):
         captions[f"{n:03d}.png"] = png(picture("red", "bar", n))
