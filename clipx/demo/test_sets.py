@@ -41,7 +41,8 @@ FASHION_CLASSES = (
 DIGIT_CLASSES = tuple("0123456789")
 EVAL_SETS = (
     "emoji-groups", "emoji-fluent", "emoji-fluent-retrieval", "flags-circle", "icons-phosphor",
-    "icons-phosphor-common", "icons-phosphor-styles", "openclipart-retrieval", "fashion-mnist", "mnist",
+    "icons-phosphor-common", "icons-phosphor-styles", "openclipart-retrieval", "fashion-mnist",
+    "mnist",
 )  # fmt: skip
 PROBED_SETS = ("emoji-groups", "icons-phosphor-styles", "mnist")
 """Sets with a training split, for linear probes."""

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipx import metrics
 from clipx.types import UserError
 
 Kind = Literal["exact", "hnsw", "ivf", "ivfpq"]
 BLOCK = 16_384  # rows that are compared, or added to an index, at a time
+ROUNDING = 1e-5  # more than a float32 product of unit rows is off
 HNSW_NEIGHBORS = 32
 HNSW_BUILD_EFFORT = 200
 EFFORTS: dict[Kind, tuple[int, ...]] = {
@@ -180,30 +180,26 @@ class VectorIndex:
 
 
 def nearest_rows(queries: Tensor, rows: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
-    """As `VectorIndex.search`, exactly: of rows with equal similarities the first comes first."""
-    best = torch.full((len(queries), 0), -torch.inf)
-    place = torch.zeros((len(queries), 0), dtype=torch.int64)
+    """As `VectorIndex.search`, exactly: of rows with equal similarities the first comes first.
+
+    A product of matrices rounds an element by its place, so that equal rows may score differently.
+    It only finds candidates here, whose similarities are then computed in float64, row by row.
+    """
+    candidates: list[list[Tensor]] = [[] for _ in queries]
     for first in range(0, len(rows), BLOCK):
-        block = torch.from_numpy(as_float32(rows[first : first + BLOCK]))
-        values, numbers = _largest(metrics.similarities(queries, block), k)
-        best = torch.cat([best, values], 1)
-        place = torch.cat([place, numbers + first], 1)
-        best, order = best.sort(dim=1, descending=True, stable=True)
-        best = best[:, :k]
-        place = place.gather(1, order[:, :k])
-    return _padded(best, place, k)
-
-
-def _largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(Q, k) largest and their columns; of equal ones the first, where topk takes any."""
-    k = min(k, scores.shape[1])
-    least = scores.topk(k, dim=1).values[:, -1:]
-    numbers = torch.empty((len(scores), k), dtype=torch.int64)
-    for row, is_candidate in enumerate(scores >= least):
-        columns = is_candidate.nonzero()[:, 0]
-        order = scores[row, columns].sort(descending=True, stable=True).indices
-        numbers[row] = columns[order[:k]]
-    return scores.gather(1, numbers), numbers
+        scores = queries @ torch.from_numpy(as_float32(rows[first : first + BLOCK])).T
+        least = scores.topk(min(k, scores.shape[1]), dim=1).values[:, -1:]
+        for found, is_candidate in zip(candidates, scores >= least - ROUNDING, strict=True):
+            found.append(is_candidate.nonzero()[:, 0] + first)
+    values = torch.full((len(queries), k), -torch.inf)
+    numbers = torch.full((len(queries), k), -1)
+    for number, (query, found) in enumerate(zip(queries.double(), candidates, strict=True)):
+        places = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+        exact = (torch.from_numpy(rows[places.numpy()]).double() * query).sum(1)
+        order = exact.sort(descending=True, stable=True).indices[:k]
+        values[number, : len(order)] = exact[order].float()
+        numbers[number, : len(order)] = places[order]
+    return values, numbers
 
 
 def _padded(values: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
