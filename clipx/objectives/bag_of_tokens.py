@@ -49,10 +49,7 @@ class Config(DataUse):
             parts.loss,
             weight=self.weight,
             contrast=self.contrast,
-            normalize=parts.normalize,
-            seed=parts.seed,
-            pad_id=parts.pad_id,
-            queue=parts.queue,
+            **parts.of_pairs,
         )
 
 

@@ -74,10 +74,7 @@ class Config(DataUse):
             parts.embed_dim,
             parts.encoder,
             parts.loss,
-            normalize=parts.normalize,
-            seed=parts.seed,
-            pad_id=parts.pad_id,
-            queue=parts.queue,
+            **parts.of_pairs,
         )
 
 

@@ -35,10 +35,7 @@ class Config(DataUse):
         return ImageText(
             parts.encoder,
             parts.loss,
-            normalize=parts.normalize,
-            seed=parts.seed,
-            pad_id=parts.pad_id,
-            queue=parts.queue,
+            **parts.of_pairs,
         )
 
 

@@ -41,10 +41,7 @@ class Config:
             parts.encoder,
             parts.loss,
             momentum=self.momentum,
-            normalize=parts.normalize,
-            seed=parts.seed,
-            pad_id=parts.pad_id,
-            queue=parts.queue,
+            **parts.of_pairs,
         )
 
 

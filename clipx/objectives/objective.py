@@ -50,6 +50,16 @@ class Parts:
     load_teacher: Callable[[str], Teacher] = no_teacher
     stored_teacher: TeacherInfo | None = None
 
+    @property
+    def of_pairs(self) -> dict[str, Any]:
+        """Arguments that objectives of matched rows have in common."""
+        return {
+            "normalize": self.normalize,
+            "seed": self.seed,
+            "pad_id": self.pad_id,
+            "queue": self.queue,
+        }
+
 
 class ObjectiveConfig(Protocol):
     """The `Config` of a module in clipx/objectives."""

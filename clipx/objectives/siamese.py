@@ -50,10 +50,7 @@ class Config(DataUse):
             parts.encoder,
             parts.loss,
             self.of,
-            normalize=parts.normalize,
-            seed=parts.seed,
-            pad_id=parts.pad_id,
-            queue=parts.queue,
+            **parts.of_pairs,
         )
 
 

@@ -41,10 +41,7 @@ class Config:
             parts.loss,
             view_weight=self.view_weight,
             num_views=2 if self.share_view else 3,
-            normalize=parts.normalize,
-            seed=parts.seed,
-            pad_id=parts.pad_id,
-            queue=parts.queue,
+            **parts.of_pairs,
         )
 
 
