@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import small_checkpoints
 import torch
@@ -15,10 +15,11 @@ from tiny_runs import MODEL
 from torch.nn import functional as F
 
 import clipx
-from clipx import cli, metrics
+from clipx import cli
+from clipx.evaluators import retrieval
 from clipx.models.dual_encoder import DualEncoder
 from clipx.search.query import Index, Term
-from clipx.types import UserError
+from clipx.types import Setting, UserError
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +45,24 @@ def index(made: tuple[Path, Path]) -> Index:
     return clipx.Index.open(made[0])
 
 
-def test_ranks_are_those_of_the_retrieval_evaluator(index: Index) -> None:
-    """Of each caption among all images, best first."""
-    captions = [index.metadata_of(row)["caption"] for row in range(len(index.rows))]
-    text = index.encoder.encode_text(captions)
-    image = torch.from_numpy(np.array(index.rows))
-    scores = metrics.similarities(text, image)
-    expected = scores.sort(dim=1, descending=True, stable=True).indices
-    for number, caption in enumerate(captions):
-        rows = [hit.row for hit in index.search(text=caption, k=len(captions))]
-        assert rows == expected[number].tolist()
+def test_recall_is_that_of_the_retrieval_evaluator(
+    index: Index, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Of each caption among all images, for each rate that it reports."""
+    (tmp_path / "set/test").mkdir(parents=True)
+    shutil.copy(made[0].parent / "corpus/0.tar", tmp_path / "set/test/0.tar")
+    (tmp_path / "set/test/nshards.txt").write_text("1\n")
+    evaluator = retrieval.Config(path=str(tmp_path / "set")).build()
+    result = evaluator.evaluate(index.encoder, Setting())
+    places = []
+    for row in range(len(index.rows)):
+        caption = index.metadata_of(row)["caption"]
+        hits = index.search(text=caption, k=len(index.rows))
+        places.append([hit.row for hit in hits].index(row))
+    for k in (1, 5, 10):
+        hits = torch.tensor(places) < k
+        assert result.metrics[f"text_to_image_R@{k}"] == pytest.approx(hits.double().mean().item())
+        assert torch.equal(result.samples[f"text_to_image_R@{k}"], hits.double())
 
 
 def test_a_picture_finds_itself_with_its_metadata(index: Index) -> None:
@@ -148,8 +157,6 @@ def test_another_model_is_refused(made: tuple[Path, Path], tmp_path: Path) -> No
 def test_an_incomplete_or_damaged_folder_is_refused(
     made: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    import shutil
-
     with pytest.raises(UserError, match=r"has no manifest\.json"):
         Index.open(tmp_path)
     copy = tmp_path / "copy"
