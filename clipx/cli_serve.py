@@ -39,12 +39,16 @@ def _serve(arguments: argparse.Namespace) -> None:
     # Before the model is loaded, which takes longer.
     listener = _listen(arguments.host, arguments.port)
 
+    import logging
+
     import uvicorn
 
     from clipx import embed
     from clipx.serve.app import LOOPBACK, build_app
     from clipx.serve.collection import open_collections
 
+    # It writes a line for each damaged byte of a form.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with listener:
         model = embed.load(arguments.model) if arguments.model else None
         collections = open_collections(arguments.folders, model)
@@ -58,7 +62,9 @@ def _serve(arguments: argparse.Namespace) -> None:
         query = f"?token={arguments.token}" if arguments.token else ""
         print(f"http://{name}:{listener.getsockname()[1]}/{query}", flush=True)
         # Requests are logged by the application, whose lines have no token.
-        config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_keep_alive=30)
+        config = uvicorn.Config(
+            app, access_log=False, log_level="warning", ws="none", timeout_keep_alive=30
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 

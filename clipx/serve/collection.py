@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from clipx.embed import Encoder
 from clipx.search.build_index import Modality
+from clipx.search.embeddings import COLUMNS
 from clipx.search.query import Hit, Index
 from clipx.serve.batching import Batcher
 from clipx.serve.limits import Refused
@@ -116,9 +117,13 @@ class Collection:
 
     def _columns(self) -> list[dict[str, Any]]:
         """Name and type of each column, with its most frequent values if some are repeated."""
-        sample = self.images.metadata.slice(0, EXAMPLE_ROWS)
+        # Neighbors are alike, so the rows are spread over the corpus.
+        rows = np.arange(0, self.num_rows, max(1, self.num_rows // EXAMPLE_ROWS))
+        sample = self.images.metadata.take(rows)
         columns = []
-        for field in self.images.metadata.schema:
+        # The user's own first: they are what people filter by.
+        fields = sorted(self.images.metadata.schema, key=lambda field: field.name in COLUMNS)
+        for field in fields:
             values = [value for value in sample.column(field.name).to_pylist() if value is not None]
             counts = Counter(values)
             examples = []

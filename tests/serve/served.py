@@ -16,7 +16,7 @@ from clipx.models.dual_encoder import DualEncoder
 from clipx.serve.app import build_app
 from clipx.serve.collection import open_collections
 
-NUM_SAMPLES = 40
+NUM_SAMPLES = 90
 ADDRESS = "http://127.0.0.1:8000"
 
 

@@ -55,25 +55,27 @@ def test_texts_pictures_and_rows_are_added_with_their_signs(
         {"sign": 1, "row": 5},
         {"sign": 1, "picture": 0},
     ]
-    first, second = picture(40), picture(41)
-    response = upload(client, "/api/search", {"terms": terms}, encoded(first), encoded(second))
+    first, second = picture(140), picture(141)
+    response = upload(
+        client, "/api/search", {"terms": terms, "k": 90}, encoded(first), encoded(second)
+    )
     text = index.encoder.encode_text("picture 3")[0]
     near = index.encoder.encode_image(first)[0]
     far = index.encoder.encode_image(second)[0]
     vector = text - far + torch.from_numpy(index.rows[5].copy()) + near
-    assert rows(response.json()) == [hit.row for hit in index.search(vector=vector, k=40)]
+    assert rows(response.json()) == [hit.row for hit in index.search(vector=vector, k=90)]
 
 
 def test_pages_follow_one_another_without_gaps(client: TestClient) -> None:
-    whole = rows(search(client, {"text": "a cat"}, k=40))
+    whole = rows(search(client, {"text": "a cat"}, k=90))
     pages: list[int] = []
     has_more = True
     while has_more:
-        page = search(client, {"text": "a cat"}, k=7, offset=len(pages))
+        page = search(client, {"text": "a cat"}, k=17, offset=len(pages))
         pages += rows(page)
         has_more = page["has_more"]
     assert pages == whole
-    assert sorted(whole) == list(range(40))
+    assert sorted(whole) == list(range(90))
 
 
 def test_filters_and_captions_are_those_of_the_index(
@@ -109,7 +111,7 @@ def test_a_picture_is_that_of_the_corpus_and_bounded(client: TestClient) -> None
 
 def test_zero_shot_has_the_probabilities_of_the_model(client: TestClient, index: Index) -> None:
     names = ["cat", "dog", "a red car"]
-    data = png(50)
+    data = png(150)
     query = {"names": names, "prompts": ["a photo of a {c}", "{c}"]}
     response = upload(client, "/api/classify", query, data)
     image = Image.open(io.BytesIO(data))
@@ -123,7 +125,7 @@ def test_zero_shot_has_the_probabilities_of_the_model(client: TestClient, index:
 
 def test_indices_are_described_for_the_page(client: TestClient) -> None:
     (described,) = client.get("/api/indices").json()["indices"]
-    assert (described["name"], described["num_rows"]) == ("drawings", 40)
+    assert (described["name"], described["num_rows"]) == ("drawings", 90)
     assert described["modalities"] == ["image", "text"]
     columns = {column["name"]: column for column in described["columns"]}
     assert columns["price"] == {"name": "price", "type": "int64", "examples": []}

@@ -31,12 +31,12 @@ def ask(client: TestClient, **inputs: Any) -> list[dict[str, Any]]:
 def test_text_image_and_embedding_find_what_the_index_finds(
     client: TestClient, index: Index, tmp_path: Any
 ) -> None:
-    (tmp_path / "picture.png").write_bytes(png(50))
+    (tmp_path / "picture.png").write_bytes(png(150))
     text = index.encoder.encode_text("a cat")[0]
     image = index.encoder.encode_image(tmp_path / "picture.png")[0]
     queries = [
         ({"text": "a cat"}, text),
-        ({"image": base64.b64encode(png(50)).decode()}, image),
+        ({"image": base64.b64encode(png(150)).decode()}, image),
         ({"embedding_input": (1e3 * text).tolist()}, text),
     ]
     for inputs, vector in queries:
@@ -70,7 +70,7 @@ def test_duplicates_are_left_out_and_the_best_stays() -> None:
 
 
 def test_deduplicated_results_are_no_near_duplicates(client: TestClient, index: Index) -> None:
-    results = ask(client, text="a cat", num_result_ids=40, num_images=40, deduplicate=True)
+    results = ask(client, text="a cat", num_result_ids=90, num_images=90, deduplicate=True)
     kept = torch.from_numpy(index.rows[[result["id"] for result in results]])
     similarities = kept @ kept.T - 2 * torch.eye(len(kept))
     assert similarities.max() < 0.94
@@ -92,7 +92,7 @@ def test_indices_and_metrics_are_listed(client: TestClient) -> None:
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     values = {name: float(value) for name, value in (line.split(" ") for line in lines)}
     assert values['clipx_requests_total{route="/api/health",status="200"}'] >= 1
-    assert values["clipx_index_rows"] == 40
+    assert values["clipx_index_rows"] == 90
 
 
 @pytest.mark.parametrize(

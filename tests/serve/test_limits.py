@@ -71,7 +71,7 @@ def test_a_picture_that_is_none_or_too_large(
         ({"terms": [{"text": "a", "row": 1}]}, "each term needs one of text, row and picture"),
         ({"terms": [{"text": "a", "sign": 2}]}, "terms.0.sign: Input should be 1 or -1"),
         ({"terms": [{"picture": 0}]}, "picture 0 is not among the 0 uploaded"),
-        ({"terms": [{"row": 40}]}, "drawings has rows 0 to 39, not 40"),
+        ({"terms": [{"row": 90}]}, "drawings has rows 0 to 89, not 90"),
         ({"terms": [{"text": "a"}] * 17}, "a query has 16 parts at most"),
         ({"terms": [{"text": "a"}], "k": 5000, "offset": 1}, "5,001 results are more than"),
         ({"terms": [{"text": "a"}], "where": "prize = 3"}, "there is no column prize"),
@@ -232,7 +232,7 @@ def test_a_picture_of_another_sample_is_not_shown(folder: Path, tmp_path: Path) 
     manifest = json.loads((copy / "manifest.json").read_text())
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    for n in range(50):
+    for n in range(100):
         Image.open(io.BytesIO(png(n))).save(pictures / f"other{n:02d}.png")
     sources = {"folder": {"name": "folder", "path": str(pictures)}}
     manifest["data"] |= {"shards": None, "sources": sources}
