@@ -26,6 +26,8 @@ def add_verbs(verbs: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help=text)
     text = "8 or more letters and digits, without which the server answers nothing"
     serve.add_argument("--token", metavar="TOKEN", help=text)
+    text = "a page elsewhere that may ask this server, such as http://localhost:3000; repeatable"
+    serve.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help=text)
     text = "the model, if it is not where it was when the corpus was embedded"
     serve.add_argument("--model", help=text)
     serve.set_defaults(run=_serve)
@@ -36,6 +38,9 @@ def _serve(arguments: argparse.Namespace) -> None:
     if missing:
         raise UserError(f"serve needs {', '.join(missing)}: pip install 'clipx[search,serve]'")
     check_address(arguments.host, arguments.token)
+    for origin in arguments.allow_origin:
+        if not re.fullmatch(r"https?://[^/*\s]+", origin):
+            raise UserError(f"--allow-origin {origin} is not of the form http://localhost:3000")
     # Before the model is loaded, which takes longer.
     listener = _listen(arguments.host, arguments.port)
 
@@ -57,7 +62,12 @@ def _serve(arguments: argparse.Namespace) -> None:
             if each.pictures.corpus is None:
                 reason = each.pictures.fault
                 print(f"clipx: {each.name} has no pictures to show: {reason}", file=sys.stderr)
-        app = build_app(collections, token=arguments.token, hosts=(*LOOPBACK, arguments.host))
+        app = build_app(
+            collections,
+            token=arguments.token,
+            hosts=(*LOOPBACK, arguments.host),
+            origins=arguments.allow_origin,
+        )
         name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         query = f"?token={arguments.token}" if arguments.token else ""
         print(f"http://{name}:{listener.getsockname()[1]}/{query}", flush=True)

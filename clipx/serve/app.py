@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -38,11 +39,13 @@ def build_app(
     *,
     token: str | None = None,
     hosts: Sequence[str] = LOOPBACK,
+    origins: Sequence[str] = (),
     limits: Limits | None = None,
 ) -> FastAPI:
     """The application over opened indices. It embeds in a thread that lives as long as it runs.
 
     token: needed for each request, if any; hosts: by which a server without one is addressed
+    origins: of pages elsewhere that may ask this server, such as clip-retrieval's front end
     """
     service = Service(collections, limits or Limits())
     # The pages of documentation that FastAPI makes load scripts from elsewhere.
@@ -50,8 +53,21 @@ def build_app(
         title="clipx", docs_url=None, redoc_url=None, openapi_url=None, lifespan=service.running
     )
     app.add_middleware(
-        Guard, token=token, hosts=hosts, limits=service.limits, counters=service.counters
+        Guard,
+        token=token,
+        hosts=hosts,
+        is_shared=bool(origins),
+        limits=service.limits,
+        counters=service.counters,
     )
+    if origins:
+        # Around the guard: a browser asks for permission without the token.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
     _add_errors(app)
     _add_page(app)
     _add_api(app, service)

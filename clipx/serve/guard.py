@@ -24,8 +24,8 @@ HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
 }
+OWN_PAGES = {"Cross-Origin-Resource-Policy": "same-origin"}  # no page elsewhere shows our pictures
 
 
 class Guard:
@@ -34,6 +34,7 @@ class Guard:
     token: to be given with each request, or None
     hosts: names by which a server without a token may be addressed. A page elsewhere can make its
         own name lead to this machine (DNS rebinding), but the browser sends that name.
+    is_shared: whether pages elsewhere may show the pictures
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class Guard:
         *,
         token: str | None,
         hosts: Iterable[str],
+        is_shared: bool,
         limits: Limits,
         counters: Counters,
     ) -> None:
         self.app = app
         self.token = token
+        self.headers = HEADERS if is_shared else HEADERS | OWN_PAGES
         self.hosts = {host.lower() for host in hosts}
         self.limits = limits
         self.counters = counters
@@ -63,7 +66,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in self.headers.items():
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)

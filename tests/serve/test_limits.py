@@ -168,6 +168,23 @@ def test_another_name_of_this_machine_is_refused(client: TestClient) -> None:
     assert client.get("/api/indices", headers={"Host": "[::1]:9"}).status_code == 200
 
 
+def test_a_page_elsewhere_reads_answers_only_where_it_is_allowed(
+    client: TestClient, folder: Path
+) -> None:
+    friend = {"Origin": "http://localhost:3000"}
+    assert "access-control-allow-origin" not in client.get("/api/health", headers=friend).headers
+    preflight = friend | {"Access-Control-Request-Method": "POST"}
+    with served.client(folder, token=TOKEN, origins=[friend["Origin"]]) as shared:
+        asked = shared.options("/knn-service", headers=preflight)
+        assert asked.headers["access-control-allow-origin"] == friend["Origin"]
+        answer = shared.get(f"/api/health?token={TOKEN}", headers=friend)
+        assert answer.headers["access-control-allow-origin"] == friend["Origin"]
+        stranger = {"Origin": "http://elsewhere.org"}
+        answer = shared.get(f"/api/health?token={TOKEN}", headers=stranger)
+        assert "access-control-allow-origin" not in answer.headers
+        assert shared.get("/api/health", headers=friend).status_code == 401
+
+
 def test_every_answer_has_the_headers_of_a_page_without_strangers(client: TestClient) -> None:
     for path in ("/", "/api/health", "/none", "/api/picture/drawings/1"):
         headers = client.get(path).headers
@@ -195,6 +212,7 @@ def test_the_command_line_refuses_before_the_model_is_loaded(
 ) -> None:
     for arguments, message in (
         (["--host", "0.0.0.0"], "needs --token"),
+        (["--allow-origin", "*"], "--allow-origin * is not of the form"),
         (["--port", "70000"], "--port 70000 is not in 0 ... 65535"),
         (["--port", "0"], "has no manifest.json"),
     ):
@@ -294,13 +312,24 @@ FUZZ = settings(
 )
 
 
-@FUZZ
-@given(st.sampled_from(POSTS), BODIES)
-def test_no_json_makes_the_server_fail(client: TestClient, path: str, body: Any) -> None:
+def check_json(client: TestClient, path: str, body: Any) -> None:
     response = client.post(path, content=json.dumps(body))
     assert response.status_code < 500
     if response.status_code >= 400:
         assert response.json()["error"]
+
+
+@FUZZ
+@given(st.sampled_from(POSTS), BODIES)
+def test_no_json_makes_the_server_fail(client: TestClient, path: str, body: Any) -> None:
+    check_json(client, path, body)
+
+
+@pytest.mark.slow
+@settings(FUZZ, max_examples=2000)
+@given(st.sampled_from(POSTS), BODIES)
+def test_no_json_of_many_makes_the_server_fail(client: TestClient, path: str, body: Any) -> None:
+    check_json(client, path, body)
 
 
 CONTENT_TYPES = st.sampled_from(
