@@ -129,7 +129,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    """All errors are JSON of one shape, and none of a request is a 5xx but that of a full queue."""
+    """Errors are JSON of one shape. The only 5xx that requests can cause is a full queue's."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
@@ -154,4 +154,4 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=499)  # which nobody receives; for the log
+        return Response(status_code=499)  # for the log: the client is gone

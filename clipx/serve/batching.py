@@ -24,8 +24,8 @@ class _Job:
 
 
 class Batcher:
-    """An encoder for many threads. One thread of its own embeds what has arrived while the batch
-    before was computed; a lone query waits for nobody.
+    """An encoder for many threads. A thread of its own embeds all inputs that have arrived while it
+    computed the batch before. A single query is embedded at once.
 
     max_batch: inputs that are embedded together, unless a single caller has more
     num_batches, num_inputs: so far
@@ -118,7 +118,7 @@ class Batcher:
             if len(jobs) == 1:
                 jobs[0].result.set_exception(error)
                 return
-            # The error is of one query. The others shall not fail with it.
+            # One of the queries causes the error, and the others must not fail with it.
             for job in jobs:
                 self._embed(kind, [job])
             return

@@ -22,6 +22,8 @@ from clipx.serve.batching import Batcher
 from clipx.serve.limits import Refused
 from clipx.serve.pictures import Pictures
 
+FIRST_DEPTH = 250
+DEPTH_FACTOR = 5
 NUM_EXAMPLES = 8
 EXAMPLE_ROWS = 10_000
 
@@ -96,6 +98,25 @@ class Collection:
             raise Refused(400, f"{self.name} has no captions to search; use modality image")
         with self._lock:
             return index.nearest(vector, k, where=where)
+
+    def page(
+        self,
+        vector: Tensor,
+        k: int,
+        offset: int,
+        *,
+        where: str | None = None,
+        modality: Modality = "image",
+    ) -> tuple[list[Hit], bool]:
+        """k results from `offset` on, and whether there are more. Raises Refused and UserError."""
+        # An approximate index that looks for more finds other first results, and a page would
+        # repeat or miss some. So all pages up to a depth are cut from the same search.
+        last = offset + k
+        depth = FIRST_DEPTH
+        while depth <= last:  # one result more than the page shows that there are more
+            depth *= DEPTH_FACTOR
+        found = self.nearest(vector, depth, where=where, modality=modality)
+        return self.hits(found[offset:last]), len(found) > last
 
     def hits(self, found: Sequence[tuple[int, float]]) -> list[Hit]:
         return [Hit(row, score, self.images.metadata_of(row)) for row, score in found]

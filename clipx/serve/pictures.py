@@ -32,7 +32,7 @@ class Pictures:
     @classmethod
     def open(cls, manifest: Manifest) -> Pictures:
         """By the settings in the manifest. A corpus that is gone leaves a page without pictures.
-        Raises UserError for settings that are none."""
+        Raises UserError for settings that are not valid."""
         config = configs.build(DataConfig, manifest.data, where="data in manifest.json")
         try:
             sources = config.open_sources()

@@ -25,9 +25,7 @@ from clipx.serve.limits import Admission, Limits, Refused
 
 P = ParamSpec("P")
 T = TypeVar("T")
-THUMBNAILS = (
-    4  # that are made at a time: a page asks for forty, and queries shall not wait for them
-)
+THUMBNAILS = 4  # that are made at a time, apart from queries, since a page asks for forty
 
 
 class Service:
@@ -98,14 +96,13 @@ class Service:
         if where:
             check_texts([where], self.limits)
         vector = collection.embed(self.terms(body.terms, pictures, collection))
-        found = collection.nearest(vector, last, where=where or None, modality=body.modality)
-        hits = collection.hits(found[body.offset :])
-        # Whether another page may have more, without a second search.
-        has_more = len(found) == last and last < min(collection.num_rows, self.limits.results)
+        hits, has_more = collection.page(
+            vector, body.k, body.offset, where=where or None, modality=body.modality
+        )
         return {
             "index": collection.name,
             "hits": [hit_record(hit) for hit in hits],
-            "has_more": has_more,
+            "has_more": has_more and last < self.limits.results,
         }
 
     def classify(self, body: ClassifyBody, pictures: Sequence[bytes]) -> dict[str, Any]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import served
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from samples import picture, png
 
 import clipx
+from clipx import cli
 from clipx.search.query import Index
+from clipx.serve.app import build_app
+from clipx.serve.collection import open_collections
 
 
 def search(client: TestClient, *terms: dict[str, Any], **settings: Any) -> dict[str, Any]:
@@ -131,3 +136,28 @@ def test_indices_are_described_for_the_page(client: TestClient) -> None:
     assert columns["price"] == {"name": "price", "type": "int64", "examples": []}
     assert sorted(columns["shop"]["examples"]) == ["There", "here"]
     assert client.get("/api/health").json() == {"status": "ok", "indices": ["drawings"]}
+
+
+def test_several_folders_are_served_and_one_may_have_no_captions(
+    folder: Path, index: Index, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for n in range(4):
+        (tmp_path / f"pictures/{n}.png").write_bytes(png(n))
+    out = tmp_path / "drawings"
+    model = index.manifest.model
+    cli.main(["embed", model, str(tmp_path / "pictures"), "--out", str(out), "--precision", "fp32"])
+    first, second = open_collections([folder, out])
+    assert (first.name, second.name) == ("drawings", "drawings-2")
+    assert first.batcher is second.batcher, "they have the same model"
+    with TestClient(build_app([first, second]), base_url=served.ADDRESS) as client:
+        described = client.get("/api/indices").json()["indices"]
+        assert [each["modalities"] for each in described] == [["image", "text"], ["image"]]
+        answer = search(client, {"row": 2}, index="drawings-2", k=1)
+        assert answer["hits"][0]["metadata"]["key"] == "2"
+        assert "caption" not in answer["hits"][0]["metadata"]
+        assert client.get("/api/picture/drawings-2/3").status_code == 200
+        body = {"terms": [{"text": "a"}], "index": "drawings-2", "modality": "text"}
+        response = client.post("/api/search", json=body)
+        assert response.status_code == 400
+        assert "drawings-2 has no captions to search" in response.json()["error"]

@@ -21,9 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from samples import png
+from starlette.requests import Request
 
-from clipx import cli
+from clipx import cli, cli_serve
 from clipx.cli_serve import check_address
+from clipx.serve.bodies import SearchBody, read_request
 from clipx.serve.limits import Admission, Limits, Refused
 from clipx.types import UserError
 
@@ -132,6 +134,17 @@ def test_beyond_the_queue_requests_are_asked_to_come_again(folder: Path) -> None
         assert response.headers["retry-after"] == "1"
 
 
+def test_a_body_that_does_not_arrive_is_given_up() -> None:
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    scope = {"type": "http", "method": "POST", "headers": []}
+    request = Request(scope, receive)
+    with pytest.raises(Refused, match="did not arrive within 0 seconds") as refused:
+        asyncio.run(read_request(request, SearchBody, Limits(body_seconds=0.01)))
+    assert refused.value.status == 408
+
+
 def test_a_token_is_needed_on_every_request(folder: Path) -> None:
     with served.client(folder, token=TOKEN) as client:
         for path in ("/", "/app.js", "/api/health", "/api/picture/drawings/1", "/metrics", "/no"):
@@ -168,6 +181,17 @@ def test_another_name_of_this_machine_is_refused(client: TestClient) -> None:
     assert client.get("/api/indices", headers={"Host": "[::1]:9"}).status_code == 200
 
 
+@pytest.mark.parametrize("host", ["[::1", "[", "", ":", "a b", "127.0.0.1:x", "ä", "[zz]:8000"])
+def test_no_host_name_makes_the_server_fail(folder: Path, host: str) -> None:
+    for token in (None, TOKEN):
+        with served.client(folder, token=token) as client:
+            headers = {"Host": host.encode(), "Authorization": f"Bearer {TOKEN}".encode()}
+            body = b'{"text": "a cat", "num_result_ids": 3}'
+            for path in ("/knn-service", "/knn-service/"):
+                answer = client.post(path, content=body, headers=headers, follow_redirects=False)
+                assert answer.status_code < 500
+
+
 def test_a_page_elsewhere_reads_answers_only_where_it_is_allowed(
     client: TestClient, folder: Path
 ) -> None:
@@ -185,7 +209,7 @@ def test_a_page_elsewhere_reads_answers_only_where_it_is_allowed(
         assert shared.get("/api/health", headers=friend).status_code == 401
 
 
-def test_every_answer_has_the_headers_of_a_page_without_strangers(client: TestClient) -> None:
+def test_every_answer_has_the_headers_that_keep_other_sites_out(client: TestClient) -> None:
     for path in ("/", "/api/health", "/none", "/api/picture/drawings/1"):
         headers = client.get(path).headers
         policy = headers["content-security-policy"]
@@ -220,6 +244,16 @@ def test_the_command_line_refuses_before_the_model_is_loaded(
             cli.main(["serve", str(tmp_path), *arguments])
         assert end.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_missing_packages_are_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_serve, "PACKAGES", ("fastapi", "not_installed"))
+    with pytest.raises(SystemExit):
+        cli.main(["serve", str(tmp_path)])
+    message = "serve needs not_installed: pip install 'clipx[search,serve]'"
+    assert message in capsys.readouterr().err
 
 
 def test_pictures_that_are_gone_are_404_and_the_rest_goes_on(folder: Path, tmp_path: Path) -> None:

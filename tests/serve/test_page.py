@@ -139,7 +139,7 @@ def test_a_person_searches_by_text_and_picture_and_classifies(
     press(browser, "m")
     wait(browser, f"!document.getElementById('detail').open && {KEYS}[0] === {json.dumps(title)}")
 
-    # A filter, and one that is none.
+    # A filter, and one with a wrong column.
     where = "document.getElementById('where')"
     browser.value("document.getElementById('filter-toggle').click()")
     type_text(browser, "price < 5")
@@ -156,8 +156,8 @@ def test_a_person_searches_by_text_and_picture_and_classifies(
     wait(browser, "document.querySelectorAll('#bars .fill').length === 3")
 
     requests = [e["params"]["request"]["url"] for e in browser.events if "request" in e["params"]]
-    strangers = [url for url in requests if not url.startswith((server, "blob:", "about:"))]
-    assert strangers == []
+    elsewhere = [url for url in requests if not url.startswith((server, "blob:", "about:"))]
+    assert elsewhere == []
     messages = [event["params"] for event in browser.events if "request" not in event["params"]]
     refused = [m for m in messages if "400" not in m.get("entry", {}).get("text", "")]
     assert refused == [], "but the refusal of a filter"

@@ -12,6 +12,7 @@ const state = {
   collection: null,
   modality: "image",
   hits: [],
+  loaded: 0, // results that pages have had
   hasMore: false,
   isLoading: false,
   request: null, // of the current query, repeated with an offset
@@ -56,7 +57,10 @@ async function loadPage(offset) {
     const milliseconds = Math.round(performance.now() - start);
     if (offset === 0) clearGrid();
     state.hasMore = answer.has_more;
-    addHits(answer.hits, true);
+    // Far down, an approximate index may find a result a second time.
+    const known = new Set(state.hits.map((hit) => hit.row));
+    state.loaded = offset + answer.hits.length;
+    addHits(answer.hits.filter((hit) => !known.has(hit.row)), true);
     const passed = request.body.where ? "that pass the filter, " : "";
     const count = state.hits.length ? `${passed}nearest first · ${milliseconds} ms` : "";
     byId("status").textContent = count;
@@ -77,7 +81,7 @@ async function loadPage(offset) {
 // The observer reports changes only: a short page may leave the end in sight.
 function fillScreen() {
   const isNear = byId("end").getBoundingClientRect().top < window.innerHeight + 600;
-  if (isNear && state.hasMore && state.hits.length && !byId("search").hidden) loadPage(state.hits.length);
+  if (isNear && state.hasMore && state.hits.length && !byId("search").hidden) loadPage(state.loaded);
 }
 
 // Before the first query: some samples, evenly spaced.
