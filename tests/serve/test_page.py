@@ -95,6 +95,7 @@ def test_a_person_searches_by_text_and_picture_and_classifies(
     browser.open("about:blank", width=width, dark=False)
     browser.open(server, width=width, dark=width == 420)
     wait(browser, "document.querySelectorAll('.card').length === 36")  # before any query
+    assert browser.value("document.getElementById('notice').hidden")
 
     # A text, by the keyboard.
     browser.value("document.activeElement.blur()")

@@ -331,6 +331,7 @@ function useCollection(collection) {
   state.collection = collection;
   byId("collection").value = collection.name;
   byId("collection-name").textContent = state.collections.length > 1 ? "" : collection.name;
+  byId("notice").hidden = collection.has_pictures;
   byId("modality").hidden = !collection.modalities.includes("text");
   byId("columns").replaceChildren(...collection.columns.flatMap(columnLines));
 }
