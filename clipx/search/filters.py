@@ -44,22 +44,22 @@ def _compare(part: str, metadata: Any) -> np.ndarray:
         raise UserError(f"filter {part!r}: there is no column {name}; there are {columns}")
     column = metadata.column(name)
     value = text.strip("'\"")
-    if operator == "~":
-        found = pc.match_substring(column.cast(pa.string()), value, ignore_case=True)
-    else:
-        functions = {
-            "=": pc.equal,
-            "!=": pc.not_equal,
-            "<": pc.less,
-            "<=": pc.less_equal,
-            ">": pc.greater,
-            ">=": pc.greater_equal,
-        }
-        try:
+    functions = {
+        "=": pc.equal,
+        "!=": pc.not_equal,
+        "<": pc.less,
+        "<=": pc.less_equal,
+        ">": pc.greater,
+        ">=": pc.greater_equal,
+    }
+    try:
+        if operator == "~":
+            found = pc.match_substring(column.cast(pa.string()), value, ignore_case=True)
+        else:
             scalar = pa.scalar(value).cast(column.type)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"filter {part!r}: {name} is {column.type}, not {value!r}") from error
-        found = functions[operator](column, scalar)
+            found = functions[operator](column, scalar)
+    except pa.ArrowException as error:
+        raise UserError(f"filter {part!r}: {name} is {column.type}, not {value!r}") from error
     if negated:
         found = pc.invert(found)
     return np.asarray(pc.fill_null(found, False), dtype=np.bool_)

@@ -147,6 +147,18 @@ class Index:
             if image is not None:
                 all_terms.append(Term(1, image=image))
             vector = self.embed(all_terms)
+        hits = []
+        for row, score in self.nearest(vector, k, where=where):
+            hits.append(Hit(row, score, self.metadata_of(row)))
+        return hits
+
+    def nearest(
+        self, vector: Tensor, k: int, *, where: str | None = None
+    ) -> list[tuple[int, float]]:
+        """(row, similarity) of the k nearest, best first. Raises UserError.
+
+        vector: (D,); where: as for `search`
+        """
         query = F.normalize(vector.float(), dim=0)[None]
         if where is None:
             scores, rows = self.vectors.search(query, k)
@@ -159,11 +171,8 @@ class Index:
             numbers = torch.from_numpy(allowed)
             rows = torch.full_like(places, -1)
             rows[places >= 0] = numbers[places[places >= 0]]
-        hits = []
-        for score, row in zip(scores[0].tolist(), rows[0].tolist(), strict=True):
-            if row >= 0:
-                hits.append(Hit(row, score, self.metadata_of(row)))
-        return hits
+        pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
+        return [(row, score) for row, score in pairs if row >= 0]
 
     def embed(self, terms: Sequence[Term]) -> Tensor:
         """(D,) the sum of the terms' unit vectors with their signs, of unit norm. Raises

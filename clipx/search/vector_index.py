@@ -140,7 +140,9 @@ class VectorIndex:
         if self.spec.kind == "hnsw":
             self._index.hnsw.efSearch = max(k, self.spec.effort)
         else:
-            self._index.nprobe = self.spec.effort
+            # Cells that have twice as many rows as are wanted, so that a long list is filled.
+            num_cells = -(-2 * k * self.spec.cells // len(self.rows))
+            self._index.nprobe = min(self.spec.cells, max(self.spec.effort, num_cells))
 
     def write(self, path: Path) -> None:
         """Raises OSError."""

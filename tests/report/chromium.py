@@ -74,12 +74,13 @@ class Chromium:
         self.loaded = self.loaded or message.get("method") == "Page.loadEventFired"
         return message
 
-    def open(self, page: Path, *, width: int, dark: bool) -> None:
+    def open(self, page: Path | str, *, width: int, dark: bool) -> None:
+        """page: a file, or an address"""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.size(width, 900)
         self.loaded = False
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not self.loaded:
             self._next()
 

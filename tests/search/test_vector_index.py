@@ -85,6 +85,12 @@ def test_more_effort_finds_more() -> None:
     assert recalls[0] < recalls[-1]
 
 
+def test_a_long_list_is_filled_whatever_the_effort() -> None:
+    index = VectorIndex.build(spec_of("ivf", len(ROWS), WIDTH, effort=1), ROWS.numpy())
+    _, found = index.search(QUERIES, 1000)
+    assert (found >= 0).float().mean() > 0.9
+
+
 def test_an_index_of_other_rows_is_refused(tmp_path: Path) -> None:
     spec = spec_of("hnsw", 100, WIDTH, effort=16)
     VectorIndex.build(spec, ROWS[:100].numpy()).write(tmp_path / "index")

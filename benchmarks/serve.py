@@ -1,0 +1,114 @@
+"""A server under load: `python benchmarks/serve.py EMBEDDINGS --clients 32 --seconds 60`.
+
+Starts `clipx serve` and asks it by text, by row with a filter, and for thumbnails. Prints requests
+a second, the latencies, errors, and the memory of the server at a quarter of the time and at the
+end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlsplit
+
+WORDS = "red blue green small large old new car house tree cat dog arrow flag star phone".split()  # noqa: SIM905
+
+
+class Load:
+    """What all clients have measured."""
+
+    def __init__(self, address: str) -> None:
+        self.address = urlsplit(address)
+        self.lock = threading.Lock()
+        self.seconds: dict[str, list[float]] = {"text": [], "row": [], "picture": []}
+        self.statuses: Counter[int] = Counter()
+
+    def run(self, number: int, end: float, index: str, num_rows: int) -> None:
+        """One client, which asks again when it has its answer."""
+        draw = random.Random(number)
+        connection = http.client.HTTPConnection(self.address.hostname or "", self.address.port)
+        while time.perf_counter() < end:
+            kind = draw.choices(list(self.seconds), [2, 1, 2])[0]
+            row = draw.randrange(num_rows)
+            start = time.perf_counter()
+            if kind == "picture":
+                connection.request("GET", f"/api/picture/{index}/{row}?size=256")
+            else:
+                term: dict[str, object] = {"text": " ".join(draw.choices(WORDS, k=4))}
+                body: dict[str, object] = {"terms": [term], "k": 40}
+                if kind == "row":
+                    body |= {"terms": [{"row": row}], "where": f"width >= {draw.randrange(64)}"}
+                connection.request("POST", "/api/search", json.dumps(body))
+            response = connection.getresponse()
+            response.read()
+            with self.lock:
+                self.seconds[kind].append(time.perf_counter() - start)
+                self.statuses[response.status] += 1
+        connection.close()
+
+
+def memory_mib(process: subprocess.Popen[str]) -> float:
+    """Resident memory, which Linux gives in KiB."""
+    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("the server has ended")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=60)
+    arguments = parser.parse_args()
+    command = [sys.executable, "-m", "clipx", "serve", str(arguments.folder), "--port", "0"]
+    process = subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    address = ""
+    while not address.startswith("http"):
+        address = process.stdout.readline()
+        assert address, "the server has ended; start it by hand for its message"
+    load = Load(address.strip())
+    connection = http.client.HTTPConnection(load.address.hostname or "", load.address.port)
+    connection.request("GET", "/api/indices")
+    index = json.loads(connection.getresponse().read())["indices"][0]
+    start = time.perf_counter()
+    end = start + arguments.seconds
+    clients = [
+        threading.Thread(target=load.run, args=(number, end, index["name"], index["num_rows"]))
+        for number in range(arguments.clients)
+    ]
+    for client in clients:
+        client.start()
+    time.sleep(arguments.seconds / 4)
+    early = memory_mib(process)
+    for client in clients:
+        client.join()
+    seconds = time.perf_counter() - start
+    late = memory_mib(process)
+    process.terminate()
+    process.wait()
+
+    total = sum(load.statuses.values())
+    print(f"{arguments.clients} clients, {seconds:.0f} s: {total:,} requests", end=", ")
+    print(f"{total / seconds:.0f} a second, by status {dict(load.statuses)}")
+    for kind, values in load.seconds.items():
+        values.sort()
+        median = 1000 * values[len(values) // 2]
+        worst = 1000 * values[int(0.99 * len(values))]
+        print(f"{kind}: {len(values):,}, p50 {median:.0f} ms, p99 {worst:.0f} ms")
+    print(f"memory: {early:.0f} MiB at a quarter of the time, {late:.0f} MiB at the end")
+
+
+if __name__ == "__main__":
+    main()

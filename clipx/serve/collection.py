@@ -1,0 +1,184 @@
+"""One folder of embeddings as the server uses it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipx.embed import Encoder
+from clipx.search.build_index import Modality
+from clipx.search.embeddings import COLUMNS
+from clipx.search.query import Hit, Index
+from clipx.serve.batching import Batcher
+from clipx.serve.limits import Refused
+from clipx.serve.pictures import Pictures
+
+FIRST_DEPTH = 250
+DEPTH_FACTOR = 5
+NUM_EXAMPLES = 8
+EXAMPLE_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class QueryTerm:
+    """A part of a query that is near (sign 1) or far (sign -1). Of text, row and pixels one is set.
+
+    row: of a sample whose picture is meant; pixels: (3, S, S) uint8, as `Batcher.fit` returns them
+    """
+
+    sign: int
+    text: str | None = None
+    row: int | None = None
+    pixels: Tensor | None = None
+
+
+class Collection:
+    """images, texts: indices of the same samples; texts is None for a corpus without captions"""
+
+    def __init__(
+        self, name: str, images: Index, texts: Index | None, batcher: Batcher, pictures: Pictures
+    ) -> None:
+        self.name = name
+        self.images = images
+        self.texts = texts
+        self.batcher = batcher
+        self.pictures = pictures
+        self.num_rows = len(images.rows)
+        # FAISS keeps the effort of a search in the index, which all threads share.
+        self._lock = threading.Lock()
+
+    def embed(self, terms: Sequence[QueryTerm]) -> Tensor:
+        """(D,) the sum of unit vectors with their signs. Raises Refused and UserError."""
+        texts = [term.text for term in terms if term.text is not None]
+        pixels = [term.pixels for term in terms if term.pixels is not None]
+        # Both are submitted before either is awaited.
+        text_result = self.batcher.submit("text", texts) if texts else None
+        image_result = self.batcher.submit("image", pixels) if pixels else None
+        text_rows = iter(text_result.result() if text_result is not None else ())
+        image_rows = iter(image_result.result() if image_result is not None else ())
+        total = torch.zeros(self.images.manifest.embed_dim)
+        for term in terms:
+            if term.text is not None:
+                vector = next(text_rows)
+            elif term.pixels is not None:
+                vector = next(image_rows)
+            else:
+                assert term.row is not None, "a term has a text, a picture or a row"
+                vector = self.image_vector(term.row)
+            total += term.sign * vector
+        if total.norm() < 1e-6:
+            raise Refused(400, "the parts of this query cancel each other out; change one")
+        return F.normalize(total, dim=0)
+
+    def image_vector(self, row: int) -> Tensor:
+        """(D,) of a sample's picture. Raises Refused."""
+        self.check_row(row)
+        return torch.from_numpy(np.array(self.images.rows[row], dtype=np.float32))
+
+    def check_row(self, row: int) -> None:
+        """Raises Refused."""
+        if not 0 <= row < self.num_rows:
+            raise Refused(404, f"{self.name} has rows 0 to {self.num_rows - 1:,}, not {row}")
+
+    def nearest(
+        self, vector: Tensor, k: int, *, where: str | None = None, modality: Modality = "image"
+    ) -> list[tuple[int, float]]:
+        """(row, similarity) of the k nearest, best first. Raises Refused and UserError."""
+        index = self.images if modality == "image" else self.texts
+        if index is None:
+            raise Refused(400, f"{self.name} has no captions to search; use modality image")
+        with self._lock:
+            return index.nearest(vector, k, where=where)
+
+    def page(
+        self,
+        vector: Tensor,
+        k: int,
+        offset: int,
+        *,
+        where: str | None = None,
+        modality: Modality = "image",
+    ) -> tuple[list[Hit], bool]:
+        """k results from `offset` on, and whether there are more. Raises Refused and UserError."""
+        # An approximate index that looks for more finds other first results, and a page would
+        # repeat or miss some. So all pages up to a depth are cut from the same search.
+        last = offset + k
+        depth = FIRST_DEPTH
+        while depth <= last:  # one result more than the page shows that there are more
+            depth *= DEPTH_FACTOR
+        found = self.nearest(vector, depth, where=where, modality=modality)
+        return self.hits(found[offset:last]), len(found) > last
+
+    def hits(self, found: Sequence[tuple[int, float]]) -> list[Hit]:
+        return [Hit(row, score, self.images.metadata_of(row)) for row, score in found]
+
+    def describe(self) -> dict[str, Any]:
+        """For the page and for programs: what can be searched, and the columns of filters."""
+        manifest = self.images.manifest
+        return {
+            "name": self.name,
+            "num_rows": self.num_rows,
+            "model": manifest.model,
+            "embed_dim": manifest.embed_dim,
+            "logit_scale": manifest.logit_scale,
+            "modalities": ["image"] if self.texts is None else ["image", "text"],
+            "index": {"kind": self.images.vectors.spec.kind},
+            "has_pictures": self.pictures.corpus is not None,
+            "columns": self._columns(),
+        }
+
+    def _columns(self) -> list[dict[str, Any]]:
+        """Name and type of each column, with its most frequent values if some are repeated."""
+        # Neighbors are alike, so the rows are spread over the corpus.
+        rows = np.arange(0, self.num_rows, max(1, self.num_rows // EXAMPLE_ROWS))
+        sample = self.images.metadata.take(rows)
+        columns = []
+        # The user's own first: they are what people filter by.
+        fields = sorted(self.images.metadata.schema, key=lambda field: field.name in COLUMNS)
+        for field in fields:
+            values = [value for value in sample.column(field.name).to_pylist() if value is not None]
+            counts = Counter(values)
+            examples = []
+            # A column of keys or captions has no values to choose from.
+            if len(counts) <= max(NUM_EXAMPLES, len(values) // 20):
+                examples = [str(value)[:80] for value, _ in counts.most_common(NUM_EXAMPLES)]
+            columns.append({"name": field.name, "type": str(field.type), "examples": examples})
+        return columns
+
+
+def open_collections(folders: Sequence[Path], model: Encoder | None = None) -> list[Collection]:
+    """Folders of `clipx embed`, each under its name. Raises UserError.
+
+    model: that of all folders; None loads the one that each was embedded by
+    """
+    collections: list[Collection] = []
+    batchers: dict[str, Batcher] = {}  # by the digest of the model
+    names: Counter[str] = Counter()
+    for folder in folders:
+        images = Index.open(folder, model=model)
+        digest = images.manifest.model_digest
+        if digest not in batchers:
+            encoder = images.encoder
+            # Once, here: an encoder switches to evaluation and back, and threads would interfere.
+            encoder.model.eval()
+            batchers[digest] = Batcher(encoder)
+        texts = None
+        if images.manifest.has_texts:
+            texts = Index.open(folder, modality="text")
+            texts.metadata = images.metadata  # equal, and held once
+        name = folder.resolve().name or "index"
+        names[name] += 1
+        if names[name] > 1:
+            name = f"{name}-{names[name]}"
+        pictures = Pictures.open(images.manifest)
+        collections.append(Collection(name, images, texts, batchers[digest], pictures))
+    return collections
