@@ -20,6 +20,9 @@ from clipx.objectives.objective import Features, Objective, Parts, Views
 from clipx.objectives.views import ViewsConfig, clamped_scale, log_scale
 from clipx.types import Batch, LossOutput, Pool
 
+FIRST_AHEAD = 2
+"""The first row below that shares no pixel with a row, from which a prediction could copy."""
+
 
 @config
 class Config:
@@ -27,8 +30,9 @@ class Config:
 
     views: ViewsConfig = ViewsConfig()
     """One view is used. `hidden` is the width inside of the context's layer."""
-    grid: int = Field(default=3, ge=2, le=14)
-    """The image is cut into grid x grid patches, each of which passes the tower as an image."""
+    grid: int = Field(default=3, ge=3, le=14)
+    """The image is cut into grid x grid patches that overlap by half; each passes the tower as an
+    image."""
 
     contrasts_text = False
 
@@ -63,8 +67,10 @@ class RowPredictor(nn.Module):
         )
         self.target = nn.Linear(embed_dim, settings.width)
         # One map for each number of rows ahead (equation 3 of arXiv:1807.03748).
-        steps = [nn.Linear(embed_dim, settings.width) for _ in range(grid - 1)]
-        self.ahead = nn.ModuleList(steps)
+        maps = {}
+        for k in range(FIRST_AHEAD, grid):
+            maps[str(k)] = nn.Linear(embed_dim, settings.width)
+        self.ahead = nn.ModuleDict(maps)
         row = torch.arange(grid).repeat_interleave(grid)
         self.register_buffer("is_below", row[None] > row[:, None], persistent=False)
 
@@ -74,8 +80,8 @@ class RowPredictor(nn.Module):
         below it from k rows above."""
         context = self.context(patches + self.position, src_mask=self.is_below)
         features = {"target": F.normalize(self.target(patches).float(), dim=-1)}
-        for k, linear in enumerate(self.ahead, start=1):
-            known = context[:, : (self.grid - k) * self.grid]
+        for k, linear in self.ahead.items():
+            known = context[:, : (self.grid - int(k)) * self.grid]
             features[f"ahead_{k}"] = F.normalize(linear(known).float(), dim=-1)
         return features
 
@@ -127,7 +133,7 @@ class Predictive(Objective):
         grid = self.predictor.grid
         losses = []
         hits = []
-        for k in range(1, grid):
+        for k in range(FIRST_AHEAD, grid):
             predictions = features[f"ahead_{k}"].flatten(0, 1)
             targets = features["target"][:, k * grid :].flatten(0, 1)
             lse = pairwise_logsumexp(predictions, targets, pool, scale=scale)
@@ -145,12 +151,12 @@ class Predictive(Objective):
 
 def cut(image: Tensor, grid: int) -> Tensor:
     """(B, 3, S, S) -> (B * grid * grid, 3, S, S): the patches of each image, row by row, enlarged.
-
-    They do not overlap, as those of the paper do: a prediction could copy what it has seen.
-    """
+    Neighbors overlap by half, as those of arXiv:1905.09272 do."""
     size = image.shape[-1]
-    side = size // grid
-    image = image[:, :, : grid * side, : grid * side]
-    patches = image.reshape(len(image), 3, grid, side, grid, side)
-    patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, side, side)
+    step = size // (grid + 1)
+    side = 2 * step
+    # (B, 3, grid, grid, side, side); pixels that the patches do not reach are left out.
+    last = (grid + 1) * step
+    patches = image[:, :, :last, :last].unfold(2, side, step).unfold(3, side, step)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, side, side)
     return F.interpolate(patches, size=(size, size), mode="bilinear", align_corners=False)

@@ -237,7 +237,7 @@ OBJECTIVES: dict[str, Any] = {
     "two views": two_view.Config(views=VIEWS),
     "momentum": momentum.Config(views=VIEWS, momentum=0.5, queue=6, symmetric=True, predictor=True),
     "momentum pairs": momentum_pairs.Config(momentum=0.5),
-    "predictive": predictive.Config(views=VIEWS, grid=2),
+    "predictive": predictive.Config(views=VIEWS, grid=3),
     "siamese images": siamese.Config(of="images"),
     "siamese texts": siamese.Config(of="texts"),
     "weighted": weighted.Config(

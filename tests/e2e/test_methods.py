@@ -33,7 +33,7 @@ METHODS = {
     "slip": [f"objective={{name: slip, {HEAD}, share_view: true}}", "pool.queue=30"],
     "momentum": [f"objective={{name: momentum, {HEAD}, queue: 8, momentum: 0.9}}"],
     "momentum_pairs": ["objective={name: momentum_pairs, momentum: 0.9}", "pool.queue=30"],
-    "predictive": [f"objective={{name: predictive, {HEAD}, grid: 2}}"],
+    "predictive": [f"objective={{name: predictive, {HEAD}, grid: 3}}"],
     "weighted": [
         "objective={name: weighted, weights: {views: 0.5}, objectives: "
         f"{{pairs: image_text, views: {{name: two_view, {HEAD}}}}}}}"

@@ -36,7 +36,7 @@ CONFIGS: dict[str, Any] = {
     "momentum": momentum.Config(views=VIEWS, queue=8),
     "momentum, v3": momentum.Config(views=VIEWS, queue=0, symmetric=True, predictor=True),
     "momentum_pairs": momentum_pairs.Config(),
-    "predictive": predictive.Config(views=VIEWS, grid=2),
+    "predictive": predictive.Config(views=VIEWS, grid=3),
     "bag_of_tokens": bag_of_tokens.Config(),
     "bag_of_tokens, alone": bag_of_tokens.Config(contrast=False),
     "siamese images": siamese.Config(of="images"),

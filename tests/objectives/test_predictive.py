@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from methods import DROPOUT, VIEWS, batch, build, loss_of
 from torch.nn import functional as F
@@ -9,17 +10,17 @@ from torch.nn import functional as F
 from clipx.objectives import predictive
 from clipx.objectives.predictive import cut
 
-CPC = predictive.Config(views=VIEWS, grid=3)
+CPC = predictive.Config(views=VIEWS, grid=4)
 
 
 def test_patches_are_pieces_of_the_image_row_by_row() -> None:
     image = torch.arange(2 * 3 * 12 * 12, dtype=torch.float32).view(2, 3, 12, 12)
     patches = cut(image, 3).view(2, 9, 3, 12, 12)
     for number in range(9):
-        top, left = 4 * (number // 3), 4 * (number % 3)
-        piece = image[:, :, top : top + 4, left : left + 4]
+        top, left = 3 * (number // 3), 3 * (number % 3)
+        piece = image[:, :, top : top + 6, left : left + 6]
         assert torch.equal(patches[:, number].mean((2, 3)), piece.mean((2, 3)))
-    assert cut(torch.zeros(1, 3, 32, 32), 3).shape == (9, 3, 32, 32)
+    assert cut(torch.zeros(1, 3, 32, 32), 4).shape == (16, 3, 32, 32)
 
 
 def test_each_prediction_is_compared_with_the_patches_of_its_rows_in_all_images() -> None:
@@ -27,42 +28,49 @@ def test_each_prediction_is_compared_with_the_patches_of_its_rows_in_all_images(
     rows = batch(num_views=1)
     features = objective.embed(objective.prepare(rows))
     target = features["target"]
-    assert target.shape == (4, 9, VIEWS.width)
+    assert target.shape == (4, 16, VIEWS.width)
+    assert features.keys() == {"target", "ahead_2", "ahead_3"}
     total = []
-    for k in (1, 2):
+    for k in (2, 3):
         predictions = features[f"ahead_{k}"]
-        assert predictions.shape == (4, (3 - k) * 3, VIEWS.width)
+        assert predictions.shape == (4, (4 - k) * 4, VIEWS.width)
         for image in range(4):
-            for patch in range((3 - k) * 3):
+            for patch in range((4 - k) * 4):
                 # the patch k rows below, among those of all images in the rows from k on
-                candidates = target[:, 3 * k :].reshape(-1, VIEWS.width)
+                candidates = target[:, 4 * k :].reshape(-1, VIEWS.width)
                 logits = candidates @ predictions[image, patch] / VIEWS.temperature
-                own = image * (3 - k) * 3 + patch
+                own = image * (4 - k) * 4 + patch
                 total.append(F.cross_entropy(logits[None], torch.tensor([own])))
     out = loss_of(objective, rows)
     torch.testing.assert_close(out.loss, torch.stack(total).mean())
 
 
-def test_a_prediction_depends_on_its_own_row_and_those_above_alone() -> None:
+@pytest.mark.parametrize("row", [2, 3])
+def test_a_prediction_shares_no_pixel_with_what_it_predicts(row: int) -> None:
+    """Rows of patches of 32 pixels begin at 0, 6, 12 and 18, and are 12 high."""
     objective = build(CPC)
     image = batch(num_views=1).views["image"].float() / 255
     changed = image.clone()
-    changed[:, :, 20:] = 0.5  # inside of the last row of patches, which begins at pixel 20
-    with torch.no_grad():
-        before, after = (
-            objective.predictor(objective.encoder.visual(cut(x, 3)).unflatten(0, (4, 9)))
-            for x in (image, changed)
+    changed[:, :, 6 * row :] = 0.5
+    features = []
+    for pixels in (image, changed):
+        with torch.no_grad():
+            patches = objective.encoder.visual(cut(pixels, 4)).unflatten(0, (4, 16))
+            features.append(objective.predictor(patches))
+    before, after = features
+    assert not torch.equal(before["target"][:, 4 * row :], after["target"][:, 4 * row :])
+    for k in range(2, row + 1):
+        first = 4 * (row - k)  # of the predictions of this row
+        predictions = slice(first, first + 4)
+        assert torch.equal(
+            before[f"ahead_{k}"][:, predictions], after[f"ahead_{k}"][:, predictions]
         )
-    for k, known_rows in ((1, 2), (2, 1)):
-        assert torch.equal(before[f"ahead_{k}"], after[f"ahead_{k}"]), known_rows
-    assert torch.equal(before["target"][:, :6], after["target"][:, :6])
-    assert not torch.equal(before["target"][:, 6:], after["target"][:, 6:])
 
 
 def test_every_patch_has_draws_of_its_own() -> None:
     objective = build(CPC, DROPOUT)
     views = objective.prepare(batch(num_views=1))
-    assert views["draws"].shape == (4, 9 * objective.encoder.num_draws)
+    assert views["draws"].shape == (4, 16 * objective.encoder.num_draws)
     whole = objective.embed(views)
     for row in range(4):
         alone = objective.embed({name: view[row : row + 1] for name, view in views.items()})
