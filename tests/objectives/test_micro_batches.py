@@ -85,7 +85,7 @@ def test_micro_batches_of_three_have_the_gradient_of_seven_rows(name: str) -> No
     for first, second in zip(actual, expected, strict=True):
         assert (first is None) == (second is None)
         differences.append(None if first is None else first - second)
-    # float32 sums in another order, over two steps: off by 2e-7 to 7e-6 of the gradient, depending on
+    # float32 sums in another order, over two steps: off by 2e-7 to 7e-6 of the gradient, by
     # where matrices lie in memory
     assert norm(differences) <= 2e-5 * total + 5e-6
 
