@@ -15,11 +15,10 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.files import replacing, write_whole
-from clipx.search.embeddings import Manifest
+from clipx.search.embeddings import Manifest, Modality
 from clipx.search.vector_index import EFFORTS, Kind, Spec, VectorIndex, nearest_rows, spec_of
 from clipx.types import Interval, UserError
 
-Modality = Literal["image", "text"]
 NUM_NEIGHBORS = 10
 NUM_QUERIES = 1000  # for the choice, and as many others to measure what was chosen
 EXACT_UP_TO = 20_000

@@ -20,7 +20,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from clipx.embed import Encoder
 from clipx.files import write_whole
 from clipx.types import UserError
 
+Modality = Literal["image", "text"]
 FORMAT = 1
 MANIFEST = "manifest.json"
 COLUMNS = ("key", "caption", "shard", "source_shard", "sample", "width", "height")
@@ -150,6 +151,23 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}; embed the corpus again") from error
+
+
+def open_complete(folder: Path) -> Manifest:
+    """Raises UserError if the folder is not that of a `clipx embed` that has ended."""
+    manifest = read_manifest(folder)
+    if not manifest.is_complete:
+        raise UserError(f"{folder} is not complete; run the same `clipx embed` to its end")
+    return manifest
+
+
+def read_vectors(folder: Path, manifest: Manifest, modality: Modality) -> np.ndarray:
+    """(N, D) of all parts. Raises UserError."""
+    if modality == "text" and not manifest.has_texts:
+        raise UserError(f"{folder} has no embeddings of texts: its corpus has no captions")
+    files = Embeddings(folder, manifest.num_parts)
+    file_of = files.image_file if modality == "image" else files.text_file
+    return read_rows([file_of(part) for part in range(manifest.num_parts)])
 
 
 def read_rows(files: list[Path]) -> np.ndarray:

@@ -14,14 +14,16 @@ from torch.nn import functional as F
 
 from clipx import embed
 from clipx.embed import Encoder, Picture
-from clipx.search.build_index import Modality, open_index
+from clipx.search.build_index import open_index
 from clipx.search.embeddings import (
     Embeddings,
     Manifest,
+    Modality,
     model_digest,
-    read_manifest,
-    read_rows,
+    open_complete,
+    read_vectors,
 )
+from clipx.search.filters import passing
 from clipx.search.metadata import read_metadata
 from clipx.search.vector_index import Spec, VectorIndex, nearest_rows
 from clipx.types import UserError
@@ -86,14 +88,9 @@ class Index:
         exact: without the index
         """
         folder = Path(folder)
-        manifest = read_manifest(folder)
-        if not manifest.is_complete:
-            raise UserError(f"{folder} is not complete; run the same `clipx embed` to its end")
-        if modality == "text" and not manifest.has_texts:
-            raise UserError(f"{folder} has no embeddings of texts: its corpus has no captions")
+        manifest = open_complete(folder)
+        rows = read_vectors(folder, manifest, modality)
         files = Embeddings(folder, manifest.num_parts)
-        file_of = files.image_file if modality == "image" else files.text_file
-        rows = read_rows([file_of(part) for part in range(manifest.num_parts)])
         metadata = read_metadata([files.metadata_file(n) for n in range(manifest.num_parts)])
         if metadata.num_rows != len(rows):
             raise UserError(
@@ -164,8 +161,6 @@ class Index:
             scores, rows = self.vectors.search(query, k)
         else:
             # Exactly, over the rows that pass: an index would find others first.
-            from clipx.search.filters import passing
-
             allowed = passing(where, self.metadata)
             scores, places = nearest_rows(query, self.rows[allowed], k)
             numbers = torch.from_numpy(allowed)
@@ -179,19 +174,26 @@ class Index:
         UserError."""
         if not terms:
             raise UserError("a query needs a text or an image")
-        total = torch.zeros(self.manifest.embed_dim)
+        rows = []
         for term in terms:
             if term.text is not None:
-                row = self.encoder.encode_text(term.text)[0]
+                rows.append(self.encoder.encode_text(term.text)[0])
             else:
                 assert term.image is not None, "a term has a text or an image"
-                row = self.encoder.encode_image(term.image)[0]
-            total += term.sign * row
-        if total.norm() < 1e-6:
-            raise UserError("the parts of this query cancel each other out")
-        return F.normalize(total, dim=0)
+                rows.append(self.encoder.encode_image(term.image)[0])
+        return signed_sum([term.sign for term in terms], rows)
 
     def metadata_of(self, row: int) -> dict[str, Any]:
         """Columns that the sample has."""
         (values,) = self.metadata.slice(row, 1).to_pylist()
         return {name: value for name, value in values.items() if value is not None}
+
+
+def signed_sum(signs: Sequence[int], rows: Sequence[Tensor]) -> Tensor:
+    """(D,) of unit norm: the query of several (D,) unit vectors. Raises UserError."""
+    total = torch.zeros(len(rows[0]))
+    for sign, row in zip(signs, rows, strict=True):
+        total += sign * row
+    if total.norm() < 1e-6:
+        raise UserError("the parts of this query cancel each other out; change one")
+    return F.normalize(total, dim=0)

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ def spec_of(kind: Kind, num_rows: int, width: int, *, effort: int = 0) -> Spec:
 class VectorIndex:
     """Searches (N, D) rows of unit norm by their inner product.
 
-    rows: of the embeddings, perhaps memory-mapped and float16
+    rows: of the embeddings, float16 or float32
     faiss_index: of all kinds but `exact`
     """
 
@@ -105,8 +105,7 @@ class VectorIndex:
 
     def with_effort(self, effort: int) -> VectorIndex:
         """The same index that tries so hard."""
-        spec = Spec(self.spec.kind, effort, self.spec.cells, self.spec.code_bytes)
-        return VectorIndex(spec, self.rows, self._index)
+        return VectorIndex(replace(self.spec, effort=effort), self.rows, self._index)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """((Q, k) similarities, (Q, k) int64 rows), best first; -inf and -1 where there are fewer

@@ -12,12 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clipx.embed import Encoder
-from clipx.search.build_index import Modality
-from clipx.search.embeddings import COLUMNS
-from clipx.search.query import Hit, Index
+from clipx.search.embeddings import COLUMNS, Modality
+from clipx.search.query import Hit, Index, signed_sum
 from clipx.serve.batching import Batcher
 from clipx.serve.limits import Refused
 from clipx.serve.pictures import Pictures
@@ -65,19 +63,16 @@ class Collection:
         image_result = self.batcher.submit("image", pixels) if pixels else None
         text_rows = iter(text_result.result() if text_result is not None else ())
         image_rows = iter(image_result.result() if image_result is not None else ())
-        total = torch.zeros(self.images.manifest.embed_dim)
+        vectors = []
         for term in terms:
             if term.text is not None:
-                vector = next(text_rows)
+                vectors.append(next(text_rows))
             elif term.pixels is not None:
-                vector = next(image_rows)
+                vectors.append(next(image_rows))
             else:
                 assert term.row is not None, "a term has a text, a picture or a row"
-                vector = self.image_vector(term.row)
-            total += term.sign * vector
-        if total.norm() < 1e-6:
-            raise Refused(400, "the parts of this query cancel each other out; change one")
-        return F.normalize(total, dim=0)
+                vectors.append(self.image_vector(term.row))
+        return signed_sum([term.sign for term in terms], vectors)
 
     def image_vector(self, row: int) -> Tensor:
         """(D,) of a sample's picture. Raises Refused."""
