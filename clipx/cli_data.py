@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from clipx.types import UserError
+from clipx.types import PrecisionKind, UserError
 
 if TYPE_CHECKING:
     from clipx.data.config import DataConfig
@@ -63,7 +63,7 @@ def add_verbs(verbs: Any) -> None:
     text = "folder for data.reinforced; the same command completes it"
     reinforce.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
     reinforce.add_argument("--views", type=int, default=4, help="of each image (default: 4)")
-    kinds = ("auto", "bf16", "fp16", "tf32", "fp32")
+    kinds = get_args(PrecisionKind)
     reinforce.add_argument("--precision", choices=kinds, default="auto", help="of the towers")
     reinforce.set_defaults(run=_reinforce)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from clipx import strict_json
+from clipx.types import PrecisionKind
 
 
 def add_verbs(verbs: Any) -> None:
@@ -33,7 +34,7 @@ def add_verbs(verbs: Any) -> None:
     evaluate.add_argument(
         "--suite", type=Path, metavar="YAML", help="e.g. configs/evaluators/imagenet.yaml"
     )
-    kinds = ("auto", "bf16", "fp16", "tf32", "fp32")
+    kinds = get_args(PrecisionKind)
     evaluate.add_argument("--precision", choices=kinds, default="auto", help="of the towers")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="results, also for each sample")
     evaluate.add_argument(

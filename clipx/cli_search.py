@@ -6,10 +6,10 @@ import argparse
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from clipx import cli_data
-from clipx.types import UserError
+from clipx.types import PrecisionKind, UserError
 
 if TYPE_CHECKING:
     from clipx.data.config import DataConfig
@@ -30,8 +30,8 @@ def add_verbs(verbs: Any) -> None:
     text = "samples in a file at most (default: 10,000)"
     embed.add_argument("--part-size", type=int, default=10_000, help=text)
     text = "of the towers (default: auto)"
-    precisions = ["auto", "bf16", "fp16", "tf32", "fp32"]
-    embed.add_argument("--precision", choices=precisions, default="auto", help=text)
+    kinds = get_args(PrecisionKind)
+    embed.add_argument("--precision", choices=kinds, default="auto", help=text)
     text = "this is task I of N, from 1, as in a SLURM array; torchrun needs no such option"
     embed.add_argument("--task", metavar="I/N", help=text)
     embed.set_defaults(run=_embed)
@@ -161,32 +161,23 @@ def _index(arguments: argparse.Namespace) -> None:
     import torch
 
     from clipx.search.build_index import build_index, write_index
-    from clipx.search.embeddings import Embeddings, read_manifest, read_rows
+    from clipx.search.embeddings import open_complete, read_vectors
 
     folder = arguments.folder
     if not 0 < arguments.recall <= 1:
         raise UserError(f"--recall {arguments.recall} is not in (0, 1]")
-    manifest = read_manifest(folder)
-    if not manifest.is_complete:
-        raise UserError(f"{folder} is not complete; run the same `clipx embed` to its end")
-    files = Embeddings(folder, manifest.num_parts)
-    parts = range(manifest.num_parts)
-    images = read_rows([files.image_file(part) for part in parts])
-    texts = None
+    manifest = open_complete(folder)
+    rows = read_vectors(folder, manifest, arguments.of)
+    queries = None
     if manifest.has_texts:
-        texts = read_rows([files.text_file(part) for part in parts])
-    elif arguments.of == "text":
-        raise UserError(f"{folder} has no embeddings of texts: its corpus has no captions")
-    rows, queries = (images, texts) if arguments.of == "image" else (texts, images)
-    assert rows is not None, "checked above"
-    asked = None
-    if queries is not None:
-        # What is searched by: captions for images. Rows of zeros are samples without a caption.
-        asked = torch.from_numpy(queries[queries.any(axis=1)].astype("float32"))
-        asked = asked if len(asked) > 1 else None
+        # Captions look for images, and images for captions.
+        others = read_vectors(folder, manifest, "text" if arguments.of == "image" else "image")
+        # Rows of zeros are samples without a caption.
+        found = torch.from_numpy(others[others.any(axis=1)].astype("float32"))
+        queries = found if len(found) > 1 else None
     max_bytes = None if arguments.memory is None else int(arguments.memory * 2**30)
     chosen = build_index(
-        rows, asked, kind=arguments.kind, recall=arguments.recall, max_bytes=max_bytes, note=print
+        rows, queries, kind=arguments.kind, recall=arguments.recall, max_bytes=max_bytes, note=print
     )
     try:
         write_index(folder, arguments.of, chosen, manifest)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # `clipx --help` must not wait for torch
     from torch import Tensor
 
 Interval = tuple[float, float]
+PrecisionKind = Literal["auto", "bf16", "fp16", "fp32", "tf32"]
+"""Of matrix products."""
 
 
 class UserError(Exception):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from clipx.types import Reduce, UserError
 
@@ -105,3 +106,8 @@ def pass_right(tensors: Sequence[Tensor], tag: int) -> Callable[[], tuple[Tensor
         return received
 
     return wait
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that may be sharded, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -6,9 +6,10 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+
+from clipx.distributed.collectives import local
 
 
 class MomentumCopy(nn.Module):
@@ -40,8 +41,9 @@ class MomentumCopy(nn.Module):
         weights = []
         pairs = zip(self.average.parameters(), self._source[0].parameters(), strict=True)
         for average, weight in pairs:
-            averages.append(_local(average))
-            weights.append(_local(weight))
+            # Averages of sharded weights are sharded alike, so nothing travels.
+            averages.append(local(average))
+            weights.append(local(weight))
         torch._foreach_lerp_(averages, weights, 1 - self._momentum)
         buffers = zip(self.average.buffers(), self._source[0].buffers(), strict=True)
         for own, other in buffers:
@@ -50,8 +52,3 @@ class MomentumCopy(nn.Module):
     @torch.no_grad()
     def forward(self, *inputs: Any) -> Any:
         return self.average(*inputs)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part: averages of sharded weights are sharded alike, so nothing travels."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

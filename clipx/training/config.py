@@ -15,8 +15,7 @@ from clipx.distributed.wrap import Parallel
 from clipx.durations import Duration, parse_seconds
 from clipx.models.dual_encoder import ModelConfig
 from clipx.training.optim import OptimConfig
-from clipx.training.precision import PrecisionKind
-from clipx.types import UserError
+from clipx.types import PrecisionKind, UserError
 
 CompileKind = Literal["none", "towers"]
 

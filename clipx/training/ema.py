@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clipx.checkpoints.sharded import placed_like
-from clipx.training.gradients import local
+from clipx.distributed.collectives import local
 
 _COUNT = "num_updates"
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from clipx.distributed.collectives import local
+
 _ROW_SIZE = 4096
 """A float32 sum of 10M elements is off by 2e-4 on a CPU. Summed by rows of this many, and the rows
 in float64, it is off by 1e-9, at the same speed."""
@@ -54,11 +56,6 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
         factor = (max_norm / norm).clamp(max=1)
         torch._foreach_mul_([local(g) for g in gradients], factor)
     return norm
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be sharded, in the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _square_sum(tensors: list[Tensor], device: torch.device) -> Tensor:

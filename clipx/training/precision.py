@@ -6,16 +6,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipx.training.gradients import local
-from clipx.types import UserError
-
-PrecisionKind = Literal["auto", "bf16", "fp16", "fp32", "tf32"]
+from clipx.distributed.collectives import local
+from clipx.types import PrecisionKind, UserError
 
 
 class LossScaler:

@@ -10,9 +10,9 @@ from clipx.data.reinforcement_build import Build, TeacherModel
 from clipx.distributed.runtime import Runtime
 from clipx.embed import Encoder, load
 from clipx.progress import progress, silent
-from clipx.training.precision import PrecisionKind, build_precision
+from clipx.training.precision import build_precision
 from clipx.training.teachers import info_of
-from clipx.types import UserError
+from clipx.types import PrecisionKind, UserError
 
 
 def reinforce(
