@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus
 from clipx.data.sample import BAD_SAMPLE_ERRORS
+from clipx.data.workers import from_workers
 from clipx.types import ImageTextEncoder, UserError
 
 _CHUNK = 256  # samples that a worker reads at a time
@@ -55,7 +55,10 @@ def take_snapshot(
     parts = []
     start = 0
     chunks = _Chunks(encoder, config, corpus)
-    for pixels, captions in DataLoader(chunks, batch_size=None, num_workers=workers):
+    for chunk in from_workers(chunks.__getitem__, range(len(chunks)), workers):
+        if isinstance(chunk, UserError):
+            raise chunk
+        pixels, captions = chunk
         good = []
         for row, text in enumerate(captions):
             if text is None:
@@ -86,7 +89,7 @@ def take_snapshot(
     return Snapshot(image, usable, caption, text, torch.tensor(first_sample))
 
 
-class _Chunks(Dataset):
+class _Chunks:
     """Item n has the n-th samples of the corpus: (n, 3, H, W) uint8 as the model takes them, and
     their captions, None for a sample that cannot be used."""
 
