@@ -1,4 +1,4 @@
-"""The verbs `clipx embed`, `index` and `search`, which import what they need."""
+"""The verbs `clipx embed` and `search`, which import what they need."""
 
 from __future__ import annotations
 
@@ -36,20 +36,9 @@ def add_verbs(verbs: Any) -> None:
     embed.add_argument("--task", metavar="I/N", help=text)
     embed.set_defaults(run=_embed)
 
-    index = verbs.add_parser("index", help="an index of embeddings, with measured recall")
-    index.add_argument("folder", type=Path, metavar="DIR", help="of `clipx embed`")
-    index.add_argument("--of", choices=["image", "text"], default="image", help="default: image")
-    kinds = ["auto", "exact", "hnsw", "ivf", "ivfpq"]
-    text = "auto: exact up to 20,000 vectors, else the fastest that meets --recall"
-    index.add_argument("--kind", choices=kinds, default="auto", help=text)
-    text = "share of the exact 10 nearest that are found (default: 0.95)"
-    index.add_argument("--recall", type=float, default=0.95, help=text)
-    text = "GiB of memory that the index may take (default: any)"
-    index.add_argument("--memory", type=float, metavar="GIB", help=text)
-    index.set_defaults(run=_index)
-
     search = verbs.add_parser("search", help="search embeddings by text and pictures")
-    search.add_argument("folder", type=Path, metavar="DIR", help="of `clipx embed`")
+    text = "of `clipx embed`, or the URL of a collection, http://host:6333/name"
+    search.add_argument("source", metavar="DIR", help=text)
     text = 'texts to be near; a text after - is to be far: "a red car" - "a toy"'
     search.add_argument("texts", nargs="*", metavar="TEXT", help=text)
     text = "a picture to be near; may be repeated"
@@ -157,49 +146,6 @@ def _share(task: str | None, rank: int, world_size: int) -> dict[str, int]:
     return {"rank": number - 1, "world_size": count}
 
 
-def _index(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from clipx.search.build_index import build_index, write_index
-    from clipx.search.embeddings import open_complete, read_vectors
-
-    folder = arguments.folder
-    if not 0 < arguments.recall <= 1:
-        raise UserError(f"--recall {arguments.recall} is not in (0, 1]")
-    manifest = open_complete(folder)
-    rows = read_vectors(folder, manifest, arguments.of)
-    queries = None
-    if manifest.has_texts:
-        # Captions look for images, and images for captions.
-        others = read_vectors(folder, manifest, "text" if arguments.of == "image" else "image")
-        # Rows of zeros are samples without a caption.
-        found = torch.from_numpy(others[others.any(axis=1)].astype("float32"))
-        queries = found if len(found) > 1 else None
-    max_bytes = None if arguments.memory is None else int(arguments.memory * 2**30)
-    chosen = build_index(
-        rows, queries, kind=arguments.kind, recall=arguments.recall, max_bytes=max_bytes, note=print
-    )
-    try:
-        write_index(folder, arguments.of, chosen, manifest)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error}; make room") from error
-    table = []
-    for trial in [*chosen.trials, chosen.measured]:
-        low, high = trial.interval
-        spec = trial.spec
-        table.append(
-            [
-                spec.kind,
-                str(spec.effort or "-"),
-                f"{trial.recall:.3f} ({low:.3f} to {high:.3f})",
-                f"{trial.milliseconds:.2f}",
-                f"{trial.num_bytes / 2**20:,.0f}",
-            ]
-        )
-    header = ["kind", "effort", "recall@10 (95 %)", "ms a query", "MiB"]
-    cli_data.print_table(header, table, f"{len(rows):,} vectors; the last line, on other queries")
-
-
 def _search(arguments: argparse.Namespace) -> None:
     import json
 
@@ -207,7 +153,7 @@ def _search(arguments: argparse.Namespace) -> None:
     from clipx.search.query import Index
 
     model = embed.load(arguments.model) if arguments.model else None
-    index = Index.open(arguments.folder, modality=arguments.of, model=model, exact=arguments.exact)
+    index = Index.open(arguments.source, modality=arguments.of, model=model, exact=arguments.exact)
     hits = index.search(terms=_terms(arguments), k=arguments.k, where=arguments.where)
     if arguments.json:
         for hit in hits:

@@ -8,7 +8,6 @@ import re
 import socket
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from clipx.types import UserError
@@ -18,8 +17,8 @@ PACKAGES = ("fastapi", "uvicorn", "python_multipart", "pyarrow")
 
 def add_verbs(verbs: Any) -> None:
     serve = verbs.add_parser("serve", help="a search page and an HTTP API over embeddings")
-    text = "of `clipx embed`; several can be chosen from on the page"
-    serve.add_argument("folders", type=Path, nargs="+", metavar="DIR", help=text)
+    text = "of `clipx embed`, or the URL of a collection; several can be chosen from on the page"
+    serve.add_argument("sources", nargs="+", metavar="DIR", help=text)
     text = "default: 8000; 0 takes a free one"
     serve.add_argument("--port", type=int, default=8000, help=text)
     text = "address to listen at (default: 127.0.0.1); others than this machine's need --token"
@@ -56,9 +55,9 @@ def _serve(arguments: argparse.Namespace) -> None:
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with listener:
         model = embed.load(arguments.model) if arguments.model else None
-        collections = open_collections(arguments.folders, model)
+        collections = open_collections(arguments.sources, model)
         for each in collections:
-            print(f"{each.name}: {each.num_rows:,} samples of {each.images.folder}")
+            print(f"{each.name}: {each.num_rows:,} samples of {each.images.store.source}")
             if each.pictures.corpus is None:
                 reason = each.pictures.fault
                 print(f"clipx: {each.name} has no pictures to show: {reason}", file=sys.stderr)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -62,7 +63,10 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         if is_due and not bar.is_shown:
             last_line = now
             rate = done / max(now - started, 1e-9)
-            note(f"{title}: {done:,} of {total:,}, {rate:,.0f}/s")
+            line = f"{title}: {done:,} of {total:,}, {rate:,.0f}/s"
+            if 0 < done < total:
+                line += f", {timedelta(seconds=round((total - done) / rate))} left"
+            note(line)
 
     with ProgressBar(title, total) as bar:
         yield advance

@@ -32,7 +32,7 @@ def test_a_log_has_a_line_now_and_then_and_the_total(
             clock[0] += 6
             advance(100)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "reading: 200 of 2,000, 17/s"
+    assert lines[0] == "reading: 200 of 2,000, 17/s, 0:01:48 left"
     assert lines[-1] == "reading: 2,000 of 2,000, 17/s"
     assert len(lines) == 10  # every second time, since 6 s are too early for a line
 

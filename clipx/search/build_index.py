@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clipx import metrics
-from clipx.files import replacing, write_whole
-from clipx.search.embeddings import Manifest, Modality
-from clipx.search.vector_index import EFFORTS, Kind, Spec, VectorIndex, nearest_rows, spec_of
+from clipx.search.exact import nearest_rows
+from clipx.search.vector_index import EFFORTS, Kind, Spec, VectorIndex, spec_of
 from clipx.types import Interval, UserError
 
 NUM_NEIGHBORS = 10
+NO_ROWS = np.empty(0, dtype=np.int64)
 NUM_QUERIES = 1000  # for the choice, and as many others to measure what was chosen
 EXACT_UP_TO = 20_000
 """Rows that are searched exactly unless a kind is given: 2 ms a query of 512 dimensions."""
@@ -55,6 +53,8 @@ def build_index(
     recall: float = 0.95,
     max_bytes: int | None = None,
     seed: int = 0,
+    removed: np.ndarray = NO_ROWS,
+    grown: VectorIndex | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Chosen:
     """The fastest index that finds the share `recall` of the exact nearest neighbors and needs at
@@ -62,14 +62,21 @@ def build_index(
 
     rows: (N, D) of unit norm; queries: (M, D), such as captions that look for images, or None for
     rows that look for others
+    removed: (n,) rows that are not to be found
+    grown: an index of these rows, which is taken if it finds enough
     note: called with a line about each index that is built
     """
-    first, second = _queries(rows, queries, seed)
+    first, second = _queries(rows, queries, removed, seed)
     kinds: list[Kind] = [kind] if kind != "auto" else ["hnsw", "ivf", "ivfpq"]
     if kind == "exact" or (kind == "auto" and len(rows) <= EXACT_UP_TO):
-        index = VectorIndex.build(Spec("exact"), rows)
+        index = VectorIndex.build(Spec("exact"), rows).without(removed)
         return Chosen(index, [], measure(index, second))
-    trials = []
+    trials: list[Trial] = []
+    if grown is not None:
+        met = _least_effort(grown.without(removed), first, recall, trials)
+        if met is not None:
+            return Chosen(met, trials, measure(met, second))
+        note(f"{grown.spec.kind}: finds less than --recall {recall} since it has grown")
     best: tuple[Trial, VectorIndex] | None = None
     for each in kinds:
         spec = spec_of(each, len(rows), rows.shape[1])
@@ -78,16 +85,11 @@ def build_index(
             note(f"{each}: {size / 2**20:,.0f} MiB, more than --memory; not built")
             continue
         start = time.perf_counter()
-        built = VectorIndex.build(spec, rows, seed=seed)
+        built = VectorIndex.build(spec, rows, seed=seed).without(removed)
         note(f"{each}: built in {time.perf_counter() - start:.0f} s")
-        for effort in EFFORTS[each]:
-            trial = measure(built.with_effort(effort), first)
-            trials.append(trial)
-            # Its lower bound, so that other queries will find as much.
-            if trial.interval[0] >= recall:
-                if best is None or trial.milliseconds < best[0].milliseconds:
-                    best = (trial, built.with_effort(effort))
-                break  # to try harder is slower
+        met = _least_effort(built, first, recall, trials)
+        if met is not None and (best is None or trials[-1].milliseconds < best[0].milliseconds):
+            best = (trials[-1], met)
     if best is None:
         found = max((trial.recall for trial in trials), default=0.0)
         raise UserError(
@@ -95,6 +97,24 @@ def build_index(
             f"{found:.3f}; lower it, raise --memory, or use --kind exact"
         )
     return Chosen(best[1], trials, measure(best[1], second))
+
+
+def _least_effort(
+    index: VectorIndex, questions: Questions, recall: float, trials: list[Trial]
+) -> VectorIndex | None:
+    """The index with the least effort that finds enough, whose trial is the last one; None if no
+    effort does.
+
+    trials: to which each effort that is measured is added
+    """
+    for effort in EFFORTS[index.spec.kind]:
+        tried = index.with_effort(effort)
+        trial = measure(tried, questions)
+        trials.append(trial)
+        # Its lower bound, so that other queries will find as much.
+        if trial.interval[0] >= recall:
+            return tried  # to try harder is slower
+    return None
 
 
 @dataclass(frozen=True)
@@ -107,18 +127,24 @@ class Questions:
     own: Tensor
 
 
-def _queries(rows: np.ndarray, queries: Tensor | None, seed: int) -> tuple[Questions, Questions]:
+def _queries(
+    rows: np.ndarray, queries: Tensor | None, removed: np.ndarray, seed: int
+) -> tuple[Questions, Questions]:
     """Two sets without a query in common."""
+    kept = np.ones(len(rows), dtype=np.bool_)
+    kept[removed] = False
     source = rows if queries is None else queries.numpy()
-    count = min(2 * NUM_QUERIES, len(source) // 2 * 2)
+    candidates = np.flatnonzero(kept) if queries is None else np.arange(len(source))
+    count = min(2 * NUM_QUERIES, len(candidates) // 2 * 2)
     if count < 2:
-        raise UserError(f"an index needs two vectors at least, not {len(rows)}")
-    picked = np.random.default_rng(seed).choice(len(source), count, replace=False)
+        raise UserError(f"an index needs two vectors at least, not {len(candidates)}")
+    picked = np.random.default_rng(seed).choice(candidates, count, replace=False)
     both = []
     for numbers in (picked[: count // 2], picked[count // 2 :]):
         asked = torch.from_numpy(np.asarray(source[numbers], dtype=np.float32))
         own = torch.from_numpy(numbers) if queries is None else torch.full((len(numbers),), -1)
-        both.append(Questions(asked, _without(own, nearest_rows(asked, rows, _depth(own))[1]), own))
+        nearest = nearest_rows(asked, rows, _depth(own), kept=kept)[1]
+        both.append(Questions(asked, _without(own, nearest), own))
     return both[0], both[1]
 
 
@@ -157,62 +183,3 @@ def _milliseconds(index: VectorIndex, questions: Questions) -> float:
         index.search(query[None], NUM_NEIGHBORS)
         seconds.append(time.perf_counter() - start)
     return 1000 * float(np.median(seconds))
-
-
-def index_file(folder: Path, modality: Modality) -> Path:
-    return folder / f"{modality}.index"
-
-
-def about_file(folder: Path, modality: Modality) -> Path:
-    return folder / f"{modality}_index.json"
-
-
-def write_index(folder: Path, modality: Modality, chosen: Chosen, manifest: Manifest) -> None:
-    """Write the index and what is known of it, and clip-retrieval's list of indices. Raises
-    OSError."""
-    path = index_file(folder, modality)
-    about = about_file(folder, modality)
-    about.unlink(missing_ok=True)  # until the index is there, the old one is not described
-    if chosen.index.spec.kind == "exact":
-        path.unlink(missing_ok=True)
-    else:
-        with replacing(path) as temporary:
-            chosen.index.write(temporary)
-    record: dict[str, Any] = {
-        "spec": asdict(chosen.index.spec),
-        "num_rows": len(chosen.index.rows),
-        "model_digest": manifest.model_digest,
-        "measured": _record(chosen.measured),
-        "trials": [_record(trial) for trial in chosen.trials],
-    }
-    write_whole(about, json.dumps(record, indent=1) + "\n")
-    paths = json.dumps({folder.resolve().name: str(folder.resolve())}, indent=1)
-    write_whole(folder / "indices_paths.json", paths + "\n")
-
-
-def _record(trial: Trial) -> dict[str, Any]:
-    record = asdict(trial)
-    record |= record.pop("spec")
-    return record
-
-
-def open_index(
-    folder: Path, modality: Modality, manifest: Manifest, rows: np.ndarray
-) -> VectorIndex:
-    """The index of a folder; exact search if it has none. Raises UserError."""
-    about = about_file(folder, modality)
-    if not about.exists():
-        return VectorIndex(Spec("exact"), rows)
-    try:
-        record = json.loads(about.read_text("utf-8"))
-        spec = Spec(**record["spec"])
-        digest = record["model_digest"]
-        num_rows = record["num_rows"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{about} cannot be read: {error}; run `clipx index` again") from error
-    if digest != manifest.model_digest or num_rows != len(rows):
-        raise UserError(
-            f"{about} belongs to {num_rows:,} other embeddings, or to those of another model; run "
-            "`clipx index` again"
-        )
-    return VectorIndex.open(index_file(folder, modality), spec, rows)

@@ -30,6 +30,7 @@ from clipx.search.embeddings import (
     parts_of,
     read_manifest,
 )
+from clipx.search.growth import has_more_shards
 from clipx.search.metadata import import_parquet, write_table
 from clipx.types import EmbeddingError, UserError
 
@@ -105,14 +106,23 @@ class EmbedCorpus:
                 )
             self.manifest.write(folder)
             return
-        shown = []
-        for name, (old, new) in read_manifest(folder).differences(self.manifest).items():
-            shown.append(f"{name} {_short(old)} there, {_short(new)} here")
-        if shown:
+        old = read_manifest(folder)
+        differences = old.differences(self.manifest)
+        if differences and not has_more_shards(old, self.manifest, self.corpus):
+            shown = []
+            for name, (there, here) in differences.items():
+                shown.append(f"{name} {_short(there)} there, {_short(here)} here")
             raise UserError(
                 f"--out {folder} has embeddings of something else: {'; '.join(shown)}; choose "
-                "another folder, or delete it"
+                "another folder, or delete it. A corpus may grow by shards that come after the "
+                "others, which stay as they were"
             )
+        self.manifest = replace(self.manifest, earlier=old.earlier)
+        if differences:
+            self.manifest = old.grown(self.manifest)
+            # Not complete from here on, so that nobody reads names that are changing.
+            self.manifest.write(folder)
+        self.files.rename_parts()
 
     def build(self, progress: Progress, *, rank: int = 0, world_size: int = 1) -> None:
         """Embed the parts that this rank has to, and that are missing. Raises UserError, OSError,

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,9 @@ from clipx.types import UserError
 Modality = Literal["image", "text"]
 FORMAT = 1
 MANIFEST = "manifest.json"
+GROWING = ("data", "corpus_digest", "num_parts", "num_samples", "num_embedded", "num_bad")
+"""Fields of a manifest that differ when a corpus has more shards at its end."""
+_NO_DIFFERENCE = ("model", "num_embedded", "num_bad", "earlier")
 COLUMNS = ("key", "caption", "shard", "source_shard", "sample", "width", "height")
 """key: of the sample; caption: the first, or null; shard: its file; source_shard, sample: its
 number of the shard and in it, by which the picture is read again; width, height: of the picture"""
@@ -60,6 +64,7 @@ class Manifest:
     precision: of the towers; dtype: of the files
     data: the settings of the corpus, by which pictures are read again
     num_samples: of the corpus; num_embedded, num_bad: once complete, else null
+    earlier: the corpus before each time that it has grown, from which all rows are still there
     """
 
     model: str
@@ -77,6 +82,7 @@ class Manifest:
     has_texts: bool
     num_embedded: int | None = None
     num_bad: int | None = None
+    earlier: list[dict[str, Any]] = field(default_factory=list)
     format: int = FORMAT
 
     @property
@@ -89,9 +95,25 @@ class Manifest:
         found = {}
         for name, value in vars(self).items():
             theirs = getattr(other, name)
-            if value != theirs and name not in ("model", "num_embedded", "num_bad"):
+            if value != theirs and name not in _NO_DIFFERENCE:
                 found[name] = (value, theirs)
         return found
+
+    def has_grown_from(self, old: Manifest) -> bool:
+        """Whether these embeddings begin with the old ones, or are the same."""
+        if not self.differences(old):
+            return True
+        return any(not self._at(past).differences(old) for past in self.earlier)
+
+    def _at(self, past: dict[str, Any]) -> Manifest:
+        return replace(self, **past)
+
+    def grown(self, new: Manifest) -> Manifest:
+        """The new manifest, which remembers this one."""
+        earlier = list(self.earlier)
+        if self.is_complete:  # nothing was made of those that were not
+            earlier.append({name: getattr(self, name) for name in GROWING})
+        return replace(new, earlier=earlier)
 
     def write(self, folder: Path) -> None:
         """Raises OSError."""
@@ -116,6 +138,19 @@ class Embeddings:
 
     def quarantine_file(self, part: int) -> Path:
         return self._file("quarantine", part, "jsonl")
+
+    def rename_parts(self) -> None:
+        """Give the files of a corpus that has grown as many digits as the others. Raises OSError.
+
+        It may be stopped at any file, and other processes may do the same.
+        """
+        for file_of in (self.image_file, self.text_file, self.metadata_file, self.quarantine_file):
+            wanted = file_of(0)
+            for path in wanted.parent.glob(f"{wanted.parent.name}_*{wanted.suffix}"):
+                target = file_of(int(path.stem.rpartition("_")[2]))
+                if path != target:
+                    with suppress(FileNotFoundError):
+                        path.rename(target)
 
     def is_done(self, part: int) -> bool:
         return self.metadata_file(part).exists()

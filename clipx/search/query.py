@@ -7,25 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from clipx import embed
 from clipx.embed import Encoder, Picture
-from clipx.search.build_index import open_index
-from clipx.search.embeddings import (
-    Embeddings,
-    Manifest,
-    Modality,
-    model_digest,
-    open_complete,
-    read_vectors,
-)
-from clipx.search.filters import passing
-from clipx.search.metadata import read_metadata
-from clipx.search.vector_index import Spec, VectorIndex, nearest_rows
+from clipx.search.embeddings import Modality, model_digest
+from clipx.search.folder_store import FolderStore
+from clipx.search.qdrant_connection import is_url
+from clipx.search.qdrant_store import QdrantStore
+from clipx.search.store import Store
 from clipx.types import UserError
 
 
@@ -49,33 +41,22 @@ class Hit:
 
 class Index:
     """The embeddings of a folder of `clipx embed`, searched by the index that `clipx index` made,
-    or exactly without one.
+    or exactly without one; or those of a collection that `clipx index --to` has uploaded.
 
-        index = Index.open("embeddings/demo")
+        index = Index.open("embeddings/demo")  # or "http://localhost:6333/demo"
         hits = index.search(text="a red car", k=5)
         hits = index.search(terms=[Term(1, text="a red car"), Term(-1, text="a toy")])
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        rows: np.ndarray,
-        vectors: VectorIndex,
-        metadata: Any,
-        encoder: Encoder | None,
-    ) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.rows = rows
-        self.vectors = vectors
-        self.metadata = metadata
+    def __init__(self, store: Store, encoder: Encoder | None = None) -> None:
+        self.store = store
+        self.manifest = store.manifest
         self._encoder = encoder
 
     @classmethod
     def open(
         cls,
-        folder: Path | str,
+        source: Path | str,
         *,
         modality: Modality = "image",
         model: Encoder | None = None,
@@ -83,28 +64,22 @@ class Index:
     ) -> Index:
         """Raises UserError.
 
+        source: a folder, or the URL of a collection
         modality: whether images are found, or their captions
         model: that of the embeddings; None loads the one that the manifest names
         exact: without the index
         """
-        folder = Path(folder)
-        manifest = open_complete(folder)
-        rows = read_vectors(folder, manifest, modality)
-        files = Embeddings(folder, manifest.num_parts)
-        metadata = read_metadata([files.metadata_file(n) for n in range(manifest.num_parts)])
-        if metadata.num_rows != len(rows):
-            raise UserError(
-                f"{folder} has {len(rows):,} embeddings and {metadata.num_rows:,} rows of "
-                "metadata; delete the part that is damaged and embed again"
-            )
+        store: Store
+        if is_url(source):
+            store = QdrantStore.open(str(source), modality, exact=exact)
+        else:
+            store = FolderStore.open(Path(source), modality, exact=exact)
+        manifest = store.manifest
         if model is not None and model_digest(model) != manifest.model_digest:
             raise UserError(
-                f"{folder} was embedded by {manifest.model}, and {model.source} is another model"
+                f"{source} was embedded by {manifest.model}, and {model.source} is another model"
             )
-        vectors = open_index(folder, modality, manifest, rows)
-        if exact:
-            vectors = VectorIndex(Spec("exact"), rows)
-        return cls(folder, manifest, rows, vectors, metadata, model)
+        return cls(store, model)
 
     @property
     def encoder(self) -> Encoder:
@@ -114,8 +89,8 @@ class Index:
             encoder = embed.load(source)
             if model_digest(encoder) != self.manifest.model_digest:
                 raise UserError(
-                    f"{source} has changed since {self.folder} was embedded; give --model with the "
-                    "checkpoint of that time, or embed again"
+                    f"{source} has changed since {self.store.source} was embedded; give --model "
+                    "with the checkpoint of that time, or embed again"
                 )
             self._encoder = encoder
         return self._encoder
@@ -144,10 +119,7 @@ class Index:
             if image is not None:
                 all_terms.append(Term(1, image=image))
             vector = self.embed(all_terms)
-        hits = []
-        for row, score in self.nearest(vector, k, where=where):
-            hits.append(Hit(row, score, self.metadata_of(row)))
-        return hits
+        return self.hits(self.nearest(vector, k, where=where))
 
     def nearest(
         self, vector: Tensor, k: int, *, where: str | None = None
@@ -156,18 +128,15 @@ class Index:
 
         vector: (D,); where: as for `search`
         """
-        query = F.normalize(vector.float(), dim=0)[None]
-        if where is None:
-            scores, rows = self.vectors.search(query, k)
-        else:
-            # Exactly, over the rows that pass: an index would find others first.
-            allowed = passing(where, self.metadata)
-            scores, places = nearest_rows(query, self.rows[allowed], k)
-            numbers = torch.from_numpy(allowed)
-            rows = torch.full_like(places, -1)
-            rows[places >= 0] = numbers[places[places >= 0]]
-        pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
-        return [(row, score) for row, score in pairs if row >= 0]
+        return self.store.nearest(F.normalize(vector.float(), dim=0), k, where=where)
+
+    def hits(self, found: Sequence[tuple[int, float]]) -> list[Hit]:
+        """Of (row, similarity) pairs, with their metadata. Raises UserError."""
+        metadata = self.store.metadata([row for row, _ in found])
+        hits = []
+        for (row, score), values in zip(found, metadata, strict=True):
+            hits.append(Hit(row, score, values))
+        return hits
 
     def embed(self, terms: Sequence[Term]) -> Tensor:
         """(D,) the sum of the terms' unit vectors with their signs, of unit norm. Raises
@@ -184,9 +153,8 @@ class Index:
         return signed_sum([term.sign for term in terms], rows)
 
     def metadata_of(self, row: int) -> dict[str, Any]:
-        """Columns that the sample has."""
-        (values,) = self.metadata.slice(row, 1).to_pylist()
-        return {name: value for name, value in values.items() if value is not None}
+        """Columns that the sample has. Raises UserError."""
+        return self.store.metadata([row])[0]
 
 
 def signed_sum(signs: Sequence[int], rows: Sequence[Tensor]) -> Tensor:

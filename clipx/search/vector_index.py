@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipx.search.exact import BLOCK, as_float32, nearest_rows
 from clipx.types import UserError
 
 Kind = Literal["exact", "hnsw", "ivf", "ivfpq"]
-BLOCK = 16_384  # rows that are compared, or added to an index, at a time
-ROUNDING = 1e-5  # more than a float32 product of unit rows is off
 HNSW_NEIGHBORS = 32
 HNSW_BUILD_EFFORT = 200
 EFFORTS: dict[Kind, tuple[int, ...]] = {
@@ -70,12 +69,26 @@ class VectorIndex:
 
     rows: of the embeddings, float16 or float32
     faiss_index: of all kinds but `exact`
+    kept: (N,) bool, False for rows that no search finds; None keeps all
     """
 
-    def __init__(self, spec: Spec, rows: np.ndarray, faiss_index: Any = None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        rows: np.ndarray,
+        faiss_index: Any = None,
+        kept: np.ndarray | None = None,
+    ) -> None:
         self.spec = spec
         self.rows = rows
+        self.kept = np.ones(len(rows), dtype=np.bool_) if kept is None else kept
         self._index = faiss_index
+        self._selector: Any = None
+        if faiss_index is not None and not self.kept.all():
+            # It keeps a pointer to the numbers, so they have to live as long.
+            self._removed = np.flatnonzero(~self.kept)
+            faiss = import_faiss()
+            self._selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(self._removed))
 
     @classmethod
     def build(cls, spec: Spec, rows: np.ndarray, *, seed: int = 0) -> VectorIndex:
@@ -99,13 +112,31 @@ class VectorIndex:
             count = min(len(rows), 256 * spec.cells)
             picked = np.random.default_rng(seed).choice(len(rows), count, replace=False)
             index.train(as_float32(rows[np.sort(picked)]))
-        for first in range(0, len(rows), BLOCK):  # float16 files become float32 piece by piece
-            index.add(as_float32(rows[first : first + BLOCK]))
-        return cls(spec, rows, index)
+        return cls(spec, rows[:0], index).extended(rows)
+
+    def extended(self, rows: np.ndarray) -> VectorIndex:
+        """With the rows that are not in it yet, which are added to the index in memory.
+
+        rows: (N, D), which begin with those of the index
+        """
+        for first in range(len(self.rows), len(rows), BLOCK):
+            # float16 files become float32 piece by piece
+            self._index.add(as_float32(rows[first : first + BLOCK]))
+        return VectorIndex(self.spec, rows, self._index)
 
     def with_effort(self, effort: int) -> VectorIndex:
         """The same index that tries so hard."""
-        return VectorIndex(replace(self.spec, effort=effort), self.rows, self._index)
+        return VectorIndex(replace(self.spec, effort=effort), self.rows, self._index, self.kept)
+
+    def is_same(self, other: VectorIndex) -> bool:
+        """Whether both search the same structure, whatever their effort."""
+        return self._index is other._index
+
+    def without(self, removed: np.ndarray) -> VectorIndex:
+        """The same index, whose searches do not find some rows, (n,) int64."""
+        kept = self.kept.copy()
+        kept[removed] = False
+        return VectorIndex(self.spec, self.rows, self._index, kept)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """((Q, k) similarities, (Q, k) int64 rows), best first; -inf and -1 where there are fewer
@@ -114,10 +145,10 @@ class VectorIndex:
         queries: (Q, D) float32 of unit norm
         """
         if self.spec.kind == "exact":
-            return nearest_rows(queries, self.rows, k)
-        self._set_effort(k)
+            return nearest_rows(queries, self.rows, k, kept=self.kept)
         wanted = k * RERANKED if self.spec.kind == "ivfpq" else k
-        scores, found = self._index.search(queries.numpy(), min(wanted, len(self.rows)))
+        wanted = min(wanted, len(self.rows))
+        scores, found = self._index.search(queries.numpy(), wanted, params=self._parameters(k))
         if self.spec.kind == "ivfpq":
             return self._rerank(queries, torch.from_numpy(found), k)
         missing = torch.from_numpy(found) < 0
@@ -135,13 +166,16 @@ class VectorIndex:
         best = values.topk(min(k, values.shape[1]), dim=1)
         return _padded(best.values, found.gather(1, best.indices), k)
 
-    def _set_effort(self, k: int) -> None:
+    def _parameters(self, k: int) -> Any:
+        """Of one search, so that threads that search at once do not change each other's."""
+        faiss = import_faiss()
         if self.spec.kind == "hnsw":
-            self._index.hnsw.efSearch = max(k, self.spec.effort)
-        else:
-            # Cells that have twice as many rows as are wanted, so that a long list is filled.
-            num_cells = -(-2 * k * self.spec.cells // len(self.rows))
-            self._index.nprobe = min(self.spec.cells, max(self.spec.effort, num_cells))
+            effort = max(k, self.spec.effort)
+            return faiss.SearchParametersHNSW(efSearch=effort, sel=self._selector)
+        # Cells that have twice as many rows as are wanted, so that a long list is filled.
+        num_cells = -(-2 * k * self.spec.cells // len(self.rows))
+        effort = min(self.spec.cells, max(self.spec.effort, num_cells))
+        return faiss.SearchParametersIVF(nprobe=effort, sel=self._selector)
 
     def write(self, path: Path) -> None:
         """Raises OSError."""
@@ -151,13 +185,18 @@ class VectorIndex:
             raise OSError(f"{path}: {error}") from error
 
     @classmethod
-    def open(cls, path: Path, spec: Spec, rows: np.ndarray) -> VectorIndex:
-        """Memory-mapped: opened at once, and read where it is searched. Raises UserError."""
+    def open(
+        cls, path: Path, spec: Spec, rows: np.ndarray, *, is_mapped: bool = True
+    ) -> VectorIndex:
+        """Memory-mapped: opened at once, and read where it is searched. Raises UserError.
+
+        is_mapped: False to add rows to it
+        """
         if spec.kind == "exact":
             return cls(spec, rows)
         faiss = import_faiss()
         try:
-            flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+            flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if is_mapped else 0
             index = faiss.read_index(str(path), flags)
         except RuntimeError as error:
             raise UserError(f"{path} cannot be read: {error}; run `clipx index` again") from error
@@ -180,39 +219,12 @@ class VectorIndex:
         return num_rows * per_row[self.spec.kind] + 4 * width * self.spec.cells
 
 
-def nearest_rows(queries: Tensor, rows: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
-    """As `VectorIndex.search`, exactly: of rows with equal similarities the first comes first.
-
-    A product of matrices rounds an element by its place, so that equal rows may score differently.
-    It only finds candidates here, whose similarities are then computed in float64, row by row.
-    """
-    candidates: list[list[Tensor]] = [[] for _ in queries]
-    for first in range(0, len(rows), BLOCK):
-        scores = queries @ torch.from_numpy(as_float32(rows[first : first + BLOCK])).T
-        least = scores.topk(min(k, scores.shape[1]), dim=1).values[:, -1:]
-        for found, is_candidate in zip(candidates, scores >= least - ROUNDING, strict=True):
-            found.append(is_candidate.nonzero()[:, 0] + first)
-    values = torch.full((len(queries), k), -torch.inf)
-    numbers = torch.full((len(queries), k), -1)
-    for number, (query, found) in enumerate(zip(queries.double(), candidates, strict=True)):
-        places = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
-        exact = (torch.from_numpy(rows[places.numpy()]).double() * query).sum(1)
-        order = exact.sort(descending=True, stable=True).indices[:k]
-        values[number, : len(order)] = exact[order].float()
-        numbers[number, : len(order)] = places[order]
-    return values, numbers
-
-
 def _padded(values: Tensor, numbers: Tensor, k: int) -> tuple[Tensor, Tensor]:
     missing = k - values.shape[1]
     if missing <= 0:
         return values[:, :k], numbers[:, :k]
     values = torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
     return values, torch.nn.functional.pad(numbers, (0, missing), value=-1)
-
-
-def as_float32(rows: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(rows, dtype=np.float32)
 
 
 def import_faiss() -> Any:

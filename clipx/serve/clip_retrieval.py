@@ -78,7 +78,7 @@ def _knn(body: KnnBody, service: Service, base: str) -> list[dict[str, Any]]:
     if body.deduplicate:
         index = collection.images if body.modality == "image" else collection.texts
         assert index is not None, "it was searched"
-        vectors = torch.from_numpy(index.rows[[row for row, _ in found]]).float()
+        vectors = index.store.vectors([row for row, _ in found])
         found = [found[place] for place in distinct(vectors)]
     results = []
     for place, (row, score) in enumerate(found):

@@ -1,20 +1,18 @@
-"""One folder of embeddings as the server uses it."""
+"""The embeddings of one corpus as the server uses them."""
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from clipx.embed import Encoder
-from clipx.search.embeddings import COLUMNS, Modality
+from clipx.search.embeddings import Modality
+from clipx.search.folder_store import FolderStore
 from clipx.search.query import Hit, Index, signed_sum
 from clipx.serve.batching import Batcher
 from clipx.serve.limits import Refused
@@ -22,8 +20,6 @@ from clipx.serve.pictures import Pictures
 
 FIRST_DEPTH = 250
 DEPTH_FACTOR = 5
-NUM_EXAMPLES = 8
-EXAMPLE_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,7 @@ class Collection:
         self.texts = texts
         self.batcher = batcher
         self.pictures = pictures
-        self.num_rows = len(images.rows)
-        # FAISS keeps the effort of a search in the index, which all threads share.
-        self._lock = threading.Lock()
+        self.num_rows = images.store.num_rows
 
     def embed(self, terms: Sequence[QueryTerm]) -> Tensor:
         """(D,) the sum of unit vectors with their signs. Raises Refused and UserError."""
@@ -77,12 +71,14 @@ class Collection:
     def image_vector(self, row: int) -> Tensor:
         """(D,) of a sample's picture. Raises Refused."""
         self.check_row(row)
-        return torch.from_numpy(np.array(self.images.rows[row], dtype=np.float32))
+        return self.images.store.vectors([row])[0]
 
     def check_row(self, row: int) -> None:
         """Raises Refused."""
         if not 0 <= row < self.num_rows:
             raise Refused(404, f"{self.name} has rows 0 to {self.num_rows - 1:,}, not {row}")
+        if not self.images.store.has(row):
+            raise Refused(404, f"row {row} of {self.name} was removed")
 
     def nearest(
         self, vector: Tensor, k: int, *, where: str | None = None, modality: Modality = "image"
@@ -91,8 +87,7 @@ class Collection:
         index = self.images if modality == "image" else self.texts
         if index is None:
             raise Refused(400, f"{self.name} has no captions to search; use modality image")
-        with self._lock:
-            return index.nearest(vector, k, where=where)
+        return index.nearest(vector, k, where=where)
 
     def page(
         self,
@@ -111,10 +106,7 @@ class Collection:
         while depth <= last:  # one result more than the page shows that there are more
             depth *= DEPTH_FACTOR
         found = self.nearest(vector, depth, where=where, modality=modality)
-        return self.hits(found[offset:last]), len(found) > last
-
-    def hits(self, found: Sequence[tuple[int, float]]) -> list[Hit]:
-        return [Hit(row, score, self.images.metadata_of(row)) for row, score in found]
+        return self.images.hits(found[offset:last]), len(found) > last
 
     def describe(self) -> dict[str, Any]:
         """For the page and for programs: what can be searched, and the columns of filters."""
@@ -126,51 +118,37 @@ class Collection:
             "embed_dim": manifest.embed_dim,
             "logit_scale": manifest.logit_scale,
             "modalities": ["image"] if self.texts is None else ["image", "text"],
-            "index": {"kind": self.images.vectors.spec.kind},
+            "index": {"kind": self.images.store.kind},
             "has_pictures": self.pictures.corpus is not None,
-            "columns": self._columns(),
+            "columns": self.images.store.columns(),
         }
 
-    def _columns(self) -> list[dict[str, Any]]:
-        """Name and type of each column, with its most frequent values if some are repeated."""
-        # Neighbors are alike, so the rows are spread over the corpus.
-        rows = np.arange(0, self.num_rows, max(1, self.num_rows // EXAMPLE_ROWS))
-        sample = self.images.metadata.take(rows)
-        columns = []
-        # The user's own first: they are what people filter by.
-        fields = sorted(self.images.metadata.schema, key=lambda field: field.name in COLUMNS)
-        for field in fields:
-            values = [value for value in sample.column(field.name).to_pylist() if value is not None]
-            counts = Counter(values)
-            examples = []
-            # A column of keys or captions has no values to choose from.
-            if len(counts) <= max(NUM_EXAMPLES, len(values) // 20):
-                examples = [str(value)[:80] for value, _ in counts.most_common(NUM_EXAMPLES)]
-            columns.append({"name": field.name, "type": str(field.type), "examples": examples})
-        return columns
 
+def open_collections(
+    sources: Sequence[Path | str], model: Encoder | None = None
+) -> list[Collection]:
+    """Folders of `clipx embed` and URLs of collections, each under its name. Raises UserError.
 
-def open_collections(folders: Sequence[Path], model: Encoder | None = None) -> list[Collection]:
-    """Folders of `clipx embed`, each under its name. Raises UserError.
-
-    model: that of all folders; None loads the one that each was embedded by
+    model: that of all sources; None loads the one that each was embedded by
     """
     collections: list[Collection] = []
     batchers: dict[str, Batcher] = {}  # by the digest of the model
     names: Counter[str] = Counter()
-    for folder in folders:
-        images = Index.open(folder, model=model)
+    for source in sources:
+        images = Index.open(source, model=model)
         digest = images.manifest.model_digest
         if digest not in batchers:
             encoder = images.encoder
             # Once, here: an encoder switches to evaluation and back, and threads would interfere.
             encoder.model.eval()
             batchers[digest] = Batcher(encoder)
+        store = images.store
         texts = None
-        if images.manifest.has_texts:
-            texts = Index.open(folder, modality="text")
-            texts.metadata = images.metadata  # equal, and held once
-        name = folder.resolve().name or "index"
+        if isinstance(store, FolderStore) and images.manifest.has_texts:
+            captions = FolderStore.open(Path(source), "text")
+            captions.table = store.table  # equal, and held once
+            texts = Index(captions)
+        name = store.name
         names[name] += 1
         if names[name] > 1:
             name = f"{name}-{names[name]}"

@@ -11,8 +11,9 @@ import torch
 from test_vector_index import QUERIES, ROWS, WIDTH, clustered
 
 from clipx.search import build_index as module
-from clipx.search.build_index import build_index, open_index, write_index
+from clipx.search.build_index import build_index
 from clipx.search.embeddings import Manifest
+from clipx.search.index_files import open_index, write_index
 from clipx.search.vector_index import nearest_rows
 from clipx.types import UserError
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipx.search import vector_index
+from clipx.search import exact, vector_index
 from clipx.search.vector_index import Kind, Spec, VectorIndex, nearest_rows, spec_of
 from clipx.types import UserError
 
@@ -32,7 +32,7 @@ QUERIES = clustered(40, seed=1)
 
 @pytest.mark.parametrize("block", [7, 1000, 16_384])
 def test_exact_search_is_the_whole_matrix(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_index, "BLOCK", block)
+    monkeypatch.setattr(exact, "BLOCK", block)
     scores, rows = nearest_rows(QUERIES, ROWS.numpy(), 12)
     expected = (QUERIES.double() @ ROWS.double().T).sort(dim=1, descending=True)
     assert torch.equal(rows, expected.indices[:, :12])
@@ -41,7 +41,7 @@ def test_exact_search_is_the_whole_matrix(block: int, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("block", [3, 100])
 def test_of_equal_rows_the_first_comes_first(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_index, "BLOCK", block)
+    monkeypatch.setattr(exact, "BLOCK", block)
     rows = ROWS[:5].repeat(8, 1)
     _, found = nearest_rows(ROWS[:5], rows.numpy(), 4)
     expected = torch.arange(5)[:, None] + 5 * torch.arange(4)

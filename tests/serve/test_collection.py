@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from clipx.data.config import DataConfig
+from clipx.search.folder_store import FolderStore
 from clipx.search.query import Index
 from clipx.search.vector_index import VectorIndex, spec_of
 from clipx.serve.batching import Batcher
@@ -27,7 +28,8 @@ def test_pages_of_an_approximate_index_neither_repeat_nor_miss_results(index: In
     vectors = VectorIndex.build(spec_of("ivf", NUM_ROWS, width, effort=4), rows)
     metadata = pa.table({"key": [str(row) for row in range(NUM_ROWS)]})
     manifest = replace(index.manifest, num_embedded=NUM_ROWS)
-    large = Index(Path(), manifest, rows, vectors, metadata, index.encoder)
+    store = FolderStore(Path(), manifest, rows, vectors, metadata)
+    large = Index(store, index.encoder)
     pictures = Pictures(DataConfig(), None)
     collection = Collection("large", large, None, Batcher(index.encoder), pictures)
     query = torch.randn(width, generator=generator)

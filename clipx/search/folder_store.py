@@ -1,0 +1,106 @@
+"""Embeddings in a folder of `clipx embed`, with the index of `clipx index`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipx.search.embeddings import Embeddings, Manifest, Modality, open_complete, read_vectors
+from clipx.search.exact import nearest_rows
+from clipx.search.filters import passing
+from clipx.search.index_files import open_index
+from clipx.search.metadata import read_metadata
+from clipx.search.removal import removed_rows
+from clipx.search.store import describe_columns
+from clipx.search.vector_index import Spec, VectorIndex
+from clipx.types import UserError
+
+EXAMPLE_ROWS = 10_000
+
+
+class FolderStore:
+    """rows: (N, D) of the embeddings; table: their metadata, of pyarrow; index: of the same rows"""
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, rows: np.ndarray, index: VectorIndex, table: Any
+    ) -> None:
+        self.name = folder.resolve().name or "index"
+        self.source = str(folder)
+        self.manifest = manifest
+        self.rows = rows
+        self.index = index
+        self.table = table
+        self.num_rows = len(rows)
+        self.kind: str = index.spec.kind
+
+    @classmethod
+    def open(cls, folder: Path, modality: Modality, *, exact: bool = False) -> FolderStore:
+        """Raises UserError."""
+        manifest = open_complete(folder)
+        rows = read_vectors(folder, manifest, modality)
+        table = read_table(folder, manifest, len(rows))
+        index = VectorIndex(Spec("exact"), rows)
+        if not exact:
+            index = open_index(folder, modality, manifest, rows)
+        return cls(folder, manifest, rows, index.without(removed_rows(folder, table)), table)
+
+    def nearest(
+        self, query: Tensor, k: int, *, where: str | None = None
+    ) -> list[tuple[int, float]]:
+        """See `Store.nearest`."""
+        if where is None:
+            scores, rows = self.index.search(query[None], k)
+        else:
+            # Exactly, over the rows that pass: an index would find others first.
+            allowed = passing(where, self.table)
+            allowed = allowed[self.index.kept[allowed]]
+            scores, places = nearest_rows(query[None], self.rows[allowed], k)
+            numbers = torch.from_numpy(allowed)
+            rows = torch.full_like(places, -1)
+            rows[places >= 0] = numbers[places[places >= 0]]
+        pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
+        return [(row, score) for row, score in pairs if row >= 0]
+
+    def has(self, row: int) -> bool:
+        return 0 <= row < self.num_rows and bool(self.index.kept[row])
+
+    def metadata(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """See `Store.metadata`."""
+        found = []
+        for row in rows:
+            (values,) = self.table.slice(row, 1).to_pylist()
+            found.append({name: value for name, value in values.items() if value is not None})
+        return found
+
+    def vectors(self, rows: Sequence[int]) -> Tensor:
+        """See `Store.vectors`."""
+        return torch.from_numpy(np.array(self.rows[list(rows)], dtype=np.float32))
+
+    def columns(self) -> list[dict[str, Any]]:
+        """See `Store.columns`."""
+        # Neighbors are alike, so the rows are spread over the corpus.
+        numbers = np.arange(0, self.num_rows, max(1, self.num_rows // EXAMPLE_ROWS))
+        numbers = numbers[self.index.kept[numbers]]
+        return describe_columns(column_types(self.table), self.table.take(numbers).to_pylist())
+
+
+def read_table(folder: Path, manifest: Manifest, num_rows: int) -> Any:
+    """The metadata of all parts, of pyarrow. Raises UserError if it has not `num_rows` rows."""
+    files = Embeddings(folder, manifest.num_parts)
+    table = read_metadata([files.metadata_file(part) for part in range(manifest.num_parts)])
+    if table.num_rows != num_rows:
+        raise UserError(
+            f"{folder} has {num_rows:,} embeddings and {table.num_rows:,} rows of metadata; delete "
+            "the part that is damaged and embed again"
+        )
+    return table
+
+
+def column_types(table: Any) -> dict[str, str]:
+    """name -> type, as pyarrow writes it"""
+    return {field.name: str(field.type) for field in table.schema}
