@@ -66,8 +66,9 @@ class FolderStore:
         pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
         return [(row, score) for row, score in pairs if row >= 0]
 
-    def has(self, row: int) -> bool:
-        return 0 <= row < self.num_rows and bool(self.index.kept[row])
+    def missing(self, rows: Sequence[int]) -> list[int]:
+        """See `Store.missing`."""
+        return [row for row in rows if not (0 <= row < self.num_rows and self.index.kept[row])]
 
     def metadata(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """See `Store.metadata`."""

@@ -51,7 +51,11 @@ class QdrantConnection:
             raise UserError(
                 f"the URL of a collection has no user and no ?: give the key as {KEY_VARIABLE}"
             )
-        if not parts.hostname or not re.fullmatch(r"[\w.-]{1,200}", collection):
+        try:
+            is_address = bool(parts.hostname) and parts.port != 0
+        except ValueError:  # of a port that is no number below 65536
+            is_address = False
+        if not is_address or not re.fullmatch(r"[\w.-]{1,200}", collection):
             raise UserError(
                 f"{url} is not the URL of a collection, such as http://localhost:6333/demo"
             )

@@ -69,9 +69,11 @@ class QdrantStore:
         )
         return [(int(point.id), point.score) for point in response.points]
 
-    def has(self, row: int) -> bool:
-        found = self.connection.call(self.client.retrieve, ids=[row], with_payload=False)
-        return len(found) == 1
+    def missing(self, rows: Sequence[int]) -> list[int]:
+        """See `Store.missing`."""
+        points = self.connection.call(self.client.retrieve, ids=list(rows), with_payload=False)
+        there = {int(point.id) for point in points}
+        return [row for row in rows if row not in there]
 
     def metadata(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """See `Store.metadata`."""

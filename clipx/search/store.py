@@ -35,7 +35,9 @@ class Store(Protocol):
         """
         ...
 
-    def has(self, row: int) -> bool: ...
+    def missing(self, rows: Sequence[int]) -> list[int]:
+        """Those of the rows that are not there, or removed. Raises UserError."""
+        ...
 
     def metadata(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """The columns that each sample has. Raises UserError."""
@@ -61,6 +63,7 @@ def describe_columns(
     # The user's own first: they are what people filter by.
     for name in sorted(types, key=lambda name: name in COLUMNS):
         values = [row[name] for row in sample if row.get(name) is not None]
+        values = [value for value in values if value == value]  # without NaN
         counts = Counter(values)
         examples = []
         # A column of keys or captions has no values to choose from.

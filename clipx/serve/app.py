@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Annotated
@@ -13,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from clipx.search.qdrant_connection import QdrantError
 from clipx.serve import clip_retrieval
 from clipx.serve.bodies import ClassifyBody, SearchBody, read_request, shown_errors
 from clipx.serve.collection import Collection
@@ -120,16 +122,15 @@ def _add_api(app: FastAPI, service: Service) -> None:
         size: Annotated[int, Query(ge=16, le=MAX_SIDE)] = 256,
     ) -> Response:
         collection = service.collection(index)
-        collection.check_row(row)
-        metadata = collection.images.metadata_of(row)
         async with service.thumbnails.slot():
-            content = await in_thread(collection.pictures.thumbnail, metadata, size)
+            content = await in_thread(collection.thumbnail, row, size)
         headers = {"Cache-Control": "private, max-age=600"}
         return Response(content, media_type=collection.pictures.media_type, headers=headers)
 
 
 def _add_errors(app: FastAPI) -> None:
-    """Errors are JSON of one shape. The only 5xx that requests can cause is a full queue's."""
+    """Errors are JSON of one shape. The only 5xx that requests can cause is a full queue's; a
+    collection of Qdrant that does not answer is a 502."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
@@ -141,6 +142,12 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(UserError)
     async def user_error(request: Request, error: UserError) -> Response:
         return json_response({"error": str(error)}, 400)
+
+    @app.exception_handler(QdrantError)
+    async def no_answer(request: Request, error: QdrantError) -> Response:
+        # Its text has an address, which is for the operator alone.
+        print(f"clipx: {error}", file=sys.stderr, flush=True)
+        return json_response({"error": "the vector database does not answer; try later"}, 502)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

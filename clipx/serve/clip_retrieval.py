@@ -80,11 +80,11 @@ def _knn(body: KnnBody, service: Service, base: str) -> list[dict[str, Any]]:
         assert index is not None, "it was searched"
         vectors = index.store.vectors([row for row, _ in found])
         found = [found[place] for place in distinct(vectors)]
+    rows = [row for row, _ in found]
+    shown = _metadata_of(collection, rows[: body.num_images], base)
     results = []
     for place, (row, score) in enumerate(found):
-        result = {}
-        if place < body.num_images:
-            result = _with_url(collection, row, base)
+        result = shown[place] if place < body.num_images else {}
         results.append(result | {"id": row, "similarity": score})
     return results
 
@@ -133,15 +133,19 @@ def _metadata(body: MetadataBody, service: Service, base: str) -> list[dict[str,
     """Raises Refused."""
     collection = service.collection(body.indice_name)
     service.check_count(len(body.ids))
+    collection.check_rows(body.ids)
+    found = _metadata_of(collection, body.ids, base)
     results = []
-    for row in body.ids:
-        collection.check_row(row)
-        results.append({"id": row, "metadata": _with_url(collection, row, base)})
+    for row, metadata in zip(body.ids, found, strict=True):
+        results.append({"id": row, "metadata": metadata})
     return results
 
 
-def _with_url(collection: Collection, row: int, base: str) -> dict[str, Any]:
-    """Metadata of a row. Its clients show the picture at `url`: ours, unless the corpus has one."""
-    metadata = collection.images.metadata_of(row)
-    address = f"{base}api/picture/{quote(collection.name, safe='')}/{row}?size=512"
-    return {"url": address} | metadata
+def _metadata_of(collection: Collection, rows: list[int], base: str) -> list[dict[str, Any]]:
+    """Metadata of rows. Its clients show the picture at `url`: ours, unless the corpus has one.
+    Raises UserError."""
+    found = []
+    for row, metadata in zip(rows, collection.images.store.metadata(rows), strict=True):
+        address = f"{base}api/picture/{quote(collection.name, safe='')}/{row}?size=512"
+        found.append({"url": address} | metadata)
+    return found

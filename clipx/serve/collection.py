@@ -70,14 +70,20 @@ class Collection:
 
     def image_vector(self, row: int) -> Tensor:
         """(D,) of a sample's picture. Raises Refused."""
-        self.check_row(row)
+        self.check_rows([row])
         return self.images.store.vectors([row])[0]
 
-    def check_row(self, row: int) -> None:
+    def thumbnail(self, row: int, size: int) -> bytes:
+        """See `Pictures.thumbnail`. Raises Refused and UserError."""
+        self.check_rows([row])
+        return self.pictures.thumbnail(self.images.metadata_of(row), size)
+
+    def check_rows(self, rows: Sequence[int]) -> None:
         """Raises Refused."""
-        if not 0 <= row < self.num_rows:
-            raise Refused(404, f"{self.name} has rows 0 to {self.num_rows - 1:,}, not {row}")
-        if not self.images.store.has(row):
+        for row in rows:
+            if not 0 <= row < self.num_rows:
+                raise Refused(404, f"{self.name} has rows 0 to {self.num_rows - 1:,}, not {row}")
+        for row in self.images.store.missing(rows):
             raise Refused(404, f"row {row} of {self.name} was removed")
 
     def nearest(
