@@ -58,8 +58,7 @@ def _change_list(arguments: argparse.Namespace) -> None:
 
     folder = arguments.folder
     manifest = open_complete(folder)
-    assert manifest.num_embedded is not None, "it is complete"
-    table = read_table(folder, manifest, manifest.num_embedded)
+    table = read_table(folder, manifest)
     counts = None
     if arguments.restore is not None:
         back = read_removals(Path(arguments.restore)) if arguments.restore else None
@@ -109,7 +108,7 @@ def _build(arguments: argparse.Namespace) -> None:
         raise UserError(f"--recall {arguments.recall} is not in (0, 1]")
     manifest = open_complete(folder)
     rows = read_vectors(folder, manifest, arguments.of)
-    removed = removed_rows(folder, read_table(folder, manifest, len(rows)))
+    removed = removed_rows(folder, read_table(folder, manifest))
     queries = None
     if manifest.has_texts:
         # Captions look for images, and images for captions.

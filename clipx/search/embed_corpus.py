@@ -75,7 +75,6 @@ class EmbedCorpus:
         weights = {field_names: 1.0} if isinstance(field_names, str) else field_names
         self.fields = CaptionFields(weights)
         self.parts = parts_of(corpus, part_size)
-        self.files = Embeddings(folder, len(self.parts))
         self.manifest = Manifest(
             model=model,
             model_digest=model_digest(encoder),
@@ -91,6 +90,7 @@ class EmbedCorpus:
             num_samples=int(corpus.sizes.sum()),
             has_texts=self._has_captions(),
         )
+        self.files = Embeddings(folder, len(self.parts), has_texts=self.manifest.has_texts)
 
     def open_folder(self) -> None:
         """Write the manifest, or check that the folder has the same. Raises UserError and

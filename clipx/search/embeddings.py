@@ -123,8 +123,9 @@ class Manifest:
 class Embeddings:
     """The files of a folder."""
 
-    def __init__(self, folder: Path, num_parts: int) -> None:
+    def __init__(self, folder: Path, num_parts: int, *, has_texts: bool = False) -> None:
         self.folder = folder
+        self._has_texts = has_texts
         self._digits = len(str(max(0, num_parts - 1)))
 
     def image_file(self, part: int) -> Path:
@@ -153,7 +154,10 @@ class Embeddings:
                         path.rename(target)
 
     def is_done(self, part: int) -> bool:
-        return self.metadata_file(part).exists()
+        files = [self.metadata_file(part), self.image_file(part)]
+        if self._has_texts:
+            files.append(self.text_file(part))
+        return all(path.exists() for path in files)
 
     def _file(self, name: str, part: int, extension: str) -> Path:
         # With zeros, so that the order of names is that of numbers, as readers assume.
@@ -202,12 +206,19 @@ def read_vectors(folder: Path, manifest: Manifest, modality: Modality) -> np.nda
         raise UserError(f"{folder} has no embeddings of texts: its corpus has no captions")
     files = Embeddings(folder, manifest.num_parts)
     file_of = files.image_file if modality == "image" else files.text_file
-    return read_rows([file_of(part) for part in range(manifest.num_parts)])
+    rows = read_rows([file_of(part) for part in range(manifest.num_parts)])
+    if rows.shape[1] != manifest.embed_dim:
+        raise UserError(
+            f"{folder} has embeddings of {rows.shape[1]} dimensions, and its {MANIFEST} says "
+            f"{manifest.embed_dim}: files of another model; embed the corpus again into a new "
+            "folder"
+        )
+    return rows
 
 
 def read_rows(files: list[Path]) -> np.ndarray:
-    """(N, D) of several files, end to end. Raises UserError for a file that is damaged or has
-    another width."""
+    """(N, D) of several files, end to end. Raises UserError for a file that is damaged, has another
+    width, or has rows that are not of unit norm."""
     arrays: list[np.ndarray] = []
     for path in files:
         try:
@@ -217,7 +228,26 @@ def read_rows(files: list[Path]) -> np.ndarray:
         if rows.ndim != 2 or (arrays and rows.shape[1] != arrays[0].shape[1]):
             raise UserError(f"{path} has shape {rows.shape}, unlike the files before it")
         arrays.append(rows)
-    return np.concatenate(arrays)
+    if not arrays:
+        raise UserError("the embeddings have no files: the corpus has no samples; embed another")
+    whole = np.concatenate(arrays)
+    if not _may_be_unit(whole):
+        for path, rows in zip(files, arrays, strict=True):
+            if not _may_be_unit(np.array(rows)):
+                raise UserError(
+                    f"{path} has numbers that are not finite or above 1, which rows of unit norm "
+                    "have not; delete it and embed again"
+                )
+    return whole
+
+
+def _may_be_unit(rows: np.ndarray) -> bool:
+    """Whether no element is outside of [-1, 1], by more than rounding; NaN and infinity are."""
+    if not rows.size:
+        return True
+    # One pass at the speed of memory: NumPy's isfinite is 5 times slower on float16.
+    low, high = torch.aminmax(torch.from_numpy(rows))
+    return bool(low >= -1.01) and bool(high <= 1.01)
 
 
 def model_digest(encoder: Encoder) -> str:

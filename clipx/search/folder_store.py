@@ -14,7 +14,7 @@ from clipx.search.embeddings import Embeddings, Manifest, Modality, open_complet
 from clipx.search.exact import nearest_rows
 from clipx.search.filters import passing
 from clipx.search.index_files import open_index
-from clipx.search.metadata import read_metadata
+from clipx.search.metadata import import_parquet, read_metadata
 from clipx.search.removal import removed_rows
 from clipx.search.store import describe_columns
 from clipx.search.vector_index import Spec, VectorIndex
@@ -43,7 +43,7 @@ class FolderStore:
         """Raises UserError."""
         manifest = open_complete(folder)
         rows = read_vectors(folder, manifest, modality)
-        table = read_table(folder, manifest, len(rows))
+        table = read_table(folder, manifest)
         index = VectorIndex(Spec("exact"), rows)
         if not exact:
             index = open_index(folder, modality, manifest, rows)
@@ -90,15 +90,21 @@ class FolderStore:
         return describe_columns(column_types(self.table), self.table.take(numbers).to_pylist())
 
 
-def read_table(folder: Path, manifest: Manifest, num_rows: int) -> Any:
-    """The metadata of all parts, of pyarrow. Raises UserError if it has not `num_rows` rows."""
+def read_table(folder: Path, manifest: Manifest) -> Any:
+    """The metadata of all parts, of pyarrow. Raises UserError if a part has not a row for each
+    embedding."""
+    _, pq = import_parquet()
     files = Embeddings(folder, manifest.num_parts)
-    table = read_metadata([files.metadata_file(part) for part in range(manifest.num_parts)])
-    if table.num_rows != num_rows:
-        raise UserError(
-            f"{folder} has {num_rows:,} embeddings and {table.num_rows:,} rows of metadata; delete "
-            "the part that is damaged and embed again"
-        )
+    paths = [files.metadata_file(part) for part in range(manifest.num_parts)]
+    table = read_metadata(paths)
+    for part, path in enumerate(paths):
+        num_embeddings = len(np.load(files.image_file(part), mmap_mode="r"))
+        num_rows = pq.read_metadata(path).num_rows
+        if num_rows != num_embeddings:
+            raise UserError(
+                f"{files.image_file(part)} has {num_embeddings:,} embeddings and {path} "
+                f"{num_rows:,} rows; delete both and embed again"
+            )
     return table
 
 

@@ -58,7 +58,7 @@ class QdrantUpload:
         self.on_disk = on_disk
         manifest = open_complete(folder)
         self.rows = read_vectors(folder, manifest, modality)
-        self.table = read_table(folder, manifest, len(self.rows))
+        self.table = read_table(folder, manifest)
         self.removed = removed_rows(folder, self.table)
         is_wanted = np.ones(len(self.rows), dtype=np.bool_)
         is_wanted[self.removed] = False
@@ -163,8 +163,6 @@ class QdrantUpload:
         from qdrant_client import models
 
         vectors = np.asarray(self.rows[ids], dtype=np.float32)
-        if not np.isfinite(vectors).all():
-            raise UserError(f"{self.folder} has vectors that are not finite; embed it again")
         payloads = [payload_of(values) for values in self.table.take(ids).to_pylist()]
         batch = models.Batch(ids=ids.tolist(), vectors=vectors.tolist(), payloads=payloads)
         # Waits until the points are stored, so that those which are counted stay.

@@ -199,7 +199,8 @@ class VectorIndex:
             flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if is_mapped else 0
             index = faiss.read_index(str(path), flags)
         except RuntimeError as error:
-            raise UserError(f"{path} cannot be read: {error}; run `clipx index` again") from error
+            reason = str(error).rpartition("failed: ")[2]  # before it are places in FAISS's source
+            raise UserError(f"{path} cannot be read: {reason}; run `clipx index` again") from error
         if index.ntotal != len(rows) or index.d != rows.shape[1]:
             raise UserError(
                 f"{path} has {index.ntotal} vectors of {index.d} dimensions, the embeddings have "

@@ -165,7 +165,9 @@ def test_an_incomplete_or_damaged_folder_is_refused(
     with pytest.raises(UserError, match=r"img_emb_1\.npy cannot be read"):
         Index.open(copy)
     shutil.copy(made[0] / "img_emb/img_emb_0.npy", copy / "img_emb/img_emb_1.npy")
-    with pytest.raises(UserError, match="has 50 embeddings and 40 rows of metadata"):
+    with pytest.raises(
+        UserError, match=r"img_emb_1\.npy has 25 embeddings and .*metadata_1\.parquet 15 rows"
+    ):
         Index.open(copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"num_embedded": None}))
