@@ -24,7 +24,12 @@ QUANTIZED = {
     "scalar": lambda value: edge.ScalarQuantizationConfig(
         edge.ScalarType.Int8, quantile=value["quantile"], always_ram=value["always_ram"]
     ),
-    "binary": lambda value: edge.BinaryQuantizationConfig(always_ram=value["always_ram"]),
+    "binary": lambda value: edge.BinaryQuantizationConfig(
+        always_ram=value["always_ram"],
+        query_encoding={"scalar8bits": edge.BinaryQuantizationQueryEncoding.Scalar8Bits}[
+            value["query_encoding"]
+        ],
+    ),
 }
 
 

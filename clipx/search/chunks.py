@@ -14,7 +14,8 @@ from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus
 from clipx.data.sample import BAD_SAMPLE_ERRORS, Raw, SampleError
 from clipx.embed import Encoder
-from clipx.search.embeddings import COLUMNS, Part
+from clipx.search.embeddings import COLUMNS
+from clipx.search.parts import Part
 
 CHUNK = 256  # samples that a worker reads, and the towers embed, at a time
 NO_COLUMNS = ("json", "txt")

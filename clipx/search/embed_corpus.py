@@ -22,16 +22,10 @@ from clipx.data.workers import from_workers
 from clipx.embed import Encoder
 from clipx.files import replacing, write_whole
 from clipx.search.chunks import Chunk, ChunkReader
-from clipx.search.embeddings import (
-    Embeddings,
-    Manifest,
-    Part,
-    model_digest,
-    parts_of,
-    read_manifest,
-)
+from clipx.search.embeddings import Manifest, model_digest, read_manifest
 from clipx.search.growth import has_more_shards
 from clipx.search.metadata import import_parquet, write_table
+from clipx.search.parts import Embeddings, Part, parts_of
 from clipx.types import EmbeddingError, UserError
 
 KEPT = ("shards", "sources", "caption_field", "max_image_pixels", "max_image_bytes")

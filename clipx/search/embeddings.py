@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +25,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from clipx.data.corpus import Corpus
 from clipx.embed import Encoder
 from clipx.files import write_whole
+from clipx.search.parts import Embeddings
 from clipx.types import UserError
 
 Modality = Literal["image", "text"]
@@ -40,19 +39,6 @@ _NO_DIFFERENCE = ("model", "num_embedded", "num_bad", "earlier")
 COLUMNS = ("key", "caption", "shard", "source_shard", "sample", "width", "height")
 """key: of the sample; caption: the first, or null; shard: its file; source_shard, sample: its
 number of the shard and in it, by which the picture is read again; width, height: of the picture"""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Samples first ... stop - 1 of a shard."""
-
-    number: int
-    shard: int
-    first: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.first
 
 
 @dataclass(frozen=True)
@@ -112,65 +98,12 @@ class Manifest:
         """The new manifest, which remembers this one."""
         earlier = list(self.earlier)
         if self.is_complete:  # nothing was made of those that were not
-            earlier.append({name: getattr(self, name) for name in GROWING})
+            earlier.append({name: vars(self)[name] for name in GROWING})
         return replace(new, earlier=earlier)
 
     def write(self, folder: Path) -> None:
         """Raises OSError."""
         write_whole(folder / MANIFEST, json.dumps(asdict(self), indent=1) + "\n")
-
-
-class Embeddings:
-    """The files of a folder."""
-
-    def __init__(self, folder: Path, num_parts: int, *, has_texts: bool = False) -> None:
-        self.folder = folder
-        self._has_texts = has_texts
-        self._digits = len(str(max(0, num_parts - 1)))
-
-    def image_file(self, part: int) -> Path:
-        return self._file("img_emb", part, "npy")
-
-    def text_file(self, part: int) -> Path:
-        return self._file("text_emb", part, "npy")
-
-    def metadata_file(self, part: int) -> Path:
-        return self._file("metadata", part, "parquet")
-
-    def quarantine_file(self, part: int) -> Path:
-        return self._file("quarantine", part, "jsonl")
-
-    def rename_parts(self) -> None:
-        """Give the files of a corpus that has grown as many digits as the others. Raises OSError.
-
-        It may be stopped at any file, and other processes may do the same.
-        """
-        for file_of in (self.image_file, self.text_file, self.metadata_file, self.quarantine_file):
-            wanted = file_of(0)
-            for path in wanted.parent.glob(f"{wanted.parent.name}_*{wanted.suffix}"):
-                target = file_of(int(path.stem.rpartition("_")[2]))
-                if path != target:
-                    with suppress(FileNotFoundError):
-                        path.rename(target)
-
-    def is_done(self, part: int) -> bool:
-        files = [self.metadata_file(part), self.image_file(part)]
-        if self._has_texts:
-            files.append(self.text_file(part))
-        return all(path.exists() for path in files)
-
-    def _file(self, name: str, part: int, extension: str) -> Path:
-        # With zeros, so that the order of names is that of numbers, as readers assume.
-        return self.folder / name / f"{name}_{part:0{self._digits}d}.{extension}"
-
-
-def parts_of(corpus: Corpus, part_size: int) -> list[Part]:
-    """All samples of the corpus, in its order."""
-    parts = []
-    for shard, size in enumerate(corpus.sizes.tolist()):
-        for first in range(0, size, part_size):
-            parts.append(Part(len(parts), shard, first, min(size, first + part_size)))
-    return parts
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipx.search.embeddings import Embeddings, Manifest, Modality, open_complete, read_vectors
+from clipx.search.embeddings import Manifest, Modality, open_complete, read_vectors
 from clipx.search.exact import nearest_rows
 from clipx.search.filters import passing
 from clipx.search.index_files import open_index
 from clipx.search.metadata import import_parquet, read_metadata
+from clipx.search.parts import Embeddings
 from clipx.search.removal import removed_rows
 from clipx.search.store import describe_columns
 from clipx.search.vector_index import Spec, VectorIndex
@@ -29,6 +30,7 @@ class FolderStore:
     def __init__(
         self, folder: Path, manifest: Manifest, rows: np.ndarray, index: VectorIndex, table: Any
     ) -> None:
+        self.folder = folder
         self.name = folder.resolve().name or "index"
         self.source = str(folder)
         self.manifest = manifest
@@ -43,6 +45,11 @@ class FolderStore:
         """Raises UserError."""
         manifest = open_complete(folder)
         rows = read_vectors(folder, manifest, modality)
+        if len(rows) == 0:
+            raise UserError(
+                f"{folder} has no embeddings: none of the {manifest.num_samples:,} samples of the "
+                f"corpus could be embedded, for the reasons in {folder / 'quarantine'}"
+            )
         table = read_table(folder, manifest)
         index = VectorIndex(Spec("exact"), rows)
         if not exact:

@@ -16,8 +16,9 @@ from clipx.search.store import describe_columns
 from clipx.types import UserError
 
 EXAMPLE_ROWS = 1000
-OVERSAMPLING: dict[Quantization, float] = {"int8": 2.0, "binary": 4.0}
-"""Times k candidates of quantized vectors that are compared by their whole vectors."""
+OVERSAMPLING: dict[Quantization, float] = {"int8": 2.0, "binary": 16.0}
+"""Times k candidates of quantized vectors that are compared by their whole vectors, which finds
+0.997 and 0.91 of the exact 10 nearest of 55,292 vectors of 192 dimensions."""
 
 
 class QdrantStore:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ from clipx.search.folder_store import FolderStore
 from clipx.search.qdrant_connection import is_url
 from clipx.search.qdrant_store import QdrantStore
 from clipx.search.store import Store
+from clipx.search.vector_index import VectorIndex
 from clipx.types import UserError
 
 
@@ -80,6 +82,36 @@ class Index:
                 f"{source} was embedded by {manifest.model}, and {model.source} is another model"
             )
         return cls(store, model)
+
+    @property
+    def whole(self) -> FolderStore:
+        """The folder, for what reads all its embeddings. Raises UserError for a collection."""
+        if not isinstance(self.store, FolderStore):
+            raise UserError(
+                f"{self.store.source} is a collection, and this reads all embeddings: give the "
+                "folder that was uploaded"
+            )
+        return self.store
+
+    @property
+    def folder(self) -> Path:
+        """Of the embeddings. Raises UserError for a collection, as all of `whole`."""
+        return self.whole.folder
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(N, D) of the embeddings, removed ones included."""
+        return self.whole.rows
+
+    @property
+    def vectors(self) -> VectorIndex:
+        """Of all rows; `kept` is False for removed ones."""
+        return self.whole.index
+
+    @property
+    def metadata(self) -> Any:
+        """A pyarrow table of all rows."""
+        return self.whole.table
 
     @property
     def encoder(self) -> Encoder:

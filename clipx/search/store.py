@@ -68,6 +68,7 @@ def describe_columns(
         examples = []
         # A column of keys or captions has no values to choose from.
         if len(counts) <= max(NUM_EXAMPLES, len(values) // 20):
-            examples = [str(value)[:80] for value, _ in counts.most_common(NUM_EXAMPLES)]
+            frequent = sorted(counts, key=lambda value: (-counts[value], str(value)))
+            examples = [str(value)[:80] for value in frequent[:NUM_EXAMPLES]]
         columns.append({"name": name, "type": types[name], "examples": examples})
     return columns

@@ -407,3 +407,9 @@ def test_a_server_killed_and_started_again_during_an_upload_loses_nothing(
         )
     finally:
         end(process)
+
+
+def test_what_reads_all_embeddings_needs_the_folder(folder: Path, server: Server) -> None:
+    upload(folder, server.url("demo"))
+    with pytest.raises(UserError, match="this reads all embeddings: give the folder"):
+        _ = Index.open(server.url("demo")).rows

@@ -55,9 +55,9 @@ def test_recall_is_that_of_the_retrieval_evaluator(
     evaluator = retrieval.Config(path=str(tmp_path / "set")).build()
     result = evaluator.evaluate(index.encoder, Setting())
     places = []
-    for row in range(index.store.num_rows):
+    for row in range(len(index.rows)):
         caption = index.metadata_of(row)["caption"]
-        hits = index.search(text=caption, k=index.store.num_rows)
+        hits = index.search(text=caption, k=len(index.rows))
         places.append([hit.row for hit in hits].index(row))
     for k in (1, 5, 10):
         hits = torch.tensor(places) < k
@@ -140,8 +140,8 @@ def test_the_command_line(made: tuple[Path, Path], capsys: pytest.CaptureFixture
     assert "recall@10" in capsys.readouterr().out
     cli.main(["search", folder, "picture 3", "-k", "1"])
     assert "k" in capsys.readouterr().out
-    assert Index.open(folder).store.kind == "hnsw"
-    assert Index.open(folder, exact=True).store.kind == "exact"
+    assert Index.open(folder).vectors.spec.kind == "hnsw"
+    assert Index.open(folder, exact=True).vectors.spec.kind == "exact"
     with pytest.raises(SystemExit):
         cli.main(["search", folder])
     assert "give a text" in capsys.readouterr().err

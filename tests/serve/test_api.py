@@ -67,7 +67,7 @@ def test_texts_pictures_and_rows_are_added_with_their_signs(
     text = index.encoder.encode_text("picture 3")[0]
     near = index.encoder.encode_image(first)[0]
     far = index.encoder.encode_image(second)[0]
-    vector = text - far + index.store.vectors([5])[0] + near
+    vector = text - far + torch.from_numpy(index.rows[5].copy()) + near
     assert rows(response.json()) == [hit.row for hit in index.search(vector=vector, k=90)]
 
 

@@ -71,7 +71,7 @@ def test_duplicates_are_left_out_and_the_best_stays() -> None:
 
 def test_deduplicated_results_are_no_near_duplicates(client: TestClient, index: Index) -> None:
     results = ask(client, text="a cat", num_result_ids=90, num_images=90, deduplicate=True)
-    kept = index.store.vectors([result["id"] for result in results])
+    kept = torch.from_numpy(index.rows[[result["id"] for result in results]])
     similarities = kept @ kept.T - 2 * torch.eye(len(kept))
     assert similarities.max() < 0.94
     assert results[0]["id"] == index.search(text="a cat", k=1)[0].row
