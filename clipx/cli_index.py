@@ -32,6 +32,8 @@ def add_verbs(verbs: Any) -> None:
     text = "of a new collection: vectors of a byte or a bit a number in memory, whole ones on disk"
     kinds = ["none", "int8", "binary"]
     index.add_argument("--quantization", choices=kinds, default="none", help=text)
+    text = "with --to: this is task I of N, from 1, which upload at the same time"
+    index.add_argument("--task", metavar="I/N", help=text)
     text = "of a new collection: vectors on disk, read through the page cache"
     index.add_argument("--on-disk", action="store_true", help=text)
     index.set_defaults(run=_index)
@@ -77,10 +79,12 @@ def _change_list(arguments: argparse.Namespace) -> None:
 def _upload(arguments: argparse.Namespace) -> None:
     """Raises UserError."""
     from clipx.progress import progress
+    from clipx.search.parts import share_of_task
     from clipx.search.qdrant_connection import LONG_WAITS, QdrantConnection
     from clipx.search.qdrant_record import Quantization
     from clipx.search.qdrant_upload import QdrantUpload
 
+    share = share_of_task(arguments.task)
     connection = QdrantConnection.open(arguments.to)
     # A wrong address or key is an error at once; later, a server may be started again.
     connection.call(connection.client.collection_exists)
@@ -89,8 +93,10 @@ def _upload(arguments: argparse.Namespace) -> None:
     upload = QdrantUpload(
         connection, arguments.folder, arguments.of, quantization, on_disk=arguments.on_disk
     )
-    counts = upload.run(progress)
+    counts = upload.run(progress, **share)
     print(f"{arguments.to}: {counts.num_points:,} points, {counts.num_uploaded:,} of them uploaded")
+    if counts.num_points < counts.num_wanted:
+        print(f"this task is done; others have {counts.num_wanted - counts.num_points:,} to upload")
 
 
 def _build(arguments: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -62,6 +61,7 @@ def _embed(arguments: argparse.Namespace) -> None:
     from clipx.distributed.runtime import start
     from clipx.progress import progress, silent
     from clipx.search.embed_corpus import EmbedCorpus
+    from clipx.search.parts import share_of_task
     from clipx.training.precision import build_precision
 
     if arguments.part_size < 1:
@@ -70,7 +70,7 @@ def _embed(arguments: argparse.Namespace) -> None:
     config = source_config(arguments.source, arguments.overrides)
     # Ranks wait for the slowest, whose parts may take hours longer than those of the others.
     runtime = start("auto", timeout_minutes=7 * 24 * 60)
-    share = _share(arguments.task, runtime.rank, runtime.world_size)
+    share = share_of_task(arguments.task, runtime.rank, runtime.world_size)
     sources = runtime.on_main(config.open_sources) or {}
     corpus = config.corpus(runtime.from_main(sources), seed=0, needs_captions=False)
     dtype = build_precision(arguments.precision, runtime.device).dtype
@@ -131,19 +131,6 @@ def source_config(source: str, overrides: list[str]) -> DataConfig:
         config = replace(config, shards=str(Path(shards).resolve()))  # found from anywhere
     # Each sample once, whatever an epoch of training has.
     return replace(config, weights={}, repeat={}, group=None, pair_images=None, pair_texts=None)
-
-
-def _share(task: str | None, rank: int, world_size: int) -> dict[str, int]:
-    """Which parts are this process's: of rank and world size, or of the task. Raises UserError."""
-    if task is None:
-        return {"rank": rank, "world_size": world_size}
-    match = re.fullmatch(r"(\d+)/(\d+)", task)
-    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= number <= count:
-        raise UserError(f"--task {task} is not I/N with I from 1 to N, such as 3/16")
-    if world_size > 1:
-        raise UserError(f"--task {task} is for single processes; torchrun shares parts by itself")
-    return {"rank": number - 1, "world_size": count}
 
 
 def _search(arguments: argparse.Namespace) -> None:

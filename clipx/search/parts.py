@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from clipx.data.corpus import Corpus
+from clipx.types import UserError
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,16 @@ def parts_of(corpus: Corpus, part_size: int) -> list[Part]:
         for first in range(0, size, part_size):
             parts.append(Part(len(parts), shard, first, min(size, first + part_size)))
     return parts
+
+
+def share_of_task(task: str | None, rank: int = 0, world_size: int = 1) -> dict[str, int]:
+    """Which parts are this process's: of rank and world size, or of the task. Raises UserError."""
+    if task is None:
+        return {"rank": rank, "world_size": world_size}
+    match = re.fullmatch(r"(\d+)/(\d+)", task)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise UserError(f"--task {task} is not I/N with I from 1 to N, such as 3/16")
+    if world_size > 1:
+        raise UserError(f"--task {task} is for single processes; torchrun shares parts by itself")
+    return {"rank": number - 1, "world_size": count}

@@ -17,7 +17,7 @@ import numpy as np
 
 from clipx.search.embeddings import Modality, open_complete, read_vectors
 from clipx.search.folder_store import column_types, read_table
-from clipx.search.qdrant_connection import QdrantConnection
+from clipx.search.qdrant_connection import QdrantConnection, QdrantError
 from clipx.search.qdrant_filters import LOWER
 from clipx.search.qdrant_record import CollectionRecord, Quantization, read_record
 from clipx.search.removal import removed_rows
@@ -30,10 +30,12 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 @dataclass(frozen=True)
 class UploadCounts:
-    """num_points: of the collection now; num_uploaded: of them, in this call"""
+    """num_points: of the collection now; num_uploaded: of them, in this call; num_wanted: of the
+    collection once all tasks have ended"""
 
     num_points: int
     num_uploaded: int
+    num_wanted: int
 
 
 class QdrantUpload:
@@ -68,19 +70,10 @@ class QdrantUpload:
         columns = column_types(self.table)
         self.record = CollectionRecord(manifest, modality, columns, len(self.rows), quantization)
 
-    def run(self, progress: Progress) -> UploadCounts:
-        """Raises UserError."""
-        if self.connection.call(self.client.collection_exists):
-            found = read_record(self.connection)
-            self._check(found)
-            # Types of columns that were unified anew change the payload of all points.
-            todo = self.ids
-            if all(self.record.columns.get(name) == kind for name, kind in found.columns.items()):
-                todo = self._missing()
-            self.record = replace(self.record, quantization=found.quantization)
-        else:
-            self._create()
-            todo = self.ids
+    def run(self, progress: Progress, *, rank: int = 0, world_size: int = 1) -> UploadCounts:
+        """Upload the parts of this rank. Raises UserError."""
+        todo = self._prepare()
+        todo = todo[todo // PART % world_size == rank]
         with progress("uploading points", len(todo)) as advance:
             for first in range(0, len(todo), BATCH):
                 batch = todo[first : first + BATCH]
@@ -90,7 +83,33 @@ class QdrantUpload:
         # Last: until all points are there, the collection describes those of the upload before.
         metadata = self.record.to_metadata()
         self.connection.call(self.client.update_collection, metadata=metadata)
-        return UploadCounts(self._check_count(), len(todo))
+        count = self._count(None)
+        if count > len(self.ids) or (world_size == 1 and count < len(self.ids)):
+            raise UserError(
+                f"{self.connection.url} has {count:,} points after the upload, and {self.folder} "
+                f"{len(self.ids):,}: something else writes to it; delete it and upload again"
+            )
+        return UploadCounts(count, len(todo), len(self.ids))
+
+    def _prepare(self) -> np.ndarray:
+        """Make the collection, or check that it is of these embeddings. Returns the ids that are to
+        be uploaded. Raises UserError."""
+        if not self.connection.call(self.client.collection_exists):
+            try:
+                self._create()
+                return self.ids
+            except QdrantError:
+                # Another task may have made it since.
+                if not self.connection.call(self.client.collection_exists):
+                    raise
+        found = read_record(self.connection)
+        self._check(found)
+        self.record = replace(self.record, quantization=found.quantization)
+        # Types of columns that were unified anew change the payload of all points.
+        for name, kind in found.columns.items():
+            if self.record.columns.get(name) != kind:
+                return self.ids
+        return self._missing()
 
     def _create(self) -> None:
         from qdrant_client import models
@@ -178,15 +197,6 @@ class QdrantUpload:
             ids = self.removed[first : first + PART].tolist()
             selector = models.PointIdsList(points=ids)
             self.connection.call(self.client.delete, points_selector=selector, wait=True)
-
-    def _check_count(self) -> int:
-        count = self._count(None)
-        if count != len(self.ids):
-            raise UserError(
-                f"{self.connection.url} has {count:,} points after the upload, and {self.folder} "
-                f"{len(self.ids):,}: something else writes to it; delete it and upload again"
-            )
-        return count
 
 
 def payload_of(values: dict[str, Any]) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def test_a_collection_of_qdrant_takes_the_new_rows(
     connection = QdrantConnection(QdrantClient(":memory:"), "demo", "in memory")
     out = tmp_path / "out"
     embed(model, corpus, out)
-    assert QdrantUpload(connection, out, "image").run(silent) == UploadCounts(180, 180)
+    assert QdrantUpload(connection, out, "image").run(silent) == UploadCounts(180, 180, 180)
     write(corpus, 3)
     embed(model, corpus, out)
     counts = QdrantUpload(connection, out, "image").run(silent)

@@ -399,7 +399,7 @@ def test_a_server_killed_and_started_again_during_an_upload_loses_nothing(
         end(process)
         process = start_server(storage, port)
         thread.join(60)
-        assert counts == [qdrant_upload.UploadCounts(NUM_SAMPLES, NUM_SAMPLES)]
+        assert counts == [qdrant_upload.UploadCounts(NUM_SAMPLES, NUM_SAMPLES, NUM_SAMPLES)]
         remote = Index.open(f"http://127.0.0.1:{port}/demo")
         expected = Index.open(folder).store.vectors(range(NUM_SAMPLES))
         torch.testing.assert_close(
@@ -413,3 +413,22 @@ def test_what_reads_all_embeddings_needs_the_folder(folder: Path, server: Server
     upload(folder, server.url("demo"))
     with pytest.raises(UserError, match="this reads all embeddings: give the folder"):
         _ = Index.open(server.url("demo")).rows
+
+
+@pytest.mark.usefixtures("quick")
+def test_tasks_share_an_upload(
+    folder: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of parts of 15 rows, the first and the third are of one task."""
+    url = server.url("demo")
+    upload(folder, url, "--task", "1/2")
+    output = capsys.readouterr().out
+    assert "25 points, 25 of them uploaded" in output
+    assert "this task is done; others have 15 to upload" in output
+    upload(folder, url, "--task", "2/2")
+    output = capsys.readouterr().out
+    assert "40 points, 15 of them uploaded" in output
+    assert "others" not in output
+    assert "--task 3/2 is not I/N" in refusal(
+        capsys, "index", str(folder), "--to", url, "--task", "3/2"
+    )
