@@ -71,7 +71,7 @@ def _change_list(arguments: argparse.Namespace) -> None:
         print(f"{counts.num_changed:,} of {counts.num_listed:,} keys are new in the list")
         if counts.unknown:
             shown = ", ".join(counts.unknown[:NUM_SHOWN])
-            print(f"{len(counts.unknown):,} keys have no embedding here, first {shown}")
+            print(f"there is no embedding here for {len(counts.unknown):,} of them, first {shown}")
     assert counts is not None, "called with one of the options"
     print(f"{folder}: {counts.num_rows:,} of {table.num_rows:,} embeddings are removed")
 

@@ -109,7 +109,7 @@ def test_counts_are_exact(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     index(folder, "--remove", tmp_path / "keys")
     output = capsys.readouterr().out
     assert "3 of 3 keys are new in the list" in output
-    assert "1 keys have no embedding here, first nowhere" in output
+    assert "there is no embedding here for 1 of them, first nowhere" in output
     assert f"{folder}: 3 of 320 embeddings are removed" in output, "k0 is in both shards"
     (tmp_path / "more").write_text("k0-5\nk0-6\n")
     index(folder, "--remove", tmp_path / "more")
