@@ -40,6 +40,9 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> None:
+    is_alone = arguments.to is None
+    if is_alone and (arguments.task or arguments.on_disk or arguments.quantization != "none"):
+        raise UserError("--task, --on-disk and --quantization go with --to URL, which is missing")
     changes_list = arguments.remove is not None or arguments.restore is not None
     try:
         if changes_list:

@@ -104,6 +104,12 @@ class QdrantUpload:
                     raise
         found = read_record(self.connection)
         self._check(found)
+        asked = self.record.quantization
+        if asked not in ("none", found.quantization):
+            raise UserError(
+                f"{self.connection.url} has quantization {found.quantization}, not {asked}; leave "
+                "out --quantization, or delete the collection"
+            )
         self.record = replace(self.record, quantization=found.quantization)
         # Types of columns that were unified anew change the payload of all points.
         for name, kind in found.columns.items():

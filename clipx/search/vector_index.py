@@ -82,9 +82,10 @@ class VectorIndex:
         self.spec = spec
         self.rows = rows
         self.kept = np.ones(len(rows), dtype=np.bool_) if kept is None else kept
+        self.num_kept = int(self.kept.sum())
         self._index = faiss_index
         self._selector: Any = None
-        if faiss_index is not None and not self.kept.all():
+        if faiss_index is not None and self.num_kept < len(rows):
             # It keeps a pointer to the numbers, so they have to live as long.
             self._removed = np.flatnonzero(~self.kept)
             faiss = import_faiss()
@@ -169,12 +170,16 @@ class VectorIndex:
     def _parameters(self, k: int) -> Any:
         """Of one search, so that threads that search at once do not change each other's."""
         faiss = import_faiss()
+        # Rows that are not kept are visited too, so that as many more have to be.
+        visited_per_kept = len(self.rows) / max(1, self.num_kept)
+        least = int(self.spec.effort * visited_per_kept)
+        wanted = int(k * visited_per_kept)
         if self.spec.kind == "hnsw":
-            effort = max(k, self.spec.effort)
+            effort = min(len(self.rows), max(wanted, least))
             return faiss.SearchParametersHNSW(efSearch=effort, sel=self._selector)
         # Cells that have twice as many rows as are wanted, so that a long list is filled.
-        num_cells = -(-2 * k * self.spec.cells // len(self.rows))
-        effort = min(self.spec.cells, max(self.spec.effort, num_cells))
+        num_cells = -(-2 * wanted * self.spec.cells // len(self.rows))
+        effort = min(self.spec.cells, max(least, num_cells))
         return faiss.SearchParametersIVF(nprobe=effort, sel=self._selector)
 
     def write(self, path: Path) -> None:

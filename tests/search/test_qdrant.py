@@ -256,6 +256,10 @@ def test_another_model_is_refused(
     assert not [line for line in server.requests[before:] if line.startswith("PUT")]
     message = refusal(capsys, "index", str(folder), "--of", "text", "--to", url)
     assert "modality image there, text here" in message
+    message = refusal(capsys, "index", str(folder), "--quantization", "int8", "--to", url)
+    assert "has quantization none, not int8" in message
+    message = refusal(capsys, "index", str(folder), "--quantization", "int8")
+    assert "go with --to URL, which is missing" in message
     server.collections["demo"].body["metadata"] = None
     assert "a collection of something else" in refusal(capsys, "index", str(folder), "--to", url)
     assert "a collection of something else" in refusal(capsys, "search", url, "a car")

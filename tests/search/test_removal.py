@@ -17,7 +17,9 @@ from tiny_runs import MODEL
 from clipx import cli
 from clipx.models.dual_encoder import DualEncoder
 from clipx.search import build_index
+from clipx.search import exact as exact_search
 from clipx.search.query import Index
+from clipx.search.vector_index import Kind, VectorIndex, spec_of
 
 NUM_ROWS = 320
 
@@ -165,8 +167,23 @@ def test_an_index_of_removed_rows_alone_is_refused(
 
 
 def test_queries_of_images_are_those_that_are_kept() -> None:
+    torch.manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(40, 8), dim=1).numpy()
     removed = np.arange(0, 40, 2)
     chosen = build_index.build_index(rows, None, kind="hnsw", recall=0.5, removed=removed)
     assert set(np.flatnonzero(~chosen.index.kept)) == set(removed)
     assert chosen.measured.recall == 1
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
+def test_an_index_of_which_most_is_removed_still_finds_what_is_left(kind: Kind) -> None:
+    torch.manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(3000, 8), dim=1).numpy()
+    built = VectorIndex.build(spec_of(kind, 3000, 8, effort=16), rows)
+    kept = np.arange(0, 3000, 50)
+    index = built.without(np.setdiff1d(np.arange(3000), kept))
+    queries = torch.nn.functional.normalize(torch.randn(20, 8), dim=1)
+    _, found = index.search(queries, 10)
+    assert np.isin(found.numpy(), kept).all()
+    exact = exact_search.nearest_rows(queries, rows, 10, kept=index.kept)[1]
+    assert (exact[:, :, None] == found[:, None, :]).any(2).float().mean() > 0.9
