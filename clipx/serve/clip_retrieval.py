@@ -133,10 +133,11 @@ def _metadata(body: MetadataBody, service: Service, base: str) -> list[dict[str,
     """Raises Refused."""
     collection = service.collection(body.indice_name)
     service.check_count(len(body.ids))
-    collection.check_rows(body.ids)
-    found = _metadata_of(collection, body.ids, base)
+    # Without removed ones, of which the page may ask when it shows some of the rows.
+    rows = collection.kept(body.ids)
+    found = _metadata_of(collection, rows, base)
     results = []
-    for row, metadata in zip(body.ids, found, strict=True):
+    for row, metadata in zip(rows, found, strict=True):
         results.append({"id": row, "metadata": metadata})
     return results
 

@@ -70,21 +70,26 @@ class Collection:
 
     def image_vector(self, row: int) -> Tensor:
         """(D,) of a sample's picture. Raises Refused."""
-        self.check_rows([row])
+        self.check_row(row)
         return self.images.store.vectors([row])[0]
 
     def thumbnail(self, row: int, size: int) -> bytes:
         """See `Pictures.thumbnail`. Raises Refused and UserError."""
-        self.check_rows([row])
+        self.check_row(row)
         return self.pictures.thumbnail(self.images.metadata_of(row), size)
 
-    def check_rows(self, rows: Sequence[int]) -> None:
-        """Raises Refused."""
+    def check_row(self, row: int) -> None:
+        """Raises Refused for a row that is not there or was removed."""
+        if not self.kept([row]):
+            raise Refused(404, f"row {row} of {self.name} was removed")
+
+    def kept(self, rows: Sequence[int]) -> list[int]:
+        """The rows without removed ones. Raises Refused for those that never were."""
         for row in rows:
             if not 0 <= row < self.num_rows:
                 raise Refused(404, f"{self.name} has rows 0 to {self.num_rows - 1:,}, not {row}")
-        for row in self.images.store.missing(rows):
-            raise Refused(404, f"row {row} of {self.name} was removed")
+        missing = set(self.images.store.missing(rows))
+        return [row for row in rows if row not in missing]
 
     def nearest(
         self, vector: Tensor, k: int, *, where: str | None = None, modality: Modality = "image"
