@@ -35,9 +35,9 @@ class Config:
     """The image is cut into grid x grid patches that overlap by half; each passes the tower as an
     image."""
     color_drop: Probability = 0.8
-    """Share of the patches of which one color channel alone is left, as gray. Otherwise the colors
-    of an image tell its patches from those of others, and shapes are not learned (the augmentation
-    of each patch in arXiv:1905.09272)."""
+    """Share of the patches of which one color channel alone is left, as gray. With all
+    colors, these alone identify the patches of an image, and shapes are not learned (the
+    augmentation of each patch in arXiv:1905.09272)."""
 
     contrasts_text = False
 
