@@ -17,9 +17,7 @@ COLUMNS = 8
 PICTURE_SIDE = 128
 TILE_WIDTH = PICTURE_SIDE + 12
 LINE_HEIGHT = 14
-LINE_LENGTH = 23
 TITLE_HEIGHT = 26
-TITLE_LENGTH = 140
 MAX_SIDE = 16_000
 """Pixels of a sheet's height: WebP holds 16,383, and viewers are slow beyond."""
 
@@ -90,7 +88,8 @@ def draw_grid(sections: Sequence[Section]) -> Image.Image:
     font = ImageFont.load_default(14)
     top = 0
     for section in sections:
-        draw.text((12, top + 7), ascii_text(section.title, TITLE_LENGTH), fill="black", font=font)
+        title = _cut(section.title, font, sheet.width - 24)
+        draw.text((12, top + 7), title, fill="black", font=font)
         for number, tile in enumerate(section.tiles):
             row, column = divmod(number, COLUMNS)
             y = top + TITLE_HEIGHT + row * section.row_height
@@ -114,8 +113,19 @@ def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: int
     y += side + 3
     for number, line in enumerate(tile.lines):
         color = "black" if number == 0 else "#777777"
-        draw.text((x, y), ascii_text(line, LINE_LENGTH), fill=color, font=font)
+        draw.text((x, y), _cut(line, font, side), fill=color, font=font)
         y += LINE_HEIGHT
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The beginning of a text that is at most `width` pixels wide."""
+    text = ascii_text(text, width // 3)  # no letter is narrower, so a long text is cut at once
+    length = len(text)
+    shown = text
+    while shown and font.getlength(shown) > width:
+        length -= 1
+        shown = ascii_text(text, length)
+    return shown
 
 
 def ascii_text(text: str, length: int) -> str:

@@ -107,8 +107,8 @@ def test_training_skips_what_dedup_lists_and_sees_the_others_in_the_same_order(
     assert num_replaced == 9, "three samples in three epochs"
 
 
-def test_training_resumes_its_order_with_a_list_of_dedup(collection: Path, tmp_path: Path) -> None:
-    """The keys of whole batches, as a run reads them."""
+def test_batches_of_a_run_differ_only_where_a_sample_is_listed(collection: Path, tmp_path: Path) -> None:
+    """The keys of its batches, by the loader of training."""
     from loading import batches
 
     out = tmp_path / "dup.jsonl"
