@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from clipx.search.near_duplicates import FoundDuplicates
     from clipx.search.query import Index
 
+ROWS_A_CLUSTER = 1000  # of semdedup, on average: comparing them is linear in the corpus
 NUM_DRAWN_GROUPS = 40  # on a contact sheet
 NUM_DRAWN = 8  # pictures of a group: one row
 
@@ -43,6 +44,9 @@ def _dedup(arguments: argparse.Namespace) -> None:
     check_threshold(arguments.threshold)
     index = Index.open(arguments.folder, exact=arguments.exact)
     num_rows = len(index.rows)
+    num_clusters = arguments.clusters
+    if num_clusters is None:
+        num_clusters = max(1, num_rows // ROWS_A_CLUSTER)
     started = time.perf_counter()
     with progress("comparing pictures", num_rows) as advance:
         found = find_duplicates(
@@ -50,7 +54,7 @@ def _dedup(arguments: argparse.Namespace) -> None:
             areas(index.metadata),
             threshold=arguments.threshold,
             method=arguments.method,
-            num_clusters=arguments.clusters or max(1, num_rows // 1000),
+            num_clusters=num_clusters,
             advance=advance,
         )
     seconds = time.perf_counter() - started
@@ -75,10 +79,10 @@ def _print_duplicates(
     num_rows = len(index.rows)
     if arguments.method == "semdedup":
         how = "compared within clusters"
-    elif found.is_exact:
-        how = "all pairs compared"
-    else:
+    elif found.is_approximate:
         how = f"pairs that the index ({index.vectors.spec.kind}) proposes, at least as many exist"
+    else:
+        how = "all pairs compared"
     table = []
     for count in found.counts:
         mark = " *" if count.threshold == arguments.threshold else ""

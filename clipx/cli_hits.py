@@ -47,7 +47,10 @@ def print_hits(
     """
     if arguments.json:
         for hit in hits:
-            record = {"row": hit.row, "score": round(hit.score, SCORE_DIGITS), **hit.metadata}
+            record: dict[str, Any] = {"row": hit.row, "score": round(hit.score, SCORE_DIGITS)}
+            for name, value in hit.metadata.items():
+                # As `clipx embed` renames columns that have the name of one of ours.
+                record[f"own_{name}" if name in ("row", "score") else name] = value
             print(strict_json.dumps(record, ensure_ascii=False))
     else:
         table = []

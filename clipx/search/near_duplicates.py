@@ -9,7 +9,7 @@ cluster alone, and drops each one that is similar to another which is farther fr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -147,12 +147,12 @@ def _parts(numbers: np.ndarray, size: int) -> Iterable[np.ndarray]:
 @dataclass(frozen=True)
 class FoundDuplicates:
     """groups: the largest first; counts: by threshold
-    is_exact: all pairs were compared, not those alone that an index proposes or clusters have
+    is_approximate: pairs that an index has not proposed are missing, in groups and counts
     """
 
     groups: list[DuplicateGroup]
     counts: list[ThresholdCount]
-    is_exact: bool
+    is_approximate: bool
 
     @property
     def num_dropped(self) -> int:
@@ -193,10 +193,13 @@ def find_duplicates(
         forest.add(pairs, later_from=threshold)
 
     counts = forest.counts()
+    is_approximate = method == "pairs" and vectors.spec.kind != "exact"
+    if is_approximate:
+        # A pair comes twice at most, from either row, so there are at least half as many.
+        counts = [replace(count, pairs=-(-count.pairs // 2)) for count in counts]
     labels = forest.labels(threshold)
     if method == "semdedup":
         is_kept = ~forest.later
     else:
         is_kept = keep_largest(rows, labels, area, threshold)
-    is_exact = method == "pairs" and vectors.spec.kind == "exact"
-    return FoundDuplicates(duplicate_groups(rows, labels, is_kept), counts, is_exact)
+    return FoundDuplicates(duplicate_groups(rows, labels, is_kept), counts, is_approximate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from dataclasses import replace
@@ -17,11 +18,11 @@ from PIL import Image
 from samples import encoded, picture, png, write_shard
 from tiny_runs import MODEL, write_config
 
-from clipx import cli
+from clipx import cli, cli_hits
 from clipx.data.config import DataConfig
 from clipx.models.dual_encoder import DualEncoder
 from clipx.picture_grid import COLUMNS, TILE_WIDTH
-from clipx.search.query import Index
+from clipx.search.query import Hit, Index
 
 Capture = pytest.CaptureFixture[str]
 
@@ -107,7 +108,9 @@ def test_training_skips_what_dedup_lists_and_sees_the_others_in_the_same_order(
     assert num_replaced == 9, "three samples in three epochs"
 
 
-def test_batches_of_a_run_differ_only_where_a_sample_is_listed(collection: Path, tmp_path: Path) -> None:
+def test_batches_of_a_run_differ_only_where_a_sample_is_listed(
+    collection: Path, tmp_path: Path
+) -> None:
     """The keys of its batches, by the loader of training."""
     from loading import batches
 
@@ -287,6 +290,17 @@ def test_search_draws_its_results(collection: Path, tmp_path: Path, capsys: Capt
     assert difference.mean() < 12
 
 
+def test_a_column_of_the_corpus_does_not_replace_the_score(
+    collected: Index, capsys: Capture
+) -> None:
+    hit = Hit(4, 0.5, {"key": "a", "score": 9, "row": "x", "nan": float("nan")})
+    arguments = argparse.Namespace(json=True, picture=None)
+    cli_hits.print_hits(collected, [hit], arguments, title="")
+    (line,) = json_lines(capsys.readouterr().out)
+    own = {"own_score": 9, "own_row": "x"}
+    assert line == {"row": 4, "score": 0.5, "key": "a", "nan": None, **own}
+
+
 def test_a_picture_that_is_gone_is_a_crossed_box(copied: Path, capsys: Capture) -> None:
     (copied.parent / "corpus/1.tar").unlink()
     write_shard(copied.parent / "corpus/1.tar", {"other": {"png": png(50), "txt": "new"}})
@@ -313,6 +327,7 @@ def test_a_picture_that_is_gone_is_a_crossed_box(copied: Path, capsys: Capture) 
         (["dedup", "--method", "semdedup", "--clusters", "22"], "--clusters 22 is not in 1 ... 21"),
         (["dedup", "--picture", "a.gif"], "--picture a.gif must end with one of .png"),
         (["dedup", "--out", "/none/a.jsonl"], "/none/a.jsonl cannot be written: No such file"),
+        (["dedup", "--method", "semdedup", "--clusters", "0"], "--clusters 0 is not in 1 ... 21"),
         (["anomaly", "-k", "21"], "-k 21 is not in 1 ... 20"),
         (["anomaly", "--captions", "--reference", "x"], "exclude each other"),
         (["anomaly", "--reference", "/none"], "/none has no manifest.json"),
