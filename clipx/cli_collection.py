@@ -46,7 +46,7 @@ def _add_cluster(verbs: Any) -> None:
     text = "clusters (default: the root of half the pictures, 64 at most)"
     cluster.add_argument("--clusters", type=int, metavar="N", help=text)
     cluster.add_argument("--seed", type=int, default=0, help="of k-means (default: 0)")
-    text = "name clusters by the nearest class: a file with a name a line, or imagenet"
+    text = "name clusters by zero-shot classes: a file with a name a line, or imagenet"
     cluster.add_argument("--names", metavar="FILE", help=text)
     text = 'of --names; may be repeated (default: "a photo of a {c}")'
     cluster.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
@@ -150,7 +150,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
     names = names_by_words(texts, clusters)
     if class_names:
         prompts = arguments.prompt or [PROMPT]
-        names = names_by_class(index.encoder, clusters, class_names, prompts)
+        names = names_by_class(index.encoder, index.rows, clusters, class_names, prompts)
     write_clusters(out, index.metadata, clusters, names)
     table = []
     sizes = clusters.sizes.tolist()

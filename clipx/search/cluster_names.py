@@ -1,5 +1,4 @@
-"""Names for clusters: the class that a center is nearest to, or the words that set its captions
-apart."""
+"""Names for clusters: the class that most pictures have, or the words that set captions apart."""
 
 from __future__ import annotations
 
@@ -8,14 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import CountVectorizer
 
 from clipx.data.class_lists import SUBSETS, known_classes
 from clipx.evaluators.classifier import classifier
 from clipx.evaluators.test_sets import text_lines
-from clipx.search.clusters import Clusters
+from clipx.search.clusters import Clusters, assign
 from clipx.types import ImageTextEncoder, UserError
 
 NUM_WORDS = 3
@@ -44,18 +42,23 @@ def read_names(source: str) -> list[str]:
 
 def names_by_class(
     encoder: ImageTextEncoder,
+    rows: np.ndarray,
     clusters: Clusters,
     names: Sequence[str],
     prompts: Sequence[str] = (PROMPT,),
 ) -> list[str]:
-    """(K,) the name that each center is nearest to (zero-shot, arXiv:2103.00020). Several clusters
-    may have one name. Raises UserError for prompts without a place for the name.
+    """(K,) the class that most pictures of each cluster have by zero-shot (arXiv:2103.00020); of
+    equally frequent ones the first. A center is a poorer guess: it is far from all texts, and much
+    alike for many clusters. Several clusters may have one name. Raises UserError for prompts
+    without a place for the name.
 
-    names: C of them; prompts: with {c} in the place of the name
+    rows: (N, D) of the pictures; names: C of them; prompts: with {c} in the place of the name
     """
-    classes = classifier(encoder, names, prompts)
-    nearest = (torch.from_numpy(clusters.centers) @ classes.T).argmax(1)
-    return [names[number] for number in nearest.tolist()]
+    classes = classifier(encoder, names, prompts).numpy()
+    class_of_row, _ = assign(rows, classes)
+    counts = np.zeros((len(clusters.centers), len(names)), dtype=np.int64)
+    np.add.at(counts, (clusters.labels, class_of_row), 1)
+    return [names[number] for number in counts.argmax(axis=1).tolist()]
 
 
 def names_by_words(texts: Sequence[str | None], clusters: Clusters) -> list[str | None]:
