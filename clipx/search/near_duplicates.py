@@ -31,9 +31,9 @@ Method = Literal["pairs", "semdedup"]
 THRESHOLDS = (0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
 """Of the table from which a person chooses."""
 COVERED_ROWS = 256  # compared at a time with those that are kept
-MAX_DISTANCE_BELOW = (
-    0.1  # of the table's lowest threshold: many pairs there cost time and say little
-)
+MAX_DISTANCE_BELOW = 0.1
+"""Lower thresholds than this much below the chosen one are left out of the table: their many pairs
+cost time."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,9 @@ def keep_largest(
     rows: (N, D); labels: (N,) group of each row; area: (N,) pixels
     """
     order = np.lexsort((np.arange(len(labels)), -area, labels))
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
-    is_kept = np.zeros(len(labels), dtype=np.bool_)
-    is_kept[order[starts]] = True
-    for members in np.split(order, starts[1:]):
-        if len(members) > 1:
-            is_kept[_cover(rows, members, threshold)] = True
+    is_kept = np.bincount(labels)[labels] == 1
+    for members in _members(labels, order):
+        is_kept[_cover(rows, members, threshold)] = True
     return is_kept
 
 
@@ -106,12 +103,8 @@ def duplicate_groups(
 
     rows: (N, D); labels: (N,) group of each row; is_kept: (N,) bool
     """
-    order = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     groups = []
-    for members in np.split(order, starts[1:]):
-        if len(members) < 2:
-            continue
+    for members in _members(labels, np.argsort(labels, kind="stable")):
         kept = members[is_kept[members]]
         dropped = members[~is_kept[members]]
         nearest, similarity = _nearest_kept(rows, dropped, kept)
@@ -120,6 +113,16 @@ def duplicate_groups(
         )
     groups.sort(key=lambda group: (-group.size, min(group.kept)))
     return groups
+
+
+def _members(labels: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group of several.
+
+    labels: (N,) group of each row; order: (N,) all rows, those of a group together
+    """
+    order = order[np.bincount(labels)[labels[order]] > 1]  # most of millions of rows are alone
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    return np.split(order, starts[1:])[: len(starts)]
 
 
 def _nearest_kept(

@@ -130,6 +130,8 @@ def test_a_group_larger_than_the_first_candidates_is_found_whole() -> None:
     assert found.is_approximate
     assert found.groups[0].size == 150
     assert found.groups[0].kept == [0]
+    (count,) = [count for count in found.counts if count.threshold == 0.9999]
+    assert count.pairs == 150 * 149 // 2
 
 
 def test_rows_that_are_all_alike_cost_no_quadratic_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +210,17 @@ def test_pairs_within_clusters_are_those_of_equal_labels() -> None:
     found = as_set(pairs_within_clusters(ROWS, labels, centrality, 0.9, ignore))
     expected = {(j, i) for i, j in brute_pairs(0.9) if labels[i] == labels[j]}
     assert found == expected, "the later row is farther from the center here"
+
+
+def test_rows_that_are_all_different_have_no_groups() -> None:
+    index = VectorIndex(Spec("exact"), np.eye(10, dtype=np.float32))
+    for method in ("pairs", "semdedup"):
+        found = find_duplicates(
+            index, np.ones(10), threshold=0.9, method=method, num_clusters=2, advance=ignore
+        )
+        assert found.groups == []
+        assert found.num_dropped == 0
+        assert [count.pairs for count in found.counts] == [0] * len(found.counts)
 
 
 @pytest.mark.parametrize("threshold", [0.0, -0.5, 1.01, float("nan")])
