@@ -196,6 +196,8 @@ def _to_pixels(picture: Picture, max_image_pixels: int) -> Tensor:
         is_large = isinstance(error, decode.TooLarge) and error.setting == "max_image_pixels"
         remedy = "; raise max_image_pixels" if is_large else ""
         raise UserError(f"image {picture}: {error}{remedy}") from error
+    except OSError as error:
+        raise UserError(f"image {picture} cannot be read: {error.strerror or error}") from error
 
 
 def load(

@@ -24,7 +24,8 @@ from clipx.search.embeddings import (
     read_vectors,
 )
 from clipx.search.filters import passing
-from clipx.search.metadata import read_metadata
+from clipx.search.metadata import column_of, read_metadata
+from clipx.search.recommend import Strategy, recommended
 from clipx.search.vector_index import Spec, VectorIndex, nearest_rows
 from clipx.types import UserError
 
@@ -40,7 +41,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Hit:
-    """row: among all embeddings; score: cosine similarity; metadata: of the sample, by column"""
+    """row: among all embeddings; score: what it is ranked by, in a search the cosine similarity;
+    metadata: of the sample, by column"""
 
     row: int
     score: float
@@ -97,6 +99,11 @@ class Index:
                 f"{folder} has {len(rows):,} embeddings and {metadata.num_rows:,} rows of "
                 "metadata; delete the part that is damaged and embed again"
             )
+        if len(rows) == 0:
+            raise UserError(
+                f"{folder} has no embeddings: none of the {manifest.num_samples:,} samples of the "
+                f"corpus could be embedded, for the reasons in {folder / 'quarantine'}"
+            )
         if model is not None and model_digest(model) != manifest.model_digest:
             raise UserError(
                 f"{folder} was embedded by {manifest.model}, and {model.source} is another model"
@@ -144,10 +151,46 @@ class Index:
             if image is not None:
                 all_terms.append(Term(1, image=image))
             vector = self.embed(all_terms)
-        hits = []
-        for row, score in self.nearest(vector, k, where=where):
-            hits.append(Hit(row, score, self.metadata_of(row)))
-        return hits
+        return self.hits(self.nearest(vector, k, where=where))
+
+    def recommend(
+        self,
+        *,
+        likes: Sequence[Picture | int] = (),
+        dislikes: Sequence[Picture | int] = (),
+        strategy: Strategy = "average",
+        k: int = 10,
+        where: str | None = None,
+    ) -> list[Hit]:
+        """The k samples that examples recommend, best first, without the examples. Raises
+        UserError.
+
+        likes, dislikes: pictures, or integers for rows of the corpus
+        strategy: `average` searches with the mean of the likes, moved away from that of the
+            dislikes; `best` compares each sample with its most similar like and dislike, see
+            `clipx.search.recommend`
+        where: as for `search`
+        """
+        found = recommended(self, likes, dislikes, strategy=strategy, k=k, where=where)
+        return self.hits(found)
+
+    def row_of(self, key: str) -> int:
+        """The row of the sample with a key. Raises UserError unless there is exactly one."""
+        keys = column_of(self.metadata, "key").to_numpy()
+        rows = np.flatnonzero(keys == key)
+        if len(rows) == 0:
+            raise UserError(f"{self.folder} has no sample with the key {key!r}")
+        if len(rows) > 1:
+            shown = ", ".join(map(str, rows[:5].tolist()))
+            raise UserError(
+                f"{self.folder} has {len(rows):,} samples with the key {key!r}, in rows {shown}; "
+                "give the number of the row"
+            )
+        return int(rows[0])
+
+    def hits(self, found: Sequence[tuple[int, float]]) -> list[Hit]:
+        """found: (row, score)"""
+        return [Hit(row, score, self.metadata_of(row)) for row, score in found]
 
     def nearest(
         self, vector: Tensor, k: int, *, where: str | None = None

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from clipx.data.config import DataConfig
+from clipx.search.corpus_pictures import CorpusPictures
 from clipx.search.query import Index
 from clipx.search.vector_index import VectorIndex, spec_of
 from clipx.serve.batching import Batcher
@@ -28,7 +29,7 @@ def test_pages_of_an_approximate_index_neither_repeat_nor_miss_results(index: In
     metadata = pa.table({"key": [str(row) for row in range(NUM_ROWS)]})
     manifest = replace(index.manifest, num_embedded=NUM_ROWS)
     large = Index(Path(), manifest, rows, vectors, metadata, index.encoder)
-    pictures = Pictures(DataConfig(), None)
+    pictures = Pictures(CorpusPictures(DataConfig(), None))
     collection = Collection("large", large, None, Batcher(index.encoder), pictures)
     query = torch.randn(width, generator=generator)
     whole, _ = collection.page(query, 240, 0)
