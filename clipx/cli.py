@@ -19,7 +19,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipx import cli_data, cli_eval, cli_index, cli_mine, cli_search, cli_serve
+from clipx import (
+    cli_collection,
+    cli_data,
+    cli_dedup,
+    cli_eval,
+    cli_index,
+    cli_mine,
+    cli_search,
+    cli_serve,
+)
 from clipx.types import PeerError, RankError, Stopped, UserError
 
 
@@ -104,6 +113,8 @@ def parser() -> argparse.ArgumentParser:
     cli_mine.add_verbs(verbs)
     cli_search.add_verbs(verbs)
     cli_index.add_verbs(verbs)
+    cli_dedup.add_verbs(verbs)
+    cli_collection.add_verbs(verbs)
     cli_serve.add_verbs(verbs)
 
     runs = verbs.add_parser("runs", help="runs with step, loss, last checkpoint; alive or not")

@@ -209,7 +209,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _reinforce(arguments: argparse.Namespace) -> None:
-    """Write a teacher's embeddings, and print what was written."""
+    """Write a teacher's embeddings, and print their number."""
     from clipx.distributed.runtime import start
     from clipx.training.reinforce import reinforce
 

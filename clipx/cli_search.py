@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from clipx import cli_data
+from clipx import cli_data, cli_hits
 from clipx.types import PrecisionKind, UserError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def add_verbs(verbs: Any) -> None:
     search.add_argument("--exact", action="store_true", help="without the index")
     text = "the model, if it is not where it was when the corpus was embedded"
     search.add_argument("--model", help=text)
-    search.add_argument("--json", action="store_true", help="a JSON line a result")
+    cli_hits.add_output_options(search)
     search.set_defaults(run=_search)
 
 
@@ -134,24 +134,15 @@ def source_config(source: str, overrides: list[str]) -> DataConfig:
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    import json
-
     from clipx import embed
     from clipx.search.query import Index
 
+    cli_hits.check_output(arguments)
     model = embed.load(arguments.model) if arguments.model else None
     index = Index.open(arguments.source, modality=arguments.of, model=model, exact=arguments.exact)
     hits = index.search(terms=_terms(arguments), k=arguments.k, where=arguments.where)
-    if arguments.json:
-        for hit in hits:
-            record = {"row": hit.row, "score": round(hit.score, 6), **hit.metadata}
-            print(json.dumps(record, ensure_ascii=False))
-        return
-    table = []
-    for hit in hits:
-        data = hit.metadata
-        table.append([f"{hit.score:.3f}", str(data["key"]), str(data.get("caption", ""))])
-    cli_data.print_table(["score", "key", "caption"], table)
+    title = " ".join([*arguments.texts, *(path.name for path in arguments.image)])
+    cli_hits.print_hits(index, hits, arguments, title=title)
 
 
 def _terms(arguments: argparse.Namespace) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from clipx.embed import Encoder
 from clipx.evaluators import zero_shot
 from clipx.evaluators.classifier import classifier
 from clipx.evaluators.test_sets import evenly_spaced
+from clipx.picture_grid import ascii_text
 
 COLUMNS = 6
 IMAGES_PER_SET = 2 * COLUMNS
@@ -82,9 +82,3 @@ def draw_cell(
         line = f"{probability:4.0%}  {ascii_text(name, 24)}"
         draw.text((x, y), line, fill=color, font=small_font)
     return cell
-
-
-def ascii_text(text: str, length: int) -> str:
-    """The text without accents, since Pillow's own font has no such letters, cut to `length`."""
-    text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return text if len(text) <= length else text[: length - 1] + "~"

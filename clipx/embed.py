@@ -197,7 +197,7 @@ def _to_pixels(picture: Picture, max_image_pixels: int) -> Tensor:
         remedy = "; raise max_image_pixels" if is_large else ""
         raise UserError(f"image {picture}: {error}{remedy}") from error
     except OSError as error:
-        raise UserError(f"image {picture} cannot be read: {error.strerror}") from error
+        raise UserError(f"image {picture} cannot be read: {error.strerror or error}") from error
 
 
 def load(

@@ -121,7 +121,7 @@ def load(checkpoint: Path, settings: Mapping[str, Any], target: Target) -> dict[
     metadata = reader.read_metadata().state_dict_metadata
     state = {number: dict(items) for number, items in settings["state"].items()}
     tensors = {}
-    # `target` decides what is read: a whole tensor, or the part that this rank owns.
+    # `target` selects the part to read: a whole tensor, or the part that this rank owns.
     for name, about in metadata.items():
         assert isinstance(about, TensorStorageMetadata)
         number, _, key = name.partition(".")

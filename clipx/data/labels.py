@@ -1,4 +1,4 @@
-"""The label of a sample: an integer, by which losses tell pairs or classes apart."""
+"""The label of a sample: an integer, by which losses distinguish pairs or classes."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def write_negatives(
 
     metadata = {"format": _FORMAT, "corpus": corpus_digest, "about": json.dumps(about)}
     with replacing(path) as temporary:
-        # Not `save_file`, whose files nobody but their owner can read.
+        # Not `save_file`, whose files only their owner can read.
         temporary.write_bytes(save({"negatives": numbers}, metadata=metadata))
 
 
@@ -113,7 +113,7 @@ class NegativeTexts:
         is drawn anew at each visit. Fewer than `count` where fewer are stored and can be read."""
         stored = self._numbers[sample]
         draws = uniforms(self._key, position, 2 * len(stored))
-        # A random order of those that are stored, of which the first are taken.
+        # The first of a random order of the stored ones.
         turns = np.argsort(draws[: len(stored)], kind="stable").tolist()
         texts = []
         for turn in turns:

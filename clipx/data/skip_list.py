@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from functools import lru_cache
 from pathlib import Path
 
 from clipx.data.corpus import Corpus, SkipList
+from clipx.data.remote import is_remote
 from clipx.types import UserError
 
 
@@ -14,7 +17,7 @@ def read_skip_list(path: Path, corpus: Corpus) -> tuple[SkipList, int]:
     UserError."""
     numbers: dict[str, list[int]] = {}  # a shard may be in several sources
     for number in range(corpus.num_shards):
-        numbers.setdefault(corpus.name(number), []).append(number)
+        numbers.setdefault(_absolute(corpus.name(number)), []).append(number)
     skip: dict[int, set[str]] = {}
     num_unknown = 0
     try:
@@ -26,6 +29,7 @@ def read_skip_list(path: Path, corpus: Corpus) -> tuple[SkipList, int]:
                 continue  # a repeated key also names its first sample, which is good
             if not (isinstance(shard, str) and isinstance(key, str)):
                 raise TypeError("a shard or key that is no text")
+            shard = _absolute(shard)
             num_unknown += shard not in numbers
             for number in numbers.get(shard, []):
                 skip.setdefault(number, set()).add(key)
@@ -35,3 +39,16 @@ def read_skip_list(path: Path, corpus: Corpus) -> tuple[SkipList, int]:
             f"`clipx data verify --out` writes: {type(error).__name__}: {error}"
         ) from error
     return skip, num_unknown
+
+
+def _absolute(shard: str) -> str:
+    """One name for a local shard, whichever folder it was named from."""
+    if is_remote(shard):
+        return shard
+    folder, name = os.path.split(shard)
+    return os.path.join(_resolved(folder), name)  # noqa: PTH118 names may have any bytes
+
+
+@lru_cache(maxsize=1024)  # shards of a corpus are in few folders, and each look-up asks the disk
+def _resolved(folder: str) -> str:
+    return os.path.realpath(folder)

@@ -73,7 +73,7 @@ class Pairs:
         return values.masked_fill(excluded, 0).sum(1)
 
     def slopes(self, tile: Tile) -> Tensor:
-        """(r, c) derivative at each pair, 0 for those that do not count."""
+        """(r, c) derivative at each pair, 0 for pairs that do not count."""
         logits = self._with_bias(tile)
         if not self._has_masks:
             return self._of_logit.derivative(logits)

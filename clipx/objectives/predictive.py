@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from clipx.config import config
 from clipx.data.augment import Augmentation
+from clipx.data.config import Probability
 from clipx.losses.primitives import pairwise_logsumexp
 from clipx.models.layers import blocks
 from clipx.objectives.identities import position_draws
@@ -33,6 +34,10 @@ class Config:
     grid: int = Field(default=3, ge=3, le=14)
     """The image is cut into grid x grid patches that overlap by half; each passes the tower as an
     image."""
+    color_drop: Probability = 0.8
+    """Share of the patches of which one color channel alone is left, as gray. With all
+    colors, these alone identify the patches of an image, and shapes are not learned (the
+    augmentation of each patch in arXiv:1905.09272)."""
 
     contrasts_text = False
 
@@ -42,7 +47,7 @@ class Config:
     def build(self, parts: Parts) -> Predictive:
         predictor = RowPredictor(parts.embed_dim, self.grid, self.views)
         return Predictive(
-            parts.encoder, predictor, self.views, normalize=parts.normalize, seed=parts.seed
+            parts.encoder, predictor, self, normalize=parts.normalize, seed=parts.seed
         )
 
 
@@ -89,8 +94,8 @@ class RowPredictor(nn.Module):
 class Predictive(Objective):
     """Each prediction against the patches of all images of the global batch.
 
-    Views: image (B, 3, H, W) uint8, draws where the image tower needs random numbers. Features:
-    those of `RowPredictor`.
+    Views: image (B, 3, H, W) uint8, color_draws (B, grid * grid), draws where the image tower needs
+    random numbers. Features: those of `RowPredictor`.
     """
 
     trained_parts = ("visual.",)
@@ -99,28 +104,32 @@ class Predictive(Objective):
         self,
         encoder: Any,
         predictor: RowPredictor,
-        settings: ViewsConfig,
+        settings: Config,
         *,
         normalize: Callable[[Tensor], Tensor],
         seed: int = 0,
     ) -> None:
         super().__init__(encoder)
         self.predictor = predictor
-        self.log_scale = log_scale(settings)
+        self.log_scale = log_scale(settings.views)
+        self._color_drop = settings.color_drop
         self._normalize = normalize
         self._seed = seed
 
     def prepare(self, batch: Batch) -> Views:
-        views = {"image": batch.views["image"]}
-        if num_draws := self.encoder.num_draws:
-            count = self.predictor.grid**2 * num_draws
-            views["draws"] = position_draws(self._seed, batch.positions, count)
+        num_patches = self.predictor.grid**2
+        draws_per_patch = 1 + self.encoder.num_draws
+        draws = position_draws(self._seed, batch.positions, num_patches * draws_per_patch)
+        views = {"image": batch.views["image"], "color_draws": draws[:, :num_patches]}
+        if self.encoder.num_draws:
+            views["draws"] = draws[:, num_patches:]
         return views
 
     def embed(self, views: Views) -> Features:
         patches = cut(self._normalize(views["image"]), self.predictor.grid)
+        patches = drop_colors(patches, views["color_draws"].flatten(), self._color_drop)
         if "draws" in views:
-            draws = views["draws"].view(len(patches), -1)
+            draws = views["draws"].reshape(len(patches), -1)
             embeddings = self.encoder.visual(patches, draws)
         else:
             embeddings = self.encoder.visual(patches)
@@ -160,3 +169,16 @@ def cut(image: Tensor, grid: int) -> Tensor:
     patches = image[:, :, :last, :last].unfold(2, side, step).unfold(3, side, step)
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, side, side)
     return F.interpolate(patches, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def drop_colors(patches: Tensor, draws: Tensor, share: float) -> Tensor:
+    """Leaves one channel, in place of all three, of a `share` of the patches.
+
+    patches: (N, 3, S, S); draws: (N,) in [0, 1), which decide of which, and which channel
+    """
+    if share == 0:
+        return patches
+    channel = (draws * (3 / share)).long().clamp(max=2)
+    index = channel[:, None, None, None].expand(-1, 1, *patches.shape[2:])
+    gray = patches.gather(1, index).expand_as(patches)
+    return torch.where((draws < share)[:, None, None, None], gray, patches)

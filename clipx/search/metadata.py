@@ -64,6 +64,14 @@ def read_metadata(files: list[Path]) -> Any:
     return pa.concat_tables(unified)
 
 
+def column_of(metadata: Any, name: str) -> Any:
+    """A column of a pyarrow table. Raises UserError if there is none of this name."""
+    if name not in metadata.column_names:
+        columns = ", ".join(metadata.column_names)
+        raise UserError(f"there is no column {name}; there are {columns}")
+    return metadata.column(name)
+
+
 def import_parquet() -> tuple[Any, Any]:
     """(pyarrow, pyarrow.parquet). Raises UserError where they are not installed."""
     try:

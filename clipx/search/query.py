@@ -16,8 +16,10 @@ from clipx import embed
 from clipx.embed import Encoder, Picture
 from clipx.search.embeddings import Modality, model_digest
 from clipx.search.folder_store import FolderStore
+from clipx.search.metadata import column_of
 from clipx.search.qdrant_connection import is_url
 from clipx.search.qdrant_store import QdrantStore
+from clipx.search.recommend import Strategy, recommended
 from clipx.search.store import Store
 from clipx.search.vector_index import VectorIndex
 from clipx.types import UserError
@@ -34,7 +36,8 @@ class Term:
 
 @dataclass(frozen=True)
 class Hit:
-    """row: among all embeddings; score: cosine similarity; metadata: of the sample, by column"""
+    """row: among all embeddings; score: what it is ranked by, in a search the cosine similarity;
+    metadata: of the sample, by column"""
 
     row: int
     score: float
@@ -152,6 +155,41 @@ class Index:
                 all_terms.append(Term(1, image=image))
             vector = self.embed(all_terms)
         return self.hits(self.nearest(vector, k, where=where))
+
+    def recommend(
+        self,
+        *,
+        likes: Sequence[Picture | int] = (),
+        dislikes: Sequence[Picture | int] = (),
+        strategy: Strategy = "average",
+        k: int = 10,
+        where: str | None = None,
+    ) -> list[Hit]:
+        """The k samples that examples recommend, best first, without the examples. Raises
+        UserError.
+
+        likes, dislikes: pictures, or integers for rows of the corpus
+        strategy: `average` searches with the mean of the likes, moved away from that of the
+            dislikes; `best` compares each sample with its most similar like and dislike, see
+            `clipx.search.recommend`
+        where: as for `search`
+        """
+        found = recommended(self, likes, dislikes, strategy=strategy, k=k, where=where)
+        return self.hits(found)
+
+    def row_of(self, key: str) -> int:
+        """The row of the sample with a key. Raises UserError unless there is exactly one."""
+        keys = column_of(self.metadata, "key").to_numpy()
+        rows = np.flatnonzero(keys == key)
+        if len(rows) == 0:
+            raise UserError(f"{self.folder} has no sample with the key {key!r}")
+        if len(rows) > 1:
+            shown = ", ".join(map(str, rows[:5].tolist()))
+            raise UserError(
+                f"{self.folder} has {len(rows):,} samples with the key {key!r}, in rows {shown}; "
+                "give the number of the row"
+            )
+        return int(rows[0])
 
     def nearest(
         self, vector: Tensor, k: int, *, where: str | None = None

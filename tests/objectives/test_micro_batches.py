@@ -48,16 +48,21 @@ CONFIGS: dict[str, Any] = {
 
 
 class Recording(torch.optim.SGD):
-    """Keeps the gradients of the last step."""
+    """Keeps the gradients of each step."""
+
+    def __init__(self, parameters: list[Any], lr: float) -> None:
+        super().__init__(parameters, lr=lr)
+        self.gradients: list[list[Tensor | None]] = []
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         parameters = self.param_groups[0]["params"]
-        self.gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
+        self.gradients.append([None if p.grad is None else p.grad.clone() for p in parameters])
         super().step()
 
 
-def gradients(name: str, cfg: dict[str, Any], size: int | None) -> tuple[list[Any], Tensor]:
-    """Those of the second step, which has the queue and averages of the first, and its loss."""
+def two_steps(name: str, cfg: dict[str, Any], size: int | None) -> tuple[list[Any], Tensor]:
+    """Gradients of both steps, and the loss of the second, which has the queue and averages of the
+    first."""
     queue = 8 if name == "momentum_pairs" else 0
     objective = build(CONFIGS[name], cfg, queue=queue, vocab_size=cfg["text_cfg"]["vocab_size"])
     objective.train()
@@ -76,18 +81,24 @@ def gradients(name: str, cfg: dict[str, Any], size: int | None) -> tuple[list[An
 @pytest.mark.parametrize("name", CONFIGS)
 def test_micro_batches_of_three_have_the_gradient_of_seven_rows(name: str) -> None:
     """Also where patches are dropped at random."""
-    expected, loss = gradients(name, DROPOUT, None)
-    actual, loss_of_parts = gradients(name, DROPOUT, 3)
+    expected, loss = two_steps(name, DROPOUT, None)
+    actual, loss_of_parts = two_steps(name, DROPOUT, 3)
     assert loss_of_parts.item() == pytest.approx(loss.item(), rel=1e-6)
-    total = norm(expected)
-    assert total > 0
+    # float32 sums in another order: the first step is off by 2e-7 to 1.2e-6 of the gradient, by
+    # where matrices lie in memory; the second, with other weights by that, by 2e-7 to 1e-5.
+    assert difference(actual[0], expected[0]) <= 4e-6
+    assert difference(actual[1], expected[1]) <= 5e-5
+
+
+def difference(first: list[Any], second: list[Any]) -> float:
+    """Norm of the difference, as a share of the norm of the second."""
     differences = []
-    for first, second in zip(actual, expected, strict=True):
-        assert (first is None) == (second is None)
-        differences.append(None if first is None else first - second)
-    # float32 sums in another order, over two steps: off by 2e-7 to 7e-6 of the gradient, by
-    # where matrices lie in memory
-    assert norm(differences) <= 2e-5 * total + 5e-6
+    for one, other in zip(first, second, strict=True):
+        assert (one is None) == (other is None)
+        differences.append(None if one is None else one - other)
+    total = norm(second)
+    assert total > 0
+    return norm(differences) / total
 
 
 def norm(gradients: list[Any]) -> float:

@@ -8,7 +8,7 @@ from methods import DROPOUT, VIEWS, batch, build, loss_of
 from torch.nn import functional as F
 
 from clipx.objectives import predictive
-from clipx.objectives.predictive import cut
+from clipx.objectives.predictive import cut, drop_colors
 
 CPC = predictive.Config(views=VIEWS, grid=4)
 
@@ -43,6 +43,25 @@ def test_each_prediction_is_compared_with_the_patches_of_its_rows_in_all_images(
                 total.append(F.cross_entropy(logits[None], torch.tensor([own])))
     out = loss_of(objective, rows)
     torch.testing.assert_close(out.loss, torch.stack(total).mean())
+
+
+def test_one_channel_is_left_of_the_share_of_patches_that_is_asked_for() -> None:
+    patches = torch.randn(6, 3, 4, 4)
+    draws = torch.tensor([0.0, 0.3, 0.5, 0.59, 0.6, 0.99])
+    dropped = drop_colors(patches, draws, 0.6)
+    for patch, channel in enumerate((0, 1, 2, 2)):
+        assert torch.equal(dropped[patch], patches[patch, channel].expand(3, 4, 4))
+    assert torch.equal(dropped[4:], patches[4:])
+    assert drop_colors(patches, draws, 0) is patches
+
+
+def test_the_colors_of_a_patch_depend_on_its_position_in_the_run() -> None:
+    objective = build(CPC)
+    views = objective.prepare(batch(num_views=1))
+    draws = views["color_draws"]
+    assert draws.shape == (4, 16)
+    assert draws.unique().numel() == draws.numel()
+    assert torch.equal(draws, objective.prepare(batch(num_views=1))["color_draws"])
 
 
 @pytest.mark.parametrize("row", [2, 3])

@@ -187,3 +187,28 @@ def test_an_index_of_which_most_is_removed_still_finds_what_is_left(kind: Kind) 
     assert np.isin(found.numpy(), kept).all()
     exact = exact_search.nearest_rows(queries, rows, 10, kept=index.kept)[1]
     assert (exact[:, :, None] == found[:, None, :]).any(2).float().mean() > 0.9
+
+
+def test_removed_rows_are_neither_recommended_nor_unusual(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shown(*arguments: str) -> set[str]:
+        capsys.readouterr()
+        cli.main([arguments[0], str(folder), *arguments[1:], "--json"])
+        return {json.loads(line)["key"] for line in capsys.readouterr().out.splitlines()}
+
+    verbs = [
+        ("recommend", "--like-row", "9", "-k", "20"),
+        ("recommend", "--like-row", "9", "-k", "20", "--strategy", "best"),
+        ("recommend", "--like-row", "9", "--strategy", "best", "--where", "width > 1"),
+        ("anomaly", "--top", "20"),
+        ("anomaly", "--top", "20", "--captions"),
+    ]
+    before = [shown(*verb) for verb in verbs]
+    unwanted = set.union(*before)
+    (tmp_path / "keys").write_text("\n".join(unwanted) + "\n")
+    index(folder, "--remove", tmp_path / "keys")
+    for verb, old in zip(verbs, before, strict=True):
+        found = shown(*verb)
+        assert len(found) == len(old), verb
+        assert not found & unwanted, verb

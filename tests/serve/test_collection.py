@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from clipx.data.config import DataConfig
+from clipx.search.corpus_pictures import CorpusPictures
 from clipx.search.folder_store import FolderStore
 from clipx.search.query import Index
 from clipx.search.vector_index import VectorIndex, spec_of
@@ -30,7 +31,7 @@ def test_pages_of_an_approximate_index_neither_repeat_nor_miss_results(index: In
     manifest = replace(index.manifest, num_embedded=NUM_ROWS)
     store = FolderStore(Path(), manifest, rows, vectors, metadata)
     large = Index(store, index.encoder)
-    pictures = Pictures(DataConfig(), None)
+    pictures = Pictures(CorpusPictures(DataConfig(), None))
     collection = Collection("large", large, None, Batcher(index.encoder), pictures)
     query = torch.randn(width, generator=generator)
     whole, _ = collection.page(query, 240, 0)
