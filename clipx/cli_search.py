@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from clipx import cli_data
+from clipx import cli_data, cli_map
 from clipx.types import PrecisionKind, UserError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def add_verbs(verbs: Any) -> None:
     index.add_argument("--recall", type=float, default=0.95, help=text)
     text = "GiB of memory that the index may take (default: any)"
     index.add_argument("--memory", type=float, metavar="GIB", help=text)
+    cli_map.add_options(index)
     index.set_defaults(run=_index)
 
     search = verbs.add_parser("search", help="search embeddings by text and pictures")
@@ -158,6 +159,10 @@ def _share(task: str | None, rank: int, world_size: int) -> dict[str, int]:
 
 
 def _index(arguments: argparse.Namespace) -> None:
+    cli_map.check_options(arguments)
+    if arguments.map:
+        cli_map.make_map(arguments)
+        return
     import torch
 
     from clipx.search.build_index import build_index, write_index

@@ -19,6 +19,7 @@ from clipx.search.query import Hit, Index, signed_sum
 from clipx.serve.batching import Batcher
 from clipx.serve.limits import Refused
 from clipx.serve.pictures import Pictures
+from clipx.serve.served_map import ServedMap
 
 FIRST_DEPTH = 250
 DEPTH_FACTOR = 5
@@ -50,6 +51,7 @@ class Collection:
         self.texts = texts
         self.batcher = batcher
         self.pictures = pictures
+        self.map = ServedMap(name, images.folder, images.manifest)
         self.num_rows = len(images.rows)
         # FAISS keeps the effort of a search in the index, which all threads share.
         self._lock = threading.Lock()
@@ -128,6 +130,7 @@ class Collection:
             "modalities": ["image"] if self.texts is None else ["image", "text"],
             "index": {"kind": self.images.vectors.spec.kind},
             "has_pictures": self.pictures.corpus is not None,
+            "has_map": self.map.exists,
             "columns": self._columns(),
         }
 
