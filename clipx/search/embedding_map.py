@@ -87,7 +87,8 @@ def open_map(folder: Path, manifest: Manifest) -> EmbeddingMap:
     if not path.exists():
         raise UserError(f"{folder} has no map; {remedy}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # NumPy would leave a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             points = arrays["points"]
             about = json.loads(str(arrays["about"]))
         labels = [RegionLabel(**fields) for fields in about["labels"]]

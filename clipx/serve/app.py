@@ -36,6 +36,7 @@ MEDIA_TYPES = {
     "map_drawing.js": "text/javascript",
     "map_labels.js": "text/javascript",
     "map_moves.js": "text/javascript",
+    "map_pictures.js": "text/javascript",
     "map_points.js": "text/javascript",
     "query.js": "text/javascript",
     "zero_shot.js": "text/javascript",

@@ -90,7 +90,10 @@ class Chromium:
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
 
     def value(self, expression: str) -> Any:
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Of a promise, what it is fulfilled with."""
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         return result["result"].get("value")
 
     def picture(self, out: Path, *, top: int = 0, height: int | None = None) -> None:

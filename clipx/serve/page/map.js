@@ -3,11 +3,12 @@
 import { byId, captionOf, get, getBytes, make, pictureOf, post, showError } from "./dom.js";
 import { Camera } from "./map_camera.js";
 import { MapCanvas } from "./map_canvas.js";
+import { markedStyle, pointStyle, regionOf } from "./map_colors.js";
 import { MapDrawing } from "./map_drawing.js";
 import { MapLabels } from "./map_labels.js";
 import { MapMoves } from "./map_moves.js";
+import { MapPictures } from "./map_pictures.js";
 import { MapPoints } from "./map_points.js";
-import { markedStyle, pointStyle, regionOf } from "./map_colors.js";
 
 const NUM_MARKED = 200; // nearest results of a query that are marked
 const REACH = { mouse: 14, pen: 18, touch: 26 }; // pixels around a pointer in which a point is meant
@@ -19,6 +20,7 @@ const state = {
   points: null,
   drawing: null,
   labels: null,
+  pictures: null,
   marked: [], // rows, nearest first
   request: null, // whose results are marked
   row: null, // of the picture that is pointed at
@@ -31,6 +33,7 @@ const state = {
 export function start(actions) {
   state.actions = actions;
   state.labels = new MapLabels(byId("map-labels"));
+  state.pictures = new MapPictures(byId("map-pictures"));
   const canvas = byId("map-points");
   new MapMoves(canvas, camera, {
     moved: () => {
@@ -78,6 +81,7 @@ function clear() {
   state.request = null;
   state.marked = [];
   state.hits.clear();
+  state.pictures.clear();
   point(null);
   byId("map-frame").classList.remove("loaded");
   byId("map-error").hidden = true;
@@ -128,6 +132,7 @@ function redraw() {
     state.isDue = false;
     if (!state.points || byId("map").hidden) return;
     state.drawing.draw(camera, pointStyle(camera, state.points.count, state.marked.length > 0), markedStyle(camera));
+    state.pictures.draw(camera, state.points, state.collection, state.marked);
     state.labels.draw(camera);
   });
 }

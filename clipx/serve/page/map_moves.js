@@ -88,6 +88,7 @@ export class MapMoves {
     } else if (event.key === "0") {
       this.camera.reset();
     } else if (event.key === "Enter") {
+      event.preventDefault(); // the same key would press the button that the dialog focuses
       this.events.entered();
       return;
     } else if (event.key === "Escape") {

@@ -54,6 +54,23 @@ export class MapPoints {
     }
   }
 
+  // Rows in a rectangle; none where they are more than the limit.
+  inside(left, right, bottom, top, limit) {
+    const rows = [];
+    for (let line = this.cellOf(bottom); line <= this.cellOf(top); line += 1) {
+      const from = this.first[line * this.side + this.cellOf(left)];
+      const to = this.first[line * this.side + this.cellOf(right) + 1];
+      for (let place = from; place < to; place += 1) {
+        const row = this.rows[place];
+        const x = this.x(row);
+        const y = this.y(row);
+        if (x >= left && x <= right && y >= bottom && y <= top) rows.push(row);
+        if (rows.length > limit) return [];
+      }
+    }
+    return rows;
+  }
+
   // The row that is nearest to (x, y) within the radius, or null.
   nearest(x, y, radius) {
     let best = null;
