@@ -20,17 +20,17 @@ def add_options(index: argparse.ArgumentParser) -> None:
 
 def check_options(arguments: argparse.Namespace) -> None:
     """Raises UserError for options that would have no effect."""
+    values = vars(arguments)
     if not arguments.map:
         for option in ("names", "model"):
-            if getattr(arguments, option) is not None:
+            if values[option] is not None:
                 raise UserError(f"--{option} is for the map; give --map too")
         return
     for option, default in (("of", "image"), ("kind", "auto"), ("recall", 0.95), ("memory", None)):
-        value = getattr(arguments, option)
-        if value != default:
+        if values[option] != default:
             raise UserError(
-                f"--{option} {value} is for an index, and --map makes the map of the pictures "
-                "alone; run `clipx index` once for each"
+                f"--{option} {values[option]} is for an index, and --map makes the map of the "
+                "pictures alone; run `clipx index` once for each"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipx.progress import progress
+from clipx.progress import note, progress
 from clipx.types import UserError
 
 NEIGHBORS = 15  # of UMAP's graph; its default
@@ -22,7 +23,9 @@ NEAR = 0.95  # share of the points along an axis that `draw_in` leaves in place
 FARTHEST = 0.15
 
 
-def project(rows: np.ndarray, *, seed: int = 0, progress: Callable[..., Any] = progress) -> Any:
+def project(
+    rows: np.ndarray, *, seed: int = 0, progress: Callable[..., Any] = progress
+) -> np.ndarray:
     """(N, 2) float32 in [-1, 1]: rows that are near are near. Raises UserError.
 
     The same for the same rows and seed on a machine. Equal rows share a place.
@@ -76,7 +79,8 @@ class EpochReader(io.StringIO):
 
     def write(self, text: str) -> int:
         number = text.strip()
-        if number.isdecimal():
+        # tqdm writes the last number twice.
+        if number.isdecimal() and int(number) > self._done:
             self._advance(int(number) - self._done)
             self._done = int(number)
         return len(text)
@@ -90,17 +94,18 @@ def _umap(rows: np.ndarray, seed: int, progress: Callable[..., Any]) -> np.ndarr
     with warnings.catch_warnings():
         # That a seed means one thread, and that graphs of few rows are dense.
         warnings.simplefilter("ignore")
-        with progress(f"nearest neighbors of {len(rows):,} embeddings", 1) as advance:
-            knn = nearest_neighbors(
-                rows,
-                n_neighbors=count,
-                metric="cosine",
-                metric_kwds={},
-                angular=True,
-                random_state=np.random.RandomState(seed),
-                n_jobs=1,
-            )
-            advance()
+        start = time.perf_counter()
+        knn = nearest_neighbors(
+            rows,
+            n_neighbors=count,
+            metric="cosine",
+            metric_kwds={},
+            angular=True,
+            random_state=np.random.RandomState(seed),
+            n_jobs=1,
+        )
+        seconds = time.perf_counter() - start
+        note(f"nearest neighbors of {len(rows):,} distinct embeddings found in {seconds:.0f} s")
         with progress("layout of the map, in epochs", epochs) as advance:
             model = UMAP(
                 n_neighbors=count,

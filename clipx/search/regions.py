@@ -81,11 +81,23 @@ def region_means(rows: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, np.n
     rows: (N, D); region: (N,) in 0 ... R - 1
     """
     counts = np.bincount(region).astype(np.float64)
+    member = membership(region).tocsc()
     sums = np.zeros((len(counts), rows.shape[1]))
     for start in range(0, len(rows), BLOCK):
         block = slice(start, start + BLOCK)
-        np.add.at(sums, region[block], rows[block].astype(np.float64))
+        sums += member[:, block] @ rows[block].astype(np.float64)
     return sums / counts[:, None], counts
+
+
+def membership(region: np.ndarray) -> Any:
+    """(R, N) scipy.sparse, 1 where a row is in a region.
+
+    region: (N,) in 0 ... R - 1
+    """
+    from scipy.sparse import csr_matrix
+
+    rows = np.arange(len(region))
+    return csr_matrix((np.ones(len(region)), (region, rows)))
 
 
 def likely_margins(margins: np.ndarray, occurrences: Any, region: np.ndarray) -> np.ndarray:
@@ -93,14 +105,9 @@ def likely_margins(margins: np.ndarray, occurrences: Any, region: np.ndarray) ->
 
     margins: (R, V); occurrences: (N, V) sparse, as of Names; region: (N,)
     """
-    from scipy.sparse import csr_matrix
-
-    num_regions = len(margins)
     # A large region has a name that many captions have, not that of a few odd pictures.
-    likely = np.arange(margins.shape[1]) < NAMES_A_REGION * num_regions
-    rows = np.arange(len(region))
-    member = csr_matrix((np.ones(len(region)), (region, rows)), shape=(num_regions, len(region)))
-    counts = (member @ occurrences).toarray()
+    likely = np.arange(margins.shape[1]) < NAMES_A_REGION * len(margins)
+    counts = (membership(region) @ occurrences).toarray()
     shares = counts / np.bincount(region)[:, None]
     overall = counts.sum(axis=0) / len(region)
     is_typical = (counts >= FEWEST_CAPTIONS) & (shares > overall) & likely

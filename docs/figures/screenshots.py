@@ -1,6 +1,6 @@
 """Takes the pictures of docs/search.md: docs/img/search.webp and docs/img/map.webp.
 
-    python docs/figures/screenshots.py embeddings/demo [--query "a red heart"] [--out docs/img]
+    python docs/figures/screenshots.py embeddings/demo [--query "smiling cat"] [--out docs/img]
 
 needs Chromium or Chrome, embeddings with a map (`clipx index DIR --map`), and the extra `serve`
 """
@@ -27,6 +27,8 @@ HEIGHT = 800
 QUALITY = 82  # of WebP, at which letters are clean and a map of 55 thousand points has 150 kB
 WAIT_SECONDS = 60
 SEARCHED = "document.querySelectorAll('.picture.loaded').length >= 14"
+# So that the page does not know that the browser has no graphics card, and uses WebGL.
+WEBGL = "WebGLRenderingContext.prototype.getExtension = () => null;"
 DRAWN = "!document.getElementById('map-legend').hidden"
 
 
@@ -48,8 +50,8 @@ def serving(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def take(browser: chromium.Chromium, address: str, condition: str, out: Path, dark: bool) -> None:
-    """A picture of the page, once the condition holds."""
+def wait(browser: chromium.Chromium, address: str, condition: str, dark: bool) -> None:
+    """Open a page until the condition holds."""
     browser.open("about:blank", width=WIDTH, dark=dark)
     browser.open(address, width=WIDTH, dark=dark)
     browser.size(WIDTH, HEIGHT)
@@ -58,6 +60,11 @@ def take(browser: chromium.Chromium, address: str, condition: str, out: Path, da
         if time.monotonic() > end:
             sys.exit(f"{address} is not ready after {WAIT_SECONDS} s; does it have a map?")
         time.sleep(0.1)
+
+
+def take(browser: chromium.Chromium, address: str, condition: str, out: Path, dark: bool) -> None:
+    """A picture of the page, once the condition holds."""
+    wait(browser, address, condition, dark)
     time.sleep(1)  # pictures fade in
     png = out.with_suffix(".png")
     browser.picture(png, height=HEIGHT)
@@ -70,7 +77,7 @@ def take(browser: chromium.Chromium, address: str, condition: str, out: Path, da
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="of `clipx embed`, with a map")
-    parser.add_argument("--query", default="a red heart")
+    parser.add_argument("--query", default="smiling cat")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/img")
     parser.add_argument("--dark", action="store_true")
     arguments = parser.parse_args()
@@ -79,8 +86,11 @@ def main() -> None:
     query = arguments.query.replace(" ", "+")
     with serving(arguments.folder.resolve()) as address:
         browser = chromium.Chromium()
+        browser.call("Page.addScriptToEvaluateOnNewDocument", source=WEBGL)
         try:
             search = f"{address}#q={query}"
+            # The first query of a server takes longer than those that people wait for.
+            wait(browser, search, SEARCHED, arguments.dark)
             take(browser, search, SEARCHED, arguments.out / "search.webp", arguments.dark)
             drawn = f"{address}#q={query}&view=map"
             take(browser, drawn, DRAWN, arguments.out / "map.webp", arguments.dark)

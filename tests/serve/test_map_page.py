@@ -50,6 +50,8 @@ NEAREST = """import("./map_points.js").then(({ MapPoints }) => {
     }
     return wrong;
 })"""
+# So that the page does not know that the browser has no graphics card, and uses WebGL.
+WEBGL = "WebGLRenderingContext.prototype.getExtension = () => null;"
 NO_WEBGL = """{
     const { getContext } = HTMLCanvasElement.prototype;
     HTMLCanvasElement.prototype.getContext = function (kind, options) {
@@ -223,11 +225,9 @@ def test_the_grid_finds_the_nearest_point(browser: chromium.Chromium, server: st
 def test_the_map_is_drawn_with_and_without_webgl(
     browser: chromium.Chromium, server: str, tmp_path: Path
 ) -> None:
-    script = ""
     for has_webgl in (True, False):
-        if not has_webgl:
-            added = browser.call("Page.addScriptToEvaluateOnNewDocument", source=NO_WEBGL)
-            script = added["identifier"]
+        source = WEBGL if has_webgl else NO_WEBGL
+        script = browser.call("Page.addScriptToEvaluateOnNewDocument", source=source)["identifier"]
         browser.open("about:blank", width=1280, dark=False)
         browser.open(f"{server}#view=map", width=1280, dark=False)
         wait(browser, f"{LOADED} && {NAMES}.length > 3")
@@ -236,7 +236,7 @@ def test_the_map_is_drawn_with_and_without_webgl(
         browser.value("document.getElementById('map-labels').style.display = 'none'")
         assert colors(browser, tmp_path / "map.png") > 20, f"WebGL: {has_webgl}"
         assert browser.value(context) is not has_webgl
-    browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+        browser.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
 
 def test_without_a_map_the_page_has_the_remedy(

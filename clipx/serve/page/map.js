@@ -4,7 +4,7 @@ import { byId, captionOf, get, getBytes, make, pictureOf, post, showError } from
 import { Camera } from "./map_camera.js";
 import { MapCanvas } from "./map_canvas.js";
 import { markedStyle, pointStyle, regionOf } from "./map_colors.js";
-import { MapDrawing } from "./map_drawing.js";
+import { hasGraphicsCard, MapDrawing } from "./map_drawing.js";
 import { MapLabels } from "./map_labels.js";
 import { MapMoves } from "./map_moves.js";
 import { MapPictures } from "./map_pictures.js";
@@ -107,7 +107,7 @@ async function load(collection) {
 // ------------------------------------------------------------------ drawing
 
 function drawingOn(canvas) {
-  const gl = canvas.getContext("webgl", { premultipliedAlpha: true, antialias: false });
+  const gl = hasGraphicsCard() ? canvas.getContext("webgl", { antialias: false }) : null;
   return gl ? new MapDrawing(canvas, gl, fill) : new MapCanvas(canvas);
 }
 

@@ -37,9 +37,9 @@ export function regionOf(points, centers) {
 export function pointStyle(camera, count, isQuiet) {
   const colors = [];
   for (let number = 0; number < NUM_HUES; number += 1) {
-    const saturation = isQuiet ? 0.1 : 0.42;
-    const lightness = isDark() ? (isQuiet ? 0.42 : 0.62) : isQuiet ? 0.72 : 0.58;
-    colors.push([...rgb(215 + number * (360 / NUM_HUES) * 5, saturation, lightness), isQuiet ? 0.5 : 0.7]);
+    const saturation = isQuiet ? 0.2 : 0.42;
+    const lightness = isDark() ? (isQuiet ? 0.42 : 0.62) : isQuiet ? 0.64 : 0.58;
+    colors.push([...rgb(215 + number * (360 / NUM_HUES) * 5, saturation, lightness), isQuiet ? 0.6 : 0.7]);
   }
   // A third of the distance to the next point on a map that were even, which grows with the zoom.
   const distance = Math.sqrt((camera.width * camera.height) / Math.max(1, count));

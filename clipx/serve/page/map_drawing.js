@@ -33,6 +33,18 @@ void main() {
 
 const NUM_KINDS = 16;
 
+// Whether WebGL is more than a program of the processor.
+export function hasGraphicsCard() {
+  const gl = document.createElement("canvas").getContext("webgl", { failIfMajorPerformanceCaveat: true });
+  if (!gl) return false;
+  // Some browsers tell by its name only, in an extension that others have no more.
+  let name = gl.getParameter(gl.RENDERER);
+  const extension = name === "WebKit WebGL" ? gl.getExtension("WEBGL_debug_renderer_info") : null;
+  if (extension) name = gl.getParameter(extension.UNMASKED_RENDERER_WEBGL);
+  gl.getExtension("WEBGL_lose_context")?.loseContext(); // a page has a few contexts only
+  return !/swiftshader|llvmpipe|softpipe|software/i.test(name);
+}
+
 export class MapDrawing {
   // gl: context of the canvas; onRestored: called when the browser has taken it away and given a
   // new one, which has no points
