@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clipx import cli_data
+from clipx import cli_data, cli_map
 from clipx.types import UserError
 
 NUM_SHOWN = 5
@@ -36,10 +36,15 @@ def add_verbs(verbs: Any) -> None:
     index.add_argument("--task", metavar="I/N", help=text)
     text = "of a new collection: vectors on disk, read through the page cache"
     index.add_argument("--on-disk", action="store_true", help=text)
+    cli_map.add_options(index)
     index.set_defaults(run=_index)
 
 
 def _index(arguments: argparse.Namespace) -> None:
+    cli_map.check_options(arguments)
+    if arguments.map:
+        cli_map.make_map(arguments)
+        return
     is_alone = arguments.to is None
     if is_alone and (arguments.task or arguments.on_disk or arguments.quantization != "none"):
         raise UserError("--task, --on-disk and --quantization go with --to URL, which is missing")

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from clipx.search.qdrant_connection import QdrantError
-from clipx.serve import clip_retrieval
+from clipx.serve import clip_retrieval, map_routes
 from clipx.serve.bodies import ClassifyBody, SearchBody, read_request, shown_errors
 from clipx.serve.collection import Collection
 from clipx.serve.guard import Guard
@@ -31,6 +31,15 @@ MEDIA_TYPES = {
     "icon.svg": "image/svg+xml",
     "app.js": "text/javascript",
     "dom.js": "text/javascript",
+    "map.js": "text/javascript",
+    "map_camera.js": "text/javascript",
+    "map_canvas.js": "text/javascript",
+    "map_colors.js": "text/javascript",
+    "map_drawing.js": "text/javascript",
+    "map_labels.js": "text/javascript",
+    "map_moves.js": "text/javascript",
+    "map_pictures.js": "text/javascript",
+    "map_points.js": "text/javascript",
     "query.js": "text/javascript",
     "zero_shot.js": "text/javascript",
 }
@@ -73,6 +82,7 @@ def build_app(
     _add_errors(app)
     _add_page(app)
     _add_api(app, service)
+    map_routes.add_routes(app, service)
     clip_retrieval.add_routes(app, service)
     return app
 

@@ -17,6 +17,7 @@ from clipx.search.query import Hit, Index, signed_sum
 from clipx.serve.batching import Batcher
 from clipx.serve.limits import Refused
 from clipx.serve.pictures import Pictures
+from clipx.serve.served_map import ServedMap
 
 FIRST_DEPTH = 250
 DEPTH_FACTOR = 5
@@ -46,6 +47,7 @@ class Collection:
         self.texts = texts
         self.batcher = batcher
         self.pictures = pictures
+        self.map = ServedMap(name, images.store)
         self.num_rows = images.store.num_rows
 
     def embed(self, terms: Sequence[QueryTerm]) -> Tensor:
@@ -131,6 +133,7 @@ class Collection:
             "modalities": ["image"] if self.texts is None else ["image", "text"],
             "index": {"kind": self.images.store.kind},
             "has_pictures": self.pictures.corpus is not None,
+            "has_map": self.map.exists,
             "columns": self.images.store.columns(),
         }
 

@@ -29,6 +29,7 @@ class Chromium:
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
+        flags += ["--enable-unsafe-swiftshader"]  # WebGL without a graphics card
         flags += [f"--user-data-dir={self.profile.name}", "--hide-scrollbars", "about:blank"]
         command = ["bash", "-c", f'exec "$@" 3<&{commands} 4>&{answers}', "bash", PROGRAM, *flags]
         self.process = subprocess.Popen(
@@ -89,7 +90,10 @@ class Chromium:
         self.call("Emulation.setDeviceMetricsOverride", **metrics)
 
     def value(self, expression: str) -> Any:
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Of a promise, what it is fulfilled with."""
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         return result["result"].get("value")
 
     def picture(self, out: Path, *, top: int = 0, height: int | None = None) -> None:

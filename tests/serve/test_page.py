@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import served
-from ranks import ROOT, environment
+from browsing import chromium, press, type_text, wait
 from samples import png
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "report"))
-import chromium
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,50 +17,6 @@ pytestmark = [
 ]
 RESULTS = "document.getElementById('status').textContent.includes('ms')"
 KEYS = "[...document.querySelectorAll('.card .open')].map(open => open.title)"
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[str]:
-    """The address of a running server."""
-    command = [sys.executable, "-m", "clipx", "serve", str(folder), "--port", "0"]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    address = ""
-    while not address.startswith("http"):
-        address = process.stdout.readline()
-        assert address, "the server has ended"
-    yield address.strip()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[chromium.Chromium]:
-    browser = chromium.Chromium()
-    yield browser
-    browser.close()
-
-
-def wait(browser: chromium.Chromium, expression: str) -> None:
-    end = time.monotonic() + 20
-    while not browser.value(expression):
-        assert time.monotonic() < end, f"not within 20 s: {expression}"
-        time.sleep(0.05)
-
-
-def press(browser: chromium.Chromium, key: str) -> None:
-    text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
-    codes = {"Enter": 13, "Escape": 27, "ArrowDown": 40, "ArrowRight": 39}
-    common = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper()))}
-    browser.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
-    browser.call("Input.dispatchKeyEvent", type="keyUp", **common)
-
-
-def type_text(browser: chromium.Chromium, text: str) -> None:
-    browser.call("Input.insertText", text=text)
 
 
 def hand_over(browser: chromium.Chromium, kind: str, data: bytes) -> None:

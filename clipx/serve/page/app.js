@@ -1,11 +1,13 @@
 // The search page: the query, its results, the view of one picture, and the keyboard.
 
-import { byId, get, make, pictureOf, post, prepared, showError } from "./dom.js";
+import { byId, captionOf, get, make, pictureOf, post, prepared, showError } from "./dom.js";
+import * as map from "./map.js";
 import { Query } from "./query.js";
 import * as zeroShot from "./zero_shot.js";
 
 const PAGE = 40;
 const NUM_EXAMPLES = 36;
+const VIEWS = ["search", "map", "zero-shot"];
 
 const state = {
   collections: [],
@@ -17,7 +19,9 @@ const state = {
   isLoading: false,
   request: null, // of the current query, repeated with an offset
   controller: new AbortController(),
-  shown: null, // number of the hit in the dialog
+  shown: null, // the hit in the dialog
+  view: "search",
+  place: "", // part of the map that the address names
 };
 const query = new Query(search);
 
@@ -30,7 +34,9 @@ function search() {
   byId("error").hidden = true;
   remember(text);
   if (!terms.length) {
+    state.request = null;
     showExamples();
+    showOnMap();
     return;
   }
   const body = { index: state.collection.name, terms, k: PAGE, modality: state.modality };
@@ -39,6 +45,7 @@ function search() {
   state.request = { body, files };
   byId("heading").textContent = "";
   loadPage(0);
+  showOnMap();
 }
 
 async function loadPage(offset) {
@@ -109,14 +116,20 @@ async function showExamples() {
   }
 }
 
-function remember(text) {
+function addressOf(text) {
   const parameters = new URLSearchParams();
   if (state.collections.length > 1) parameters.set("index", state.collection.name);
   if (text) parameters.set("q", text);
   query.toParameters(parameters);
   if (byId("where").value.trim()) parameters.set("where", byId("where").value.trim());
   if (state.modality !== "image") parameters.set("find", state.modality);
-  const address = `#${parameters}`;
+  if (state.view !== "search") parameters.set("view", state.view);
+  if (state.view === "map" && state.place) parameters.set("at", state.place);
+  return `#${parameters}`;
+}
+
+function remember(text) {
+  const address = addressOf(text);
   if (address !== (location.hash || "#")) history.pushState(null, "", address);
 }
 
@@ -130,6 +143,8 @@ function restore() {
   if (byId("where").value) showFilter(true);
   useModality(parameters.get("find") === "text" ? "text" : "image");
   query.fromParameters(parameters);
+  state.place = parameters.get("at") ?? "";
+  showView(VIEWS.includes(parameters.get("view")) ? parameters.get("view") : "search");
   search();
 }
 
@@ -150,15 +165,11 @@ function addHits(hits, hasScores) {
   byId("grid").append(...cards);
 }
 
-function captionOf(hit) {
-  return String(hit.metadata.caption ?? hit.metadata.key);
-}
-
 function card(hit, number, hasScore) {
   const caption = captionOf(hit);
   const open = make("button", { type: "button", className: "open", title: caption });
   open.append(pictureOf(state.collection, hit.row, 256, caption));
-  open.addEventListener("click", () => showDetail(number));
+  open.addEventListener("click", () => showDetail(state.hits[number]));
   const more = make("button", { type: "button", className: "like", textContent: "≈", title: "More like this", tabIndex: -1 });
   more.addEventListener("click", () => moreLike(hit.row));
   const score = hasScore ? make("span", { className: "score" }, hit.score.toFixed(3)) : null;
@@ -176,10 +187,10 @@ function moreLike(row) {
 
 // ------------------------------------------------------------------ one picture
 
-function showDetail(number) {
-  const hit = state.hits[number];
+// hit: of the results, or of the map
+function showDetail(hit) {
   if (!hit) return;
-  state.shown = number;
+  state.shown = hit;
   const caption = captionOf(hit);
   byId("large").replaceChildren(pictureOf(state.collection, hit.row, 768, caption));
   byId("detail-caption").textContent = caption;
@@ -196,7 +207,7 @@ function showDetail(number) {
 
 function startDetail() {
   const dialog = byId("detail");
-  const row = () => state.hits[state.shown].row;
+  const row = () => state.shown.row;
   byId("close").addEventListener("click", () => dialog.close());
   byId("more").addEventListener("click", () => moreLike(row()));
   for (const [id, sign] of [["plus", 1], ["minus", -1]]) {
@@ -208,13 +219,16 @@ function startDetail() {
   }
   byId("to-classes").addEventListener("click", () => {
     dialog.close();
-    showView("zero-shot");
-    zeroShot.useRow(row(), state.collection, captionOf(state.hits[state.shown]));
+    changeView("zero-shot");
+    zeroShot.useRow(row(), state.collection, captionOf(state.shown));
   });
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) dialog.close(); // the ground around it
   });
-  dialog.addEventListener("close", () => cardButtons()[state.shown]?.focus());
+  dialog.addEventListener("close", () => {
+    if (state.view === "search") cardButtons()[state.hits.indexOf(state.shown)]?.focus();
+    if (state.view === "map") byId("map-points").focus({ preventScroll: true });
+  });
 }
 
 // ------------------------------------------------------------------ the keyboard
@@ -227,14 +241,15 @@ function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const isTyping = event.target.matches("input, textarea, select");
   if (byId("detail").open) {
-    if (event.key === "ArrowRight") showDetail(state.shown + 1);
-    if (event.key === "ArrowLeft") showDetail(state.shown - 1);
-    if (event.key.toLowerCase() === "m") moreLike(state.hits[state.shown].row);
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const number = state.hits.indexOf(state.shown);
+    if (step && number >= 0) showDetail(state.hits[number + step]);
+    if (event.key.toLowerCase() === "m") moreLike(state.shown.row);
     return;
   }
   if (event.key === "/" && !isTyping) {
     event.preventDefault();
-    showView("search");
+    if (byId("asking").hidden) changeView("search");
     byId("text").select();
   } else if (event.key === "Escape") {
     goBack(event.target);
@@ -242,6 +257,9 @@ function onKey(event) {
     moveFocus(event, isTyping);
   } else if (event.key.toLowerCase() === "m" && event.target.matches(".open")) {
     moreLike(state.hits[cardButtons().indexOf(event.target)].row);
+  } else if (event.key.toLowerCase() === "m" && event.target === byId("map-points")) {
+    const hit = map.pointedHit();
+    if (hit) moreLike(hit.row);
   }
 }
 
@@ -368,12 +386,38 @@ function showFilter(isShown) {
 }
 
 function showView(name) {
+  state.view = name;
   for (const button of document.querySelectorAll("[data-view]")) {
     const isShown = button.dataset.view === name;
     byId(button.dataset.view).hidden = !isShown;
     if (isShown) button.setAttribute("aria-current", "page");
     else button.removeAttribute("aria-current");
   }
+  byId("asking").hidden = name === "zero-shot";
+  document.body.dataset.shown = name; // for the style of what all views share
+  if (name === "map") map.show(state.collection, state.place);
+}
+
+// As a person does it: the address remembers the view, and what was left out for it is done now.
+function changeView(name) {
+  showView(name);
+  remember(byId("text").value.trim());
+  showOnMap();
+  fillScreen();
+}
+
+function showOnMap() {
+  if (state.view === "map") map.mark(state.request);
+}
+
+// Moves follow one another quickly, and browsers refuse more than some 100 changes in 30 seconds.
+let moveTimer = 0;
+function onMapMoved() {
+  window.clearTimeout(moveTimer);
+  moveTimer = window.setTimeout(() => {
+    state.place = map.place();
+    if (state.view === "map") history.replaceState(null, "", addressOf(byId("text").value.trim()));
+  }, 300);
 }
 
 function startControls() {
@@ -413,10 +457,12 @@ function startControls() {
     query.clear(); // rows are those of the other collection
     useCollection(state.collections.find((each) => each.name === event.target.value));
     useModality(state.modality);
+    state.place = "";
+    showView(state.view);
     search();
   });
   for (const button of document.querySelectorAll("[data-view]")) {
-    button.addEventListener("click", () => showView(button.dataset.view));
+    button.addEventListener("click", () => changeView(button.dataset.view));
   }
 }
 
@@ -434,6 +480,7 @@ async function start() {
   startDetail();
   startFiles();
   zeroShot.start(() => byId("file").click());
+  map.start({ open: showDetail, moved: onMapMoved });
   document.addEventListener("keydown", onKey);
   window.addEventListener("popstate", restore);
   new IntersectionObserver(fillScreen, { rootMargin: "600px" }).observe(byId("end"));

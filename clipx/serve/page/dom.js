@@ -31,6 +31,12 @@ export async function get(path) {
   return answerOf(await fetch(path));
 }
 
+// An ArrayBuffer.
+export async function getBytes(path) {
+  const response = await fetch(path);
+  return response.ok ? response.arrayBuffer() : answerOf(response);
+}
+
 async function answerOf(response) {
   let answer = {};
   try {
@@ -69,6 +75,11 @@ export async function prepared(file) {
   });
   canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+// hit: { row, score, metadata }
+export function captionOf(hit) {
+  return String(hit.metadata.caption ?? hit.metadata.key);
 }
 
 export function pictureAddress(collection, row, size) {
