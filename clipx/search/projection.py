@@ -32,6 +32,8 @@ def project(
 
     rows: (N, D) of unit norm; progress: as `clipx.progress.progress`
     """
+    if len(rows) == 0:
+        raise UserError("there are no embeddings to draw a map of; embed a corpus with samples")
     if not np.isfinite(rows).all():
         damaged = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         raise UserError(

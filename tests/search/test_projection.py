@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,14 @@ def test_rows_that_are_not_finite_are_refused() -> None:
     rows[[7, 90], 3] = np.nan
     with pytest.raises(UserError, match=r"2 embeddings are not finite, first that of row 7;"):
         project(rows, progress=silent)
+
+
+def test_no_rows_and_no_umap_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no embeddings to draw a map of"):
+        project(groups()[:0], progress=silent)
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UserError, match=r"pip install 'clipx\[search,viz\]'"):
+        project(groups(), progress=silent)
 
 
 def test_turning_mirroring_moving_and_scaling_change_nothing() -> None:
