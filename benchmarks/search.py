@@ -104,10 +104,13 @@ def main() -> None:
     whole = VectorIndex(spec_of("exact", *rows.shape), rows)
     add("clipx exact", 0, 0.0, rows.nbytes, 1.0, lambda q: whole.search(q, 10))
     kinds: tuple[Kind, ...] = ("hnsw", "ivf", "ivfpq")
+    ivf: VectorIndex | None = None
     for kind in kinds:
         start = time.perf_counter()
-        built = VectorIndex.build(spec_of(kind, *rows.shape), rows)
+        other = ivf if kind == "ivfpq" else None
+        built = VectorIndex.build(spec_of(kind, *rows.shape), rows, other=other)
         took = time.perf_counter() - start
+        ivf = built if kind == "ivf" else None
         for effort in EFFORTS[kind]:
             index = built.with_effort(effort)
             recall = recall_of(index.search(queries, 10)[1], exact)

@@ -78,6 +78,7 @@ def build_index(
             return Chosen(met, trials, measure(met, second))
         note(f"{grown.spec.kind}: finds less than --recall {recall} since it has grown")
     best: tuple[Trial, VectorIndex] | None = None
+    ivf: VectorIndex | None = None
     for each in kinds:
         spec = spec_of(each, len(rows), rows.shape[1])
         size = VectorIndex(spec, rows).num_bytes()
@@ -85,7 +86,10 @@ def build_index(
             note(f"{each}: {size / 2**20:,.0f} MiB, more than --memory; not built")
             continue
         start = time.perf_counter()
-        built = VectorIndex.build(spec, rows, seed=seed).without(removed)
+        other = ivf if each == "ivfpq" else None
+        built = VectorIndex.build(spec, rows, seed=seed, other=other).without(removed)
+        if each == "ivf":
+            ivf = built
         note(f"{each}: built in {time.perf_counter() - start:.0f} s")
         met = _least_effort(built, first, recall, trials)
         if met is not None and (best is None or trials[-1].milliseconds < best[0].milliseconds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,17 @@ def test_an_index_finds_what_exact_search_finds(kind: Kind, tmp_path: Path) -> N
     assert torch.equal(scores, scores.sort(dim=1, descending=True).values)
     first = found[:, 0] == exact[:, 0]
     torch.testing.assert_close(scores[first, 0], exact_scores[first, 0], rtol=1e-3, atol=1e-3)
+
+
+def test_cells_of_another_index_serve_as_well_and_outlive_it() -> None:
+    rows = ROWS.numpy()
+    spec = spec_of("ivfpq", len(rows), WIDTH)
+    other = VectorIndex.build(spec_of("ivf", len(rows), WIDTH), rows)
+    shared = VectorIndex.build(spec, rows, other=other).with_effort(4)
+    del other
+    gc.collect()
+    alone = VectorIndex.build(spec, rows).with_effort(4)
+    assert torch.equal(shared.search(QUERIES, 10)[1], alone.search(QUERIES, 10)[1])
 
 
 def test_more_effort_finds_more() -> None:
