@@ -20,7 +20,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ import open_clip
 import photos  # type: ignore[import] beside this file
 import pyarrow.parquet as pq
 import torch
+from line_process import LineProcess  # type: ignore[import]
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -57,34 +57,6 @@ class Task:
         return [str(path) for path in sorted(self.folder.glob("*.tar"))[: self.shards]]
 
 
-class Contestant:
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.about = self._answer()
-
-    def seconds(self, **request: Any) -> float:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self._answer()["seconds"]
-
-    def stop(self) -> None:
-        self.process.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            if line.startswith("{"):
-                return json.loads(line)
-        raise RuntimeError(f"the process ended:\n{self.process.communicate()[1][-2000:]}")
-
-
 def write_model(folder: Path, model_json: dict[str, Any]) -> None:
     """A model with random weights in open_clip's layout."""
     folder.mkdir()
@@ -101,15 +73,17 @@ def write_model(folder: Path, model_json: dict[str, Any]) -> None:
 def race(task: Task, rounds: int, peer_python: str, folder: Path) -> dict[str, Any]:
     write_model(folder / "model", task.model_json)
     model = ["--model", str(folder / "model")]
-    clipx = Contestant([sys.executable, str(HERE / "clipx_embed.py"), *model])
+    clipx = LineProcess("clipx", [sys.executable, str(HERE / "clipx_embed.py"), *model])
     key = ["--image-key", task.image_key]
-    peer = Contestant([peer_python, str(HERE / "peer_embed.py"), *model, *key])
+    peer = LineProcess("peer", [peer_python, str(HERE / "peer_embed.py"), *model, *key])
+    precision = clipx.answer()["precision"]
+    peer.answer()
     shards = task.paths()
     out = folder / "out"
 
-    def timed(contestant: Contestant, **settings: Any) -> float:
+    def timed(contestant: LineProcess, **settings: Any) -> float:
         shutil.rmtree(out, ignore_errors=True)
-        return contestant.seconds(shards=shards, out=str(out), **settings)
+        return contestant.ask(shards=shards, out=str(out), **settings)["seconds"]
 
     # The peer gives each worker shards of its own, so a trial has all of them.
     timed(peer, workers=1, jit=False)  # prepares kernels
@@ -133,7 +107,7 @@ def race(task: Task, rounds: int, peer_python: str, folder: Path) -> dict[str, A
     for _ in range(rounds):
         peer_seconds.append(timed(peer, workers=peer_workers, jit=jit))
         clipx_seconds.append(timed(clipx, workers=workers))
-        forwards.append(clipx.seconds(forward=captions))
+        forwards.append(clipx.ask(forward=captions)["seconds"])
     clipx.stop()
     peer.stop()
 
@@ -142,7 +116,7 @@ def race(task: Task, rounds: int, peer_python: str, folder: Path) -> dict[str, A
     peer_rate = count / statistics.median(peer_seconds)
     return {
         "samples": count,
-        "precision": clipx.about["precision"],
+        "precision": precision,
         "clipx": rate,
         "clipx workers": workers,
         "peer": peer_rate,

@@ -20,7 +20,6 @@ import argparse
 import io
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +31,7 @@ import numpy as np
 import photos  # type: ignore[import] beside this file
 import torch
 from clipx_loader import make_batches  # type: ignore[import]
+from line_process import LineProcess  # type: ignore[import]
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -63,32 +63,13 @@ class Contestant:
     command: list[str]
     seconds: list[float] = field(default_factory=list)
 
-    def start(self) -> dict[str, Any]:
-        self.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        return self._answer()
+    def start(self) -> None:
+        self.process = LineProcess(self.name, self.command)
+        self.process.answer()  # it is ready
 
     def burst(self, skip: int, batches: int) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"skip": skip, "batches": batches}) + "\n")
-        self.process.stdin.flush()
-        self.seconds.append(self._answer()["seconds"])
+        self.seconds.append(self.process.ask(skip=skip, batches=batches)["seconds"])
         time.sleep(PAUSE_SECONDS)
-
-    def stop(self) -> None:
-        self.process.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            if line.startswith("{"):
-                return json.loads(line)
-        raise RuntimeError(f"{self.name} ended:\n{self.process.communicate()[1][-2000:]}")
 
 
 def race(corpus: Corpus, workers: int, rounds: int, peer_python: str) -> dict[str, float]:
@@ -111,7 +92,7 @@ def race(corpus: Corpus, workers: int, rounds: int, peer_python: str) -> dict[st
         for one in contestants:
             one.burst(corpus.skip, corpus.batches)
     for one in contestants:
-        one.stop()
+        one.process.stop()
     images = corpus.batches * corpus.batch_size
     rate = {one.name: images / statistics.median(one.seconds) for one in contestants}
     return {

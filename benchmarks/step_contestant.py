@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 from dataclasses import dataclass, field
-from typing import Any
+
+from line_process import LineProcess  # type: ignore[import] beside this file
 
 
 @dataclass(eq=False)
@@ -21,22 +20,13 @@ class Contestant:
     losses: list[float] = field(default_factory=list)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.process = LineProcess(self.name, self.command)
 
     def wait_until_warm(self) -> None:
-        self.losses += self._answer()["losses"]
+        self.losses += self.process.answer()["losses"]
 
     def burst(self, steps: int) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"steps": steps}) + "\n")
-        self.process.stdin.flush()
-        answer = self._answer()
+        answer = self.process.ask(steps=steps)
         # The first step of a burst warms the caches that the other contestant has filled.
         self.seconds += answer["step_seconds"][1:]
         self.losses += answer["losses"]
@@ -47,11 +37,4 @@ class Contestant:
         return statistics.median(self.seconds)
 
     def stop(self) -> None:
-        self.process.communicate()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            if line.startswith("{"):
-                return json.loads(line)
-        raise RuntimeError(f"{self.name} ended:\n{self.process.communicate()[1][-2000:]}")
+        self.process.stop()
