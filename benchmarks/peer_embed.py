@@ -21,6 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="folder in open_clip's layout")
     parser.add_argument("--image-key", required=True, help="extension of the pictures in the tars")
+    parser.add_argument("--has-json", action="store_true", help="samples have a .json member")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     # Its architecture under a name that open_clip looks up, and a file for its weights.
@@ -42,7 +43,7 @@ def main() -> None:
             output_partition_count=1,
             input_format="webdataset",
             num_prepro_workers=request["workers"],
-            enable_metadata=True,
+            enable_metadata=arguments.has_json,
             wds_image_key=arguments.image_key,
             clip_model=f"open_clip:{named.stem}/{weights}",
             use_jit=request["jit"],
