@@ -31,9 +31,7 @@ EFFORTS: dict[Kind, tuple[int, ...]] = {
     "ivfpq": (1, 2, 4, 8, 16, 32, 64, 128),
 }
 """How hard a search tries: efSearch of HNSW, nprobe (cells) of IVF."""
-RERANKED = 8
-"""Times k candidates of IVF-PQ that are compared by their whole vectors: compressed ones alone have
-a recall of some 0.5."""
+RERANKED = 8  # times k candidates of IVF-PQ, compared by whole vectors: codes alone recall 0.5
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,7 @@ class VectorIndex:
     ) -> VectorIndex:
         """Takes seconds for a hundred thousand rows, and an hour for a hundred million.
 
-        other: of the same rows and as many cells, which serve this one too; they take most of the
-            time of an IVF
+        other: of as many cells, which serve this one too: they take most of the time of an IVF
         """
         if spec.kind == "exact":
             return cls(spec, rows)

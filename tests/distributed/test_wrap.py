@@ -57,7 +57,8 @@ def test_gradients_equal_those_of_one_process(ranks: Ranks, kind: str, name: str
     # sharding rounds the weights too, where autocast leaves norms and biases in float32
     to = {"bf16": 5e-2, "fp16": 2e-2}.get(name, 5e-6)
     if "objective" in SETTINGS[name]:
-        to = 2e-5  # log_scale's gradient of 0.01 is a difference of terms a hundred times as large
+        # log_scale's gradient of 0.01 is a difference of terms a hundred times as large
+        to = 4e-5
     for rank in ranks:
         actual = rank["gradients"][kind, name]
         assert_close(actual["gradients"], expected["gradients"], to=to)
