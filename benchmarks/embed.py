@@ -150,7 +150,7 @@ def clipx_rows(folder: Path) -> dict[str, Any]:
 
 
 def least_cosine(first: dict[str, Any], second: dict[str, Any]) -> float:
-    """Of the two embeddings of a sample. Both tell the same samples, or this fails."""
+    """Of the two embeddings of a sample. Fails unless both have the same samples."""
     place = {key: row for row, key in enumerate(second["key"])}
     order = [place[key] for key in first["key"]]
     assert len(order) == len(second["key"]), "one has samples that the other has not"

@@ -1,7 +1,7 @@
 """clip-retrieval 2.45.0's ClipClient against `clipx serve`: by text, image and embedding.
 
     bash benchmarks/retrieval_env.sh                              # once: the client
-    clipx embed runs/demo data/demo/train --out embeddings/demo   # once: what is searched
+    clipx embed runs/demo data/demo/train --out embeddings/demo   # once: the collection
     python benchmarks/parity_clip_client.py embeddings/demo [--check]
 
 `--check` exits 1 unless each result has the shape that its documentation gives (id, similarity,
@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from server_process import running_server  # type: ignore[import] beside this file
 
 from clipx.search.query import Index
 
@@ -31,7 +32,7 @@ HERE = Path(__file__).parent
 
 
 def faults(results: list[dict[str, object]], expected: list[int]) -> list[str]:
-    """What is not as documented, or not as clipx itself ranks."""
+    """Differences from the documented shape, and from the ranks of clipx itself."""
     found = []
     for result in results:
         types = {"id": int, "similarity": float, "url": str, "caption": str}
@@ -55,15 +56,7 @@ def main() -> None:
     if not Path(arguments.peer_python).exists():
         sys.exit("the client is missing: bash benchmarks/retrieval_env.sh")
     index = Index.open(arguments.folder)
-    command = [sys.executable, "-m", "clipx", "serve", str(arguments.folder), "--port", "0"]
-    server = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert server.stdout is not None
-    address = ""
-    while not address.startswith("http"):
-        address = server.stdout.readline()
-        assert address, "the server has ended; start it by hand for its message"
-    address = address.strip().rstrip("/")
-    try:
+    with running_server(arguments.folder) as (_, address):
         with urllib.request.urlopen(f"{address}/api/picture/{arguments.folder.name}/7") as response:
             picture = response.read()
         vector = torch.from_numpy(index.rows[7].astype("float32"))
@@ -84,9 +77,6 @@ def main() -> None:
         for kind, results in answer["results"].items():
             rows = [hit.row for hit in expected[kind]]
             figures[kind] = {"results": len(results), "faults": faults(results, rows)}
-    finally:
-        server.terminate()
-        server.wait()
     table = Table("query", "results", "faults", title=f"ClipClient {answer['version']}")
     for kind, found in figures.items():
         table.add_row(kind, str(found["results"]), "; ".join(found["faults"]) or "none")

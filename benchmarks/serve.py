@@ -12,12 +12,13 @@ import http.client
 import json
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from server_process import running_server  # type: ignore[import] beside this file
 
 WORDS = "red blue green small large old new car house tree cat dog arrow flag star phone".split()  # noqa: SIM905
 
@@ -69,35 +70,25 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60)
     arguments = parser.parse_args()
-    command = [sys.executable, "-m", "clipx", "serve", str(arguments.folder), "--port", "0"]
-    process = subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert process.stdout is not None
-    address = ""
-    while not address.startswith("http"):
-        address = process.stdout.readline()
-        assert address, "the server has ended; start it by hand for its message"
-    load = Load(address.strip())
-    connection = http.client.HTTPConnection(load.address.hostname or "", load.address.port)
-    connection.request("GET", "/api/indices")
-    index = json.loads(connection.getresponse().read())["indices"][0]
-    start = time.perf_counter()
-    end = start + arguments.seconds
-    clients = [
-        threading.Thread(target=load.run, args=(number, end, index["name"], index["num_rows"]))
-        for number in range(arguments.clients)
-    ]
-    for client in clients:
-        client.start()
-    time.sleep(arguments.seconds / 4)
-    early = memory_mib(process)
-    for client in clients:
-        client.join()
-    seconds = time.perf_counter() - start
-    late = memory_mib(process)
-    process.terminate()
-    process.wait()
+    with running_server(arguments.folder) as (process, address):
+        load = Load(address)
+        connection = http.client.HTTPConnection(load.address.hostname or "", load.address.port)
+        connection.request("GET", "/api/indices")
+        index = json.loads(connection.getresponse().read())["indices"][0]
+        start = time.perf_counter()
+        end = start + arguments.seconds
+        clients = [
+            threading.Thread(target=load.run, args=(number, end, index["name"], index["num_rows"]))
+            for number in range(arguments.clients)
+        ]
+        for client in clients:
+            client.start()
+        time.sleep(arguments.seconds / 4)
+        early = memory_mib(process)
+        for client in clients:
+            client.join()
+        seconds = time.perf_counter() - start
+        late = memory_mib(process)
 
     total = sum(load.statuses.values())
     print(f"{arguments.clients} clients, {seconds:.0f} s: {total:,} requests", end=", ")

@@ -172,7 +172,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
 
 def _class_names(arguments: argparse.Namespace) -> list[str]:
     """Those of --names; none if clusters are named by words. Raises UserError."""
-    from clipx.search.cluster_names import read_names
+    from clipx.search.vocabulary import read_names
 
     if arguments.names is None:
         if arguments.prompt:

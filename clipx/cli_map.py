@@ -41,7 +41,7 @@ def make_map(arguments: argparse.Namespace) -> None:
     from clipx.search.embedding_map import build_map, map_file, write_map
     from clipx.search.projection import import_umap
     from clipx.search.query import Index
-    from clipx.search.vocabulary import names_of_captions, read_names
+    from clipx.search.vocabulary import Names, names_of_captions, read_names
 
     started = time.perf_counter()
     import_umap()  # refused before minutes are spent
@@ -49,7 +49,7 @@ def make_map(arguments: argparse.Namespace) -> None:
     folder = arguments.folder
     index: Any = Index.open(folder, model=model, exact=True)
     if arguments.names is not None:
-        names = read_names(arguments.names)
+        names = Names(read_names(arguments.names))
     else:
         names = names_of_captions(index.metadata.column("caption").to_pylist())
         if not names:

@@ -72,6 +72,12 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         yield advance
 
 
+Advance = Callable[[int], None]
+"""Called with the number that is done since the last call."""
+ShowProgress = Callable[[str, int], AbstractContextManager[Advance]]
+"""`progress` or `silent`: (title, total) -> a context with its `Advance`."""
+
+
 def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 

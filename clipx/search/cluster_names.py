@@ -4,40 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array
 from sklearn.feature_extraction.text import CountVectorizer
 
-from clipx.data.class_lists import SUBSETS, known_classes
 from clipx.evaluators.classifier import classifier
-from clipx.evaluators.test_sets import text_lines
 from clipx.search.clusters import Clusters, assign
-from clipx.types import ImageTextEncoder, UserError
+from clipx.types import ImageTextEncoder
 
 NUM_WORDS = 3
 PROMPT = "a photo of a {c}"
-
-
-def read_names(source: str) -> list[str]:
-    """Raises UserError.
-
-    source: a file with a name a line, or the name of a published list such as `imagenet`
-    """
-    if source in SUBSETS:
-        return list(known_classes(source).names)
-    try:
-        names = text_lines(Path(source).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"--names {source} cannot be read: {reason}; give a text file with a name a line, or "
-            f"one of {', '.join(SUBSETS)}"
-        ) from error
-    if not names:
-        raise UserError(f"--names {source} is empty; write a name a line")
-    return names
 
 
 def names_by_class(

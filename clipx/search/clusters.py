@@ -18,7 +18,7 @@ TRAINED_ROWS = 100_000
 TRAINED_ROWS_A_CLUSTER = 256  # as FAISS's k-means takes
 BATCH = 4096  # rows of a step of k-means
 STARTS = 3
-BLOCK = 65_536  # rows that are assigned at a time
+MAX_SCORES = 8_000_000  # similarities that are held at a time, 32 MB
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,11 @@ def assign(rows: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     rows: (N, D); centers: (K, D) of unit norm
     """
-    labels = []
-    similarity = []
-    for start in range(0, len(rows), BLOCK):
-        scores = unit_rows(rows[start : start + BLOCK]) @ centers.T
+    labels = [np.empty(0, dtype=np.int64)]
+    similarity = [np.empty(0, dtype=np.float32)]
+    block = max(1, MAX_SCORES // len(centers))
+    for start in range(0, len(rows), block):
+        scores = unit_rows(rows[start : start + block]) @ centers.T
         best = scores.argmax(axis=1)
         labels.append(best)
         similarity.append(scores[np.arange(len(best)), best])

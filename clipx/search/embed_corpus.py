@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from clipx.data.sample import BAD_SAMPLE_ERRORS
 from clipx.data.workers import from_workers
 from clipx.embed import Encoder
 from clipx.files import replacing, write_whole
+from clipx.progress import ShowProgress
 from clipx.search.chunks import Chunk, ChunkReader
 from clipx.search.embeddings import Manifest, model_digest, read_manifest
 from clipx.search.growth import has_more_shards
@@ -30,7 +30,6 @@ from clipx.types import EmbeddingError, UserError
 
 KEPT = ("shards", "sources", "caption_field", "max_image_pixels", "max_image_bytes")
 """Settings of the corpus in the manifest: others change neither embeddings nor pictures."""
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass
@@ -114,11 +113,11 @@ class EmbedCorpus:
         self.manifest = replace(self.manifest, earlier=old.earlier)
         if differences:
             self.manifest = old.grown(self.manifest)
-            # Not complete from here on, so that nobody reads names that are changing.
+            # Not complete from here on, so that no reader meets names that are changing.
             self.manifest.write(folder)
         self.files.rename_parts()
 
-    def build(self, progress: Progress, *, rank: int = 0, world_size: int = 1) -> None:
+    def build(self, progress: ShowProgress, *, rank: int = 0, world_size: int = 1) -> None:
         """Embed the parts that this rank has to, and that are missing. Raises UserError, OSError,
         and EmbeddingError for a damaged model."""
         todo = []

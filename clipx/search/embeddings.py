@@ -97,7 +97,7 @@ class Manifest:
     def grown(self, new: Manifest) -> Manifest:
         """The new manifest, which remembers this one."""
         earlier = list(self.earlier)
-        if self.is_complete:  # nothing was made of those that were not
+        if self.is_complete:  # an incomplete one has no index or map
             earlier.append({name: vars(self)[name] for name in GROWING})
         return replace(new, earlier=earlier)
 

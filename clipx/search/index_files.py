@@ -35,7 +35,7 @@ def write_index(
     *,
     has_grown: bool = False,
 ) -> None:
-    """Write the index and what is known of it, and clip-retrieval's list of indices. Raises
+    """Write the index with its measurements, and clip-retrieval's list of indices. Raises
     OSError.
 
     has_grown: rows were added to the index that is there

@@ -14,11 +14,11 @@ from typing import Literal
 
 import numpy as np
 
-from clipx.search.clusters import cluster_rows
+from clipx.progress import Advance
+from clipx.search.clusters import assign, cluster_rows
 from clipx.search.pair_forest import PairForest, ThresholdCount
 from clipx.search.similar_pairs import (
     ROUNDING,
-    Advance,
     all_pairs,
     pairs_within_clusters,
     proposed_pairs,
@@ -30,7 +30,7 @@ from clipx.types import UserError
 Method = Literal["pairs", "semdedup"]
 THRESHOLDS = (0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
 """Of the table from which a person chooses."""
-COVERED_ROWS = 256  # compared at a time with those that are kept
+COVERED_ROWS = 256  # compared at a time with the kept ones
 MAX_DISTANCE_BELOW = 0.1
 """Lower thresholds than this much below the chosen one are left out of the table: their many pairs
 cost time."""
@@ -107,10 +107,9 @@ def duplicate_groups(
     for members in _members(labels, np.argsort(labels, kind="stable")):
         kept = members[is_kept[members]]
         dropped = members[~is_kept[members]]
-        nearest, similarity = _nearest_kept(rows, dropped, kept)
-        groups.append(
-            DuplicateGroup(kept.tolist(), dropped.tolist(), nearest.tolist(), similarity.tolist())
-        )
+        place, similarity = assign(rows[dropped], unit_rows(rows[kept]))
+        nearest = kept[place].tolist()
+        groups.append(DuplicateGroup(kept.tolist(), dropped.tolist(), nearest, similarity.tolist()))
     groups.sort(key=lambda group: (-group.size, min(group.kept)))
     return groups
 
@@ -123,23 +122,6 @@ def _members(labels: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
     order = order[np.bincount(labels)[labels[order]] > 1]  # most of millions of rows are alone
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     return np.split(order, starts[1:])[: len(starts)]
-
-
-def _nearest_kept(
-    rows: np.ndarray, dropped: np.ndarray, kept: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """((n,) kept row that each dropped one is nearest to, (n,) float32 similarity)"""
-    vectors = unit_rows(rows[kept])
-    nearest = []
-    similarity = []
-    for part in _parts(dropped, max(1, 4_000_000 // max(1, len(kept)))):
-        scores = unit_rows(rows[part]) @ vectors.T
-        best = scores.argmax(axis=1)
-        nearest.append(kept[best])
-        similarity.append(scores[np.arange(len(part)), best])
-    if not nearest:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-    return np.concatenate(nearest), np.concatenate(similarity)
 
 
 def _parts(numbers: np.ndarray, size: int) -> Iterable[np.ndarray]:

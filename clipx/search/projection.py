@@ -163,7 +163,7 @@ def draw_in(points: np.ndarray) -> np.ndarray:
     """(N, 2) points, of which those far outside are moved towards the others.
 
     UMAP throws small groups of near-duplicates far out, and the map of all others would be small.
-    Outside of an ellipse around NEAR of the points along each axis, what is farther stays farther,
+    Outside of an ellipse around NEAR of the points along each axis, farther points stay farther,
     but at most by FARTHEST radii.
     """
     middle = np.median(points, axis=0)

@@ -82,7 +82,7 @@ class QdrantConnection:
                 wait = next(waits, None) if _is_passing(error) else None
                 if wait is None:
                     raise QdrantError(self._message(error)) from error
-                # A server that is too busy says how long it will be.
+                # A server that is too busy names the time to wait.
                 time.sleep(max(wait, getattr(error, "retry_after_s", 0)))
 
     @staticmethod
@@ -114,7 +114,7 @@ def _is_passing(error: Exception) -> bool:
 
 
 def _detail(error: Any) -> str:
-    """What the server says, of a response that may be of another program."""
+    """The server's own message, of a response that may be of another program."""
     try:
         return str(error.structured()["status"]["error"])[:300]
     except (ValueError, KeyError, TypeError):

@@ -1,20 +1,19 @@
 """Upload the embeddings of a folder to a collection of Qdrant: `clipx index DIR --to URL`.
 
 The id of a point is the number of its row, so that an upload that was stopped counts the points
-that are there and goes on with the others. Removed rows are not uploaded, or deleted again.
+that are there and uploads the others. Removed rows are not uploaded, or deleted again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clipx.progress import ShowProgress
 from clipx.search.embeddings import Modality, open_complete, read_vectors
 from clipx.search.folder_store import column_types, read_table
 from clipx.search.qdrant_connection import QdrantConnection, QdrantError
@@ -23,9 +22,8 @@ from clipx.search.qdrant_record import CollectionRecord, Quantization, read_reco
 from clipx.search.removal import removed_rows
 from clipx.types import UserError
 
-PART = 10_000  # rows whose points are counted together when an upload goes on
+PART = 10_000  # rows whose points are counted together when an upload is continued
 BATCH = 256  # points of a request, about a megabyte for 512 dimensions
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class QdrantUpload:
         columns = column_types(self.table)
         self.record = CollectionRecord(manifest, modality, columns, len(self.rows), quantization)
 
-    def run(self, progress: Progress, *, rank: int = 0, world_size: int = 1) -> UploadCounts:
+    def run(self, progress: ShowProgress, *, rank: int = 0, world_size: int = 1) -> UploadCounts:
         """Upload the parts of this rank. Raises UserError."""
         todo = self._prepare()
         todo = todo[todo // PART % world_size == rank]
@@ -104,10 +102,10 @@ class QdrantUpload:
                     raise
         found = read_record(self.connection)
         self._check(found)
-        asked = self.record.quantization
-        if asked not in ("none", found.quantization):
+        wanted = self.record.quantization
+        if wanted not in ("none", found.quantization):
             raise UserError(
-                f"{self.connection.url} has quantization {found.quantization}, not {asked}; leave "
+                f"{self.connection.url} has quantization {found.quantization}, not {wanted}; leave "
                 "out --quantization, or delete the collection"
             )
         self.record = replace(self.record, quantization=found.quantization)

@@ -4,12 +4,13 @@ proposes, or within clusters. They come in blocks, so that memory does not grow 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from clipx.progress import Advance
 from clipx.search.vector_index import VectorIndex
 
 BLOCK = 2048  # rows, and columns, of the matrix of similarities that is held at a time
@@ -19,13 +20,14 @@ MAX_CANDIDATES = 2048
 """An index proposes that many for a row at most; a row with more near duplicates is connected to
 the others through those."""
 QUERIES = 1024  # rows that are looked up at a time
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows that are similar, first[i] < second[i] unless said otherwise. first, second: (P,) int64;
-    similarity: (P,) float32"""
+    """Rows that are similar; first[i] < second[i], unless stated otherwise.
+
+    first, second: (P,) int64; similarity: (P,) float32
+    """
 
     first: np.ndarray
     second: np.ndarray

@@ -7,12 +7,12 @@ nearest neighbors, arXiv:2204.06507, take the k-th alone).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from clipx.progress import Advance
 from clipx.search.similar_pairs import unit_rows
 from clipx.search.vector_index import VectorIndex
 from clipx.types import UserError
@@ -21,7 +21,6 @@ QUERIES = 1024  # rows whose neighbors are searched at a time
 BLOCK = 16_384  # rows that they are compared with at a time: 64 MiB of similarities
 ROUNDING = 5e-4  # an index compares rows as they are stored, as float16 of nearly unit norm
 MAX_DISTANCE = 2.0  # of opposite rows
-Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)

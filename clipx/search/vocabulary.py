@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipx.data.class_lists import SUBSETS, known_classes
-from clipx.evaluators.test_sets import read_lines
+from clipx.evaluators.test_sets import text_lines
 from clipx.types import UserError
 
 MAX_NAMES = 3000
@@ -35,21 +35,32 @@ class Names:
         return len(self.texts)
 
 
-def read_names(source: str) -> Names:
-    """Names of a file with one a line, or of a published list, see `clipx.data.class_lists`.
-    Raises UserError."""
+def read_names(source: str) -> list[str]:
+    """Distinct names in their order, without spaces around them. Raises UserError.
+
+    source: a file with a name a line, or the name of a published list such as `imagenet`, see
+        `clipx.data.class_lists`
+    """
     if source in SUBSETS:
-        return Names(distinct_names(known_classes(source).names))
-    if not Path(source).is_file():
-        raise UserError(
-            f"--names {source} is neither a file with one name a line nor one of "
-            f"{', '.join(SUBSETS)}"
-        )
-    return Names(distinct_names(read_lines(Path(source))))
-
-
-def distinct_names(names: Sequence[str]) -> list[str]:
-    """In their order, without spaces around them."""
+        names = known_classes(source).names
+    else:
+        lists = ", ".join(SUBSETS)
+        path = Path(source)
+        # A word without an ending was meant as a list.
+        if path.name == source and not path.suffix and not path.exists():
+            raise UserError(
+                f"--names {source} is neither a file with one name a line nor one of {lists}"
+            )
+        try:
+            names = text_lines(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(
+                f"--names {source} cannot be read: {reason}; give a text file with a name a line, "
+                f"or one of {lists}"
+            ) from error
+        if not names:
+            raise UserError(f"--names {source} is empty; write a name a line")
     return list(dict.fromkeys(name.strip() for name in names))
 
 

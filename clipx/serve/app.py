@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
@@ -26,22 +27,10 @@ from clipx.types import UserError
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MAX_SIDE = 1024  # of a picture that is sent
 MEDIA_TYPES = {
-    "index.html": "text/html",
-    "style.css": "text/css",
-    "icon.svg": "image/svg+xml",
-    "app.js": "text/javascript",
-    "dom.js": "text/javascript",
-    "map.js": "text/javascript",
-    "map_camera.js": "text/javascript",
-    "map_canvas.js": "text/javascript",
-    "map_colors.js": "text/javascript",
-    "map_drawing.js": "text/javascript",
-    "map_labels.js": "text/javascript",
-    "map_moves.js": "text/javascript",
-    "map_pictures.js": "text/javascript",
-    "map_points.js": "text/javascript",
-    "query.js": "text/javascript",
-    "zero_shot.js": "text/javascript",
+    ".html": "text/html",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".js": "text/javascript",
 }
 
 
@@ -89,10 +78,9 @@ def build_app(
 
 def _add_page(app: FastAPI) -> None:
     """The files of the page, read once: no request names a file."""
-    folder = files("clipx.serve") / "page"
-    for name, media_type in MEDIA_TYPES.items():
-        path = "/" if name == "index.html" else f"/{name}"
-        response = _file_response((folder / name).read_bytes(), media_type)
+    for file in (files("clipx.serve") / "page").iterdir():
+        path = "/" if file.name == "index.html" else f"/{file.name}"
+        response = _file_response(file.read_bytes(), MEDIA_TYPES[Path(file.name).suffix])
         app.add_route(path, response, ["GET", "HEAD"])
 
 

@@ -86,7 +86,7 @@ class Collection:
             raise Refused(404, f"row {row} of {self.name} was removed")
 
     def kept(self, rows: Sequence[int]) -> list[int]:
-        """The rows without removed ones. Raises Refused for those that never were."""
+        """The rows without removed ones. Raises Refused for numbers that no row has."""
         for row in rows:
             if not 0 <= row < self.num_rows:
                 raise Refused(404, f"{self.name} has rows 0 to {self.num_rows - 1:,}, not {row}")

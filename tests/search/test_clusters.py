@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from clipx.search import clusters as clustering
-from clipx.search.cluster_names import names_by_class, names_by_words, read_names
+from clipx.search.cluster_names import names_by_class, names_by_words
 from clipx.search.clusters import Clusters, cluster_rows, default_num_clusters
+from clipx.search.vocabulary import read_names
 from clipx.types import UserError
 
 WIDTH = 8
@@ -31,7 +32,7 @@ def separate() -> tuple[np.ndarray, np.ndarray]:
 def test_separate_clusters_are_found_the_largest_first(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clustering, "BLOCK", block)
+    monkeypatch.setattr(clustering, "MAX_SCORES", 3 * block)  # of three centers
     rows, axis = separate()
     found = cluster_rows(rows, 3)
     assert found.sizes.tolist() == list(SIZES)

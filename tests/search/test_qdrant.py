@@ -16,15 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import qdrant_server
-import small_checkpoints
 import torch
+from embedded import embed_corpus
 from qdrant_client import QdrantClient
 from qdrant_server import Faults, Server
 from samples import pair, write_shard
-from tiny_runs import MODEL
 
 from clipx import cli
-from clipx.models.dual_encoder import DualEncoder
 from clipx.progress import silent
 from clipx.search import qdrant_connection, qdrant_upload
 from clipx.search.qdrant_connection import QdrantConnection
@@ -40,9 +38,7 @@ NUM_SAMPLES = 40
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Embeddings of 40 samples, one with a NaN and one without a caption."""
-    torch.manual_seed(0)
     root = tmp_path_factory.mktemp("qdrant")
-    model = small_checkpoints.save(root / "m", 1, model=DualEncoder(MODEL), model_json=MODEL)
     samples: dict[str, Any] = {}
     for n in range(NUM_SAMPLES):
         about: dict[str, Any] = {"price": n, "shop": "Here" if n % 2 else "there", "new": n < 9}
@@ -51,9 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         samples[f"k{n:02d}"] = {**pair(n), "json": about, "txt": f"picture {n}"}
     del samples["k07"]["txt"]
     write_shard(root / "corpus/0.tar", samples)
-    settings = ["--part-size", "25", "--precision", "fp32"]
-    cli.main(["embed", str(model), str(root / "corpus"), "--out", str(root / "out"), *settings])
-    return root / "out"
+    return embed_corpus(root, "--part-size", "25", "--precision", "fp32")
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ def test_names_are_words_and_pairs_of_words_without_stop_words() -> None:
 def test_names_of_a_file_or_a_published_list(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("a cat\n\n a dog \na cat\n")
-    assert read_names(str(file)) == Names(["a cat", "a dog"])
+    assert Names(read_names(str(file))) == Names(["a cat", "a dog"])
     assert len(read_names("imagenet")) > 990
     with pytest.raises(UserError, match="--names imagnet is neither a file with one name a line"):
         read_names("imagnet")

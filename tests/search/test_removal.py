@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import small_checkpoints
 import torch
+from embedded import embed_corpus
 from samples import pair, write_shard
-from tiny_runs import MODEL
 
 from clipx import cli
-from clipx.models.dual_encoder import DualEncoder
 from clipx.search import build_index
 from clipx.search import exact as exact_search
 from clipx.search.query import Index
@@ -26,9 +24,7 @@ NUM_ROWS = 320
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
     root = tmp_path_factory.mktemp("removal")
-    model = small_checkpoints.save(root / "m", 1, model=DualEncoder(MODEL), model_json=MODEL)
     for shard in range(2):
         samples: dict[str, Any] = {}
         for n in range(NUM_ROWS // 2):
@@ -36,9 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             key = f"k{n}" if n < 3 else f"k{shard}-{n}"
             samples[key] = pair(n + 200 * shard)
         write_shard(root / f"corpus/{shard}.tar", samples)
-    settings = ["--precision", "fp32", "data.workers=0"]
-    cli.main(["embed", str(model), str(root / "corpus"), "--out", str(root / "out"), *settings])
-    return root / "out"
+    return embed_corpus(root, "--precision", "fp32", "data.workers=0")
 
 
 @pytest.fixture

@@ -5,14 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import small_checkpoints
-import torch
+from embedded import embed_corpus
 from fastapi.testclient import TestClient
 from samples import pair, write_shard
-from tiny_runs import MODEL
 
-from clipx import cli
-from clipx.models.dual_encoder import DualEncoder
 from clipx.serve.app import build_app
 from clipx.serve.collection import open_collections
 
@@ -22,8 +18,6 @@ ADDRESS = "http://127.0.0.1:8000"
 
 def embed(folder: Path) -> Path:
     """Embeddings of NUM_SAMPLES samples in two parts, below the folder."""
-    torch.manual_seed(0)
-    model = small_checkpoints.save(folder / "m", 1, model=DualEncoder(MODEL), model_json=MODEL)
     samples: dict[str, Any] = {}
     for n in range(NUM_SAMPLES):
         about = {"captions": [f"picture {n}"], "price": n, "shop": "here" if n % 2 else "There"}
@@ -31,10 +25,8 @@ def embed(folder: Path) -> Path:
             about["score"] = float("nan")  # which JSON does not have
         samples[f"k{n:02d}"] = {**pair(n), "json": about, "txt": f"picture {n}"}
     write_shard(folder / "corpus/0.tar", samples)
-    out = folder / "drawings"
     settings = ["--part-size", "25", "--precision", "fp32", "--dtype", "float32"]
-    cli.main(["embed", str(model), str(folder / "corpus"), "--out", str(out), *settings])
-    return out
+    return embed_corpus(folder, *settings, name="drawings")
 
 
 def client(folder: Path, **settings: Any) -> TestClient:
