@@ -91,24 +91,23 @@ def _anomaly(arguments: argparse.Namespace) -> None:
 
     cli_hits.check_output(arguments)
     index = Index.open(arguments.folder)
-    # Those among the worst are left out below.
-    num_removed = len(index.rows) - index.vectors.num_kept
-    top = arguments.top + num_removed
+    top = arguments.top
     if arguments.captions:
         if arguments.reference is not None:
             raise UserError("--captions and --reference exclude each other; leave one out")
         texts = read_vectors(index.folder, index.manifest, "text")
-        found = worst_captions(index.rows, texts, top=top)
+        found = worst_captions(index.rows, texts, top=top, ranked=index.kept)
         title = "pictures whose captions fit least"
         score = "similarity"
     else:
         neighbors = _neighbors(index, arguments.reference)
-        with progress("measuring pictures", len(index.rows)) as advance:
-            found = most_unusual(index.rows, neighbors, k=arguments.k, top=top, advance=advance)
+        with progress("measuring pictures", len(index.kept)) as advance:
+            found = most_unusual(
+                index.rows, neighbors, k=arguments.k, top=top, advance=advance, ranked=index.kept
+            )
         title = f"pictures farthest from their {arguments.k} nearest"
         score = "distance"
-    kept = [(each.row, each.score) for each in found if index.vectors.kept[each.row]]
-    hits = index.hits(kept[: arguments.top])
+    hits = index.hits([(each.row, each.score) for each in found])
     cli_hits.print_hits(index, hits, arguments, title=title, score=score)
 
 
@@ -142,18 +141,20 @@ def _cluster(arguments: argparse.Namespace) -> None:
     check_file(out)
     model = embed.load(arguments.model) if arguments.model else None
     index = Index.open(arguments.folder, model=model, exact=True)
-    num_rows = len(index.rows)
+    metadata = index.metadata.take(index.kept)
+    rows = index.rows[index.kept]
+    num_rows = len(rows)
     num_clusters = arguments.clusters
     if num_clusters is None:
         num_clusters = default_num_clusters(num_rows)
     class_names = _class_names(arguments)
-    texts = _texts(index, arguments.column or "caption")
-    clusters = cluster_rows(index.rows, num_clusters, seed=arguments.seed)
+    texts = _texts(metadata, arguments.column or "caption")
+    clusters = cluster_rows(rows, num_clusters, seed=arguments.seed)
     names = names_by_words(texts, clusters)
     if class_names:
         prompts = arguments.prompt or [PROMPT]
-        names = names_by_class(index.encoder, index.rows, clusters, class_names, prompts)
-    write_clusters(out, index.metadata, clusters, names)
+        names = names_by_class(index.encoder, rows, clusters, class_names, prompts)
+    write_clusters(out, metadata, index.kept, clusters, names)
     table = []
     sizes = clusters.sizes.tolist()
     for number, (size, cohesion) in enumerate(zip(sizes, clusters.cohesion.tolist(), strict=True)):
@@ -183,11 +184,11 @@ def _class_names(arguments: argparse.Namespace) -> list[str]:
     return read_names(arguments.names)
 
 
-def _texts(index: Index, name: str) -> list[str | None]:
-    """(N,) of a column of the metadata. Raises UserError."""
+def _texts(metadata: Any, name: str) -> list[str | None]:
+    """(N,) of a column. Raises UserError."""
     from clipx.search.metadata import column_of
 
-    values = column_of(index.metadata, name).to_pylist()
+    values = column_of(metadata, name).to_pylist()
     return [None if value is None else str(value) for value in values]
 
 
@@ -199,8 +200,9 @@ def _draw_clusters(
     groups = []
     for number, size in enumerate(clusters.sizes.tolist()):
         samples = []
-        for row in clusters.typical(number, NUM_TYPICAL).tolist():
-            samples.append(Shown(row, (f"{clusters.similarity[row]:.3f}",)))
+        for place in clusters.typical(number, NUM_TYPICAL).tolist():
+            caption = f"{clusters.similarity[place]:.3f}"
+            samples.append(Shown(int(index.kept[place]), (caption,)))
         title = f"{number}: {names[number] or '-'}, {size:,} pictures"
         groups.append(Group(title, samples))
     cli_hits.print_sheet(index, groups, path)

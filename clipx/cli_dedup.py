@@ -43,7 +43,7 @@ def _dedup(arguments: argparse.Namespace) -> None:
     cli_hits.check_output(arguments)
     check_threshold(arguments.threshold)
     index = Index.open(arguments.folder, exact=arguments.exact)
-    num_rows = len(index.rows)
+    num_rows = index.vectors.num_kept
     num_clusters = arguments.clusters
     if num_clusters is None:
         num_clusters = max(1, num_rows // ROWS_A_CLUSTER)
@@ -76,7 +76,7 @@ def _dedup(arguments: argparse.Namespace) -> None:
 def _print_duplicates(
     index: Index, found: FoundDuplicates, arguments: argparse.Namespace, seconds: float
 ) -> None:
-    num_rows = len(index.rows)
+    num_rows = index.vectors.num_kept
     if arguments.method == "semdedup":
         how = "compared within clusters"
     elif found.is_approximate:

@@ -143,6 +143,7 @@ def _build(arguments: argparse.Namespace) -> None:
         removed=removed,
         grown=grown,
         note=print,
+        on_built=lambda index, seconds: print(f"{index.spec.kind}: built in {seconds:.0f} s"),
     )
     has_grown = grown is not None and chosen.index.is_same(grown)
     if has_grown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,19 +18,18 @@ def read_skip_list(path: Path, corpus: Corpus) -> tuple[SkipList, int]:
     UserError."""
     numbers: dict[str, list[int]] = {}  # a shard may be in several sources
     for number in range(corpus.num_shards):
-        numbers.setdefault(_absolute(corpus.name(number)), []).append(number)
+        numbers.setdefault(absolute_name(corpus.name(number)), []).append(number)
     skip: dict[int, set[str]] = {}
     num_unknown = 0
     try:
         for text in path.read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            shard = line["shard"]
-            key = line["key"]
-            if not key or line.get("stage") == "key":
-                continue  # a repeated key also names its first sample, which is good
-            if not (isinstance(shard, str) and isinstance(key, str)):
-                raise TypeError("a shard or key that is no text")
-            shard = _absolute(shard)
+            listed = parse_listed(text)
+            if listed is None:
+                continue
+            if listed.shard is None:
+                raise ValueError(f"the sample {listed.key} without its shard")
+            key = listed.key
+            shard = absolute_name(listed.shard)
             num_unknown += shard not in numbers
             for number in numbers.get(shard, []):
                 skip.setdefault(number, set()).add(key)
@@ -41,7 +41,28 @@ def read_skip_list(path: Path, corpus: Corpus) -> tuple[SkipList, int]:
     return skip, num_unknown
 
 
-def _absolute(shard: str) -> str:
+@dataclass(frozen=True)
+class Listed:
+    """A sample, or the samples of all shards that have the key."""
+
+    key: str
+    shard: str | None = None
+
+
+def parse_listed(line: str) -> Listed | None:
+    """The sample that a line of a quarantine file names; None if it names none that is bad. Raises
+    ValueError, KeyError, TypeError and RecursionError."""
+    record = json.loads(line)
+    key = record["key"]
+    shard = record.get("shard")
+    if not key or record.get("stage") == "key":
+        return None  # a repeated key also names its first sample, which is good
+    if not (isinstance(key, str) and isinstance(shard, str | None)):
+        raise TypeError(f"key {key!r} and shard {shard!r} have to be texts")
+    return Listed(key, shard)
+
+
+def absolute_name(shard: str) -> str:
     """One name for a local shard, whichever folder it was named from."""
     if is_remote(shard):
         return shard

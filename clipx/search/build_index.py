@@ -56,6 +56,7 @@ def build_index(
     removed: np.ndarray = NO_ROWS,
     grown: VectorIndex | None = None,
     note: Callable[[str], None] = lambda text: None,
+    on_built: Callable[[VectorIndex, float], None] = lambda index, seconds: None,
 ) -> Chosen:
     """The fastest index that finds the share `recall` of the exact nearest neighbors and needs at
     most `max_bytes` of memory. Raises UserError where none does.
@@ -64,7 +65,8 @@ def build_index(
     rows that look for others
     removed: (n,) rows that are not to be found
     grown: an index of these rows, which is taken if it finds enough
-    note: called with a line about each index that is built
+    note: called with a line about each kind that is left out
+    on_built: called with each index and the seconds that its construction took
     """
     first, second = _queries(rows, queries, removed, seed)
     kinds: list[Kind] = [kind] if kind != "auto" else ["hnsw", "ivf", "ivfpq"]
@@ -90,7 +92,7 @@ def build_index(
         built = VectorIndex.build(spec, rows, seed=seed, other=other).without(removed)
         if each == "ivf":
             ivf = built
-        note(f"{each}: built in {time.perf_counter() - start:.0f} s")
+        on_built(built, time.perf_counter() - start)
         met = _least_effort(built, first, recall, trials)
         if met is not None and (best is None or trials[-1].milliseconds < best[0].milliseconds):
             best = (trials[-1], met)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clipx.files import replacing
 from clipx.search.clusters import Clusters
 from clipx.search.metadata import column_of, import_parquet
@@ -22,18 +24,23 @@ def check_file(path: Path) -> None:
 
 
 def write_clusters(
-    path: Path, metadata: Any, clusters: Clusters, names: Sequence[str | None]
+    path: Path,
+    metadata: Any,
+    rows: np.ndarray,
+    clusters: Clusters,
+    names: Sequence[str | None],
 ) -> None:
     """Columns key, row, cluster, name, similarity. Raises UserError.
 
-    path: .parquet or .jsonl; metadata: a pyarrow table; names: (K,)
+    path: .parquet or .jsonl; names: (K,)
+    metadata: a pyarrow table of the clustered pictures; rows: (N,) their rows in the folder
     """
     pa, pq = import_parquet()
     name_of = pa.array(names, type=pa.string())
     table = pa.table(
         {
             "key": column_of(metadata, "key"),
-            "row": pa.array(range(len(clusters.labels)), type=pa.int64()),
+            "row": pa.array(rows, type=pa.int64()),
             "cluster": pa.array(clusters.labels, type=pa.int64()),
             "name": name_of.take(pa.array(clusters.labels)),
             "similarity": pa.array(clusters.similarity, type=pa.float32()),

@@ -153,7 +153,7 @@ def find_duplicates(
     num_clusters: int,
     advance: Advance,
 ) -> FoundDuplicates:
-    """Raises UserError.
+    """Duplicates among the pictures that are not removed. Raises UserError.
 
     vectors: of the pictures; area: (N,) pixels of each, of which `pairs` keeps the largest
     threshold: cosine similarity from which on two pictures are duplicates, in (0, 1]
@@ -161,17 +161,18 @@ def find_duplicates(
     """
     rows = vectors.rows
     check_threshold(threshold)
-    if len(rows) < 2:
-        raise UserError(f"there is no other picture to compare with: the folder has {len(rows)}")
+    numbers = np.flatnonzero(vectors.kept)
+    if len(numbers) < 2:
+        raise UserError(f"there is no other picture to compare with: the folder has {len(numbers)}")
     thresholds = table_thresholds(threshold)
     forest = PairForest(len(rows), thresholds)
     if method == "semdedup":
-        clusters = cluster_rows(rows, num_clusters)
+        clusters = cluster_rows(rows[numbers], num_clusters)
         found = pairs_within_clusters(
-            rows, clusters.labels, clusters.similarity, thresholds[0], advance
+            rows, numbers, clusters.labels, clusters.similarity, thresholds[0], advance
         )
     elif vectors.spec.kind == "exact":
-        found = all_pairs(rows, thresholds[0], advance)
+        found = all_pairs(rows, numbers, thresholds[0], advance)
     else:
         found = proposed_pairs(vectors, thresholds[0], advance)
     for pairs in found:

@@ -112,6 +112,11 @@ class Index:
         return self.whole.index
 
     @property
+    def kept(self) -> np.ndarray:
+        """(n,) int64 rows that are not removed."""
+        return np.flatnonzero(self.vectors.kept)
+
+    @property
     def metadata(self) -> Any:
         """A pyarrow table of all rows."""
         return self.whole.table

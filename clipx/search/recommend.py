@@ -52,7 +52,7 @@ def recommended(
 
     # Each row is scored, since no index finds the best of such a score.
     scores = best_scores(index.rows, liked, disliked)
-    candidates = np.flatnonzero(index.vectors.kept)
+    candidates = index.kept
     if where is not None:
         candidates = np.intersect1d(candidates, passing(where, index.metadata))
     candidates = np.setdiff1d(candidates, np.fromiter(excluded, dtype=np.int64))

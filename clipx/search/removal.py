@@ -15,18 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from clipx.data.skip_list import Listed, absolute_name, parse_listed
 from clipx.files import write_whole
 from clipx.types import UserError
 
 REMOVED = "removed.jsonl"
-
-
-@dataclass(frozen=True)
-class Removal:
-    """A key, of all shards or of one."""
-
-    key: str
-    shard: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,15 +33,16 @@ class RemovalCounts:
     num_rows: int
 
 
-def read_removals(path: Path) -> list[Removal]:
+def read_removals(path: Path) -> list[Listed]:
     """Each line is a key, or JSON with `key` and `shard` as in a list for data.skip. Raises
     UserError."""
-    found: dict[Removal, None] = {}
+    found: dict[Listed, None] = {}
     try:
         for number, text in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
             line = text.strip()
-            if line:
-                found[_removal(line, f"{path}, line {number}")] = None
+            removal = _removal(line, f"{path}, line {number}") if line else None
+            if removal is not None:
+                found[removal] = None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a list of keys: {error}") from error
     if not found:
@@ -56,51 +50,63 @@ def read_removals(path: Path) -> list[Removal]:
     return list(found)
 
 
-def _removal(line: str, where: str) -> Removal:
+def _removal(line: str, where: str) -> Listed | None:
     """Raises UserError."""
     if not line.startswith("{"):
-        return Removal(line)
+        return Listed(line)
     try:
-        record = json.loads(line)
-        key = record["key"]
-        shard = record.get("shard")
+        return parse_listed(line)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}") from error
     except (ValueError, KeyError, RecursionError) as error:
         raise UserError(
             f"{where} is no JSON with `key` and `shard`, such as `clipx data verify --out` writes"
         ) from error
-    if not isinstance(key, str) or not isinstance(shard, str | None):
-        raise UserError(f"{where}: key {key!r} and shard {shard!r} have to be texts")
-    return Removal(key, shard)
 
 
-def stored_removals(folder: Path) -> list[Removal]:
+def stored_removals(folder: Path) -> list[Listed]:
     """Of the folder's list. Raises UserError if it cannot be read."""
     path = folder / REMOVED
     return read_removals(path) if path.exists() else []
 
 
-def add_removals(folder: Path, table: Any, more: Iterable[Removal]) -> RemovalCounts:
+def add_removals(folder: Path, table: Any, more: Iterable[Listed]) -> RemovalCounts:
     """Put keys on the folder's list. Raises UserError and OSError.
 
     table: metadata of the embeddings
     """
-    listed = list(more)
+    listed = _as_in(table, more)
     before = stored_removals(folder)
     after = dict.fromkeys([*before, *listed])
     return _replace(folder, table, listed, before, list(after))
 
 
-def restore_removals(folder: Path, table: Any, back: Iterable[Removal] | None) -> RemovalCounts:
+def restore_removals(folder: Path, table: Any, back: Iterable[Listed] | None) -> RemovalCounts:
     """Take keys from the folder's list, or all. Raises UserError and OSError."""
     before = stored_removals(folder)
-    listed = list(before if back is None else back)
+    listed = before if back is None else _as_in(table, back)
     gone = set(listed)
     after = [removal for removal in before if removal not in gone]
     return _replace(folder, table, listed, before, after)
 
 
+def _as_in(table: Any, removals: Iterable[Listed]) -> list[Listed]:
+    """With their shards named as the metadata names them, from whichever folder the list names
+    them. Later searches compare names as they are, since they may run in another folder."""
+    names: dict[str, str] = {}
+    for name in table.column("shard").unique().to_pylist():
+        names[absolute_name(name)] = name
+    found = []
+    for removal in removals:
+        shard = removal.shard
+        if shard is not None:
+            shard = names.get(absolute_name(shard), shard)
+        found.append(Listed(removal.key, shard))
+    return found
+
+
 def _replace(
-    folder: Path, table: Any, listed: list[Removal], before: list[Removal], after: list[Removal]
+    folder: Path, table: Any, listed: list[Listed], before: list[Listed], after: list[Listed]
 ) -> RemovalCounts:
     path = folder / REMOVED
     if after:
@@ -124,7 +130,7 @@ def removed_rows(folder: Path, table: Any) -> np.ndarray:
     return rows_of(stored_removals(folder), table)
 
 
-def rows_of(removals: Iterable[Removal], table: Any) -> np.ndarray:
+def rows_of(removals: Iterable[Listed], table: Any) -> np.ndarray:
     """(n,) int64, in order. table: metadata of the embeddings"""
     shards: dict[str, set[str | None]] = {}
     for removal in removals:

@@ -41,34 +41,42 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(norms, 1e-12)
 
 
-def all_pairs(rows: np.ndarray, floor: float, advance: Advance) -> Iterator[Pairs]:
-    """Every pair of similarity `floor` or more, once.
+def all_pairs(
+    rows: np.ndarray, numbers: np.ndarray, floor: float, advance: Advance
+) -> Iterator[Pairs]:
+    """Every pair of similarity `floor` or more, once. `first` is the one that comes first in
+    `numbers`.
 
-    rows: (N, D); advance: called with the number of rows that are done
+    rows: (N, D); numbers: (n,) int64 of the rows that are compared
+    advance: called with the number of rows that are done
     """
-    for start in range(0, len(rows), BLOCK):
-        block = unit_rows(rows[start : start + BLOCK])
-        for other in range(start, len(rows), BLOCK):
-            columns = block if other == start else unit_rows(rows[other : other + BLOCK])
+    for start in range(0, len(numbers), BLOCK):
+        block = unit_rows(rows[numbers[start : start + BLOCK]])
+        for other in range(start, len(numbers), BLOCK):
+            columns = block
+            if other > start:
+                columns = unit_rows(rows[numbers[other : other + BLOCK]])
             scores = block @ columns.T
             is_pair = scores >= floor - ROUNDING
             if other == start:
                 is_pair = np.triu(is_pair, k=1)  # each pair once, and no row with itself
             first, second = np.nonzero(is_pair)
-            yield Pairs(first + start, second + other, scores[first, second])
+            similarity = scores[first, second]
+            yield Pairs(numbers[first + start], numbers[second + other], similarity)
         advance(len(block))
 
 
 def proposed_pairs(index: VectorIndex, floor: float, advance: Advance) -> Iterator[Pairs]:
     """Pairs of similarity `floor` or more among the candidates of an index, which are compared by
     their whole vectors. Most are there twice, once from each of the two rows; those that the index
-    misses from both are missing.
+    misses from both are missing. Removed rows have no pairs.
 
     index: approximate
     """
     rows = index.rows
-    for start in range(0, len(rows), QUERIES):
-        pending = np.arange(start, min(start + QUERIES, len(rows)))
+    numbers = np.flatnonzero(index.kept)
+    for start in range(0, len(numbers), QUERIES):
+        pending = numbers[start : start + QUERIES]
         num_rows = len(pending)
         num_candidates = FIRST_CANDIDATES
         while len(pending):
@@ -105,16 +113,21 @@ def _similarities(rows: np.ndarray, queries: np.ndarray, candidates: np.ndarray)
 
 
 def pairs_within_clusters(
-    rows: np.ndarray, labels: np.ndarray, centrality: np.ndarray, floor: float, advance: Advance
+    rows: np.ndarray,
+    numbers: np.ndarray,
+    labels: np.ndarray,
+    centrality: np.ndarray,
+    floor: float,
+    advance: Advance,
 ) -> Iterator[Pairs]:
     """Every pair of one cluster of similarity `floor` or more, once. `first` is the row that is
     farther from its center, or of equally far ones the one that comes first.
 
-    labels: (N,) int64 cluster of each row; centrality: (N,) similarity to its center
+    numbers: (n,) int64 of the rows that are compared
+    labels: (n,) int64 cluster of each; centrality: (n,) similarity to its center
     """
     # By cluster, and within a cluster the farthest from the center first.
     order = np.lexsort((np.arange(len(labels)), centrality, labels))
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     for members in np.split(order, starts[1:]):
-        for pairs in all_pairs(rows[members], floor, advance):
-            yield Pairs(members[pairs.first], members[pairs.second], pairs.similarity)
+        yield from all_pairs(rows, numbers[members], floor, advance)

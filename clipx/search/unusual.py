@@ -38,6 +38,7 @@ def most_unusual(
     k: int,
     top: int,
     advance: Advance,
+    ranked: np.ndarray | None = None,
 ) -> list[Unusual]:
     """The `top` rows that are farthest from their k nearest neighbors, farthest first; of equally
     far ones the first comes first. The result is that of exact search, whatever the index. Raises
@@ -45,37 +46,40 @@ def most_unusual(
 
     rows: (N, D)
     neighbors: over the rows among which neighbors are searched: `rows` themselves, so that each
-        row is left out of its own neighbors, or others
+        row is left out of its own neighbors, or others; removed ones are no neighbors
+    ranked: (n,) rows that the result is chosen from; None for all
     advance: called with the number of rows that are done
     """
     leaves_out_self = neighbors.rows is rows
-    num_others = len(neighbors.rows) - int(leaves_out_self)
+    num_others = neighbors.num_kept - int(leaves_out_self)
     if not 1 <= k <= num_others:
         raise UserError(f"-k {k} is not in 1 ... {num_others:,}, the number of other pictures")
     if top < 1:
         raise UserError(f"--top {top} is below 1")
-    numbers = np.arange(len(rows))
+    numbers = np.arange(len(rows)) if ranked is None else ranked
     if neighbors.spec.kind == "exact":
-        distance = exact_distances(rows, numbers, neighbors.rows, k, advance)
+        distance = exact_distances(rows, numbers, neighbors, k, advance)
         return _farthest(numbers, distance, top)
 
     # An index may miss neighbors and never finds nearer ones than there are, so its distances are
     # bounds from above. Rows are compared exactly from the highest bound down, until the bounds of
     # all others are below the exact distances of the best.
-    bound = _indexed_distances(rows, neighbors, k, advance)
-    by_bound = np.argsort(-bound, kind="stable")
+    bound = _indexed_distances(rows, numbers, neighbors, k, advance)
+    order = np.argsort(-bound, kind="stable")
+    bound = bound[order]
+    numbers = numbers[order]
     exact = np.empty(0)
     num_exact = 0
-    while num_exact < len(rows):
-        chunk = by_bound[num_exact : num_exact + max(top, QUERIES)]
-        distance = exact_distances(rows, chunk, neighbors.rows, k, lambda count: None)
+    while num_exact < len(numbers):
+        chunk = numbers[num_exact : num_exact + max(top, QUERIES)]
+        distance = exact_distances(rows, chunk, neighbors, k, lambda count: None)
         exact = np.concatenate([exact, distance])
         num_exact += len(chunk)
-        if num_exact < len(rows) and num_exact >= top:
+        if num_exact < len(numbers) and num_exact >= top:
             least = np.partition(exact, -top)[-top]
-            if least > bound[by_bound[num_exact]] + ROUNDING:
+            if least > bound[num_exact] + ROUNDING:
                 break
-    return _farthest(by_bound[:num_exact], exact, top)
+    return _farthest(numbers[:num_exact], exact, top)
 
 
 def _farthest(numbers: np.ndarray, distance: np.ndarray, top: int) -> list[Unusual]:
@@ -84,13 +88,15 @@ def _farthest(numbers: np.ndarray, distance: np.ndarray, top: int) -> list[Unusu
 
 
 def exact_distances(
-    rows: np.ndarray, numbers: np.ndarray, others: np.ndarray, k: int, advance: Advance
+    rows: np.ndarray, numbers: np.ndarray, neighbors: VectorIndex, k: int, advance: Advance
 ) -> np.ndarray:
-    """(n,) float64 mean cosine distance of some rows to their k nearest `others`.
+    """(n,) float64 mean cosine distance of some rows to their k nearest among `neighbors.rows`
+    that are kept.
 
-    rows: (N, D); numbers: (n,) of the rows; others: (M, D); where they are `rows`, each row is left
-        out of its own neighbors
+    rows: (N, D); where `neighbors` has the same ones, each row is left out of its own neighbors
+    numbers: (n,) of the rows
     """
+    others = neighbors.rows
     distances = [np.empty(0)]
     for start in range(0, len(numbers), QUERIES):
         own = numbers[start : start + QUERIES]
@@ -98,6 +104,7 @@ def exact_distances(
         nearest = np.full((len(own), k), -np.inf, dtype=np.float32)
         for first in range(0, len(others), BLOCK):
             scores = vectors @ unit_rows(others[first : first + BLOCK]).T
+            scores[:, ~neighbors.kept[first : first + BLOCK]] = -np.inf
             if others is rows:
                 is_here = (own >= first) & (own < first + BLOCK)
                 scores[is_here, own[is_here] - first] = -np.inf
@@ -110,12 +117,12 @@ def exact_distances(
 
 
 def _indexed_distances(
-    rows: np.ndarray, neighbors: VectorIndex, k: int, advance: Advance
+    rows: np.ndarray, numbers: np.ndarray, neighbors: VectorIndex, k: int, advance: Advance
 ) -> np.ndarray:
-    """As `exact_distances` of all rows, by an index: the exact ones or more."""
+    """As `exact_distances`, by an index: the exact ones or more."""
     distances = [np.empty(0)]
-    for start in range(0, len(rows), QUERIES):
-        own = np.arange(start, min(start + QUERIES, len(rows)))
+    for start in range(0, len(numbers), QUERIES):
+        own = numbers[start : start + QUERIES]
         vectors = torch.from_numpy(unit_rows(rows[own]))
         scores, found = neighbors.search(vectors, k + 1)
         similarity = scores.numpy().copy()
@@ -129,12 +136,15 @@ def _indexed_distances(
     return np.concatenate(distances)
 
 
-def worst_captions(images: np.ndarray, texts: np.ndarray, *, top: int) -> list[Unusual]:
+def worst_captions(
+    images: np.ndarray, texts: np.ndarray, *, top: int, ranked: np.ndarray | None = None
+) -> list[Unusual]:
     """The rows whose picture and caption have the lowest cosine similarity, lowest first: the score
     by which LAION (arXiv:2111.02114) was filtered. Rows without a caption are left out. Raises
     UserError.
 
     images, texts: (N, D); a row of zeros in `texts` is a sample without a caption
+    ranked: (n,) rows that the result is chosen from; None for all
     """
     if top < 1:
         raise UserError(f"--top {top} is below 1")
@@ -143,5 +153,7 @@ def worst_captions(images: np.ndarray, texts: np.ndarray, *, top: int) -> list[U
         part = slice(start, start + BLOCK)
         similarity[part] = (unit_rows(images[part]) * unit_rows(texts[part])).sum(axis=1)
     numbers = np.flatnonzero(texts.any(axis=1))
+    if ranked is not None:
+        numbers = np.intersect1d(numbers, ranked)
     order = np.lexsort((numbers, similarity[numbers]))[:top]
     return [Unusual(int(row), float(similarity[row])) for row in numbers[order]]

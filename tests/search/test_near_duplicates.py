@@ -31,6 +31,7 @@ def around(centers: int, count: int, *, noise: float, seed: int = 0) -> np.ndarr
 
 
 ROWS = around(60, 400, noise=0.25)
+NUMBERS = np.arange(len(ROWS))
 EXACT = ROWS.astype(np.float64) @ ROWS.astype(np.float64).T
 
 
@@ -70,7 +71,7 @@ def groups_of(labels: np.ndarray) -> set[Group]:
 @pytest.mark.parametrize("block", [1, 37, 2048])
 def test_all_pairs_are_found_once(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(similar_pairs, "BLOCK", block)
-    assert as_set(all_pairs(ROWS, 0.9, ignore)) == brute_pairs(0.9)
+    assert as_set(all_pairs(ROWS, NUMBERS, 0.9, ignore)) == brute_pairs(0.9)
 
 
 @pytest.mark.parametrize("max_pairs", [10, 10**6])
@@ -82,7 +83,7 @@ def test_the_forest_has_the_groups_of_all_pairs_at_each_threshold(
     monkeypatch.setattr(similar_pairs, "BLOCK", 50)
     thresholds = [0.8, 0.9, 0.95]
     forest = PairForest(len(ROWS), thresholds)
-    for pairs in all_pairs(ROWS, 0.8, ignore):
+    for pairs in all_pairs(ROWS, NUMBERS, 0.8, ignore):
         forest.add(pairs)
         forest.add(Pairs(pairs.second, pairs.first, pairs.similarity))
         assert forest._num_held <= 4 * len(ROWS) + 2 * 50 * 50, "memory is linear in rows"
@@ -207,9 +208,36 @@ def test_semdedup_drops_what_is_similar_to_a_row_farther_from_the_center() -> No
 def test_pairs_within_clusters_are_those_of_equal_labels() -> None:
     labels = np.arange(len(ROWS)) % 3
     centrality = np.linspace(1, 0, len(ROWS)).astype(np.float32)
-    found = as_set(pairs_within_clusters(ROWS, labels, centrality, 0.9, ignore))
+    found = as_set(pairs_within_clusters(ROWS, NUMBERS, labels, centrality, 0.9, ignore))
     expected = {(j, i) for i, j in brute_pairs(0.9) if labels[i] == labels[j]}
     assert found == expected, "the later row is farther from the center here"
+
+
+@pytest.mark.parametrize("method", ["pairs", "semdedup"])
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_duplicates_of_a_corpus_with_removed_rows_are_those_of_the_others(
+    method: near_duplicates.Method, kind: Kind
+) -> None:
+    index = VectorIndex.build(spec_of(kind, len(ROWS), WIDTH, effort=64), ROWS)
+    kept = np.setdiff1d(NUMBERS, np.arange(0, 400, 3))
+    alone = VectorIndex.build(spec_of(kind, len(kept), WIDTH, effort=64), ROWS[kept])
+    found, expected = (
+        find_duplicates(
+            vectors,
+            np.ones(len(vectors.rows)),
+            threshold=0.9,
+            method=method,
+            num_clusters=6,
+            advance=ignore,
+        )
+        for vectors in (index.without(np.arange(0, 400, 3)), alone)
+    )
+    assert len(expected.groups) > 10
+    assert [group.kept for group in found.groups] == [
+        kept[group.kept].tolist() for group in expected.groups
+    ]
+    assert found.num_dropped == expected.num_dropped
+    assert found.counts[-1].groups == expected.counts[-1].groups
 
 
 def test_rows_that_are_all_different_have_no_groups() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,20 @@ def test_a_skip_list_names_the_shard(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard = Index.open(folder).metadata_of(0)["shard"]
-    lines = [{"shard": shard, "key": "k0", "stage": "image", "error": "x"}]
+    # From another folder, and with lines that name no bad sample, as quarantine files have.
+    other_name = os.path.relpath(shard)
+    assert other_name != shard
+    lines = [
+        {"shard": other_name, "key": "k0", "stage": "image", "error": "x"},
+        {"shard": other_name, "key": "k1", "stage": "key", "error": "repeated"},
+        {"shard": other_name, "key": None, "stage": "shard", "error": "torn"},
+    ]
     (tmp_path / "skip.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     index(folder, "--remove", tmp_path / "skip.jsonl")
     assert "1 of 320 embeddings are removed" in capsys.readouterr().out
     assert Index.open(folder).store.missing(range(NUM_ROWS)) == [0]
+    index(folder, "--restore", tmp_path / "skip.jsonl")
+    assert "0 of 320 embeddings are removed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -206,3 +216,18 @@ def test_removed_rows_are_neither_recommended_nor_unusual(
         found = shown(*verb)
         assert len(found) == len(old), verb
         assert not found & unwanted, verb
+
+    num_kept = NUM_ROWS - len(Index.open(folder).store.missing(range(NUM_ROWS)))
+    cli.main(["dedup", str(folder), "--threshold", "0.5"])
+    cli.main(["cluster", str(folder), "--clusters", "3", "--out", str(tmp_path / "out.jsonl")])
+    assert capsys.readouterr().out.count(f"{num_kept} pictures") == 2
+    listed = [folder / "duplicates.groups.jsonl", tmp_path / "out.jsonl"]
+    groups, clustered = ([json.loads(line) for line in p.read_text().splitlines()] for p in listed)
+    grouped = {sample["key"] for group in groups for sample in group["kept"] + group["dropped"]}
+    assert grouped
+    assert not grouped & unwanted
+    opened = Index.open(folder)
+    assert len(clustered) == num_kept
+    for line in clustered:
+        assert opened.metadata_of(line["row"])["key"] == line["key"]
+        assert line["key"] not in unwanted

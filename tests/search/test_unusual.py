@@ -67,6 +67,24 @@ def test_an_index_that_finds_little_gives_the_same_result(
     assert found == most_unusual(rows, exact, k=5, top=20, advance=ignore)
 
 
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+@pytest.mark.parametrize("same", [True, False])
+def test_removed_rows_are_neither_ranked_nor_neighbors(kind: Kind, same: bool) -> None:
+    removed = np.arange(0, 300, 2)
+    kept = np.setdiff1d(np.arange(600), removed)
+    others = ROWS if same else OTHERS
+    index = VectorIndex.build(spec_of(kind, len(others), WIDTH, effort=1), others)
+    found = most_unusual(ROWS, index.without(removed), k=5, top=600, advance=ignore, ranked=kept)
+    alone = ROWS[kept]
+    left = alone if same else np.delete(OTHERS, removed, axis=0)
+    exact = VectorIndex(Spec("exact"), left)
+    expected = most_unusual(alone, exact, k=5, top=600, advance=ignore)
+    assert [each.row for each in found] == [kept[each.row] for each in expected]
+    np.testing.assert_allclose(
+        [each.score for each in found], [each.score for each in expected], 1e-5
+    )
+
+
 def test_a_row_is_not_its_own_neighbor_but_its_repeat_is() -> None:
     rows = np.concatenate([ROWS, ROWS[:1]])
     index = VectorIndex(Spec("exact"), rows)
@@ -96,4 +114,7 @@ def test_captions_that_fit_least_come_first_and_missing_ones_never() -> None:
     assert [each.row for each in found[:2]] == [3, 7]
     assert found[0].score == pytest.approx(-1, abs=1e-6)
     assert found[2].score == pytest.approx(1, abs=1e-6)
+    found = worst_captions(ROWS, texts, top=2, ranked=np.arange(7, 600))
+    assert found[0].row == 7
+    assert found[1].row > 9
     assert 9 not in {each.row for each in found}
