@@ -23,6 +23,7 @@ from clipx import (
     cli_collection,
     cli_data,
     cli_dedup,
+    cli_diff,
     cli_eval,
     cli_index,
     cli_mine,
@@ -116,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     cli_dedup.add_verbs(verbs)
     cli_collection.add_verbs(verbs)
     cli_serve.add_verbs(verbs)
+    cli_diff.add_verbs(verbs)
 
     runs = verbs.add_parser("runs", help="runs with step, loss, last checkpoint; alive or not")
     text = "folders of runs, or YAML files, perhaps with key=value, for the runs that they name"

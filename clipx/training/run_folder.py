@@ -19,7 +19,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,42 +30,12 @@ from clipx.checkpoints.manifest import list_checkpoints
 from clipx.config import build, differences, to_data
 from clipx.distributed.runtime import job
 from clipx.files import write_whole
+from clipx.training.changeable import MAY_CHANGE, is_among
 from clipx.training.config import TrainConfig
 from clipx.training.run_lock import RunLock
 from clipx.training.run_status import RunStatus, State
 from clipx.types import UserError
 from clipx.yaml_text import parse_mapping
-
-# Settings that may change between two starts of one run: how it runs, not what it computes.
-MAY_CHANGE = (
-    "run_dir",
-    "device",
-    "tensorboard",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_every",
-    "save_async",
-    "stop_after",
-    "stop_margin",
-    "timeout_minutes",
-    "evaluators",
-    "data.workers",
-    "data.decoded_cache",
-    "data.max_bad_fraction",
-    "data.skip",
-    "data.accept_changed_corpus",
-    "duration",
-    "micro_batch_size",
-    "grad_checkpointing",
-    "parallel",
-    "compile",
-    "max_nonfinite_steps",
-    "pool.kind",
-    "pool.chunk",
-)
-CORPUS_SETTINGS = ("data.shards", "data.sources", "data.weights", "data.repeat")
-"""Settings that may also change if the user accepts another corpus."""
 
 
 class RunFolder:
@@ -83,12 +53,14 @@ class RunFolder:
         config_yaml: str,
         *,
         total_steps: int,
-        may_change: Sequence[str] = (),
+        may_change: tuple[str, ...] = (),
+        how: Mapping[str, Any] | None = None,
     ) -> None:
-        """may_change: settings beside MAY_CHANGE that the user allows to differ"""
+        """may_change: settings beside MAY_CHANGE that the user allows to differ
+        how: this start computes, for version.json: what `auto` settings have become"""
         self.path = path
         self.checkpoints = path / "checkpoints"
-        version_line = json.dumps(code_version()) + "\n"
+        version_line = json.dumps(code_version() | dict(how or {})) + "\n"
         self.texts = {"config.yaml": config_yaml, "version.json": version_line}
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -115,15 +87,14 @@ class RunFolder:
         self.status.end(state, reason)
         self._lock.release()
 
-    def _check_config(self, config: dict[str, Any], may_change: Sequence[str]) -> None:
+    def _check_config(self, config: dict[str, Any], may_change: tuple[str, ...]) -> None:
         """Raise UserError if the folder's run has another config and a checkpoint."""
         stored = self._stored_config()
         if stored is None:
             return
         changed = []
         for key in differences(_completed(stored), config):
-            # `data` allowed would allow `data.skip` too, but not `database`.
-            if not any(f"{key}.".startswith(f"{allowed}.") for allowed in may_change):
+            if not is_among(key, may_change):
                 changed.append(key)
         if not changed:
             return

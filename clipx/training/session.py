@@ -20,6 +20,7 @@ from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import job, keep_freed_memory, start
 from clipx.objectives.objective import Features
 from clipx.training.build import build_learner, build_saver, build_source, new_encoder
+from clipx.training.changeable import CORPUS_SETTINGS
 from clipx.training.collapse import spread
 from clipx.training.config import RunPlan, TrainConfig
 from clipx.training.corpus import open_together, write_table
@@ -27,7 +28,7 @@ from clipx.training.errors import explain
 from clipx.training.interruption import Stop, raise_if_signaled
 from clipx.training.precision import build_precision
 from clipx.training.resume import load_newest
-from clipx.training.run_folder import CORPUS_SETTINGS, RunFolder
+from clipx.training.run_folder import RunFolder
 from clipx.training.run_status import State
 from clipx.training.schedule import rate
 from clipx.training.skipped_steps import count_outcome, memory_gib, report_nonfinite
@@ -97,6 +98,10 @@ class Session:
             to_yaml(config),
             total_steps=self.plan.total,
             may_change=CORPUS_SETTINGS if config.data.accept_changed_corpus else (),
+            how={
+                "processes": self.runtime.world_size,
+                "precision": str(self.precision.dtype).removeprefix("torch."),
+            },
         )
         self.folder = self.runtime.on_main(open_folder)
 

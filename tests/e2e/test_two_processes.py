@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import metrics, run_clipx, train
 
+from clipx import cli
+
 LAST = 40
 
 
@@ -41,6 +43,17 @@ def test_two_processes_have_the_losses_and_gradient_norms_of_one(
                 f"{key} at step {one['step']}"
             )
     assert pairs[0][0]["train/loss"] > 1.1 * pairs[-1][0]["train/loss"], "it did learn"
+
+
+def test_diff_names_the_number_of_processes(
+    together: Path, undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["diff", str(undisturbed), str(together), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["common_steps"] == LAST
+    assert "fingerprint" not in {parting["series"] for parting in found["partings"]}
+    assert found["settings"] == {}
+    assert found["causes"] == ["sums are rounded in another order: processes 1 / 2"]
 
 
 @pytest.mark.slow
