@@ -2,7 +2,7 @@
 forward pass of a training step.
 
     bash benchmarks/retrieval_env.sh                 # once: the peer in an environment of its own
-    pip install 'clipx[bench,search]'                # once: the photographs, and Parquet
+    pip install 'clipx-train[bench,search]'                # once: the photographs, and Parquet
     clipx data demo --preset quick --out data/demo   # once: the other corpus
     python benchmarks/embed.py [--check] [--rounds 3] [--only photos]
 

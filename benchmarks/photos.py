@@ -83,7 +83,7 @@ def _paths() -> list[Path]:
     for package, names in PICTURES.items():
         spec = find_spec(package)
         if spec is None or spec.origin is None:
-            sys.exit(f"{package} is missing: pip install 'clipx[bench]'")
+            sys.exit(f"{package} is missing: pip install 'clipx-train[bench]'")
         found += [Path(spec.origin).parent / name for name in names]
     return found
 

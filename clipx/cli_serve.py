@@ -35,7 +35,9 @@ def add_verbs(verbs: Any) -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"serve needs {', '.join(missing)}: pip install 'clipx[search,serve]'")
+        raise UserError(
+            f"serve needs {', '.join(missing)}: pip install 'clipx-train[search,serve]'"
+        )
     check_address(arguments.host, arguments.token)
     for origin in arguments.allow_origin:
         if not re.fullmatch(r"https?://[^/*\s]+", origin):

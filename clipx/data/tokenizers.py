@@ -132,7 +132,7 @@ def _read_transformers(name: str, language: str | None) -> Any:
         reference: Any = HFTokenizer(name)
     except ImportError as error:
         raise UserError(
-            f"tokenizer {name!r} needs transformers: pip install 'clipx[huggingface]'"
+            f"tokenizer {name!r} needs transformers: pip install 'clipx-train[huggingface]'"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(

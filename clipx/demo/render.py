@@ -19,7 +19,9 @@ from clipx.types import UserError
 try:
     import resvg_py
 except ImportError as error:
-    raise UserError("drawing the demo corpus needs resvg-py: pip install 'clipx[demo]'") from error
+    raise UserError(
+        "drawing the demo corpus needs resvg-py: pip install 'clipx-train[demo]'"
+    ) from error
 
 Renderer = Callable[[Sequence[Drawing]], Iterator[bytes | None]]
 """PNG bytes of each drawing in order, None where one is blank or cannot be rendered."""

@@ -47,7 +47,7 @@ def load_transformers(folder: Path) -> tuple[DualEncoder, dict[str, Any]]:
         import transformers
     except ImportError as error:
         raise UserError(
-            f"{folder} is a model of transformers: pip install 'clipx[huggingface]'"
+            f"{folder} is a model of transformers: pip install 'clipx-train[huggingface]'"
         ) from error
     class_name = _CLASSES[read_json(folder / "config.json")["model_type"]]
     try:

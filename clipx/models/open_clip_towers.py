@@ -82,7 +82,7 @@ def text_tower(cfg: dict[str, Any]) -> nn.Module:
             f"text_cfg.hf_model_name {name!r} cannot be built: {type(error).__name__}: {error}\n"
             "It must be a folder with a transformers config.json or a model of the Hugging Face "
             "hub, of a kind that open_clip knows (BERT, RoBERTa, XLM-RoBERTa, mT5, M2M100), and "
-            "needs transformers: pip install 'clipx[huggingface]'"
+            "needs transformers: pip install 'clipx-train[huggingface]'"
         ) from error
     if isinstance(tower, HFTextEncoder):
         _check_positions(tower, context_length(cfg))

@@ -78,5 +78,5 @@ def import_parquet() -> tuple[Any, Any]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise UserError("metadata needs pyarrow: pip install 'clipx[search]'") from error
+        raise UserError("metadata needs pyarrow: pip install 'clipx-train[search]'") from error
     return pa, pq

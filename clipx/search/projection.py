@@ -135,7 +135,7 @@ def import_umap() -> tuple[Any, Any]:
             from umap import UMAP
             from umap.umap_ import nearest_neighbors
     except ImportError as error:
-        raise UserError("a map needs umap-learn: pip install 'clipx[search,viz]'") from error
+        raise UserError("a map needs umap-learn: pip install 'clipx-train[search,viz]'") from error
     return UMAP, nearest_neighbors
 
 

@@ -132,6 +132,6 @@ def import_qdrant() -> Any:
         import qdrant_client
     except ImportError as error:
         raise UserError(
-            "a collection of Qdrant needs its client: pip install 'clipx[search,qdrant]'"
+            "a collection of Qdrant needs its client: pip install 'clipx-train[search,qdrant]'"
         ) from error
     return qdrant_client

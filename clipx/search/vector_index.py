@@ -245,6 +245,6 @@ def import_faiss() -> Any:
         import faiss
     except ImportError as error:
         raise UserError(
-            "this kind of index needs FAISS: pip install 'clipx[search]', or use --kind exact"
+            "this kind of index needs FAISS: pip install 'clipx-train[search]', or use --kind exact"
         ) from error
     return faiss

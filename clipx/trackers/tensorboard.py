@@ -15,7 +15,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError(
-                "tensorboard=true needs TensorBoard: pip install 'clipx[track]'"
+                "tensorboard=true needs TensorBoard: pip install 'clipx-train[track]'"
             ) from error
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 

@@ -156,7 +156,7 @@ def _installed(package: str) -> str | None:
 def code_version() -> dict[str, Any]:
     """Versions and hardware behind a run's numbers."""
     return {
-        "clipx": _installed("clipx"),
+        "clipx": _installed("clipx-train"),
         "commit": _commit(),
         "torch": torch.__version__,
         "open_clip": _installed("open_clip_torch"),

@@ -358,7 +358,7 @@ def test_without_the_client_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "qdrant_client", None)
     message = refusal(capsys, "index", str(folder), "--to", "http://localhost:6333/demo")
-    assert "pip install 'clipx[search,qdrant]'" in message
+    assert "pip install 'clipx-train[search,qdrant]'" in message
 
 
 def start_server(folder: Path, port: int) -> subprocess.Popen[str]:

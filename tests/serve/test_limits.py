@@ -252,7 +252,7 @@ def test_missing_packages_are_named_with_the_remedy(
     monkeypatch.setattr(cli_serve, "PACKAGES", ("fastapi", "not_installed"))
     with pytest.raises(SystemExit):
         cli.main(["serve", str(tmp_path)])
-    message = "serve needs not_installed: pip install 'clipx[search,serve]'"
+    message = "serve needs not_installed: pip install 'clipx-train[search,serve]'"
     assert message in capsys.readouterr().err
 
 

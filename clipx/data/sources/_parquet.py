@@ -102,7 +102,7 @@ def open_rows(
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError(f"table {file} needs pyarrow: pip install 'clipx[table]'") from error
+        raise UserError(f"table {file} needs pyarrow: pip install 'clipx-train[table]'") from error
     try:
         with parquet.ParquetFile(file, pre_buffer=False) as opened:
             schema = opened.schema_arrow
