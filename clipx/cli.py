@@ -24,6 +24,7 @@ from clipx import (
     cli_data,
     cli_dedup,
     cli_eval,
+    cli_import,
     cli_index,
     cli_mine,
     cli_search,
@@ -109,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     cli_eval.add_verbs(verbs)
+    cli_import.add_verbs(verbs)
     cli_data.add_verbs(verbs)
     cli_mine.add_verbs(verbs)
     cli_search.add_verbs(verbs)
