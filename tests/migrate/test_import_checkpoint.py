@@ -63,6 +63,8 @@ def step(model: DualEncoder, optimizer: torch.optim.Optimizer, number: int) -> f
         ({"custom_text": True}, "_orig_mod.module.", (2, 1)),
         ({}, "", (1, 2)),
         ({"init_logit_scale": 2.3, "init_logit_bias": -10.0}, "module.", None),
+        # Its convolutions are channels-last here, and contiguous in the file.
+        ({"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16}}, "", None),
     ],
 )
 def test_the_next_steps_are_those_of_the_peer(
@@ -91,7 +93,8 @@ def test_the_next_steps_are_those_of_the_peer(
     for peer_name, parameter in peer.model.named_parameters():
         clipx_name = name_in_clipx(peer_name)
         own = model.get_parameter(clipx_name)
-        torch.testing.assert_close(own, parameter, rtol=0, atol=2e-5)
+        # Three steps move a weight by 3e-3. Biases of keys have no gradient but rounding.
+        torch.testing.assert_close(own, parameter, rtol=0, atol=1e-4)
         trained += bool((own != before[clipx_name]).any())
     assert trained == len(peer.optimizer.state)
 
