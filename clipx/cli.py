@@ -25,6 +25,7 @@ from clipx import (
     cli_dedup,
     cli_diff,
     cli_eval,
+    cli_import,
     cli_index,
     cli_mine,
     cli_search,
@@ -110,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     cli_eval.add_verbs(verbs)
+    cli_import.add_verbs(verbs)
     cli_data.add_verbs(verbs)
     cli_mine.add_verbs(verbs)
     cli_search.add_verbs(verbs)

@@ -79,6 +79,17 @@ def weights_like(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor])
     return placed
 
 
+def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """The value in the memory layout of its parameter, if both have one shape. Fused optimizers
+    update flat memory: a contiguous moment of a channels-last kernel would be scrambled."""
+    if isinstance(value, DTensor) or value.shape != parameter.shape:
+        return value
+    if value.stride() == parameter.stride():
+        return value
+    laid_out = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+    return laid_out.copy_(value)
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load an optimizer's whole state, and shard each tensor as its parameter is."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -88,6 +99,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         placed[number] = {}
         for key, item in items.items():
             if isinstance(item, Tensor):
-                item = placed_like(item, parameters[number])
+                item = _laid_out_like(placed_like(item, parameters[number]), parameters[number])
             placed[number][key] = item
     optimizer.load_state_dict({**state, "state": placed})

@@ -21,6 +21,8 @@ Weights = dict[str, Tensor]
 _IMAGE_POSITIONS = "visual.positional_embedding"
 _TEXT_POSITIONS = "text.positional_embedding"
 _TIMM_POSITIONS = "visual.trunk.pos_embed"
+COMPUTED = ("text.attn_mask", "text.transformer.embeddings.position_ids")
+"""Buffers in files of older versions that models compute."""
 
 
 def fill(model: nn.Module, file: Path) -> list[str]:
@@ -76,13 +78,17 @@ def _with_names_of_clipx(model: nn.Module, weights: Weights) -> Weights:
         weights = convert_state_dict(towers, weights)  # Apple's names for MobileCLIP
     renamed = {}
     for name, tensor in weights.items():
-        # open_clip's CLIP has its text tower at the top; CustomTextCLIP and clipx under `text`.
-        if not name.startswith(("visual.", "text.", "logit_scale", "logit_bias")):
-            name = f"text.{name}"
+        name = name_in_clipx(name)
         # Buffers that the model computes, which older versions stored.
-        if name not in ("text.attn_mask", "text.transformer.embeddings.position_ids"):
+        if name not in COMPUTED:
             renamed[name] = tensor
     return renamed
+
+
+def name_in_clipx(name: str) -> str:
+    """open_clip's CLIP has its text tower at the top; CustomTextCLIP and clipx under `text`."""
+    is_placed = name.startswith(("visual.", "text.", "logit_scale", "logit_bias"))
+    return name if is_placed else f"text.{name}"
 
 
 def _fit_scalars(model: nn.Module, weights: Weights) -> list[str]:

@@ -53,8 +53,10 @@ def load_newest(
         num_unreadable += 1
 
     messages = runtime.from_main(messages)
+    if not saved.state.corpus_digest:
+        messages.append(f"{path} was imported from another program, so any corpus fits")
     # Older versions stored the digest of the layout alone.
-    if saved.state.corpus_digest not in (corpus.digest, corpus.layout_digest):
+    elif saved.state.corpus_digest not in (corpus.digest, corpus.layout_digest):
         differences = changes(folder.path, corpus.table()) if folder is not None else ""
         differences = runtime.from_main(differences)
         text = f"the corpus is not the one that {path} was trained on: {differences}"

@@ -227,6 +227,8 @@ def log_results(
     for name, value in values.items():
         if name.endswith(("top1", "R@1")):  # the others are in results.jsonl
             shown.append(f"{name} {value:.2%}")
+        elif name.endswith("-loss"):
+            shown.append(f"{name} {value:.4f}")
     report.say(f"step {session.state.step}  " + "  ".join(shown))
     for name, result in results.items():
         for alarm in result.alarms:

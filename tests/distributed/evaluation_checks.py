@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipx.distributed.runtime import Runtime
 from clipx.embed import Encoder
-from clipx.evaluators import distributed, retrieval, zero_shot
+from clipx.evaluators import distributed, retrieval, validation_loss, zero_shot
 from clipx.evaluators.distributed import embed_images, exchange, on_main
 from clipx.models.dual_encoder import DualEncoder
 from clipx.training.evaluation import evaluate_each, evaluate_in_training, flat
@@ -43,6 +43,9 @@ def evaluated(ranks: Ranks, folder: Path) -> dict[str, Any]:
     sets = {
         "classes": zero_shot.Config(path=str(folder / "classes")),
         "captions": retrieval.Config(path=str(folder / "captions")),
+        "held_out": validation_loss.Config(
+            source={"name": "webdataset", "shards": str(folder / "captions/test")}, batch_size=50
+        ),
     }
     results, errors = evaluate_each(encoder(), sets, setting)
     assert errors == []

@@ -37,6 +37,8 @@ def reference(folder: Path) -> dict[str, Any]:
     assert results["classes"]["metrics"]["num_samples"] == COUNT
     assert 0 < results["classes"]["metrics"]["zeroshot-top1"] < 1
     assert results["captions"]["metrics"]["num_captions"] == sum(1 + n % 3 for n in range(COUNT))
+    # Seven batches of 50 pairs, which no number of ranks divides evenly.
+    assert 1 < results["held_out"]["metrics"]["loss"] < 10
     return results
 
 
@@ -47,8 +49,8 @@ def test_any_number_of_processes_gives_the_same_results_to_the_last_bit(
     for rank, answer in enumerate(answers):
         assert answer["results"] == reference, rank
     batches = [answer["batches"] for answer in answers]
-    assert sum(batches) == 2 * -(-COUNT // 64), "each batch is embedded by one rank"
-    assert max(batches) - min(batches) <= 2
+    assert sum(batches) == 3 * -(-COUNT // 64), "each batch is embedded by one rank"
+    assert max(batches) - min(batches) <= 3
 
 
 def test_no_rank_waits_for_one_that_failed(group: RankGroup) -> None:

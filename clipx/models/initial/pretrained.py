@@ -39,8 +39,6 @@ class Pretrained(Initial):
         return named
 
     def adapt(self, cfg: dict[str, Any]) -> dict[str, Any]:
-        from open_clip.transform import merge_preprocess_dict
-
         entry = self._entry()
         trained = entry.get("quick_gelu", False)
         configured = cfg.get("quick_gelu", False)
@@ -52,8 +50,15 @@ class Pretrained(Initial):
                 f"model.initial.tag {self._tag} was trained with quick_gelu {trained}, and the "
                 f"model has quick_gelu {configured}: {remedy}, or set it in your own model JSON"
             )
+        return self.with_preprocessing(cfg)
+
+    def with_preprocessing(self, cfg: dict[str, Any]) -> dict[str, Any]:
+        """The JSON with the `preprocess_cfg` that the weights were trained with. Raises
+        UserError."""
+        from open_clip.transform import merge_preprocess_dict
+
         # Settings of the model's JSON win over those of the weights.
-        preprocessing = merge_preprocess_dict({}, entry) | cfg.get("preprocess_cfg", {})
+        preprocessing = merge_preprocess_dict({}, self._entry()) | cfg.get("preprocess_cfg", {})
         preprocessing.pop("size", None)  # the model's image_size holds
         return {**cfg, "preprocess_cfg": preprocessing}
 
