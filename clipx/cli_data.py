@@ -235,11 +235,12 @@ def _reinforce(arguments: argparse.Namespace) -> None:
 
 
 def print_table(header: list[str], rows: list[list[str]], title: str | None = None) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from clipx.progress import make_console
 
     table = Table(*header, title=title)
     for row in rows:
         table.add_row(*row)
     # Names of files and keys may contain `[/bold]` or `:x:`, which are no markup and no emoji.
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    make_console(markup=False, emoji=False, highlight=False).print(table)
