@@ -31,6 +31,8 @@ from clipx import (
     cli_search,
     cli_serve,
 )
+from clipx.distributed.launcher import is_reporting_rank
+from clipx.open_clip_flags import explain_flags
 from clipx.types import PeerError, RankError, Stopped, UserError
 
 
@@ -56,17 +58,12 @@ def run() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command. Raises SystemExit with the exit code."""
-    arguments = parse(argv)
     try:
+        arguments = parse(argv)
         arguments.run(arguments)
     except UserError as error:
         # If all ranks have the same error, one of them prints it.
-        must_print = True
-        if "torch" in sys.modules and not isinstance(error, RankError):
-            from clipx.distributed.runtime import is_reporting_rank
-
-            must_print = is_reporting_rank()
-        if must_print:
+        if isinstance(error, RankError) or is_reporting_rank(os.environ):
             print(f"clipx: {error}", file=sys.stderr, flush=True)
         else:
             # A launcher ends all ranks when the first exits; the rank that prints must be first.
@@ -87,9 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse arguments. `key=value`, and the texts of a search, may also follow options, which
-    argparse alone refuses."""
+    argparse alone refuses. Raises UserError for flags of open_clip."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    refuse_flags(words)
     top = parser()
-    arguments, rest = top.parse_known_args(argv)
+    arguments, rest = top.parse_known_args(words)
     if "overrides" in arguments and all("=" in text and text[0] != "-" for text in rest):
         arguments.overrides += rest
     elif "texts" in arguments and not any(text.startswith("--") for text in rest):
@@ -99,8 +98,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def refuse_flags(words: Sequence[str]) -> None:
+    """Raise UserError if `clipx train` or `clipx config show` gets flags, as open_clip_train has
+    them, with the setting that each of them means."""
+    is_of_config = words[:1] == ["train"] or words[:2] == ["config", "show"]
+    if not is_of_config or "-h" in words or "--help" in words:
+        return
+    lines = explain_flags(words)
+    if not lines:
+        return
+    if not any(word.endswith((".yaml", ".yml")) for word in words):
+        lines.append("a YAML file comes first, such as configs/run/demo_tiny.yaml")
+    raise UserError("\n  ".join(["settings of a run are key=value, not flags:", *lines]))
+
+
+class Version(argparse.Action):
+    """Print the versions that a report of a fault needs. Imports no torch."""
+
+    def __call__(self, *_: object) -> None:
+        python = ".".join(map(str, sys.version_info[:3]))
+        print(f"clipx {installed('clipx')} (Python {python}, torch {installed('torch')})")
+        sys.exit(0)
+
+
+def installed(package: str) -> str:
+    """The version of a package, without importing it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="clipx", description="Exact, resumable CLIP pretraining.")
+    top.add_argument("--version", action=Version, nargs=0, help="print the versions and exit")
     verbs = top.add_subparsers(required=True, metavar="VERB")
 
     train = verbs.add_parser("train", help="train, or resume a stopped run")
@@ -144,15 +177,18 @@ def _train(arguments: argparse.Namespace) -> None:
 
     # Importing torch takes seconds, in which a scheduler may already stop the job.
     with Stop().listening() as stop:
-        from clipx.config import load
-        from clipx.distributed.runtime import is_reporting_rank, restarts_failures
-        from clipx.training.config import TrainConfig
+        from clipx.training.run_config import load_config
+
+        # First of all, since a mistake needs no torch to be found.
+        config = load_config(arguments.config, arguments.overrides)
+
+        from clipx.distributed.runtime import restarts_failures
         from clipx.training.trainer import train
 
         try:
-            train(load(TrainConfig, arguments.config, arguments.overrides), stop)
+            train(config, stop)
         except Stopped as early:
-            if is_reporting_rank():
+            if is_reporting_rank(os.environ):
                 print(f"clipx: {early}; the same command resumes it", file=sys.stderr, flush=True)
             sys.exit(0 if restarts_failures() else EXIT_STOPPED)
 
@@ -171,7 +207,7 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 
 def _config_show(arguments: argparse.Namespace) -> None:
-    from clipx.config import load, to_yaml
-    from clipx.training.config import TrainConfig
+    from clipx.config import to_yaml
+    from clipx.training.run_config import load_config
 
-    print(to_yaml(load(TrainConfig, arguments.config, arguments.overrides)), end="")
+    print(to_yaml(load_config(arguments.config, arguments.overrides)), end="")

@@ -6,14 +6,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from clipx.types import PrecisionKind, UserError
 
 if TYPE_CHECKING:
-    from clipx.data.config import DataConfig
     from clipx.data.sample import BadSample
 
 _MAX_SHOWN = 20
@@ -107,13 +105,16 @@ def _verify(arguments: argparse.Namespace) -> None:
     are some."""
     from dataclasses import replace
 
+    from clipx.training.run_config import load_data_config
+
+    out = arguments.out
+    config = load_data_config(arguments.corpus, arguments.overrides)
+
     from clipx.data.captions import check_caption_fields
     from clipx.data.labels import check_contents
     from clipx.data.verify import verify
     from clipx.progress import note, progress
 
-    out = arguments.out
-    config = data_config(arguments.corpus, arguments.overrides)
     opened = replace(config, max_bad_fraction=1.0).open(seed=0)  # bad shards are listed, not fatal
     try:
         messages = [*check_caption_fields(opened), *check_contents(opened)]
@@ -160,32 +161,16 @@ def _print_bad(bad: list[BadSample], num_samples: int, out: Path | None) -> None
     print(summary)
 
 
-def data_config(corpus: str, overrides: Sequence[str]) -> DataConfig:
-    """The data settings of a run's YAML file, or of shards given as a pattern. Raises UserError."""
-    from clipx import config as configs
-    from clipx.data.config import DataConfig
-    from clipx.training.config import TrainConfig
-
-    if corpus.endswith((".yaml", ".yml")):
-        return configs.load(TrainConfig, Path(corpus), overrides).data
-    settings: configs.Data = {"data": {"shards": corpus}}
-    for override in overrides:
-        settings = configs.merge(settings, configs.parse_override(override))
-    for key in settings:
-        if key != "data":
-            raise UserError(f"override {key}: without a config file, only data.* can be set")
-    return configs.build(DataConfig, settings["data"], where="the command line")
-
-
 def _bench(arguments: argparse.Namespace) -> None:
     """Print samples per second of each stage of loading, and name the slowest."""
-    from clipx import config as configs
+    from clipx.training.run_config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+
     from clipx.data.bench import bench
     from clipx.progress import note
-    from clipx.training.config import TrainConfig
     from clipx.training.corpus import check_groups, concepts_of, corpus_of, pixel_batches
 
-    config = configs.load(TrainConfig, arguments.config, arguments.overrides)
     sources = config.data.open_sources()
     check_groups(config)
     corpus = corpus_of(config, sources, concepts_of(config, corpus_of(config, sources)))
@@ -210,12 +195,15 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _reinforce(arguments: argparse.Namespace) -> None:
     """Write a teacher's embeddings, and print their number."""
-    from clipx.distributed.runtime import start
-    from clipx.training.reinforce import reinforce
+    from clipx.training.run_config import load_data_config
 
     if arguments.views < 1:
         raise UserError(f"--views {arguments.views} is below 1")
-    data = data_config(arguments.corpus, arguments.overrides)
+    data = load_data_config(arguments.corpus, arguments.overrides)
+
+    from clipx.distributed.runtime import start
+    from clipx.training.reinforce import reinforce
+
     # Ranks wait for the slowest, whose shards may take hours longer than those of the others.
     runtime = start("auto", timeout_minutes=7 * 24 * 60)
     manifest = reinforce(
@@ -235,11 +223,12 @@ def _reinforce(arguments: argparse.Namespace) -> None:
 
 
 def print_table(header: list[str], rows: list[list[str]], title: str | None = None) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from clipx.progress import make_console
 
     table = Table(*header, title=title)
     for row in rows:
         table.add_row(*row)
     # Names of files and keys may contain `[/bold]` or `:x:`, which are no markup and no emoji.
-    Console(markup=False, emoji=False, highlight=False).print(table)
+    make_console(markup=False, emoji=False, highlight=False).print(table)

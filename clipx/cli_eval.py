@@ -4,11 +4,21 @@ quick."""
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from clipx import strict_json
-from clipx.types import PrecisionKind
+from clipx.models.hub import HUB, LOCAL
+from clipx.types import PrecisionKind, UserError
+
+PREFIXES = ("open_clip:", LOCAL, HUB)
+"""Of models that are no paths."""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+MAX_SEEN = 10_000
+"""Files that are looked at to find out whether a folder is a test set."""
 
 
 def add_verbs(verbs: Any) -> None:
@@ -61,9 +71,57 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> None:
+    check_paths(arguments.model, arguments.sets)
+
     from clipx import eval_verb
 
     eval_verb.run(arguments)
+
+
+def check_paths(model: str, sets: Sequence[Path]) -> None:
+    """Raise UserError for a model or a test set that does not exist. Imports no torch."""
+    for folder in sets:
+        if not folder.is_dir():
+            raise UserError(
+                f"test set {folder} does not exist{_similar(folder)}; the demo's are made by "
+                "`clipx data demo`"
+            )
+        if not _has_test_images(folder):
+            raise UserError(
+                f"{folder} is no test set: neither it nor its folders contain tars, and there are "
+                "no folders with pictures. The layouts are in docs/evaluation.md"
+            )
+    path = Path(model)
+    if (path / "classnames.txt").exists():
+        raise UserError(f"{model} is a test set, no model; write clipx eval MODEL --set {model}")
+    if not path.exists() and not model.startswith(PREFIXES):
+        raise UserError(
+            f"model {model} does not exist{_similar(path)}; give a run folder, a checkpoint, or a "
+            f"name that begins with {', '.join(PREFIXES)}"
+        )
+
+
+def _has_test_images(folder: Path) -> bool:
+    """Whether a folder may be a test set: a tar in it or below it, or a picture below it."""
+    num_seen = 0
+    for place, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            is_picture = name.lower().endswith(PICTURES) and Path(place) != folder
+            if name.endswith(".tar") or is_picture:
+                return True
+        num_seen += len(names)
+        if num_seen > MAX_SEEN:
+            return True  # which the evaluator then decides
+    return False
+
+
+def _similar(path: Path) -> str:
+    """A folder beside `path` with almost its name, for a message."""
+    if not path.parent.is_dir():
+        return ""
+    names = [entry.name for entry in path.parent.iterdir()]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
 
 
 def _compare(arguments: argparse.Namespace) -> None:

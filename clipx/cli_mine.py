@@ -37,6 +37,14 @@ def add_verbs(verbs: Any) -> None:
 
 def _mine(arguments: argparse.Namespace) -> None:
     """Mine and print statistics."""
+    from clipx.training.run_config import load_data_config
+
+    out = arguments.out
+    if not out.parent.is_dir():  # refused before minutes of embedding
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it first")
+    config = load_data_config(arguments.corpus, arguments.overrides)
+    rules = _rules(arguments)
+
     import torch
 
     from clipx import embed
@@ -45,11 +53,6 @@ def _mine(arguments: argparse.Namespace) -> None:
     from clipx.mining.snapshot import take_snapshot
     from clipx.progress import progress
 
-    rules = _rules(arguments)
-    out = arguments.out
-    if not out.parent.is_dir():  # refused before minutes of embedding
-        raise UserError(f"--out {out}: the folder {out.parent} does not exist; create it first")
-    config = cli_data.data_config(arguments.corpus, arguments.overrides)
     if config.pair is not None:
         raise UserError("clipx mine needs images with captions; leave out data.pair_*")
     corpus = config.open(seed=0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from clipx import cli_data, cli_hits
+from clipx import cli_hits
 from clipx.types import PrecisionKind, UserError
 
 if TYPE_CHECKING:
@@ -115,7 +115,9 @@ def source_config(source: str, overrides: list[str]) -> DataConfig:
     elif path.is_dir() and not any(path.glob("*.tar")):
         kind = "folder"
     if kind is None:
-        config = cli_data.data_config(source, overrides)
+        from clipx.training.run_config import load_data_config
+
+        config = load_data_config(source, overrides)
     else:
         from clipx import config as configs
         from clipx.data.config import DataConfig

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
@@ -20,7 +21,8 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import PydanticCustomError
 
-from clipx.config_errors import complaints, did_you_mean, unusable_values
+from clipx.config_errors import complaints, did_you_mean, explained, unusable_values
+from clipx.open_clip_flags import WEIGHT_FILES
 from clipx.types import UserError
 from clipx.yaml_text import MAX_DEPTH, YamlError, parse_yaml
 
@@ -38,7 +40,7 @@ def config(cls: type[T]) -> type[T]:
 
 def component(family: str) -> Any:
     """The type of a field for a component of a family, such as `component("clipx.losses")`."""
-    return Annotated[Any, BeforeValidator(partial(_resolve, family))]
+    return Annotated[Any, BeforeValidator(partial(resolve, partial(_config_class, family)))]
 
 
 def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
@@ -46,10 +48,16 @@ def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
 
     Raises UserError with one line for each mistake, by dotted path.
     """
+    return build(cls, read(path, overrides), where=str(path) if path else "the command line")
+
+
+def read(path: Path | None, overrides: Sequence[str] = ()) -> Data:
+    """The data of a config file with its `extends:` layers and `a.b=value` overrides. Raises
+    UserError."""
     data = read_layers(path) if path is not None else {}
     for override in overrides:
         data = merge(data, parse_override(override))
-    return build(cls, data, where=str(path) if path else "the command line")
+    return data
 
 
 def build(cls: type[T], data: Data, *, where: str) -> T:
@@ -166,16 +174,18 @@ def differences(a: Data, b: Data, prefix: str = "") -> list[str]:
     return paths
 
 
-def _resolve(family: str, value: Any) -> Any:
-    """`{"name": "infonce", ...}` or `"infonce"` -> the Config of that module."""
+def resolve(find_class: Callable[[Any], type | None], value: Any) -> Any:
+    """`{"name": "infonce", ...}` or `"infonce"` -> the Config of that module.
+
+    find_class: name -> its class, or None if the settings cannot be checked: they stay as they are
+    """
     if dataclasses.is_dataclass(value):
         return value
     settings = {"name": value} if isinstance(value, str) else value
     settings = dict(settings) if isinstance(settings, dict) else {}
-    name = settings.pop("name", None)
-    if not isinstance(name, str):
-        raise _component_error(f"needs a `name`; known: {', '.join(_modules(family))}")
-    cls = _config_class(family, name)
+    cls = find_class(settings.pop("name", None))
+    if cls is None:
+        return value
     try:
         return TypeAdapter(cls).validate_python(settings)
     except ValidationError as error:
@@ -183,31 +193,40 @@ def _resolve(family: str, value: Any) -> Any:
         raise PydanticCustomError("nested", "{lines}", {"lines": complaints(error, cls)}) from error
 
 
-def _config_class(family: str, name: str) -> type:
+def _config_class(family: str, name: Any) -> type:
+    check_name(family, name)
     # A name with dots is a module of the user's own, such as `my_lab.losses.focal`.
-    is_dotted_path = "." in name and name[0] != "."
-    module_name = name if is_dotted_path else f"{family}.{name}"
+    module_name = name if "." in name else f"{family}.{name}"
     try:
-        if not all(part.isidentifier() for part in module_name.split(".")):
-            raise ModuleNotFoundError(name=module_name)
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
             raise  # the module exists, and misses a dependency of its own
-        hint = did_you_mean(name, _modules(family))
-        raise _component_error(f"{name!r} is no module of {family}{hint}") from error
+        raise unknown_component(family, name) from error
     if "Config" not in vars(module):
-        raise _component_error(f"module {module_name} holds no class Config")
+        raise explained(f"module {module_name} holds no class Config")
     return module.Config
 
 
-def _component_error(message: str) -> PydanticCustomError:
-    return PydanticCustomError("component", "{message}", {"message": message})
+def check_name(family: str, name: Any) -> None:
+    """Raise for a name that no module can have."""
+    if not isinstance(name, str):
+        raise explained(f"needs a `name`; known: {', '.join(components(family))}")
+    is_file = name.endswith(WEIGHT_FILES)
+    if is_file or not all(part.isidentifier() for part in name.split(".")):
+        raise unknown_component(family, name)
 
 
-def _modules(family: str) -> list[str]:
+def unknown_component(family: str, name: str) -> PydanticCustomError:
+    hint = did_you_mean(name, components(family))
+    return explained(f"{name!r} is no module of {family}{hint}")
+
+
+def components(family: str) -> list[str]:
     """Names of the components of a family."""
-    folder = Path(str(importlib.import_module(family).__file__)).parent
+    spec = importlib.util.find_spec(family)
+    assert spec is not None, "families are packages of clipx"
+    folder = Path(str(spec.origin)).parent
     names = []
     # Read as text, because importing all components takes seconds.
     for path in sorted(folder.glob("*.py")):

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 MAX_AMOUNT = 1e15  # below 2^53, a float holds steps and samples exactly
 _MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
@@ -58,3 +63,47 @@ def parse_seconds(text: str | float) -> float:
             f"{text!r} is not a time; write for example '15 minutes', '23h30m' or 3600"
         )
     return seconds
+
+
+def _check_duration(value: Any, units: Sequence[str] = ("epochs", "steps", "samples")) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        *first, last = [f"'{value} {unit}'" for unit in units]
+        raise _explained(f"{value} has no unit; write {', '.join(first)} or {last}")
+    if isinstance(value, str):
+        try:
+            Duration.parse(value)
+        except ValueError as error:
+            raise _explained(str(error)) from error
+    return value
+
+
+def _check_time(value: Any) -> Any:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            parse_seconds(value)
+        except ValueError as error:
+            raise _explained(str(error)) from error
+    return value
+
+
+def _check_interval(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            parse_seconds(value)
+            return value
+        except ValueError:  # not a time, so steps, epochs or samples
+            pass
+    return _check_duration(value, ("epochs", "steps", "minutes"))
+
+
+def _explained(message: str) -> PydanticCustomError:
+    """For `clipx.config_errors.complaints`, which prints the message alone."""
+    return PydanticCustomError("explained", "{message}", {"message": message})
+
+
+DurationText = Annotated[str, BeforeValidator(_check_duration)]
+"""A setting that `Duration` parses."""
+TimeText = Annotated[str | float, BeforeValidator(_check_time)]
+"""A setting that `parse_seconds` parses."""
+IntervalText = Annotated[str, BeforeValidator(_check_interval)]
+"""Either of both, as text."""

@@ -19,6 +19,7 @@ from clipx.contact_sheet import write_contact_sheet
 from clipx.distributed.runtime import start
 from clipx.evaluators import zero_shot
 from clipx.files import cache_folder
+from clipx.progress import make_console
 from clipx.results import Difference, check_out, is_rate, lines_of, write_results
 from clipx.training.config import TrainConfig
 from clipx.training.evaluation import evaluate_each, evaluator_for, faults_of
@@ -196,9 +197,9 @@ def print_comparison(differences: Sequence[Difference]) -> None:
 
 
 def _console() -> Console:
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     # Without a terminal rich assumes 80 columns, in which it wraps the metrics' names.
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    return console if console.is_terminal else make_console(highlight=False, width=WIDTH)
 
 
 def _cell(metric: str, value: float) -> str:

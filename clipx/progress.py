@@ -3,36 +3,88 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 SECONDS_BETWEEN_LINES = 10
+BAR_WIDTH = 20  # columns
+UNKNOWN_TIME = "-:--:--"
+NARROW_BAR_WIDTH = 8  # below 60 columns, where the count and the time need the place
+
+
+def make_console(*, stderr: bool = False, **settings: Any) -> Console:
+    """A console of stdout or stderr with colors and moves of the cursor on a terminal only. Left to
+    itself, rich also writes them to a file where FORCE_COLOR is set, as notebooks do.
+
+    settings: of `rich.console.Console`
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = stream.isatty()
+    return Console(
+        stderr=stderr,
+        force_terminal=is_terminal,
+        force_interactive=None if is_terminal else False,  # None: as TERM says
+        force_jupyter=False,
+        **settings,
+    )
+
+
+def seconds_left(done: int, total: int, seconds: float) -> timedelta | None:
+    """How long the rest takes at the mean speed so far. None if nothing is done.
+
+    done: things that took `seconds`; total: these and the rest
+    """
+    if done <= 0:
+        return None
+    return timedelta(seconds=int(seconds / done * (total - done)))
 
 
 class ProgressBar:
-    """A bar on a terminal. Elsewhere `update` does nothing, and the caller writes lines of its own.
+    """Bar, count, time left and a title, in one line of a terminal of any width: where it is too
+    narrow, the end of the title is cut. Without a terminal `update` does nothing, and the caller
+    writes lines of its own.
 
-    done: count at the start, for example of a run that is resumed
+    done: count at the start, for example of a run that is resumed; unit: shown before the count
     """
 
     def __init__(
-        self, title: str, total: int, *, done: int = 0, console: Console | None = None
+        self,
+        title: str,
+        total: int,
+        *,
+        done: int = 0,
+        unit: str = "",
+        console: Console | None = None,
     ) -> None:
-        self.is_shown = sys.stderr.isatty()
+        console = console or make_console(stderr=True)
+        self.is_shown = console.is_interactive
+        self._first = done
+        self._total = total
+        self._start = time.monotonic()
+        is_narrow = console.width < 60
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console or Console(stderr=True),
+            BarColumn(bar_width=NARROW_BAR_WIDTH if is_narrow else BAR_WIDTH),
+            TextColumn(unit + "{task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn("{task.fields[left]} left"),
+            # The column that gets the rest of the line, whatever it contains.
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            expand=True,
+            console=console,
             disable=not self.is_shown,
         )
-        self._task = self._bar.add_task(title, total=total, completed=done)
+        self._task = self._bar.add_task(title, total=total, completed=done, left=UNKNOWN_TIME)
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -42,8 +94,13 @@ class ProgressBar:
         self._bar.stop()
 
     def update(self, done: int, title: str | None = None) -> None:
-        """done: in all, not since the last update"""
-        self._bar.update(self._task, completed=done, description=title)
+        """done: in all, not since the last update; title: a new one, or None to keep the old"""
+        seconds = time.monotonic() - self._start
+        left = seconds_left(done - self._first, self._total - self._first, seconds)
+        shown = UNKNOWN_TIME if left is None else str(left)
+        # Drawn at once where the title changes, ten times a second otherwise.
+        is_new = title not in (None, self._bar.tasks[self._task].description)
+        self._bar.update(self._task, completed=done, description=title, left=shown, refresh=is_new)
 
 
 @contextmanager
@@ -70,6 +127,35 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
 
     with ProgressBar(title, total) as bar:
         yield advance
+
+
+@contextmanager
+def activity(title: str) -> Iterator[None]:
+    """Show that something of unknown length goes on: its seconds on a terminal, else a line at the
+    start and every few seconds."""
+    console = make_console(stderr=True)
+    if console.is_interactive:
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))
+        with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+            task = bar.add_task(title, total=None)
+            yield
+            bar.update(task, total=1, completed=1)  # which stops the spinner and the clock
+        return
+    note(title)
+    started = time.monotonic()
+    ended = threading.Event()
+
+    def write_lines() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LINES):
+            note(f"{title}: {time.monotonic() - started:.0f} s")
+
+    thread = threading.Thread(target=write_lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 Advance = Callable[[int], None]

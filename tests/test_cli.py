@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def config(tmp_path: Path, corpus: Path) -> Path:
         (["data", "demo", "--preset", "huge"], "invalid choice: 'huge'"),
         (["config", "show", "nowhere.yaml"], "clipx: config nowhere.yaml does not exist"),
         (["train", "nowhere.yaml"], "clipx: config nowhere.yaml does not exist"),
-        (["eval", "nowhere"], "clipx: nowhere has no config.yaml with evaluators; name a test set"),
+        (["eval", "nowhere"], "clipx: model nowhere does not exist; give a run folder"),
     ],
 )
 def test_a_wrong_command_exits_with_2(
@@ -198,6 +199,15 @@ def test_python_m_clipx_exits_with_2_and_one_line(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("clipx: config ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert re.fullmatch(
+        r"clipx \S.* \(Python 3\.\d+\.\d+, torch \d+\.\d+\S*\)\n", capsys.readouterr().out
+    )
 
 
 def test_help_does_not_wait_for_torch() -> None:

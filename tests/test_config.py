@@ -262,6 +262,12 @@ def test_a_plan_counts_in_steps_and_names_every_bad_duration(base: Path) -> None
     assert plan.cooldown == 4, "a fifth of the run, where nothing is said"
     longer = load(TrainConfig, base, ["optim.schedule={kind: wsd, cooldown: 1 epochs}"])
     assert RunPlan.of(longer, epoch_samples=80).cooldown == 10
-    wrong = load(TrainConfig, base, ["duration=soon", "log_every='5'", *settings[1:]])
-    with pytest.raises(UserError, match=r"(?s)^duration: 'soon' is not.*\nlog_every: '5' is not"):
-        RunPlan.of(wrong, epoch_samples=80)
+    wrong = ["duration=soon", "log_every='5'", "evaluators.x={name: zero_shot, path: p, every: 3}"]
+    with pytest.raises(UserError) as caught:
+        load(TrainConfig, base, wrong)
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.split(";")[0] for line in lines] == [
+        "  duration: 'soon' is not a duration",
+        "  evaluators.x.every: 3 has no unit",
+        "  log_every: '5' is not a duration",
+    ]

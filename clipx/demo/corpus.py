@@ -39,7 +39,7 @@ from clipx.demo.render import Renderer, renderer
 from clipx.demo.test_sets import EVAL_SETS, build_set, is_built, missing_package
 from clipx.demo.training_set import build_shards, plan_training
 from clipx.files import write_whole
-from clipx.progress import note
+from clipx.progress import activity, note
 from clipx.types import UserError
 
 RECIPE_VERSION = 1
@@ -67,6 +67,7 @@ def build_recipe(
     started = time.monotonic()
     identity = _check_identity(out, recipe, px, shard_size)
     if report := _finished_report(out, recipe):
+        note(f"{out} is complete: {_summary(report)}")
         return report
     # All checks come before the first file is written.
     to_install_gib = INSTALLED_GIB if missing_packages(modules_of(npm)) else 0
@@ -76,7 +77,8 @@ def build_recipe(
         (out / folder).mkdir(parents=True, exist_ok=True)
     # The first of all files, so that an unfinished corpus is known by its recipe, too.
     write_whole(out / "recipe.json", json.dumps(identity, indent=1) + "\n")
-    drawings, duplicates, copies = plan_training(recipe, modules)
+    with activity("choosing drawings"):
+        drawings, duplicates, copies = plan_training(recipe, modules)
     with renderer(px, workers) as render:
         train = build_shards(out / "train", drawings, shard_size, render)
         sets, skipped = _build_eval(out / "eval", recipe, modules, render)
@@ -97,7 +99,12 @@ def build_recipe(
         "seconds": round(time.monotonic() - started, 1),
     }
     write_whole(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    note(f"{out}: {_summary(report)}")
     return report
+
+
+def _summary(report: dict[str, Any]) -> str:
+    return f"{report['pairs']:,} training pairs and {len(report['eval'])} test sets"
 
 
 def _check_identity(out: Path, recipe: Recipe, px: int, shard_size: int) -> dict[str, Any]:
@@ -173,7 +180,8 @@ def _build_eval(
                 note(f"test set {name} skipped: {reason}")
                 continue
             shutil.rmtree(folder / name, ignore_errors=True)  # of an older version
-            build_set(name, recipe, modules, render).write(folder / name)
+            with activity(f"rendering test set {name}"):
+                build_set(name, recipe, modules, render).write(folder / name)
         counts[name] = json.loads((folder / name / COUNTS).read_text("utf-8"))
         note(f"test set {name}: {counts[name]['images']:,} images")
     return counts, skipped

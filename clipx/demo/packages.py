@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from clipx.progress import note
+from clipx.progress import activity
 from clipx.types import UserError
 
 ICONIFY = "@iconify/json"
@@ -48,12 +48,14 @@ def ensure_packages(prefix: Path) -> Path:
         return modules
     folder = modules.parent
     names = ", ".join(missing)
-    note(f"installing {names} with npm into {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     # Scripts of packages could do anything, and these packages need none.
     options = ["--ignore-scripts", "--no-audit", "--no-fund", "--save-exact"]
     command = [*npm_command(), "install", *options, "--prefix", str(folder), *missing]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    with activity(f"installing {names} with npm into {folder}"):
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False
+        )
     if done.returncode != 0:
         last_lines = "\n".join(done.stderr.strip().splitlines()[-15:])
         raise UserError(

@@ -7,6 +7,7 @@ mapping; `runtime` calls them with os.environ.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Mapping, MutableMapping
@@ -49,6 +50,13 @@ def adopt_srun(environment: MutableMapping[str, str]) -> None:
     restart_count = integer(env, "SLURM_RESTART_COUNT", 0)
     port = 12000 + (7 * job_id + 101 * step_id + restart_count) % 20000
     env.setdefault("MASTER_PORT", str(port))
+
+
+def is_reporting_rank(environment: MutableMapping[str, str]) -> bool:
+    """True on the process that reports errors of all processes. Needs no torch."""
+    with contextlib.suppress(UserError):  # the caller reports malformed values
+        adopt_srun(environment)
+    return environment.get("RANK", "0") == "0"
 
 
 def integer(environment: Mapping[str, str], name: str, default: int | None = None) -> int:

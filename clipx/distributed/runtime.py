@@ -7,7 +7,6 @@ cost nothing.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import socket
@@ -187,13 +186,6 @@ def start(device: Device = "auto", *, timeout_minutes: float = 30) -> Runtime:
             "(and ACCELERATE_USE_CPU=true without GPUs)"
         )
     return Runtime(accelerator)
-
-
-def is_reporting_rank() -> bool:
-    """True on the process that reports errors of all processes; also before there is a group."""
-    with contextlib.suppress(UserError):  # the caller reports malformed values
-        launcher.adopt_srun(os.environ)
-    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clipx.config import config
+from clipx.durations import DurationText
 from clipx.evaluators.test_sets import (
     Images,
     evenly_spaced,
@@ -53,7 +54,7 @@ class CaptionedConfig:
     """Folder in CLIP_benchmark's webdataset layout, with captions one a line in `.txt`."""
     split: str | None = None
     """Folder of the split; null: `test` or `val` if it has one."""
-    every: str | None = None
+    every: DurationText | None = None
     """Interval in training, as a duration; null: at the end only."""
 
     def read(self) -> CaptionedSet:

@@ -11,6 +11,7 @@ import torch
 
 from clipx import metrics
 from clipx.config import component, config
+from clipx.durations import DurationText
 from clipx.types import Evaluator, ImageTextEncoder, Result, Setting, UserError
 
 
@@ -25,7 +26,7 @@ class Config:
     `class/image.jpg` in folders)."""
     column: str
     """The column that names the slices, such as skin_tone or region."""
-    every: str | None = None
+    every: DurationText | None = None
 
     def build(self) -> Fairness:
         slices = read_column(Path(self.table), self.column)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipx.config import config
 from clipx.data.class_lists import OBJECTNET, SUBSETS, ClassList, known_classes, objectnet_classes
+from clipx.durations import DurationText
 from clipx.evaluators.distributed import embed_images
 from clipx.evaluators.test_sets import (
     Images,
@@ -58,7 +59,7 @@ class LabeledConfig:
     classes: str | None = None
     """imagenet, imagenet-v2, -a, -r or -sketch, objectnet, or a file with one class name a line;
     null: the set's classnames.txt, else the names of its folders."""
-    every: str | None = None
+    every: DurationText | None = None
     """Interval in training, as a duration; null: at the end only."""
 
     def read(self, split: str | None = None) -> LabeledSet:

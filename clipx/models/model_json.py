@@ -4,6 +4,7 @@ too."""
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,33 @@ def read_model_json(name: str) -> dict[str, Any]:
 
     cfg = open_clip.get_model_config(name.replace("/", "-"))  # OpenAI writes ViT-B/32
     if cfg is None:
-        close = difflib.get_close_matches(name, open_clip.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(
-            f"model.name {name!r} is neither a path to a .json nor a model of open_clip{hint}"
-        )
+        raise _unknown_model(name, open_clip.list_models())
     return _checked(name, cfg)
+
+
+def check_model_name(name: str) -> None:
+    """Raise the UserError of `read_model_json` as far as it needs neither open_clip, which imports
+    torch, nor a network."""
+    if name.startswith((HUB, LOCAL)):
+        return
+    if name.endswith(".json"):
+        read_model_json(name)
+        return
+    spec = importlib.util.find_spec("open_clip")  # which does not import it
+    if spec is None or spec.origin is None:
+        return
+    files = (Path(spec.origin).parent / "model_configs").glob("*.json")
+    names = sorted(file.stem for file in files)
+    if names and name.replace("/", "-") not in names:
+        raise _unknown_model(name, names)
+
+
+def _unknown_model(name: str, names: list[str]) -> UserError:
+    close = difflib.get_close_matches(name, names, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return UserError(
+        f"model.name {name!r} is neither a path to a .json nor a model of open_clip{hint}"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

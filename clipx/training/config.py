@@ -12,7 +12,7 @@ from clipx.data.config import DataConfig
 from clipx.distributed.pool import PoolConfig
 from clipx.distributed.runtime import Device, Job
 from clipx.distributed.wrap import Parallel
-from clipx.durations import Duration, parse_seconds
+from clipx.durations import Duration, DurationText, IntervalText, TimeText, parse_seconds
 from clipx.models.dual_encoder import ModelConfig
 from clipx.training.optim import OptimConfig
 from clipx.types import PrecisionKind, UserError
@@ -27,7 +27,7 @@ class TrainConfig:
     run_dir: str
     data: DataConfig
     model: ModelConfig
-    duration: str
+    duration: DurationText
     global_batch_size: int = Field(ge=1, le=2**31)
     """Pairs contrasted with one another in a step, over all ranks."""
     objective: component("clipx.objectives") = Field(default="image_text", validate_default=True)  # type: ignore[valid-type]
@@ -62,22 +62,22 @@ class TrainConfig:
     seed: int = Field(default=0, ge=0)
     precision: PrecisionKind = "auto"
     device: Device = "auto"
-    log_every: str = "20 steps"
-    checkpoint_every: str = "1000 steps"
+    log_every: DurationText = "20 steps"
+    checkpoint_every: IntervalText = "1000 steps"
     """Or a time, `15 minutes`, by the clock of rank 0. There is always a checkpoint before an
     evaluation."""
     keep_checkpoints: int = Field(default=3, ge=1)
     """The newest ones."""
-    keep_every: str | None = None
+    keep_every: DurationText | None = None
     """Interval of checkpoints that are never removed, such as `10000 steps`, a multiple of
     checkpoint_every; null: none."""
     save_async: bool = True
     """Copy the tensors of a checkpoint and write them during the next steps. It takes host memory:
     three times the weights with AdamW, four times with `ema`."""
-    stop_after: str | float | None = None
+    stop_after: TimeText | None = None
     """Time after which the run stops with a checkpoint, `23h30m` or seconds; null: only before the
     end of its SLURM job."""
-    stop_margin: str | float = "2 minutes"
+    stop_margin: TimeText = "2 minutes"
     """Time before the end of a SLURM job at which the run stops: enough for a step and a save."""
     timeout_minutes: float = Field(default=30.0, gt=0, le=525_600)
     """Time that ranks wait for one another before they give up and name the one that hangs. The
@@ -102,27 +102,14 @@ class RunPlan:
 
     @classmethod
     def of(cls, config: TrainConfig, epoch_samples: int) -> RunPlan:
-        """Raises UserError with every duration that does not parse."""
-        faults: list[str] = []
+        """Raises UserError for the interval of an evaluator outside clipx that does not parse."""
 
-        def steps(key: str, text: str) -> int:
-            try:
-                duration = Duration.parse(text)
-            except ValueError as error:
-                faults.append(f"{key}: {error}")
-                return 1  # any number: the plan is not used
-            return duration.steps(
+        def steps(text: str) -> int:
+            return Duration.parse(text).steps(
                 global_batch_size=config.global_batch_size, epoch_samples=epoch_samples
             )
 
-        def seconds(key: str, text: str | float) -> float:
-            try:
-                return parse_seconds(text)
-            except ValueError as error:
-                faults.append(f"{key}: {error}")
-                return 1
-
-        total = steps("duration", config.duration)
+        total = steps(config.duration)
         cooldown = config.optim.schedule.cooldown
         keep = config.keep_every
         after = config.stop_after
@@ -131,26 +118,26 @@ class RunPlan:
         try:
             checkpoint_seconds = parse_seconds(config.checkpoint_every)
         except ValueError:  # not a time, so steps, epochs or samples
-            checkpoint_every = steps("checkpoint_every", config.checkpoint_every)
+            checkpoint_every = steps(config.checkpoint_every)
         evaluate_every = {}
         for name, evaluator in config.evaluators.items():
             interval = evaluator.every or config.duration  # null: only at the end
-            evaluate_every[name] = steps(f"evaluators.{name}.every", interval)
-        plan = cls(
+            try:
+                evaluate_every[name] = steps(interval)
+            except ValueError as error:
+                raise UserError(f"evaluators.{name}.every: {error}") from error
+        return cls(
             total=total,
-            warmup=steps("optim.warmup", config.optim.warmup),
-            cooldown=steps("optim.schedule.cooldown", cooldown) if cooldown else total // 5,
-            log_every=steps("log_every", config.log_every),
+            warmup=steps(config.optim.warmup),
+            cooldown=steps(cooldown) if cooldown else total // 5,
+            log_every=steps(config.log_every),
             checkpoint_every=checkpoint_every,
             checkpoint_seconds=checkpoint_seconds,
-            keep_every=steps("keep_every", keep) if keep else None,
-            stop_after=seconds("stop_after", after) if after else None,
-            stop_margin=seconds("stop_margin", config.stop_margin),
+            keep_every=steps(keep) if keep else None,
+            stop_after=parse_seconds(after) if after else None,
+            stop_margin=parse_seconds(config.stop_margin),
             evaluate_every=evaluate_every,
         )
-        if faults:
-            raise UserError("\n".join(faults))
-        return plan
 
     def deadline(self, job: Job, start_time: float) -> float | None:
         """Unix seconds at which to stop; None if nothing limits the run."""

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-
 from clipx.data.sample import BadSample
-from clipx.progress import ProgressBar
+from clipx.progress import ProgressBar, make_console, seconds_left
 from clipx.trackers.jsonl import JsonLines, keep_until, read_lines, step_of
 from clipx.trackers.tensorboard import TensorBoard
 from clipx.training.collapse import alarms
@@ -74,41 +71,56 @@ def append_bad_samples(folder: Path, step: int, bad: list[BadSample]) -> None:
 
 
 class Reporter:
-    """Messages and progress on stderr, so that stdout is free for results: a progress bar on a
-    terminal, else a line for each log step. Silent on all ranks but the first."""
+    """Messages and progress on stderr, so that stdout is free for results. On a terminal a bar
+    stays in the last line and all else scrolls above it. Silent on all ranks but the first."""
 
     def __init__(self, *, total_steps: int, first_step: int, show: bool) -> None:
-        self._console = Console(stderr=True, quiet=not show, highlight=False, soft_wrap=True)
+        """first_step: steps that are done already"""
+        self._console = make_console(stderr=True, quiet=not show, highlight=False)
         self._total = total_steps
         self._first = first_step
         self._start = time.perf_counter()
+        self._newest = ""  # figures of the last log step, beside the bar
         self._bar: ProgressBar | None = None
-        if show and self._console.is_terminal:
+        if show and self._console.is_interactive and first_step < total_steps:
             self._bar = ProgressBar(
-                "training", total_steps, done=first_step, console=self._console
+                "", total_steps, done=first_step, unit="step ", console=self._console
             ).__enter__()
 
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._start
+
     def say(self, text: str) -> None:
+        # A terminal gets lines that end between words. A log keeps each message in one line.
+        soft_wrap = not self._console.is_interactive
         # Writing to a terminal that was closed raises OSError. The SIGHUP that follows stops the
         # run with a checkpoint, which must not be lost to a message.
         with contextlib.suppress(OSError):
-            self._console.print(text, markup=False)
+            self._console.print(text, markup=False, emoji=False, soft_wrap=soft_wrap)
 
-    def step(self, step: int) -> None:
+    def step(self, step: int, activity: str | None = None) -> None:
+        """activity: shown instead of the loss, such as an evaluation, until the next call"""
         if self._bar is not None:
-            self._bar.update(step)
+            self._bar.update(step, activity or self._newest)
 
     def log(self, record: dict[str, Any]) -> None:
         step = record["step"]
-        text = _log_line(record)
-        # On a terminal the line is part of the bar, and is overwritten by the next.
-        if self._bar is not None:
-            self._bar.update(step, text)
+        parts = _log_parts(record)
+        if self._bar is None:
+            # Over the whole start, evaluations and saves included, as they will come again.
+            left = seconds_left(step - self._first, self._total - self._first, self.seconds)
+            line = [f"step {step}/{self._total}", *parts.values(), *alarms(record), f"{left} left"]
+            self.say("  ".join(line))
             return
-        # Over the whole start, evaluations and saves included, as they will come again.
-        seconds_per_step = (time.perf_counter() - self._start) / (step - self._first)
-        left = timedelta(seconds=int(seconds_per_step * (self._total - step)))
-        self.say(f"step {step}/{self._total}  {text}  {left} left")
+        self._newest = f"{parts['loss']}  {parts['speed']}"
+        self.step(step)
+        # The total is in the bar. The steps of all lines are equally wide, so that columns align.
+        first = f"step {step:{len(str(self._total))}}"
+        self.say(fit_parts({"step": first, **parts}, self._console.width))
+        for alarm in alarms(record):
+            self.say(alarm)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -116,11 +128,29 @@ class Reporter:
                 self._bar.__exit__()
 
 
-def _log_line(record: dict[str, Any]) -> str:
-    parts = [f"loss {record['train/loss']:.4f}"]
+LESS_IMPORTANT = ("memory", "data wait", "scale", "lr", "gradient", "accuracy")
+"""What a narrow terminal does not show, in this order. metrics.jsonl has it all."""
+
+
+def fit_parts(parts: dict[str, str], width: int) -> str:
+    """Join the parts of a log line, without the least important ones where they do not fit.
+
+    width: columns of the terminal
+    """
+    kept = dict(parts)
+    for name in LESS_IMPORTANT:
+        if len("  ".join(kept.values())) <= width:
+            break
+        kept.pop(name, None)
+    return "  ".join(kept.values())
+
+
+def _log_parts(record: dict[str, Any]) -> dict[str, str]:
+    """The parts of a log line by name, in their order."""
+    parts = {"loss": f"loss {record['train/loss']:.4f}"}
     # Not every objective has a temperature, nor every loss an accuracy.
     if "train/scale" in record:
-        parts.append(f"scale {record['train/scale']:.2f}")
+        parts["scale"] = f"scale {record['train/scale']:.2f}"
     unusual = {
         "clamped": record["train/clamped_steps"],
         "skipped": record["skipped_steps"],
@@ -128,18 +158,15 @@ def _log_line(record: dict[str, Any]) -> str:
     }
     counts = [f"{count} {name}" for name, count in unusual.items() if count]
     if counts:
-        parts[-1] += f" ({', '.join(counts)})"
+        parts["unusual"] = f"({', '.join(counts)})"
     if "train/image_to_text_accuracy" in record:
-        parts.append(f"accuracy {record['train/image_to_text_accuracy']:.0%}")
-    parts += [
-        f"gradient {record['train/grad_norm']:.3g}",
-        f"lr {record['train/lr']:.2g}",
-        f"{record['train/samples_per_second']:.0f} samples/s",
-        f"data wait {record['data_wait_fraction']:.0%}",
-        f"{record['memory_gib']:.1f} GiB",
-    ]
-    parts += alarms(record)
-    return "  ".join(parts)
+        parts["accuracy"] = f"accuracy {record['train/image_to_text_accuracy']:.0%}"
+    parts["gradient"] = f"gradient {record['train/grad_norm']:.3g}"
+    parts["lr"] = f"lr {record['train/lr']:.2g}"
+    parts["speed"] = f"{record['train/samples_per_second']:.0f} samples/s"
+    parts["data wait"] = f"data wait {record['data_wait_fraction']:.0%}"
+    parts["memory"] = f"{record['memory_gib']:.1f} GiB"
+    return parts
 
 
 class Throughput:

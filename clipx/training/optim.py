@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from clipx.config import config
+from clipx.durations import DurationText
 from clipx.models.dual_encoder import DualEncoder
 from clipx.training.schedule import ScheduleConfig
 from clipx.types import UserError
@@ -39,7 +40,7 @@ class OptimConfig:
     layer_decay: Fraction | dict[Literal["visual", "text"], Fraction] = 1.0
     """The learning rate falls by this factor from one layer to the one below it
     (arXiv:2106.08254); one number, or one for each tower."""
-    warmup: str = "2000 steps"
+    warmup: DurationText = "2000 steps"
     """Duration of the linear warmup."""
     schedule: ScheduleConfig = ScheduleConfig()
     clip_grad_norm: float | None = Field(default=1.0, gt=0)

