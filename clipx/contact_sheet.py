@@ -36,7 +36,7 @@ def write_contact_sheet(
         # Evenly spaced, not chosen by how well the model does on them.
         for number in evenly_spaced(len(labeled), IMAGES_PER_SET):
             pixels = labeled.images.shown(number)
-            logits = encoder.logit_scale * encoder.encode_image(pixels)[0] @ weights.T
+            logits = encoder.scale * encoder.encode_image(pixels)[0] @ weights.T
             probability = logits.softmax(-1)
             guesses = []
             for guess in probability.argsort(descending=True)[:3].tolist():

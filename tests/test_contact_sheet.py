@@ -16,7 +16,7 @@ from clipx.evaluators import zero_shot
 class RedOrBlue:
     """Takes every image for a red one."""
 
-    image_size, logit_scale = 8, 1.0
+    image_size, scale = 8, 1.0
 
     def encode_image(self, image: Any) -> torch.Tensor:
         return torch.tensor([[1.0, 0]])
