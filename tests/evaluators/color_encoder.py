@@ -28,3 +28,6 @@ class ColorEncoder:
 
     def text_digest(self) -> str:
         return repr(sorted(self.texts.items()))
+
+    def similarity(self, images: Any, texts: Tensor) -> Tensor:
+        return self.encode_image(images) @ texts.T
