@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     queries, answers = read_pairs(arguments.set)
     table = Table("model", "recall@1", "95 %", "recall@10", "95 %")
-    figures = {}
+    figures: dict[str, float] = {}
     for name in arguments.models:
         encoder = embed.load(name)
         similarity = encoder.encode_text(queries) @ encoder.encode_text(answers).T

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipx import (
+    __version__,
     cli_collection,
     cli_data,
     cli_dedup,
@@ -117,7 +118,7 @@ class Version(argparse.Action):
 
     def __call__(self, *_: object) -> None:
         python = ".".join(map(str, sys.version_info[:3]))
-        print(f"clipx {installed('clipx')} (Python {python}, torch {installed('torch')})")
+        print(f"clipx {__version__} (Python {python}, torch {installed('torch')})")
         sys.exit(0)
 
 

@@ -15,10 +15,10 @@ from rich.table import Table
 
 from clipx import embed, strict_json
 from clipx.config import Data, component, config, load, parse_override
-from clipx.contact_sheet import write_contact_sheet
+from clipx.contact_sheet import is_drawable, write_contact_sheet
 from clipx.distributed.runtime import start
-from clipx.evaluators import zero_shot
 from clipx.files import cache_folder
+from clipx.picture_grid import check_picture_path
 from clipx.progress import make_console
 from clipx.results import Difference, check_out, is_rate, lines_of, write_results
 from clipx.training.config import TrainConfig
@@ -47,9 +47,14 @@ def run(arguments: Namespace) -> None:
     if arguments.out:
         check_out(arguments.out)
     evaluators = chosen_evaluators(model, arguments.sets, arguments.suite, arguments.overrides)
-    drawable = [name for name, e in evaluators.items() if isinstance(e, zero_shot.Config)]
+    drawable = [name for name, config in evaluators.items() if is_drawable(config)]
+    if arguments.picture:
+        check_picture_path(arguments.picture)
     if arguments.picture and not drawable:
-        raise UserError("no classification set among the test sets, so there is nothing to draw")
+        raise UserError(
+            "none of the evaluators is zero_shot or retrieval, so there is nothing to draw; leave "
+            "--picture out, or name such a test set with --set"
+        )
     runtime = start("auto")
     dtype = build_precision(arguments.precision, runtime.device).dtype  # sets TF32 too
     # All sets that cannot be read are reported at once; a single one fails by itself.
@@ -75,7 +80,7 @@ def run(arguments: Namespace) -> None:
             write_results(arguments.out, model, results)
         if arguments.picture:
             drawn = {name: evaluators[name] for name in drawable if name in results}
-            write_contact_sheet(encoder, drawn, arguments.picture)
+            write_contact_sheet(encoder, drawn, arguments.picture, results)
     runtime.close()
     if faults:
         raise UserError("\n".join(faults))

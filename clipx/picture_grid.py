@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from clipx.files import replacing
+from clipx.fonts import draw_text, missing_message, wrap
+from clipx.progress import note
 from clipx.types import UserError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -72,6 +73,8 @@ def write_grid(sections: Sequence[Section], path: Path) -> None:
     """
     check_picture_path(path)
     sheet = draw_grid(sections)
+    if message := missing_message(_texts(sections)):
+        note(f"{path}: {message}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -81,15 +84,21 @@ def write_grid(sections: Sequence[Section], path: Path) -> None:
         raise UserError(f"--picture {path} cannot be written: {error}") from error
 
 
+def _texts(sections: Sequence[Section]) -> Iterator[str]:
+    for section in sections:
+        yield section.title
+        for tile in section.tiles:
+            yield from tile.lines
+
+
 def draw_grid(sections: Sequence[Section]) -> Image.Image:
     height = sum(section.height for section in sections)
     sheet = Image.new("RGB", (COLUMNS * TILE_WIDTH + 12, max(1, height)), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(14)
     top = 0
     for section in sections:
-        title = _cut(section.title, font, sheet.width - 24)
-        draw.text((12, top + 7), title, fill="black", font=font)
+        (title,) = wrap(section.title, 14, sheet.width - 24, 1)
+        draw_text(draw, (12, top + 7), title, 14, "black")
         for number, tile in enumerate(section.tiles):
             row, column = divmod(number, COLUMNS)
             y = top + TITLE_HEIGHT + row * section.row_height
@@ -99,7 +108,6 @@ def draw_grid(sections: Sequence[Section]) -> Image.Image:
 
 
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: int, y: int) -> None:
-    font = ImageFont.load_default(11)
     side = PICTURE_SIDE
     box = (x, y, x + side - 1, y + side - 1)
     if tile.image is None:
@@ -113,23 +121,6 @@ def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, x: int
     y += side + 3
     for number, line in enumerate(tile.lines):
         color = "black" if number == 0 else "#777777"
-        draw.text((x, y), _cut(line, font, side), fill=color, font=font)
+        (text,) = wrap(line, 11, side, 1)
+        draw_text(draw, (x, y), text, 11, color)
         y += LINE_HEIGHT
-
-
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The beginning of a text that is at most `width` pixels wide."""
-    text = ascii_text(text, width // 3)  # no letter is narrower, so a long text is cut at once
-    length = len(text)
-    shown = text
-    while shown and font.getlength(shown) > width:
-        length -= 1
-        shown = ascii_text(text, length)
-    return shown
-
-
-def ascii_text(text: str, length: int) -> str:
-    """The text without accents, since Pillow's own font has no such letters, cut to `length`."""
-    text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "~"

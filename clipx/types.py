@@ -214,7 +214,7 @@ class ImageTextEncoder(Protocol):
     @property
     def image_size(self) -> int: ...
     @property
-    def logit_scale(self) -> float: ...
+    def scale(self) -> float: ...
     def fit(self, image: Tensor) -> Tensor: ...  # (3, H, W) uint8 -> its pixels as the model's
     def encode_image(self, images: Any) -> Tensor: ...
     def encode_text(self, texts: list[str]) -> Tensor: ...
@@ -304,3 +304,35 @@ class Evaluator(Protocol):
 class Tracker(Protocol):
     def log(self, record: dict[str, Any]) -> None: ...
     def close(self) -> None: ...
+
+
+class Report(Protocol):
+    """Where the loop reports to a person. Called on all ranks; shows something on the first."""
+
+    @property
+    def seconds(self) -> float:
+        """Since this start of the run."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show a message."""
+        ...
+
+    def step(self, step: int, activity: str | None = None) -> None:
+        """step: the number of those taken, after each of them; activity: what comes next, such as
+        an evaluation, if it is no step"""
+        ...
+
+    def log(self, record: dict[str, Any]) -> None:
+        """record: a line of metrics.jsonl"""
+        ...
+
+    def close(self) -> None:
+        """After the last call, also after an error."""
+        ...
+
+
+class MakeReport(Protocol):
+    """Called once, when the number of steps is known."""
+
+    def __call__(self, *, total_steps: int, first_step: int, show: bool) -> Report: ...

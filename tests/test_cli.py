@@ -150,7 +150,7 @@ def test_mistakes_of_eval_are_named(
         ([run], "has no config.yaml with evaluators; name a test set with --set"),
         ([run, "--set", tmp_path / "nowhere"], "nowhere does not exist"),
         ([run, "--set", broken], "has the label '7' at sample 0.tar/0, but classnames.txt"),
-        ([run, "--set", captions, "--picture", tmp_path / "a.png"], "no classification set"),
+        ([run, "--set", captions, "--picture", tmp_path / "a.gif"], "must end with one of .png"),
         ([tmp_path, "--set", captions], "holds no usable checkpoint"),
     ):
         code, output = clipx(capsys, "eval", *arguments)

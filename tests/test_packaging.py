@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+import clipx
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INSTALL = re.compile(r"['`](clipx[\w-]*)\[([a-z0-9]+(?:,[a-z0-9]+)*)\]")
@@ -88,5 +90,5 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
 
 def test_the_citation_has_the_version_and_the_license() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == clipx.__version__
     assert citation["license"] == PROJECT["license"]

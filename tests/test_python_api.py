@@ -100,7 +100,7 @@ def test_zero_shot_gives_probabilities_in_the_order_of_the_similarities(
     torch.testing.assert_close(rows.sum(1), torch.ones(2), rtol=0, atol=1e-6)
     scores = encoder.encode_image(images) @ encoder.encode_text(WORDS).T
     assert torch.equal(rows.argsort(1), scores.argsort(1))
-    expected = (encoder.logit_scale * scores).softmax(1)
+    expected = (encoder.scale * scores).softmax(1)
     torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -109,7 +109,7 @@ def test_a_template_is_filled_with_the_class_name(encoder: clipx.Encoder) -> Non
     one = clipx.zero_shot(encoder, image, ["red", "blue"], ["a {c} square"])
     assert_close(one, clipx.zero_shot(encoder, image, ["a red square", "a blue square"]))
     with pytest.raises(UserError, match="no place for the class name"):
-        clipx.zero_shot(encoder, image, ["red"], ["a square"])
+        clipx.zero_shot(encoder, image, ["red", "blue"], ["a square"])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -179,8 +179,8 @@ def test_embeddings_that_no_score_can_be_made_of_are_an_error(
 
 
 def test_a_temperature_that_is_not_finite_is_an_error(encoder: clipx.Encoder) -> None:
-    with pytest.raises(UserError, match="logit_scale is nan: the weights of"):
-        _ = damaged(encoder, "logit_scale", float("nan")).logit_scale
+    with pytest.raises(UserError, match="scale is nan: the weights of"):
+        _ = damaged(encoder, "logit_scale", float("nan")).scale
 
 
 def test_an_encoding_that_fails_leaves_the_training_mode_too(

@@ -136,3 +136,4 @@ def add_accuracy(
     interval = metrics.class_mean_interval(predicted == label, label)
     result.add(f"{prefix}-mean_per_class_recall", recall, interval)
     result.add("num_samples", len(label))
+    result.add("num_classes", len(labeled.names))  # from which reports have the chance level

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
+from clipx.embed import Encoder
 from clipx.evaluators.classifier import add_accuracy, classifier, read_templates
 from clipx.evaluators.labeled_set import LabeledConfig, LabeledSet
+from clipx.model_inputs import Pictures
 from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 
@@ -41,12 +44,10 @@ class ZeroShot:
         features = self.set.features(encoder, setting)
         ids = metrics.row_ids(weights)  # ImageNet's list has two pairs of equal names
         scores = metrics.similarities(features, weights, ids)
-        return classification_result(scores, encoder.logit_scale, self.set, ids)
+        return classification_result(scores, encoder.scale, self.set, ids)
 
 
-def classification_result(
-    scores: Tensor, logit_scale: float, labeled: LabeledSet, ids: Tensor
-) -> Result:
+def classification_result(scores: Tensor, scale: float, labeled: LabeledSet, ids: Tensor) -> Result:
     """scores: (N, C) cosine similarities; ids: (C,) as of metrics.top_k_hits"""
     result = Result(keys=labeled.images.keys)
     add_accuracy(result, "zeroshot", scores, labeled, ids)
@@ -54,7 +55,7 @@ def classification_result(
     # No interval: the gaps of the bins are absolute values, so noise only adds to them. The error
     # of a perfectly calibrated model is 0, which no resample gives.
     predicted = metrics.predictions(scores, labeled.label, ids)
-    confidence = (logit_scale * scores).softmax(1).amax(1)
+    confidence = (scale * scores).softmax(1).amax(1)
     correct = predicted == labeled.label
     result.add("zeroshot-ece", metrics.calibration_error(confidence, correct))
 
@@ -88,16 +89,42 @@ def per_class(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[di
 
 
 def zero_shot(
-    model: ImageTextEncoder,
-    images: object,
+    model: Encoder,
+    images: Pictures | Tensor | np.ndarray,
     class_names: Sequence[str],
     templates: Sequence[str] = ("{c}",),
 ) -> Tensor:
-    """(N, C) probabilities of the classes for each image, at the learned temperature.
+    """(N, C) float32 probabilities of the classes for each image, at the temperature of the model.
 
-    images: as for `model.encode_image`
-    templates: prompts with {c} in place of the class name
+    images: as for `Encoder.encode_image`, or embeddings, (N, D) of floats; the probabilities of a
+        row of NaN are NaN
+    class_names: C of them, at least two: probabilities are relative to the other classes
+    templates: prompts with {c} in place of the class name; a class is the mean of its prompts
+
+    Raises UserError for bad arguments, and EmbeddingError as `Encoder.encode_image`.
     """
-    weights = classifier(model, class_names, templates)
-    logits = model.logit_scale * model.encode_image(images) @ weights.T
+    names = _texts("class_names", class_names, "['cat', 'dog']")
+    prompts = _texts("templates", templates, "['a photo of a {c}']")
+    if len(names) < 2:
+        raise UserError(
+            f"class_names {names} has {len(names)} of at least 2 names: the probability of a "
+            "class is relative to the others; for one text use model.similarity"
+        )
+    if not prompts:
+        raise UserError("templates is empty; give at least one, for example '{c}'")
+    weights = classifier(model, names, prompts)
+    logits = model.scale * model.similarity(images, weights)
     return logits.softmax(-1)
+
+
+def _texts(argument: str, texts: Sequence[str], example: str) -> list[str]:
+    """A list of the texts. Raises UserError for a single text, whose letters would be taken."""
+    if isinstance(texts, str):
+        raise UserError(
+            f"{argument} is the text {texts!r}, and must be a list of texts, for example {example}"
+        )
+    found = list(texts)
+    for text in found:
+        if not isinstance(text, str):
+            raise UserError(f"{argument} must be texts, and one is {text!r}")
+    return found

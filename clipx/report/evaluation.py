@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clipx.metrics.chance import chance_level
 from clipx.report.charts import LineChart, Point, line_chart
 from clipx.report.collect import SetScores
 from clipx.report.formats import exact_text, percent_text
@@ -70,6 +71,17 @@ def newest_step(metrics: SetScores) -> float:
 
 def value_text(metric: str, value: float) -> str:
     return percent_text(value) if is_rate(metric) else exact_text(value)
+
+
+def chance_text(metric: str, metrics: SetScores) -> str:
+    """The chance level of a rate, such as `chance 0.4%`; empty where none is known, as for runs of
+    before results had the number of classes."""
+    counts = {}
+    for name in ("num_classes", "num_samples", "num_captions"):
+        if name in metrics:
+            counts[name] = metrics[name][-1].value
+    chance = chance_level(metric, counts)
+    return "" if chance is None else f"chance {percent_text(chance)}"
 
 
 def interval_text(metric: str, point: Point) -> str:

@@ -129,7 +129,7 @@ def classify(name: str, config: zero_shot.Config, encoder: Encoder, setting: Set
     scores = metrics.similarities(labeled.features(encoder, setting), weights, ids)
     # From the scores: different scores may have the same probability in float32.
     predicted = metrics.predictions(scores, labeled.label, ids)
-    probability = (encoder.logit_scale * scores).softmax(1)
+    probability = (encoder.scale * scores).softmax(1)
     return Classified(name, labeled, probability, predicted, len(evaluator.set))
 
 

@@ -6,7 +6,7 @@ import datetime
 from typing import Any
 
 from clipx.report.collect import Record, SetScores
-from clipx.report.evaluation import value_text
+from clipx.report.evaluation import chance_text, value_text
 from clipx.report.formats import duration_text, exact_text
 from clipx.report.model_outputs import ModelOutputs
 
@@ -30,7 +30,9 @@ def tiles(record: Record, scores: dict[str, SetScores]) -> list[tuple[str, str, 
         for set_name, metrics in scores.items():
             if metric in metrics:
                 value = metrics[metric][-1].value
-                tiles.append((value_text(metric, value), name, set_name))
+                chance = chance_text(metric, metrics)
+                note = f"{set_name}\n{chance}" if chance else set_name  # each on a line
+                tiles.append((value_text(metric, value), name, note))
                 break  # the first set alone: a tile has room for one number
     seconds = record.training_seconds()
     if seconds:
@@ -81,7 +83,7 @@ def progress(record: Record) -> Facts:
         facts.append(("Samples seen", samples))
     seconds = record.training_seconds()
     if seconds:
-        meaning = "without evaluations and checkpoints, from the logged samples/s"
+        meaning = "without evaluations and checkpoints"
         facts.append(("Training time", f"{duration_text(seconds)} ({meaning})"))
     if "state" in status:
         reason = status.get("reason")

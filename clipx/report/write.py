@@ -11,7 +11,7 @@ from clipx.report import charts, evaluation, maps, run_facts, space
 from clipx.report.classes import MIN_IMAGES, class_report
 from clipx.report.collect import Record, read_record, scores_by_set
 from clipx.report.curves import collapse_alarms, learning_curves
-from clipx.report.formats import exact_text
+from clipx.report.formats import exact_text, percent_text
 from clipx.report.model_outputs import ModelOutputs, collect_outputs
 from clipx.report.retrieval import retrieval_report
 from clipx.types import UserError
@@ -72,5 +72,6 @@ def template_environment() -> jinja2.Environment:
     environment.policies["truncate.leeway"] = 0  # else texts are cut up to 5 beyond their length
     environment.filters["count"] = "{:,}".format
     environment.filters["exact"] = exact_text
+    environment.filters["percent"] = percent_text
     environment.filters["pixel"] = "{:.1f}".format
     return environment

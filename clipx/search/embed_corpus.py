@@ -73,7 +73,7 @@ class EmbedCorpus:
             model_digest=model_digest(encoder),
             embed_dim=encoder.embed_dim,
             image_size=encoder.image_size,
-            logit_scale=encoder.logit_scale,
+            scale=encoder.scale,
             precision=str(encoder.dtype).removeprefix("torch."),
             dtype=dtype,
             data={name: value for name, value in to_data(config).items() if name in KEPT},

@@ -46,7 +46,7 @@ class Manifest:
     """What embeddings were made from, and how many there are.
 
     model: as `clipx eval` takes it; model_digest: of all that its embeddings depend on
-    logit_scale: the learned inverse temperature, by which cosines become logits
+    scale: the learned inverse temperature (exp of logit_scale), by which cosines become logits
     precision: of the towers; dtype: of the files
     data: the settings of the corpus, by which pictures are read again
     num_samples: of the corpus; num_embedded, num_bad: once complete, else null
@@ -57,7 +57,7 @@ class Manifest:
     model_digest: str
     embed_dim: int
     image_size: int
-    logit_scale: float
+    scale: float
     precision: str
     dtype: str
     data: dict[str, Any]
@@ -91,6 +91,15 @@ class Manifest:
             return True
         return any(not self._at(past).differences(old) for past in self.earlier)
 
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Manifest:
+        """From the fields of a file or a collection. Raises TypeError for other ones."""
+        fields = dict(fields)
+        # Before 0.2 `scale` had the name of the parameter whose exponential it is.
+        if "logit_scale" in fields:
+            fields["scale"] = fields.pop("logit_scale")
+        return cls(**fields)
+
     def _at(self, past: dict[str, Any]) -> Manifest:
         return replace(self, **past)
 
@@ -116,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path} has format {fields['format']}, and this clipx knows {FORMAT}; embed the "
                 "corpus again"
             )
-        return Manifest(**fields)
+        return Manifest.of(fields)
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no {MANIFEST}: give the --out folder of a `clipx embed`"

@@ -40,7 +40,7 @@ def read_record(connection: QdrantConnection) -> CollectionRecord:
         )
     try:
         fields = dict(data)
-        manifest = Manifest(**fields.pop("manifest"))
+        manifest = Manifest.of(fields.pop("manifest"))
         record = CollectionRecord(manifest=manifest, **fields)
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(

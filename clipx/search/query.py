@@ -58,6 +58,13 @@ class Index:
         self.manifest = store.manifest
         self._encoder = encoder
 
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return (
+            f"Index({self.store.source}: {self.store.num_rows:,} rows, D = {manifest.embed_dim}, "
+            f"{self.store.kind}, model {manifest.model})"
+        )
+
     @classmethod
     def open(
         cls,
@@ -147,7 +154,7 @@ class Index:
     ) -> list[Hit]:
         """The k nearest, best first. Raises UserError.
 
-        text, image: queries that count with the sign 1; vector: (D,), instead of all of them
+        text, image: queries with the sign 1, beside `terms`; vector: (D,), instead of all of them
         where: a condition on the metadata, see `clipx.search.filters`
         """
         if k < 1:
@@ -206,7 +213,7 @@ class Index:
         return self.store.nearest(F.normalize(vector.float(), dim=0), k, where=where)
 
     def hits(self, found: Sequence[tuple[int, float]]) -> list[Hit]:
-        """Of (row, similarity) pairs, with their metadata. Raises UserError."""
+        """One for each pair of `found`, (row, similarity), with its metadata. Raises UserError."""
         metadata = self.store.metadata([row for row, _ in found])
         hits = []
         for (row, score), values in zip(found, metadata, strict=True):
@@ -228,7 +235,7 @@ class Index:
         return signed_sum([term.sign for term in terms], rows)
 
     def metadata_of(self, row: int) -> dict[str, Any]:
-        """Columns that the sample has. Raises UserError."""
+        """Columns that the sample in a `row` has. Raises UserError."""
         return self.store.metadata([row])[0]
 
 

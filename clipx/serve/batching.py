@@ -52,8 +52,8 @@ class Batcher:
         return self.encoder.image_size
 
     @property
-    def logit_scale(self) -> float:
-        return self.encoder.logit_scale
+    def scale(self) -> float:
+        return self.encoder.scale
 
     def fit(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 -> (3, S, S) uint8, in the thread of the caller."""

@@ -129,7 +129,7 @@ class Collection:
             "num_rows": self.num_rows,
             "model": manifest.model,
             "embed_dim": manifest.embed_dim,
-            "logit_scale": manifest.logit_scale,
+            "scale": manifest.scale,
             "modalities": ["image"] if self.texts is None else ["image", "text"],
             "index": {"kind": self.images.store.kind},
             "has_pictures": self.pictures.corpus is not None,

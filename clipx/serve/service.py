@@ -121,7 +121,7 @@ class Service:
         else:
             image = batcher.encode_image([fitted_picture(pictures[0], batcher, self.limits)])[0]
         weights = classifier(batcher, body.names, body.prompts)
-        probabilities = (collection.images.manifest.logit_scale * (weights @ image)).softmax(0)
+        probabilities = (collection.images.manifest.scale * (weights @ image)).softmax(0)
         classes = []
         for name, probability in zip(body.names, probabilities.tolist(), strict=True):
             classes.append({"name": name, "probability": probability})

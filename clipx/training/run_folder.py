@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from clipx import __version__
 from clipx.checkpoints.manifest import list_checkpoints
 from clipx.config import build, differences, to_data
 from clipx.distributed.runtime import job
@@ -156,7 +157,7 @@ def _installed(package: str) -> str | None:
 def code_version() -> dict[str, Any]:
     """Versions and hardware behind a run's numbers."""
     return {
-        "clipx": _installed("clipx-train"),
+        "clipx": __version__,
         "commit": _commit(),
         "torch": torch.__version__,
         "open_clip": _installed("open_clip_torch"),

@@ -79,6 +79,4 @@ def resized(images: Tensor, size: int, interpolation: str) -> Tensor:
 
 
 def info_of(encoder: Encoder) -> TeacherInfo:
-    return TeacherInfo(
-        encoder.embed_dim, encoder.logit_scale, model_digest(encoder), encoder.source
-    )
+    return TeacherInfo(encoder.embed_dim, encoder.scale, model_digest(encoder), encoder.source)

@@ -22,20 +22,25 @@ from clipx.training.logging import LogFiles, Reporter, Throughput, append_bad_sa
 from clipx.training.run_folder import unwritable
 from clipx.training.run_status import State
 from clipx.training.session import Session
-from clipx.types import Result, Setting, Stopped, StopRequested, UserError
+from clipx.types import MakeReport, Report, Result, Setting, Stopped, StopRequested, UserError
 
 
-def train(config: TrainConfig, stop: Stop | None = None) -> TrainState:
+def train(
+    config: TrainConfig, stop: Stop | None = None, *, make_report: MakeReport = Reporter
+) -> TrainState:
     """Train for `duration`, from the newest checkpoint of the run folder if it has one. Returns the
     final state. Raises Stopped, after a checkpoint, if the run ends earlier.
 
     stop: receives signals; None: only a time limit ends the run early
+    make_report: what shows messages and progress
     """
     stop = stop or Stop()
     session = Session(config, stop)
     runtime = session.runtime
     plan = session.plan
-    report = Reporter(total_steps=plan.total, first_step=session.state.step, show=runtime.is_main)
+    report = make_report(
+        total_steps=plan.total, first_step=session.state.step, show=runtime.is_main
+    )
     stop.on_first = lambda name: report.say(f"{name}: a checkpoint after this step, then the end")
     for message in [*session.messages, describe(config, plan, session.corpus, session.learner)]:
         report.say(message)
@@ -87,7 +92,7 @@ def open_log_files(session: Session) -> LogFiles | None:
     return session.runtime.on_main(open_files)
 
 
-def run_steps(session: Session, files: LogFiles | None, report: Reporter, stop: Stop) -> None:
+def run_steps(session: Session, files: LogFiles | None, report: Report, stop: Stop) -> None:
     """Take the remaining steps, and log, save and evaluate when that is due. Raises Stopped."""
     config = session.config
     plan = session.plan
@@ -132,7 +137,7 @@ def log_step(
     throughput: Throughput,
     bad: list[Any],
     files: LogFiles | None,
-    report: Reporter,
+    report: Report,
 ) -> None:
     """Write one line of metrics.jsonl, and the bad samples of all ranks. All ranks take part."""
     runtime = session.runtime
@@ -163,7 +168,7 @@ def log_step(
     report.log(record)
 
 
-def save_if_due(session: Session, report: Reporter) -> None:
+def save_if_due(session: Session, report: Report) -> None:
     """Save before the end and before an evaluation, and wait until the checkpoint is on the disk:
     no later save would make up for one that failed. Otherwise save during the next steps. Raises
     UserError if the last save fails."""
@@ -192,7 +197,7 @@ def evaluations_due(session: Session) -> list[str]:
     return [name for name, every in plan.evaluate_every.items() if due(step, every, plan.total)]
 
 
-def evaluate_if_due(session: Session, files: LogFiles | None, report: Reporter, stop: Stop) -> None:
+def evaluate_if_due(session: Session, files: LogFiles | None, report: Report, stop: Stop) -> None:
     """Evaluate on all ranks, each its share of the samples. Skips what a killed run has evaluated
     at this step before. Raises Stopped if any rank had to stop meanwhile."""
     step = session.state.step
@@ -217,7 +222,7 @@ def evaluate_if_due(session: Session, files: LogFiles | None, report: Reporter, 
 
 
 def log_results(
-    results: dict[str, Result], session: Session, files: LogFiles | None, report: Reporter
+    results: dict[str, Result], session: Session, files: LogFiles | None, report: Report
 ) -> None:
     values = flat(results)
     if files is not None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 class ColorEncoder:
     image_size = 8
-    logit_scale = 5.0
+    scale = 5.0
 
     def __init__(self, texts: Mapping[str, Sequence[float]]) -> None:
         self.texts = texts
@@ -28,3 +28,6 @@ class ColorEncoder:
 
     def text_digest(self) -> str:
         return repr(sorted(self.texts.items()))
+
+    def similarity(self, images: Any, texts: Tensor) -> Tensor:
+        return self.encode_image(images) @ texts.T

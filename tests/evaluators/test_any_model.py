@@ -63,7 +63,7 @@ def test_zero_shot_of_open_clips_model_is_as_by_its_own_classifier(
         expected = model.logit_scale.exp() * model.encode_image(pixels, normalize=True) @ weights
     encoder = embed.load(f"local-dir:{folder}")
     own = classifier(encoder, NAMES, TEMPLATES)
-    logits = encoder.logit_scale * encoder.encode_image(images(9)) @ own.T
+    logits = encoder.scale * encoder.encode_image(images(9)) @ own.T
     torch.testing.assert_close(own, weights.T, rtol=0, atol=1e-6)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)  # logits reach 14
     assert torch.equal(logits.argmax(1), expected.argmax(1))
@@ -147,7 +147,7 @@ def test_a_transformers_folder_embeds_as_transformers_does(kind: str, tmp_path: 
         encoder.encode_image(images(3)), F.normalize(image, dim=-1), rtol=0, atol=5e-3
     )
     assert (encoder.encode_image(images(2))[0] - encoder.encode_image(images(2))[1]).norm() > 0.02
-    assert encoder.logit_scale == pytest.approx(model.logit_scale.exp().item())
+    assert encoder.scale == pytest.approx(model.logit_scale.exp().item())
     weights = classifier(encoder, ["red", "blue"], ["a {c} square"])
     torch.testing.assert_close(
         weights, encoder.encode_text(["a red square", "a blue square"]), rtol=0, atol=1e-6

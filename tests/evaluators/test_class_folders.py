@@ -41,7 +41,7 @@ def read(path: Path, split: str | None = None, classes: str | None = None) -> La
 class Knowing:
     """Knows the classes of `write_folders` by their colors, under any names."""
 
-    image_size, logit_scale = 8, 1.0
+    image_size, scale = 8, 1.0
 
     def __init__(self, names: list[str]) -> None:
         self.names, self.embedded = names, 0

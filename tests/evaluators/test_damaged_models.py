@@ -17,7 +17,7 @@ from clipx.types import EmbeddingError, ImageTextEncoder, Setting
 class Damaged:
     """Unit rows, but for the second image or text of a call."""
 
-    image_size, logit_scale = 8, 10.0
+    image_size, scale = 8, 10.0
 
     def __init__(self, part: str, value: float) -> None:
         self.part, self.value = part, value

@@ -40,7 +40,7 @@ from clipx.types import Result, Setting, UserError
 class Bright:
     """Sees only how bright a picture is: bright ones are class 0, dark ones class 1."""
 
-    image_size, logit_scale = 32, 1.0
+    image_size, scale = 32, 1.0
 
     def fit(self, image: Tensor) -> Tensor:
         return center(image, self.image_size)

@@ -87,6 +87,7 @@ def test_metrics_by_hand(tmp_path: Path) -> None:
             "zeroshot-mean_per_class_recall": (1 / 1 + 2 / 3 + 1 / 2) / 3,
             "zeroshot-ece": sum(bins) / 6,
             "num_samples": 6,
+            "num_classes": 3,
         }
     )
     assert found.intervals["zeroshot-top1"] == binomial_interval(4, 6)

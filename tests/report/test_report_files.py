@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,12 @@ RESULTS = [
         "pets-zeroshot-top1": 0.1 * step,
         "pets-zeroshot-top5": 0.2 * step,
         "pets-num_samples": 321,
+        "pets-num_classes": 20,
         "pets-zeroshot-top1_interval": [0.1 * step - 0.04, 0.1 * step + 0.05],
         "pets-and-owners-image_to_text_R@1": 0.3,
         "pets-and-owners-text_to_image_R@1": 0.25,
         "pets-and-owners-num_samples": 55,
+        "pets-and-owners-num_captions": 110,
         "pets-and-owners-image_to_text_R@1_interval": [0.28, 0.33],
         "space-alignment": 1.25,
         "space-modality_gap": 0.75 / step,
@@ -107,11 +110,25 @@ def test_an_unknown_metric_gets_a_chart_too(run: Path) -> None:
 
 def test_the_table_has_the_newest_values_with_their_intervals(run: Path) -> None:
     page = checked(report(run))
-    start = page.texts.index("Zero-shot classification: value, 95 % interval")
+    start = page.texts.index("Zero-shot classification: value, 95 % interval, chance level")
     row = [t for t in page.texts[start : start + 40] if t]
     row = row[row.index("pets") :]
-    assert row[:5] == ["pets", "321", "40.0%", "36.0% to 45.0%", "80.0%"]
+    expected = ["pets", "321", "40.0%", "36.0% to 45.0%", "chance 5.0%", "80.0%", "chance 25.0%"]
+    assert row[:7] == expected
     assert {"30.0%", "28.0% to 33.0%", "25.0%", "auroc", "0.875"} <= set(page.texts)
+
+
+def test_rates_stand_beside_their_chance_level(run: Path) -> None:
+    texts = checked(report(run)).texts
+    start = texts.index("Retrieval: value, 95 % interval, chance level")
+    # One of 55 images is right, and two of 110 captions.
+    chances = [text for text in texts[start:] if re.match(r"chance \d", text)]
+    assert chances == ["chance 1.8%", "chance 1.8%"]
+    assert "pets chance 5.0%" in [" ".join(text.split()) for text in texts], "in its tile too"
+    # A run of before results had the number of classes has no chance level, and no empty line.
+    older = [{k: v for k, v in line.items() if "num_c" not in k} for line in RESULTS]
+    write_lines(run / "results.jsonl", older)
+    assert not any(re.search(r"chance \d", text) for text in checked(report(run)).texts)
 
 
 def test_earlier_evaluations_are_points_of_a_curve_with_their_band(run: Path) -> None:
@@ -132,7 +149,12 @@ def test_a_set_that_was_not_evaluated_at_the_newest_step_shows_its_step(run: Pat
 def test_scores_belong_to_the_longest_name_of_a_set_that_fits() -> None:
     scores = scores_by_set(RESULTS)
     assert set(scores) == {"pets", "pets-and-owners", "space", "twins"}
-    assert set(scores["pets"]) == {"zeroshot-top1", "zeroshot-top5", "num_samples"}
+    assert set(scores["pets"]) == {
+        "zeroshot-top1",
+        "zeroshot-top5",
+        "num_samples",
+        "num_classes",
+    }
     first, last = scores["pets"]["zeroshot-top1"]
     assert first == Point(2, 0.2, pytest.approx(0.16), pytest.approx(0.25))
     assert last.step == 4

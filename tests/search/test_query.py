@@ -65,6 +65,11 @@ def test_recall_is_that_of_the_retrieval_evaluator(
         assert torch.equal(result.samples[f"text_to_image_R@{k}"], hits.double())
 
 
+def test_an_index_shows_what_it_is(index: Index, made: tuple[Path, Path]) -> None:
+    folder, model = made
+    assert repr(index) == f"Index({folder}: 40 rows, D = 16, exact, model {model})"
+
+
 def test_a_picture_finds_itself_with_its_metadata(index: Index) -> None:
     (hit,) = index.search(image=picture(8), k=1)
     assert hit.metadata["key"] == "k08"

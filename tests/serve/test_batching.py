@@ -43,7 +43,7 @@ def test_threads_get_their_own_rows(index: Index) -> None:
 class Picky:
     """An encoder that fails for one text."""
 
-    image_size, logit_scale = 8, 1.0
+    image_size, scale = 8, 1.0
 
     def encode_text(self, texts: list[str]) -> torch.Tensor:
         if "bad" in texts:

@@ -43,7 +43,7 @@ def test_a_teacher_of_the_same_size_gives_the_embeddings_of_eval(tmp_path: Path)
         expected = encoder.model.encode_text(rows.views["text"])
     torch.testing.assert_close(teacher.encode_text(rows.views["text"]), expected)
     assert teacher.info.embed_dim == 16
-    assert teacher.info.scale == encoder.logit_scale
+    assert teacher.info.scale == encoder.scale
 
 
 def test_a_teacher_sees_the_students_view_at_its_own_size_and_with_its_own_statistics(
