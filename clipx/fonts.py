@@ -77,7 +77,7 @@ def missing_message(texts: Iterable[str]) -> str | None:
         shown += " ..."
     return (
         f"no font has {shown}: drawn as {BOX}; for Chinese, Japanese and Korean pip install "
-        f"{FONT_PACKAGE.replace('_', '-')}, for other scripts install a font of the system"
+        "'clipx-train[cjk]', for other scripts install a font of the system"
     )
 
 

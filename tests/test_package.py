@@ -7,21 +7,41 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ranks import ROOT
 
 import clipx
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+INSTALL = re.compile(r"['`](clipx[\w-]*)\[([a-z0-9]+(?:,[a-z0-9]+)*)\]")
 CODE = """
 import sys, clipx
 names = dir(clipx)
 clipx.__version__
 print(sorted(names) == sorted(clipx.__all__), "torch" in sys.modules, "numpy" in sys.modules)
+"""
+
+OUTSIDE = """
+import importlib.resources, sys
+sys.path.insert(0, sys.argv[1])
+import clipx, clipx.serve.app, clipx.report.write
+assert clipx.__file__.startswith(sys.argv[1]), clipx.__file__
+for package, name in (
+    ("clipx", "py.typed"),
+    ("clipx.report", "page.html.j2"),
+    ("clipx.report", "style.css"),
+    ("clipx.serve", "page/index.html"),
+):
+    assert importlib.resources.files(package).joinpath(name).is_file(), name
+from clipx.cli import main
+main(["train", "--help"])
 """
 
 
@@ -98,7 +118,9 @@ def test_shapes_are_documented(name: str) -> None:
     assert SHAPED[name] in (PUBLIC[name].__doc__ or "")
 
 
-def test_a_wheel_has_the_types_the_pages_and_the_version(tmp_path: Path) -> None:
+def test_a_wheel_has_types_pages_and_version_and_works_elsewhere(
+    tmp_path: Path,
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -109,8 +131,53 @@ def test_a_wheel_has_the_types_the_pages_and_the_version(tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, cwd=source)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    assert f"-{clipx.__version__}-" in wheel.name
-    files = set(zipfile.ZipFile(wheel).namelist())
+    assert wheel.name.startswith(f"clipx_train-{clipx.__version__}-")
+    with zipfile.ZipFile(wheel) as archive:
+        files = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    assert not [name for name in files if not name.startswith(("clipx/", "clipx_train-"))]
     assert {"clipx/py.typed", "clipx/report/page.html.j2", "clipx/serve/page/app.js"} <= files
     modules = {str(path.relative_to(source)) for path in (source / "clipx").rglob("*.py")}
     assert modules <= files
+    command = [sys.executable, "-I", "-c", OUTSIDE, str(tmp_path / "site")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "YAML file" in done.stdout
+
+
+def texts() -> dict[Path, str]:
+    found = {}
+    for folder in ("clipx", "docs", "benchmarks", "launch"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".md", ".sh", ".j2"):
+                found[path] = path.read_text()
+    found[ROOT / "README.md"] = (ROOT / "README.md").read_text()
+    return found
+
+
+def test_messages_and_docs_name_this_distribution_and_its_extras() -> None:
+    """`pip install clipx` would install a package of others."""
+    named = []
+    for path, text in texts().items():
+        for name, extras in INSTALL.findall(text):
+            assert name == PROJECT["name"], f"{path} installs {name}"
+            assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys(), path
+            named.append(path)
+        assert not re.search(r"pip install '?clipx\b(?!-train)", text), path
+    assert len(named) > 10
+
+
+def test_each_extra_has_code_that_asks_for_it() -> None:
+    """But for those of developers."""
+    asked: set[str] = set()
+    for text in texts().values():
+        for _, extras in INSTALL.findall(text):
+            asked |= set(extras.split(","))
+    asked |= set(re.findall(r"\.\[([a-z,]+)\]", (ROOT / "README.md").read_text())[0].split(","))
+    assert PROJECT["optional-dependencies"].keys() - asked - {"dev"} == set()
+
+
+def test_the_citation_has_the_version_and_the_license() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == clipx.__version__
+    assert citation["license"] == PROJECT["license"]
