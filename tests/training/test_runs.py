@@ -186,7 +186,7 @@ def test_a_checkout_that_is_not_installed_still_tells_what_computed_its_numbers(
     def absent(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    assert run.code_version()["clipx"] is not None
+    assert run.code_version()["open_clip"] is not None
     monkeypatch.setattr(run, "version", absent)
     told = run.code_version()
-    assert (told["clipx"], told["torch"]) == (None, torch.__version__)
+    assert (told["open_clip"], told["torch"]) == (None, torch.__version__)
