@@ -73,7 +73,7 @@ def test_characters_of_no_font_are_boxes_and_named_with_the_remedy() -> None:
     message = missing_message(["a", CHINESE, CHINESE[::-1]])
     assert message is not None
     assert message.startswith("no font has U+7EA2 U+8272 U+7684 U+6C7D U+8F66: drawn as □; ")
-    assert "pip install noto-cjk-sans-otc" in message
+    assert "pip install 'clipx-train[cjk]'" in message
     many = missing_message([chr(0x4E00 + n) for n in range(50)])
     assert many is not None
     assert many.count("U+") == fonts.CHARACTERS_SHOWN

@@ -28,9 +28,13 @@ def test_results_never_go_into_the_folder_of_a_run(
         (tmp_path / name).mkdir()
     else:
         (tmp_path / name).touch()
+    test_set = tmp_path / "set"
+    test_set.mkdir()
+    (test_set / "0.tar").touch()  # looks like one, until it is read
     (tmp_path / "results.jsonl").write_text('{"step": 1}\n')
+    sets = ["--set", str(test_set), "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["eval", "open_clip:absent/absent", "--set", "nowhere", "--out", str(tmp_path)])
+        cli.main(["eval", "open_clip:absent/absent", *sets])
     assert stopped.value.code == 2
     printed = capsys.readouterr().err
     assert f"give another folder, for example --out {tmp_path / 'evaluations'}" in printed

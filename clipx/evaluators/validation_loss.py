@@ -124,7 +124,7 @@ class ValidationLoss:
         out = self.loss(
             image.to(setting.device),
             text.to(setting.device),
-            logit_scale=torch.tensor(math.log(encoder.logit_scale), device=setting.device),
+            logit_scale=torch.tensor(math.log(encoder.scale), device=setting.device),
             logit_bias=bias,
             pool=LocalPool(),
         )

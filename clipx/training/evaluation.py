@@ -108,3 +108,14 @@ def evaluator_for(path: Path, settings: Sequence[Data] = ()) -> zero_shot.Config
     for setting in settings:
         data = merge(data, setting)
     return build(kind, data, where=f"of the test set {path}")
+
+
+def results_line(step: int, values: Mapping[str, float]) -> str:
+    """The headline metrics of an evaluation; the others are in results.jsonl."""
+    shown = [f"step {step}"]
+    for name, value in values.items():
+        if name.endswith(("top1", "R@1")):
+            shown.append(f"{name} {value:.2%}")
+        elif name.endswith("-loss"):
+            shown.append(f"{name} {value:.4f}")
+    return "  ".join(shown)

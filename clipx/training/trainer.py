@@ -16,7 +16,7 @@ from clipx.training.build import describe
 from clipx.training.closing import closing_text
 from clipx.training.config import TrainConfig, due
 from clipx.training.errors import explain
-from clipx.training.evaluation import evaluate_in_training, flat
+from clipx.training.evaluation import evaluate_in_training, flat, results_line
 from clipx.training.interruption import Stop
 from clipx.training.logging import LogFiles, Reporter, Throughput, append_bad_samples
 from clipx.training.run_folder import unwritable
@@ -235,13 +235,7 @@ def log_results(
             for metric, interval in result.intervals.items():
                 record[f"{name}-{metric}_interval"] = interval
         files.log_results(record)
-    shown = []
-    for name, value in values.items():
-        if name.endswith(("top1", "R@1")):  # the others are in results.jsonl
-            shown.append(f"{name} {value:.2%}")
-        elif name.endswith("-loss"):
-            shown.append(f"{name} {value:.4f}")
-    report.say(f"step {session.state.step}  " + "  ".join(shown))
+    report.say(results_line(session.state.step, values))
     for name, result in results.items():
         for alarm in result.alarms:
             report.say(f"{name}: {alarm}")

@@ -399,7 +399,7 @@ def test_csv_needs_no_pyarrow_and_parquet_says_so(
     path = parquet_file(root / "t.parquet", {"path": ["0.png"]})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert len(rows(opened(written(root, "path,c\n0.png,x\n")))) == 1
-    with pytest.raises(UserError, match=r"needs pyarrow: pip install 'clipx\[table\]'"):
+    with pytest.raises(UserError, match=r"needs pyarrow: pip install 'clipx-train\[table\]'"):
         opened(path)
 
 

@@ -158,7 +158,8 @@ def test_a_second_start_of_a_finished_run_changes_nothing(
     assert (run / "metrics.jsonl").read_text() == lines
     said = capsys.readouterr().err
     assert "at step 40" in said
-    assert "loss" not in said
+    assert "already finished with 40 of 40 steps" in said
+    assert "samples/s" not in said
 
 
 def truncate(file: Path) -> None:

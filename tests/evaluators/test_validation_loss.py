@@ -57,7 +57,7 @@ def test_the_loss_is_that_of_open_clips_trainer_over_batches_with_a_short_last_o
     image, text = features(model, evaluator)
     total = 0.0
     for first in range(0, COUNT, 8):
-        logits = model.logit_scale * image[first : first + 8] @ text[first : first + 8].T
+        logits = model.scale * image[first : first + 8] @ text[first : first + 8].T
         labels = torch.arange(len(logits))
         both = F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
         total += both.item() / 2 * len(logits)
@@ -75,7 +75,7 @@ def test_the_sigmoid_loss_takes_the_models_bias(corpus: Path) -> None:
     assert bias is not None
     settings = config(corpus, loss="sigmoid", batch_size=COUNT)
     image, text = features(model, settings.build())
-    logits = model.logit_scale * image @ text.T + bias.item()
+    logits = model.scale * image @ text.T + bias.item()
     signs = 2 * torch.eye(COUNT) - 1
     expected = -F.logsigmoid(signs * logits).sum(1).mean().item()
     found = run_evaluator(settings, model, Setting()).metrics["loss"]

@@ -65,7 +65,7 @@ def test_no_rows_and_no_umap_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match="no embeddings to draw a map of"):
         project(groups()[:0], progress=silent)
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(UserError, match=r"pip install 'clipx\[search,viz\]'"):
+    with pytest.raises(UserError, match=r"pip install 'clipx-train\[search,viz\]'"):
         project(groups(), progress=silent)
 
 
