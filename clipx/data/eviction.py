@@ -56,6 +56,13 @@ def make_room(
         return True
 
 
+def put_in_place(part: Path, target: Path) -> None:
+    """Rename a complete download. While the folder is locked, since a scan that meets neither the
+    old name nor the new one would count too little."""
+    with _folder_lock(part.parent):
+        part.rename(target)
+
+
 def keep_within(folder: Path, limit: int) -> None:
     """Evict files until the folder has at most `limit` bytes."""
     with _folder_lock(folder):

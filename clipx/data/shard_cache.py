@@ -179,7 +179,7 @@ class Download:
             if self.ahead:
                 eviction.mark_ahead(self.target)
             descriptor = os.open(self._part, os.O_RDONLY | os.O_CLOEXEC)
-            self._part.rename(self.target)
+            eviction.put_in_place(self._part, self.target)
         return descriptor
 
     def _attempt(self) -> None:

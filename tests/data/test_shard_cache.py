@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 from faulty_server import FaultyServer
 from s3_server import S3, running_s3
@@ -393,6 +394,26 @@ def test_prefetching_follows_the_order_of_need(tmp_path: Path, server: FaultySer
     cache.prefetch(files)
     wait_until(lambda: len(server.log) == 3)
     assert [path for _, path, _ in server.log] == ["c.tar", "a.tar", "b.tar"]
+
+
+def test_a_download_gets_its_name_while_nobody_counts_files(
+    tmp_path: Path, server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan that met neither name made room for one file too many."""
+    cache = cache_in(tmp_path, limit=4 * MIB)
+    file = file_at(server, "a")
+    renamed = []
+    rename = Path.rename
+
+    def checked(part: Path, target: Path) -> Path:
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(part.parent / ".lock").acquire(timeout=0)
+        renamed.append(target.name)
+        return rename(part, target)
+
+    monkeypatch.setattr(Path, "rename", checked)
+    path_of(cache, file)
+    assert len(renamed) == 1
 
 
 def test_prefetching_evicts_neither_recent_nor_awaited_files(
