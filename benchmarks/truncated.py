@@ -11,42 +11,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import tarfile
 from pathlib import Path
 
 import torch
+from held_out_emoji import COLUMNS, FOLDER, read_samples, recalls  # type: ignore[import]
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from clipx import embed, metrics
-
-
-def read_pairs(folder: Path) -> tuple[list[bytes], list[str]]:
-    """(images as files, captions), in the same order."""
-    images = {}
-    captions = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, kind = member.name.rpartition(".")
-                file = tar.extractfile(member)
-                if kind == "png" and file is not None:
-                    images[key] = file.read()
-                elif kind == "txt" and file is not None:
-                    captions[key] = file.read().decode()
-    return [images[key] for key in captions], list(captions.values())
+from clipx import embed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", help="as `clipx eval` takes them")
     parser.add_argument("--widths", type=int, nargs="+", required=True)
-    default = Path("data/demo/eval/emoji-fluent-retrieval/test")
-    parser.add_argument("--set", type=Path, default=default, help=f"default: {default}")
+    parser.add_argument("--set", type=Path, default=FOLDER, help=f"default: {FOLDER}")
     arguments = parser.parse_args()
-    images, captions = read_pairs(arguments.set)
-    table = Table("model", "width", "recall@1", "95 %", "recall@10", "95 %")
+    samples = read_samples(arguments.set)
+    images = [sample["png"] for sample in samples]
+    captions = [sample["txt"].decode() for sample in samples]
+    table = Table("model", "width", *COLUMNS)
     figures: dict[str, float] = {}
     for name in arguments.models:
         encoder = embed.load(name)
@@ -56,14 +41,8 @@ def main() -> None:
             similarity = (
                 F.normalize(text[:, :width], dim=1) @ F.normalize(image[:, :width], dim=1).T
             )
-            # A tie counts against the image.
-            rank = (similarity >= similarity.diagonal()[:, None]).sum(1) - 1
-            cells = []
-            for k in (1, 10):
-                hits = (rank < k).double()
-                figures[f"{name} {width} recall@{k}"] = round(hits.mean().item(), 4)
-                low, high = metrics.rate_interval(hits) or (float("nan"), float("nan"))
-                cells += [f"{hits.mean():.1%}", f"{low:.1%} to {high:.1%}"]
+            found, cells = recalls(similarity)
+            figures |= {f"{name} {width} {metric}": value for metric, value in found.items()}
             table.add_row(name, str(width), *cells)
     table.title = f"{len(captions):,} pairs, text to image"
     Console(width=100).print(table)

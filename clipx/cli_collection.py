@@ -92,18 +92,19 @@ def _anomaly(arguments: argparse.Namespace) -> None:
     cli_hits.check_output(arguments)
     index = Index.open(arguments.folder)
     top = arguments.top
+    kept = index.kept
     if arguments.captions:
         if arguments.reference is not None:
             raise UserError("--captions and --reference exclude each other; leave one out")
         texts = read_vectors(index.folder, index.manifest, "text")
-        found = worst_captions(index.rows, texts, top=top, ranked=index.kept)
+        found = worst_captions(index.rows, texts, top=top, ranked=kept)
         title = "pictures whose captions fit least"
         score = "similarity"
     else:
         neighbors = _neighbors(index, arguments.reference)
-        with progress("measuring pictures", len(index.kept)) as advance:
+        with progress("measuring pictures", len(kept)) as advance:
             found = most_unusual(
-                index.rows, neighbors, k=arguments.k, top=top, advance=advance, ranked=index.kept
+                index.rows, neighbors, k=arguments.k, top=top, advance=advance, ranked=kept
             )
         title = f"pictures farthest from their {arguments.k} nearest"
         score = "distance"
@@ -141,8 +142,9 @@ def _cluster(arguments: argparse.Namespace) -> None:
     check_file(out)
     model = embed.load(arguments.model) if arguments.model else None
     index = Index.open(arguments.folder, model=model, exact=True)
-    metadata = index.metadata.take(index.kept)
-    rows = index.rows[index.kept]
+    kept = index.kept
+    metadata = index.metadata.take(kept)
+    rows = index.rows[kept]
     num_rows = len(rows)
     num_clusters = arguments.clusters
     if num_clusters is None:
@@ -154,7 +156,7 @@ def _cluster(arguments: argparse.Namespace) -> None:
     if class_names:
         prompts = arguments.prompt or [PROMPT]
         names = names_by_class(index.encoder, rows, clusters, class_names, prompts)
-    write_clusters(out, metadata, index.kept, clusters, names)
+    write_clusters(out, metadata, kept, clusters, names)
     table = []
     sizes = clusters.sizes.tolist()
     for number, (size, cohesion) in enumerate(zip(sizes, clusters.cohesion.tolist(), strict=True)):
@@ -198,11 +200,12 @@ def _draw_clusters(
     from clipx.search.sheets import Group, Shown
 
     groups = []
+    kept = index.kept
     for number, size in enumerate(clusters.sizes.tolist()):
         samples = []
         for place in clusters.typical(number, NUM_TYPICAL).tolist():
             caption = f"{clusters.similarity[place]:.3f}"
-            samples.append(Shown(int(index.kept[place]), (caption,)))
+            samples.append(Shown(int(kept[place]), (caption,)))
         title = f"{number}: {names[number] or '-'}, {size:,} pictures"
         groups.append(Group(title, samples))
     cli_hits.print_sheet(index, groups, path)

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from clipx import strict_json
-from clipx.models.hub import HUB, LOCAL
+from clipx.models.hub import PREFIXES
 from clipx.types import PrecisionKind, UserError
 
-PREFIXES = ("open_clip:", LOCAL, HUB)
-"""Of models that are no paths."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 MAX_SEEN = 10_000
 """Files that are looked at to find out whether a folder is a test set."""

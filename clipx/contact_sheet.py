@@ -14,12 +14,10 @@ from clipx.embed import Encoder
 from clipx.evaluators import retrieval, zero_shot
 from clipx.evaluators.classifier import classifier
 from clipx.evaluators.test_sets import evenly_spaced
-from clipx.files import replacing
-from clipx.fonts import draw_text, missing_message, text_width, wrap
+from clipx.fonts import draw_text, text_width, wrap
 from clipx.metrics.chance import chance_level
-from clipx.picture_grid import FORMATS, check_picture_path
-from clipx.progress import note
-from clipx.types import Result, UserError
+from clipx.picture_grid import check_picture_path, save_picture
+from clipx.types import Result
 
 COLUMNS = 6
 IMAGES_PER_SET = 2 * COLUMNS
@@ -124,14 +122,7 @@ def write_contact_sheet(
         panels.append(make(encoder, name, config, results.get(name)))  # type: ignore[bad-argument-type]
     sheet = draw_sheet(f"Guesses of {encoder.source or 'a model'}", panels)
     texts = [text for panel in panels for text in panel.texts()]
-    if message := missing_message([encoder.source, *texts]):
-        note(f"{out}: {message}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary:
-            sheet.save(temporary, FORMATS[out.suffix.lower()])
-    except OSError as error:
-        raise UserError(f"--picture {out} cannot be written: {error}") from error
+    save_picture(sheet, out, [encoder.source, *texts])
 
 
 def classes_panel(

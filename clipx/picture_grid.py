@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +72,15 @@ def write_grid(sections: Sequence[Section], path: Path) -> None:
     path: of one of FORMATS
     """
     check_picture_path(path)
-    sheet = draw_grid(sections)
-    if message := missing_message(_texts(sections)):
+    save_picture(draw_grid(sections), path, _texts(sections))
+
+
+def save_picture(sheet: Image.Image, path: Path, texts: Iterable[str]) -> None:
+    """Raises UserError for a path that cannot be written.
+
+    path: of one of FORMATS; texts: that are drawn on it
+    """
+    if message := missing_message(texts):
         note(f"{path}: {message}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,9 @@ from clipx.types import UserError
 
 HUB = "hf-hub:"
 LOCAL = "local-dir:"
+OPEN_CLIP = "open_clip:"
+PREFIXES = (OPEN_CLIP, LOCAL, HUB)
+"""Of models that have a name instead of a path."""
 OFFLINE = (
     "Check the name and the network (HF_TOKEN for a private repository). A machine without network "
     "needs the file in its cache (HF_HOME), or as a folder: local-dir:/path"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from datetime import timedelta
 from html import escape
 from typing import Any, Protocol
+
+from clipx.progress import seconds_left
 
 ROWS_SHOWN = 12
 MESSAGES_SHOWN = 12
@@ -95,12 +96,10 @@ class NotebookTable:
 
     def _headline(self) -> str:
         line = f"step {self._step:,} of {self._total:,}"
-        taken = self._step - self._first
-        if taken > 0 and self._step < self._total:
-            # Over the whole start, evaluations and saves included, as they will come again.
-            seconds_per_step = (time.monotonic() - self._start) / taken
-            seconds = round(seconds_per_step * (self._total - self._step))
-            line += f", {timedelta(seconds=seconds)} left"
+        # Over the whole start, evaluations and saves included, as they will come again.
+        left = seconds_left(self._step - self._first, self._total - self._first, self.seconds)
+        if left is not None and self._step < self._total:
+            line += f", {left} left"
         if self._activity is not None:
             line += f", {self._activity}"
         return line
