@@ -18,9 +18,10 @@ from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
 from clipx.encoding import ImageOptions, OnError, Options, Output
 from clipx.model_inputs import Picture, Pictures, Texts
 from clipx.models.dual_encoder import DualEncoder
-from clipx.models.huggingface import is_transformers, load_transformers
+from clipx.models.huggingface import load_transformers
 from clipx.models.model_json import context_length, fixed_text_length, image_size
 from clipx.models.published import is_published, load_published
+from clipx.models.transformers_config import is_transformers
 from clipx.types import UserError
 
 # Texts whose embeddings are part of a digest: case, digits, punctuation, other scripts, a long one.
@@ -227,10 +228,9 @@ def load(
 ) -> Encoder:
     """A trained model to embed with. Raises UserError.
 
-    model: a run folder (its newest valid checkpoint), a checkpoint,
-        `open_clip:ARCHITECTURE/TAG` or `open_clip:ARCHITECTURE/FILE`, `local-dir:FOLDER` or
-        `hf-hub:ORGANIZATION/REPOSITORY` in open_clip's layout, or a folder with a CLIPModel or
-        SiglipModel of transformers
+    model: a run folder (its newest valid checkpoint), a checkpoint, `open_clip:ARCHITECTURE/TAG` or
+        `open_clip:ARCHITECTURE/FILE`, `local-dir:FOLDER` or `hf-hub:ORGANIZATION/REPOSITORY` in
+        open_clip's layout, or a folder with a CLIPModel or SiglipModel of transformers
     device: `auto` is a CUDA device if one is visible, else the CPU
     dtype: of matrix products: float32, bfloat16 or float16; weights and features stay float32
     averaged: the averaged weights of a run with `ema`

@@ -26,12 +26,16 @@ def read_model_json(name: str) -> dict[str, Any]:
 
     name: one of open_clip's models such as `ViT-B-32`, a `.json` path, `local-dir:folder` or
     `hf-hub:organization/repository`; the folder and the repository have an open_clip_config.json,
-    as checkpoints of clipx do
+    as checkpoints of clipx do, or the folder is a CLIPModel or SiglipModel of transformers
     """
     if name.startswith(HUB):
         return _checked(name, read_json(hub_file(name.removeprefix(HUB), FILE_NAME)))
     if name.startswith(LOCAL):
+        from clipx.models.transformers_config import is_transformers, read_transformers_json
+
         folder = Path(name.removeprefix(LOCAL))
+        if is_transformers(folder):
+            return _checked(name, read_transformers_json(folder))
         return with_text_folder(_checked(name, read_json(folder / FILE_NAME)), folder)
     if name.endswith(".json"):
         return _checked(name, read_json(Path(name)))

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clipx.models.transformers_weights import has_names_of_transformers, renamed
 from clipx.models.vit import VisionTransformer
 from clipx.types import UserError
 
@@ -70,19 +71,21 @@ def _with_names_of_clipx(model: nn.Module, weights: Weights) -> Weights:
     from open_clip.convert import convert_state_dict
     from open_clip.timm_model import TimmModel
 
+    if has_names_of_transformers(weights):
+        weights = renamed(weights)
     # OpenAI's files hold three numbers of the architecture.
     for name in ("input_resolution", "context_length", "vocab_size"):
         weights.pop(name, None)
     towers: Any = model
     if isinstance(towers.visual, TimmModel):
         weights = convert_state_dict(towers, weights)  # Apple's names for MobileCLIP
-    renamed = {}
+    parameters = {}
     for name, tensor in weights.items():
         name = name_in_clipx(name)
         # Buffers that the model computes, which older versions stored.
         if name not in COMPUTED:
-            renamed[name] = tensor
-    return renamed
+            parameters[name] = tensor
+    return parameters
 
 
 def name_in_clipx(name: str) -> str:

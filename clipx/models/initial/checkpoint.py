@@ -4,6 +4,7 @@ open_clip stores or publishes."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from clipx.checkpoints.manifest import find_checkpoint, newest_valid
 from clipx.config import config
 from clipx.models.hub import HUB, LOCAL, hub_file
 from clipx.models.initial import Initial
+from clipx.models.transformers_config import is_transformers, read_transformers_json
 from clipx.models.weights import fill
 from clipx.types import UserError
 
@@ -32,10 +34,10 @@ class Config:
     """What to start from."""
 
     path: str
-    """Run folder (its newest valid checkpoint), checkpoint folder, a folder of open_clip's (also as
-    `local-dir:folder`), `hf-hub:organization/repository`, or a file: `.safetensors`, `.pt`, `.pth`,
-    `.bin` with the parameter names of open_clip's CustomTextCLIP or CLIP, `.npz` of big_vision's
-    SigLIP."""
+    """Run folder (its newest valid checkpoint), checkpoint folder, a folder of open_clip's or with
+    a CLIPModel or SiglipModel of transformers (also as `local-dir:folder`),
+    `hf-hub:organization/repository`, or a file: `.safetensors`, `.pt`, `.pth`, `.bin` with the
+    parameter names of one of these, `.npz` of big_vision's SigLIP."""
 
     def build(self) -> Checkpoint:
         return Checkpoint(self.path)
@@ -46,6 +48,18 @@ class Checkpoint(Initial):
         self._path = path
         self._file: Path | None = None
         self._messages: list[str] = []
+
+    def adapt(self, cfg: dict[str, Any]) -> dict[str, Any]:
+        folder = Path(self._path.removeprefix(LOCAL))
+        if is_transformers(folder):
+            trained = read_transformers_json(folder).get("quick_gelu", False)
+            configured = cfg.get("quick_gelu", False)
+            if trained != configured:
+                raise UserError(
+                    f"model.initial {folder} was trained with quick_gelu {trained}, and the model "
+                    f"has quick_gelu {configured}: use model.name local-dir:{folder}"
+                )
+        return cfg
 
     def prepare(self) -> None:
         self._file, self._messages = find_weights(self._path)
