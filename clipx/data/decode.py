@@ -3,8 +3,8 @@
 Pillow is the reference. simplejpeg, where installed, decodes JPEG to the same pixels faster; files
 that it refuses are left to Pillow, so that both installations use the same files. The number of
 bytes and the size in the header are checked before any pixel is decoded, so that a small file
-cannot claim all the memory. EXIF orientation is ignored, as in open_clip: its published models were
-trained on the pixels as stored.
+cannot claim all the memory. A picture is turned by its EXIF tag, as people see it; open_clip trains
+on the pixels as stored.
 """
 
 from __future__ import annotations
@@ -22,6 +22,15 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
+
+from clipx.data.orientation import (
+    inverse,
+    jpeg_orientation,
+    orientation_of,
+    swaps_sides,
+    turn_by_pillow,
+    turned,
+)
 
 Shrink = Callable[[int, int], int]
 MAX_PIXELS = 25_000_000
@@ -61,21 +70,32 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     shrink: Shrink | None = None,
+    exif_orientation: bool = True,
 ) -> Tensor:
     """(3, H, W) uint8, in memory (H, W, 4), which `resize` takes as it is. Raises BadImage.
 
     shrink: (height, width) -> 1, 2, 4 or 8: a JPEG is decoded that many times smaller, from the low
-        frequencies of its blocks of 8 x 8 pixels
+        frequencies of its blocks of 8 x 8 pixels. Sides are those of the picture that is returned
+    exif_orientation: turn the picture by its EXIF tag; otherwise pixels are as stored
     """
     if not data:
         raise BadImage("0 bytes")
     if len(data) > max_bytes:
         raise TooLarge(f"{len(data)} bytes", "max_image_bytes", max_bytes)
-    if data[:3] == b"\xff\xd8\xff" and has_simplejpeg():
-        pixels = _decode_jpeg(data, max_pixels, shrink)
-        if pixels is not None:
-            return pixels
-    return _decode_pillow(data, max_pixels, shrink)
+    if data[:3] != b"\xff\xd8\xff":
+        return _decode_pillow(data, max_pixels, exif_orientation=exif_orientation)
+    # Both decoders return stored pixels of a JPEG, so that they cannot differ in how they turn it.
+    orientation = jpeg_orientation(data) if exif_orientation else 1
+    if shrink is not None and swaps_sides(orientation):
+        shrink = _with_swapped_sides(shrink)
+    pixels = _decode_jpeg(data, max_pixels, shrink) if has_simplejpeg() else None
+    if pixels is None:
+        pixels = _decode_pillow(data, max_pixels, shrink, exif_orientation=False)
+    return turned(pixels, orientation)
+
+
+def _with_swapped_sides(shrink: Shrink) -> Shrink:
+    return lambda height, width: shrink(width, height)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -93,10 +113,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def pixels_of(image: Image.Image) -> Tensor:
-    """A Pillow image of any mode -> (3, H, W) uint8, in memory (H, W, 4)."""
+def pixels_of(image: Image.Image, *, exif_orientation: bool = True) -> Tensor:
+    """A Pillow image of any mode -> (3, H, W) uint8, in memory (H, W, 4).
+
+    exif_orientation: turn it by the EXIF tag that it still has; `ImageOps.exif_transpose` removes
+        the tag
+    """
+    by_pillow = 1 if exif_orientation else turn_by_pillow(image)
+    image.load()
     array = np.array(to_rgb(image).convert("RGBX"))  # a copy: torch warns of read-only memory
-    return _planes(array)
+    return turned(_planes(array), orientation_of(image) if exif_orientation else inverse(by_pillow))
 
 
 def _planes(array: np.ndarray) -> Tensor:
@@ -104,17 +130,19 @@ def _planes(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)[..., :3].permute(2, 0, 1)
 
 
-def _decode_pillow(data: bytes, max_pixels: int, shrink: Shrink | None) -> Tensor:
+def _decode_pillow(
+    data: bytes, max_pixels: int, shrink: Shrink | None = None, *, exif_orientation: bool
+) -> Tensor:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # e.g. corrupt EXIF, which is not read
+            warnings.simplefilter("ignore")  # e.g. of damaged metadata
             with _open_pillow(data) as image:
                 _check_size(image.width, image.height, max_pixels)
                 if shrink is not None and isinstance(image, JpegImageFile):
                     times = shrink(image.height, image.width)
                     if times > 1:  # Pillow divides the size by this one, and rounds down
                         image.draft(None, (image.width // times, image.height // times))
-                return pixels_of(image)
+                return pixels_of(image, exif_orientation=exif_orientation)
     except BadImage:
         raise
     except UnidentifiedImageError as error:  # its own message has a memory address in it

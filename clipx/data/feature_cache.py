@@ -62,6 +62,8 @@ class FeatureCache:
     def __init__(self, root: Path, corpus: Corpus, trunks: Trunks, config: DataConfig) -> None:
         # Everything that changes a feature or a caption; the order of samples does not.
         inputs = [corpus.digest, trunks.digest, config.caption_field, config.max_image_pixels]
+        # Caches from before this setting are of pixels as stored, and keep their name.
+        inputs += ["exif_orientation"] if config.exif_orientation else []
         self.digest = hashlib.sha1(repr(inputs).encode()).hexdigest()
         self.folder = root / self.digest[:16]
         self.corpus = corpus

@@ -101,15 +101,6 @@ def test_an_animation_is_its_first_frame(kind: str) -> None:
     assert rgb_at(data) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_exif_orientation_is_ignored(kind: str) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    turned = decode(encoded(picture(0, (20, 10)), kind, exif=exif))
-    assert turned.shape == (3, 10, 20)
-    assert torch.equal(turned, decode(encoded(picture(0, (20, 10)), kind)))
-
-
 @pytest.mark.parametrize("size", [(1, 1), (17, 13), (64, 48)])
 @pytest.mark.parametrize(
     ("mode", "options"),
