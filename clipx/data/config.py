@@ -99,7 +99,7 @@ class DataConfig:
     gray_scale_prob: Probability = 0.0
     """Probability that a picture becomes gray."""
     max_image_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Larger images are quarantined without being decoded."""
+    """Width times height. Larger images are quarantined without being decoded."""
     max_image_bytes: int = Field(default=MAX_BYTES, ge=1)
     """Bytes of the encoded picture; larger ones are quarantined too."""
     exif_orientation: bool = True

@@ -33,8 +33,9 @@ from clipx.data.orientation import (
 )
 
 Shrink = Callable[[int, int], int]
-MAX_PIXELS = 25_000_000
-MAX_BYTES = 100_000_000  # a PNG of MAX_PIXELS that does not compress at all has 75 million
+MAX_PIXELS = 178_956_970  # Pillow's own bound, above which other libraries refuse a picture
+MAX_BYTES = 540_000_000  # a PNG of MAX_PIXELS that does not compress at all has 537 million
+STRIP_PIXELS = 1 << 20  # converted at a time, so that a large picture is not copied as a whole
 FORMATS = ("JPEG", "PNG", "WEBP")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -121,7 +122,14 @@ def pixels_of(image: Image.Image, *, exif_orientation: bool = True) -> Tensor:
     """
     by_pillow = 1 if exif_orientation else turn_by_pillow(image)
     image.load()
-    array = np.array(to_rgb(image).convert("RGBX"))  # a copy: torch warns of read-only memory
+    width, height = image.size
+    array = np.empty((height, width, 4), np.uint8)
+    rows = max(1, STRIP_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        strip = image
+        if rows < height:
+            strip = image.crop((0, top, width, min(top + rows, height)))
+        array[top : top + rows] = np.asarray(to_rgb(strip).convert("RGBX"))
     return turned(_planes(array), orientation_of(image) if exif_orientation else inverse(by_pillow))
 
 

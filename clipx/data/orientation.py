@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 
+import numpy as np
 import torch
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
@@ -81,12 +82,16 @@ def turned(pixels: Tensor, orientation: int) -> Tensor:
         return pixels
     is_swapped, reversed_axes = _TURNS[orientation]
     _, height, width = pixels.shape
-    # As words of 32 bits: a pixel, with its unused byte, moves at once.
-    words = pixels.as_strided((height, width, 4), (width * 4, 4, 1)).view(torch.int32)[..., 0]
+    # As words of 32 bits: a pixel, with its unused byte, moves at once. NumPy's views of reversed
+    # rows need one copy in all, torch's `flip` would make another.
+    memory = pixels.as_strided((height, width, 4), (width * 4, 4, 1))
+    words = memory.numpy().view(np.int32)[..., 0]
     if is_swapped:
         words = words.T
-    words = words.flip(reversed_axes) if reversed_axes else words
-    return words.contiguous()[..., None].view(torch.uint8)[..., :3].permute(2, 0, 1)
+    for axis in reversed_axes:
+        words = np.flip(words, axis)
+    memory = np.ascontiguousarray(words)[..., None].view(np.uint8)
+    return torch.from_numpy(memory)[..., :3].permute(2, 0, 1)
 
 
 def _tag_of(content: bytes) -> int:

@@ -22,8 +22,6 @@ from clipx.data.sample_files import read_image_file
 from clipx.data.sources.webdataset import OpenShard, open_shard
 from clipx.types import UserError
 
-MAX_PIXELS = 178_956_970  # Pillow's own bound: other libraries evaluate the same images
-
 
 class UndecodableImage(UserError):
     """An image of a test set cannot be decoded; the message names it."""
@@ -44,9 +42,9 @@ class Images:
         """(3, H, W) uint8. Raises UndecodableImage, or UserError if it cannot be read."""
         sample = f"test set sample {self.keys[number]} of {self.path} does not decode"
         try:
-            return decode.decode(self.read(number), max_pixels=MAX_PIXELS)
+            return decode.decode(self.read(number))
         except decode.BadImage as error:
-            raise UndecodableImage(f"{sample}: {error}") from error
+            raise UndecodableImage(f"{sample}: {with_remedy(error)}") from error
         except OSError as error:  # of the disk: the image itself may be fine
             raise UserError(f"{sample}: {error}") from error
 
@@ -60,6 +58,13 @@ class Images:
     def subset(self, numbers: Sequence[int]) -> Images:
         keys = [self.keys[number] for number in numbers]
         return Images(self.path, keys, lambda row: self.read(numbers[row]))
+
+
+def with_remedy(error: Exception) -> str:
+    """The message of an image that does not decode."""
+    if isinstance(error, decode.TooLarge):  # its bound is a setting of training alone
+        return f"{error}; make it smaller: for evaluation the bound is fixed"
+    return str(error)
 
 
 def gray(size: int) -> Tensor:
