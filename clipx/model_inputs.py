@@ -76,7 +76,10 @@ def pixels_of(picture: Any, max_image_pixels: int, exif_orientation: bool) -> Te
             )
         return picture
     if isinstance(picture, Image.Image):
-        return decode.pixels_of(picture, exif_orientation=exif_orientation)
+        try:
+            return decode.pixels_of(picture, exif_orientation=exif_orientation)
+        except decode.BadImage as error:
+            raise UserError(f"a Pillow image of mode {picture.mode}: {error}") from error
     if isinstance(picture, np.ndarray):
         return _pixels_of_array(picture)
     if not isinstance(picture, str | Path | bytes):

@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from clipx.data.image_formats import HEIC_REMEDY, available_formats, is_heic
 from clipx.data.orientation import (
     inverse,
     jpeg_orientation,
@@ -36,8 +38,7 @@ Shrink = Callable[[int, int], int]
 MAX_PIXELS = 178_956_970  # Pillow's own bound, above which other libraries refuse a picture
 MAX_BYTES = 540_000_000  # a PNG of MAX_PIXELS that does not compress at all has 537 million
 STRIP_PIXELS = 1 << 20  # converted at a time, so that a large picture is not copied as a whole
-FORMATS = ("JPEG", "PNG", "WEBP")
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+LARGE_TILE = 1 << 20  # pixels of a TIFF's tile that are no reason to refuse it
 
 # Pillow's exceptions for damaged files. UnidentifiedImageError is an OSError.
 _PILLOW_ERRORS = (
@@ -46,6 +47,7 @@ _PILLOW_ERRORS = (
     SyntaxError,
     EOFError,
     struct.error,
+    RuntimeError,  # of the AVIF decoder
     Image.DecompressionBombError,
 )
 
@@ -101,10 +103,12 @@ def _with_swapped_sides(shrink: Shrink) -> Shrink:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB as on a screen: transparency on white, 16-bit gray scaled to 8, the first frame of an
-    animation."""
+    animation or page of a document. Raises BadImage for pixels without a known range."""
     if image.mode.startswith("I;16") or image.mode == "I":
         scaled = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(scaled).convert("RGB")
+    if image.mode == "F":
+        raise BadImage("pixels are floats, whose black and white are unknown; store 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         if rgba.getchannel("A").getextrema() == (255, 255):
@@ -146,6 +150,8 @@ def _decode_pillow(
             warnings.simplefilter("ignore")  # e.g. of damaged metadata
             with _open_pillow(data) as image:
                 _check_size(image.width, image.height, max_pixels)
+                if isinstance(image, TiffImageFile):
+                    _check_tiles(image, max_pixels)
                 if shrink is not None and isinstance(image, JpegImageFile):
                     times = shrink(image.height, image.width)
                     if times > 1:  # Pillow divides the size by this one, and rounds down
@@ -154,7 +160,9 @@ def _decode_pillow(
     except BadImage:
         raise
     except UnidentifiedImageError as error:  # its own message has a memory address in it
-        formats = ", ".join(FORMATS)
+        if is_heic(data):
+            raise BadImage(HEIC_REMEDY) from error
+        formats = ", ".join(available_formats())
         raise BadImage(f"not readable as {formats}; starts with {data[:12]!r}") from error
     except _PILLOW_ERRORS as error:
         raise BadImage(f"{type(error).__name__}: {error}; starts with {data[:12]!r}") from error
@@ -166,10 +174,7 @@ def _open_pillow(data: bytes) -> Image.Image:
     Only max_pixels shall decide, since an installation with simplejpeg does not have that bound and
     must use the same files.
     """
-    Image.init()  # loads the formats at the first call
-    for name in FORMATS:
-        if name not in Image.OPEN:  # Pillow may be built without WebP
-            continue
+    for name in available_formats():
         factory, accepts = Image.OPEN[name]
         if accepts is not None and accepts(data[:16]) is not True:
             continue
@@ -210,6 +215,14 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise TooLarge(f"{width} x {height} pixels", "max_image_pixels", max_pixels)
     if min(width, height) < 1:
         raise BadImage(f"empty image of {width} x {height} pixels")
+
+
+def _check_tiles(image: TiffImageFile, max_pixels: int) -> None:
+    """Refuse a small picture that claims a huge tile, which libtiff would take memory for."""
+    width = image.tag_v2.get(322, 0)
+    height = image.tag_v2.get(323, 0)
+    if width * height > max(max_pixels, LARGE_TILE):
+        raise TooLarge(f"tiles of {width} x {height} pixels", "max_image_pixels", max_pixels)
 
 
 @cache

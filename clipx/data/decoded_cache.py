@@ -76,7 +76,8 @@ class DecodedCache:
 
     def _settings(self) -> str:
         # Another version of a decoder may round another way.
-        versions = [features.version(name) for name in ("pil", "libjpeg_turbo", "webp", "zlib")]
+        libraries = ("pil", "libjpeg_turbo", "webp", "zlib", "libtiff", "avif")
+        versions = [features.version(name) for name in libraries]
         if decode.has_simplejpeg():
             versions.append(metadata.version("simplejpeg"))
         limits = (self.max_pixels, self.max_bytes, self.num_rows)

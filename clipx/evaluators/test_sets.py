@@ -10,6 +10,7 @@ Folders of classes, as torchvision's ImageFolder has them:
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipx.data import decode
+from clipx.data import decode, image_formats
 from clipx.data.sample_files import read_image_file
 from clipx.data.sources.webdataset import OpenShard, open_shard
 from clipx.types import UserError
@@ -139,7 +140,7 @@ def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
         for sample, key in enumerate(shard.index.keys):
             # Members of other names are ignored, such as a JSON beside the image.
             members = {name: (offset, size) for name, offset, size in shard.index.members(sample)}
-            kinds = [name for name in decode.EXTENSIONS if name in members]
+            kinds = [name for name in image_formats.EXTENSIONS if name in members]
             if not kinds or label not in members:
                 raise UserError(
                     f"test set sample {key} of {path} has no image or no .{label} member"
@@ -176,10 +177,12 @@ def read_class_folders(folder: Path, classes: Sequence[str]) -> tuple[Images, li
             if _is_image(path):
                 files.append(path)
                 labels.append(label)
+            elif _is_heic_alone(path):
+                raise UserError(f"test set image {path}: {image_formats.HEIC_REMEDY}, or remove it")
     if not files:
         raise UserError(
             f"test set {folder} has no images in its {len(classes)} class folders; "
-            f"looked for {', '.join(decode.EXTENSIONS)}"
+            f"looked for {', '.join(image_formats.EXTENSIONS)}"
         )
     keys = [file.relative_to(folder).as_posix() for file in files]
     images = Images(folder, keys, lambda row: read_image_file(files[row], decode.MAX_BYTES))
@@ -206,4 +209,12 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower().removeprefix(".") in decode.EXTENSIONS
+    return path.suffix.lower().removeprefix(".") in image_formats.EXTENSIONS
+
+
+def _is_heic_alone(path: Path) -> bool:
+    """Whether it is a HEIC file without a converted image beside it. Left out silently, it would
+    make the set another one."""
+    if path.suffix.lower().removeprefix(".") not in image_formats.HEIC_EXTENSIONS:
+        return False
+    return not any(_is_image(other) for other in path.parent.glob(f"{glob.escape(path.stem)}.*"))

@@ -26,7 +26,13 @@ from clipx.data.decode import decode, pixels_of
 from clipx.data.decoded_cache import DecodedCache
 
 ORIENTATION = 0x0112
-KINDS = {"JPEG": {"quality": 95}, "PNG": {}, "WEBP": {"lossless": True}}
+KINDS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95},
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "TIFF": {},
+    "AVIF": {"quality": 100},
+}
 
 
 def tagged(
@@ -100,7 +106,7 @@ def test_a_png_may_have_its_tag_behind_the_pixels() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(
-    kind=st.sampled_from(list(KINDS)),
+    kind=st.sampled_from(["JPEG", "PNG", "WEBP"]),  # the others write EXIF anew
     changes=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 255)), min_size=1, max_size=6),
 )
 def test_damaged_exif_leaves_the_picture_as_stored_or_turned(
