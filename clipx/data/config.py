@@ -19,6 +19,7 @@ from clipx.data.decode import MAX_BYTES, MAX_PIXELS, Shrink
 from clipx.data.decode import decode as decode_image
 from clipx.data.grouped_order import GroupedOrder
 from clipx.data.labels import LabelField
+from clipx.data.rand_augment import MAX_MAGNITUDE
 from clipx.data.sample import PairFields, Source
 from clipx.data.skip_list import read_skip_list
 from clipx.data.source_order import order_of
@@ -86,6 +87,9 @@ class DataConfig:
     text_multiple: int = Field(default=1, ge=1, le=2**16)
     """Captions are padded to the longest of their batch, rounded up to a multiple of this. More
     than 1 saves compilations where graphs are compiled for each length."""
+    crop: bool = True
+    """Random crops. false: the model's own resizing, as in evaluation; crop_scale and crop_ratio
+    are then without effect."""
     crop_scale: tuple[Share, Share] = (0.9, 1.0)
     """Share of the image's area that a random crop keeps."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
@@ -98,6 +102,16 @@ class DataConfig:
     """Probability that colors change."""
     gray_scale_prob: Probability = 0.0
     """Probability that a picture becomes gray."""
+    rand_augment: int = Field(default=0, ge=0, le=14)
+    """Operations of RandAugment for each picture, drawn from 14; 0: none."""
+    rand_augment_magnitude: float = Field(default=9.0, ge=0, le=MAX_MAGNITUDE)
+    """Strength of all of them; 0: none."""
+    blur_prob: Probability = 0.0
+    """Probability that a picture is blurred."""
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    """Range of the Gaussian's standard deviation, in pixels of the model's input."""
+    erase_prob: Probability = 0.0
+    """Probability that noise replaces a rectangle of 2 to 33 % of the area."""
     max_image_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Width times height. Larger images are quarantined without being decoded."""
     max_image_bytes: int = Field(default=MAX_BYTES, ge=1)

@@ -189,7 +189,7 @@ def augmentation_faults(config: DataConfig) -> list[str]:
     if config.augmentation.is_random:  # each view of a picture has other features
         faults.append(
             "cache_features needs pictures without random augmentation: "
-            "set data.crop_scale: [1, 1], data.crop_ratio: [1, 1] and no flip, jitter or gray scale"
+            "set data.crop: false, and no flip, jitter, gray scale, RandAugment, blur or erasing"
         )
     if not isinstance(config.caption_field, str):
         faults.append("cache_features draws all captions alike: give one data.caption_field")
