@@ -102,6 +102,7 @@ class Encoder:
         on_error: OnError = "raise",
         output: Output = "torch",
         max_image_pixels: int = decode.MAX_PIXELS,
+        exif_orientation: bool = True,
     ) -> Tensor | np.ndarray:
         """(N, D) float32 of unit norm, on the CPU.
 
@@ -115,13 +116,13 @@ class Encoder:
             `~rows.isnan().any(1)` selects the others
         output: a Tensor or a NumPy array
         max_image_pixels: of a file, width x height; a larger one is an error
-
+        exif_orientation: turn files and Pillow images by their EXIF tag; False: pixels as stored
         Raises UserError for bad arguments, and EmbeddingError, also with `skip`, if the model gives
         rows that are not of unit norm.
         """
 
         def prepare(picture: Picture) -> Tensor:
-            return self.fit(model_inputs.pixels_of(picture, max_image_pixels))
+            return self.fit(model_inputs.pixels_of(picture, max_image_pixels, exif_orientation))
 
         def embed(fitted: list[Tensor], names: list[str]) -> Tensor:
             # Pixels travel as uint8. Features leave the device, which those of many would fill.
@@ -163,7 +164,6 @@ class Encoder:
     ) -> Tensor | np.ndarray:
         """(N, D) float32 of unit norm, on the CPU. Texts of more than `context_length` tokens are
         cut.
-
         texts: one or several, also from a generator
         batch_size, progress, output: as for `encode_image`
         on_error: as for `encode_image`, for an item that is not a str, such as a missing caption

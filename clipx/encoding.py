@@ -36,6 +36,7 @@ class ImageOptions(Options, total=False):
     """Of `Encoder.encode_image` alone."""
 
     max_image_pixels: int
+    exif_orientation: bool
 
 
 def encode_rows(

@@ -63,10 +63,10 @@ def texts_of(texts: Texts) -> Iterable[str]:
     return texts
 
 
-def pixels_of(picture: Any, max_image_pixels: int) -> Tensor:
+def pixels_of(picture: Any, max_image_pixels: int, exif_orientation: bool) -> Tensor:
     """(3, H, W) uint8. Raises UserError.
 
-    picture: a Picture
+    picture: a Picture; exif_orientation: see `decode`
     """
     if isinstance(picture, Tensor):
         if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
@@ -76,7 +76,10 @@ def pixels_of(picture: Any, max_image_pixels: int) -> Tensor:
             )
         return picture
     if isinstance(picture, Image.Image):
-        return decode.pixels_of(picture)
+        try:
+            return decode.pixels_of(picture, exif_orientation=exif_orientation)
+        except decode.BadImage as error:
+            raise UserError(f"a Pillow image of mode {picture.mode}: {error}") from error
     if isinstance(picture, np.ndarray):
         return _pixels_of_array(picture)
     if not isinstance(picture, str | Path | bytes):
@@ -85,7 +88,7 @@ def pixels_of(picture: Any, max_image_pixels: int) -> Tensor:
     name = f"image {picture}" if is_path else f"{len(picture):,} bytes"
     try:
         data = read_image_file(picture, decode.MAX_BYTES) if is_path else picture
-        return decode.decode(data, max_pixels=max_image_pixels)
+        return decode.decode(data, max_pixels=max_image_pixels, exif_orientation=exif_orientation)
     except decode.BadImage as error:
         is_large = isinstance(error, decode.TooLarge) and error.setting == "max_image_pixels"
         remedy = "; raise max_image_pixels" if is_large else ""

@@ -48,6 +48,12 @@ def png_claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
+def heic(major: bytes = b"heic") -> bytes:
+    """The first box of a photograph of an iPhone, and no pixels."""
+    brands = major + b"\0\0\0\0" + b"mif1" + b"MiHE" + b"heic"
+    return struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + b"\0\0\0\x10meta" + bytes(8)
+
+
 def pair(seed: int) -> dict[str, Any]:
     """The members of one good sample: PNG or JPEG, caption in `.txt` or several in `.json`."""
     image = {"jpg": jpeg(seed)} if seed % 2 else {"png": png(seed)}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from tiny_runs import MODEL, picture, png
 
 import clipx
@@ -51,6 +52,23 @@ def test_bytes_arrays_and_stacks_give_the_rows_of_the_pillow_images(
     gray = np.array(IMAGES[0].convert("L"))
     assert_close(encoder.encode_image(gray), encoder.encode_image(IMAGES[0].convert("L")))
     assert_close(encoder.encode_image(gray[..., None]), encoder.encode_image(gray))
+
+
+def test_a_file_and_its_pillow_image_are_turned_by_their_exif_tag(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "a.jpg"
+    picture("red", "bar", 1).crop((0, 0, 12, 20)).save(path, exif=exif)
+    stored = np.array(Image.open(path))
+    shown = encoder.encode_image(np.rot90(stored, -1))
+    for same in (path, path.read_bytes(), Image.open(path), Image.open(path).convert("RGB")):
+        assert_close(encoder.encode_image(same), shown)
+        found = encoder.encode_image(same, exif_orientation=False)
+        assert_close(found, encoder.encode_image(stored))
+    assert_close(encoder.encode_image(ImageOps.exif_transpose(Image.open(path))), shown)
+    assert (shown - encoder.encode_image(stored)).abs().max() > 1e-3
 
 
 def test_generators_sets_of_paths_and_arrays_of_texts_are_read(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipx.data.decode import EXTENSIONS
+from clipx.data.image_formats import EXTENSIONS
 from clipx.data.remote import is_remote
 from clipx.data.sample import BadSample
 from clipx.data.shard_cache import ShardCache

@@ -19,9 +19,10 @@ from clipx.data.decode import MAX_BYTES, MAX_PIXELS, Shrink
 from clipx.data.decode import decode as decode_image
 from clipx.data.grouped_order import GroupedOrder
 from clipx.data.labels import LabelField
-from clipx.data.order import Mixture, Order
+from clipx.data.rand_augment import MAX_MAGNITUDE
 from clipx.data.sample import PairFields, Source
 from clipx.data.skip_list import read_skip_list
+from clipx.data.source_order import order_of
 from clipx.data.sources import webdataset
 from clipx.types import UserError
 
@@ -86,6 +87,9 @@ class DataConfig:
     text_multiple: int = Field(default=1, ge=1, le=2**16)
     """Captions are padded to the longest of their batch, rounded up to a multiple of this. More
     than 1 saves compilations where graphs are compiled for each length."""
+    crop: bool = True
+    """Random crops. false: the model's own resizing, as in evaluation; crop_scale and crop_ratio
+    are then without effect."""
     crop_scale: tuple[Share, Share] = (0.9, 1.0)
     """Share of the image's area that a random crop keeps."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
@@ -98,10 +102,23 @@ class DataConfig:
     """Probability that colors change."""
     gray_scale_prob: Probability = 0.0
     """Probability that a picture becomes gray."""
+    rand_augment: int = Field(default=0, ge=0, le=14)
+    """Operations of RandAugment for each picture, drawn from 14; 0: none."""
+    rand_augment_magnitude: float = Field(default=9.0, ge=0, le=MAX_MAGNITUDE)
+    """Strength of all of them; 0: none."""
+    blur_prob: Probability = 0.0
+    """Probability that a picture is blurred."""
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    """Range of the Gaussian's standard deviation, in pixels of the model's input."""
+    erase_prob: Probability = 0.0
+    """Probability that noise replaces a rectangle of 2 to 33 % of the area."""
     max_image_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Larger images are quarantined without being decoded."""
+    """Width times height. Larger images are quarantined without being decoded."""
     max_image_bytes: int = Field(default=MAX_BYTES, ge=1)
     """Bytes of the encoded picture; larger ones are quarantined too."""
+    exif_orientation: bool = True
+    """Turn each picture by its EXIF tag, as people see it. false: pixels as stored, as open_clip
+    trains."""
     decode: Literal["exact", "scaled"] = "exact"
     """`scaled` decodes a JPEG at a half, a quarter or an eighth of its size where what is kept of
     it is that much larger than the model's input. Twice as fast for photographs, with other pixels
@@ -145,6 +162,7 @@ class DataConfig:
             max_pixels=self.max_image_pixels,
             max_bytes=self.max_image_bytes,
             shrink=shrink,
+            exif_orientation=self.exif_orientation,
         )
 
     def open(self, *, seed: int) -> Corpus:
@@ -199,7 +217,14 @@ class DataConfig:
             shards = np.arange(len(sizes))
             order: AnyOrder = GroupedOrder(sizes, concepts, seed=seed, group_size=self.group.size)
         else:
-            order, shards = self._order(sources, seed)
+            order, shards = order_of(
+                sources,
+                self.weights,
+                self.repeat,
+                seed=seed,
+                streams=self.streams,
+                window=self.window,
+            )
         field = self.caption_field  # one, or several with their weights
         pair = self.pair
         fields = None
@@ -217,32 +242,3 @@ class DataConfig:
         if self.skip is not None:
             corpus.skip, corpus.skip_unknown = read_skip_list(Path(self.skip), corpus)
         return corpus
-
-    def _order(self, sources: Mapping[str, Source], seed: int) -> tuple[AnyOrder, np.ndarray]:
-        """An order, and the shard of the corpus for each of its shards. Raises UserError."""
-        settings = {"seed": seed, "streams": self.streams, "window": self.window}
-        if self.weights:
-            # Each source has epochs of its own, and so an order of its own.
-            orders = []
-            weights = []
-            for name, source in sources.items():
-                orders.append(Order(source.sizes, **settings))
-                weights.append(self.weights[name])
-            mixture = Mixture(orders, weights, seed=seed)
-            if not mixture.quota.all():  # a block would contain no sample of some source
-                rarest = min(self.weights, key=self.weights.__getitem__)
-                raise UserError(
-                    f"data.weights.{rarest} is below {1 / Mixture.BLOCK:.2%} of the mixture; "
-                    "raise it, or leave the source out"
-                )
-            return mixture, np.arange(mixture.first_shard[-1])
-        # One order of all shards, those of a repeated source several times.
-        parts = []
-        sizes = []
-        first = 0
-        for name, source in sources.items():
-            times = self.repeat.get(name, 1)
-            parts += [np.arange(first, first + len(source.sizes))] * times
-            sizes += [source.sizes] * times
-            first += len(source.sizes)
-        return Order(np.concatenate(sizes), **settings), np.concatenate(parts)

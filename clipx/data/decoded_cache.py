@@ -45,9 +45,18 @@ class DecodedCache:
     num_images: that the table is made for; of more, some are decoded each time
     """
 
-    def __init__(self, folder: Path, num_images: int, *, max_pixels: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        num_images: int,
+        *,
+        max_pixels: int,
+        max_bytes: int,
+        exif_orientation: bool = True,
+    ) -> None:
         self.max_pixels = max_pixels
         self.max_bytes = max_bytes
+        self.exif_orientation = exif_orientation
         # A power of two, so that corpora of about the same size share a folder.
         self.num_rows = 2 ** max(5, (_ROWS_PER_IMAGE * num_images - 1).bit_length())
         self.folder = folder / self._settings()
@@ -67,15 +76,17 @@ class DecodedCache:
 
     def _settings(self) -> str:
         # Another version of a decoder may round another way.
-        versions = [features.version(name) for name in ("pil", "libjpeg_turbo", "webp", "zlib")]
+        libraries = ("pil", "libjpeg_turbo", "webp", "zlib", "libtiff", "avif")
+        versions = [features.version(name) for name in libraries]
         if decode.has_simplejpeg():
             versions.append(metadata.version("simplejpeg"))
-        settings = (VERSION, versions, self.max_pixels, self.max_bytes, self.num_rows)
+        limits = (self.max_pixels, self.max_bytes, self.num_rows)
+        settings = (VERSION, versions, limits, self.exif_orientation)
         return hashlib.sha1(repr(settings).encode()).hexdigest()[:16]
 
     def __getstate__(self) -> dict[str, object]:
         """Without open files, for a worker that is spawned."""
-        names = ("max_pixels", "max_bytes", "num_rows", "folder")
+        names = ("max_pixels", "max_bytes", "exif_orientation", "num_rows", "folder")
         return {name: vars(self)[name] for name in names} | {"_process": 0}
 
     def decode(self, data: bytes) -> Tensor:
@@ -83,7 +94,12 @@ class DecodedCache:
         digest = digest_of(data)
         pixels = self.read(digest)
         if pixels is None:
-            pixels = decode.decode(data, max_pixels=self.max_pixels, max_bytes=self.max_bytes)
+            pixels = decode.decode(
+                data,
+                max_pixels=self.max_pixels,
+                max_bytes=self.max_bytes,
+                exif_orientation=self.exif_orientation,
+            )
             self._write(digest, pixels)
         return pixels
 

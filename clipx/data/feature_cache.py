@@ -62,6 +62,8 @@ class FeatureCache:
     def __init__(self, root: Path, corpus: Corpus, trunks: Trunks, config: DataConfig) -> None:
         # Everything that changes a feature or a caption; the order of samples does not.
         inputs = [corpus.digest, trunks.digest, config.caption_field, config.max_image_pixels]
+        # Caches from before this setting are of pixels as stored, and keep their name.
+        inputs += ["exif_orientation"] if config.exif_orientation else []
         self.digest = hashlib.sha1(repr(inputs).encode()).hexdigest()
         self.folder = root / self.digest[:16]
         self.corpus = corpus
@@ -187,7 +189,7 @@ def augmentation_faults(config: DataConfig) -> list[str]:
     if config.augmentation.is_random:  # each view of a picture has other features
         faults.append(
             "cache_features needs pictures without random augmentation: "
-            "set data.crop_scale: [1, 1], data.crop_ratio: [1, 1] and no flip, jitter or gray scale"
+            "set data.crop: false, and no flip, jitter, gray scale, RandAugment, blur or erasing"
         )
     if not isinstance(config.caption_field, str):
         faults.append("cache_features draws all captions alike: give one data.caption_field")

@@ -102,6 +102,7 @@ class CachedReader(Reader):
             corpus.num_samples,
             max_pixels=config.max_image_pixels,
             max_bytes=config.max_image_bytes,
+            exif_orientation=config.exif_orientation,
         )
         self._remembered: dict[tuple[int, int], _Remembered] = {}
 

@@ -56,6 +56,7 @@ class Manifest:
     caption_fields: list[str]
     num_views: int
     image_size: int
+    exif_orientation: bool = False  # folders from before this setting have pixels as stored
     complete: bool = False
     bad: dict[str, list[str]] = field(default_factory=dict)
 
@@ -70,6 +71,9 @@ class Manifest:
             found.append(f"another corpus ({self.corpus[:12]}, not {corpus.digest[:12]})")
         if self.augmentation != config.augmentation:
             found.append(f"another augmentation ({self.augmentation}, not {config.augmentation})")
+        if self.exif_orientation != config.exif_orientation:
+            there, here = self.exif_orientation, config.exif_orientation
+            found.append(f"another data.exif_orientation ({there}, not {here})")
         fields = caption_fields(config)
         if self.caption_fields != fields:
             found.append(f"another data.caption_field ({self.caption_fields}, not {fields})")

@@ -63,6 +63,7 @@ class Build:
             caption_fields=caption_fields(self.config),
             num_views=self.num_views,
             image_size=self.teacher.image_size,
+            exif_orientation=self.config.exif_orientation,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / MANIFEST).exists():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipx.data.decode import EXTENSIONS
+from clipx.data.image_formats import EXTENSIONS
 from clipx.data.tar import Listing, list_members
 from clipx.files import cache_folder, digest_path, map_file, stamp_of, write_whole
 from clipx.types import UserError

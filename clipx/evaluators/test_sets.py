@@ -10,6 +10,7 @@ Folders of classes, as torchvision's ImageFolder has them:
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipx.data import decode
+from clipx.data import decode, image_formats
 from clipx.data.sample_files import read_image_file
 from clipx.data.sources.webdataset import OpenShard, open_shard
 from clipx.types import UserError
-
-MAX_PIXELS = 178_956_970  # Pillow's own bound: other libraries evaluate the same images
 
 
 class UndecodableImage(UserError):
@@ -44,9 +43,9 @@ class Images:
         """(3, H, W) uint8. Raises UndecodableImage, or UserError if it cannot be read."""
         sample = f"test set sample {self.keys[number]} of {self.path} does not decode"
         try:
-            return decode.decode(self.read(number), max_pixels=MAX_PIXELS)
+            return decode.decode(self.read(number))
         except decode.BadImage as error:
-            raise UndecodableImage(f"{sample}: {error}") from error
+            raise UndecodableImage(f"{sample}: {with_remedy(error)}") from error
         except OSError as error:  # of the disk: the image itself may be fine
             raise UserError(f"{sample}: {error}") from error
 
@@ -60,6 +59,13 @@ class Images:
     def subset(self, numbers: Sequence[int]) -> Images:
         keys = [self.keys[number] for number in numbers]
         return Images(self.path, keys, lambda row: self.read(numbers[row]))
+
+
+def with_remedy(error: Exception) -> str:
+    """The message of an image that does not decode."""
+    if isinstance(error, decode.TooLarge):  # its bound is a setting of training alone
+        return f"{error}; make it smaller: for evaluation the bound is fixed"
+    return str(error)
 
 
 def gray(size: int) -> Tensor:
@@ -134,7 +140,7 @@ def read_shards(folder: Path, label: str) -> tuple[Images, list[str]]:
         for sample, key in enumerate(shard.index.keys):
             # Members of other names are ignored, such as a JSON beside the image.
             members = {name: (offset, size) for name, offset, size in shard.index.members(sample)}
-            kinds = [name for name in decode.EXTENSIONS if name in members]
+            kinds = [name for name in image_formats.EXTENSIONS if name in members]
             if not kinds or label not in members:
                 raise UserError(
                     f"test set sample {key} of {path} has no image or no .{label} member"
@@ -171,10 +177,12 @@ def read_class_folders(folder: Path, classes: Sequence[str]) -> tuple[Images, li
             if _is_image(path):
                 files.append(path)
                 labels.append(label)
+            elif _is_heic_alone(path):
+                raise UserError(f"test set image {path}: {image_formats.HEIC_REMEDY}, or remove it")
     if not files:
         raise UserError(
             f"test set {folder} has no images in its {len(classes)} class folders; "
-            f"looked for {', '.join(decode.EXTENSIONS)}"
+            f"looked for {', '.join(image_formats.EXTENSIONS)}"
         )
     keys = [file.relative_to(folder).as_posix() for file in files]
     images = Images(folder, keys, lambda row: read_image_file(files[row], decode.MAX_BYTES))
@@ -201,4 +209,12 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower().removeprefix(".") in decode.EXTENSIONS
+    return path.suffix.lower().removeprefix(".") in image_formats.EXTENSIONS
+
+
+def _is_heic_alone(path: Path) -> bool:
+    """Whether it is a HEIC file without a converted image beside it. Left out silently, it would
+    make the set another one."""
+    if path.suffix.lower().removeprefix(".") not in image_formats.HEIC_EXTENSIONS:
+        return False
+    return not any(_is_image(other) for other in path.parent.glob(f"{glob.escape(path.stem)}.*"))

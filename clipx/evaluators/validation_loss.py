@@ -18,7 +18,7 @@ from clipx.data.corpus import Corpus
 from clipx.data.sample import BAD_SAMPLE_ERRORS, SampleError
 from clipx.distributed.pool import LocalPool
 from clipx.evaluators.distributed import embed_images, embed_texts, exchange
-from clipx.evaluators.test_sets import MAX_PIXELS, UndecodableImage
+from clipx.evaluators.test_sets import UndecodableImage, with_remedy
 from clipx.types import ImageTextEncoder, Loss, Result, Setting, UserError
 
 SOURCE = "held_out"
@@ -81,9 +81,9 @@ class ValidationLoss:
         shard, sample = self.places[number]
         name = self._name(shard, sample)
         try:
-            return decode.decode(self.corpus.read_raw(shard, sample).image, max_pixels=MAX_PIXELS)
+            return decode.decode(self.corpus.read_raw(shard, sample).image)
         except (SampleError, decode.BadImage) as error:
-            raise UndecodableImage(f"{name} does not decode: {error}") from error
+            raise UndecodableImage(f"{name} does not decode: {with_remedy(error)}") from error
         except OSError as error:
             raise UserError(f"{name} cannot be read: {error}") from error
 

@@ -9,14 +9,20 @@ from clipx.config import Data
 from clipx.migrate.params import Params
 from clipx.types import UserError
 
-_AUGMENTATIONS = {
+_OWN_AUGMENTATIONS = {
     "scale": "crop_scale",
-    "ratio": "crop_ratio",
     "color_jitter": "color_jitter",
     "color_jitter_prob": "color_jitter_prob",
     "gray_scale_prob": "gray_scale_prob",
 }
-"""Entries of --aug-cfg and their settings of `data`."""
+_TIMM_AUGMENTATIONS = {
+    "scale": "crop_scale",
+    "ratio": "crop_ratio",
+    "color_jitter": "color_jitter",
+    "re_prob": "erase_prob",
+}
+"""Entries of --aug-cfg that take effect without and with its `use_timm`, and their settings of
+`data`."""
 
 
 def data_settings(params: Params, notes: list[str]) -> Data:
@@ -41,6 +47,7 @@ def data_settings(params: Params, notes: list[str]) -> Data:
         data["sources"] = {"train": _source(params, kind, path)}
     data["caption_field"] = _caption_field(params, kind)
     data["workers"] = params["workers"]
+    data["exif_orientation"] = False  # open_clip trains on pictures as stored
     data |= _augmentation(params["aug_cfg"], notes)
     return data
 
@@ -141,18 +148,32 @@ def _upsampled(paths: list[str], text: str, notes: list[str]) -> Data:
 
 
 def _augmentation(settings: dict[str, Any], notes: list[str]) -> Data:
+    """Of --aug-cfg. What open_clip itself leaves unused is left out."""
+    settings = {name: value for name, value in settings.items() if value is not None}
+    uses_timm = bool(settings.pop("use_timm", False))
+    names = _TIMM_AUGMENTATIONS if uses_timm else _OWN_AUGMENTATIONS
     data: Data = {}
     others = []
     for name, value in settings.items():
-        if name not in _AUGMENTATIONS:
+        if name in names:
+            data[names[name]] = list(value) if isinstance(value, tuple) else value
+        elif not (uses_timm and name == "re_count" and value == 1):
             others.append(name)
-        elif value is not None:
-            data[_AUGMENTATIONS[name]] = list(value) if isinstance(value, tuple) else value
     jitter = data.get("color_jitter")
     if isinstance(jitter, int | float):
         data["color_jitter"] = [jitter, jitter, jitter, 0.0]
     elif isinstance(jitter, list) and len(jitter) == 3:
         data["color_jitter"] = [*jitter, 0.0]
-    if others:
-        notes.append(f"--aug-cfg {', '.join(sorted(others))} has no setting and is left out")
+    if uses_timm and jitter:
+        data["color_jitter_prob"] = 1.0  # timm changes the colors of each picture
+    if uses_timm and data.get("erase_prob"):
+        notes.append("--aug-cfg re_prob: noise is drawn from levels alike, where timm's is normal")
+    without_effect = ("color_jitter_prob", "gray_scale_prob")
+    if not uses_timm:
+        without_effect = ("ratio", "re_prob", "re_count")
+    for name in sorted(others):
+        reason = "has no setting"
+        if name in without_effect:
+            reason = f"has no effect in open_clip {'with' if uses_timm else 'without'} use_timm"
+        notes.append(f"--aug-cfg {name} {reason} and is left out")
     return data

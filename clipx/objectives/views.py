@@ -22,7 +22,7 @@ from clipx.types import LossOutput, Pool
 @config
 class ViewsConfig:
     """Two views of an image. Defaults are those of SimCLR's crops with the colors of MoCo v2
-    (arXiv:2003.04297), without blur."""
+    (arXiv:2003.04297), without blur: both papers have it with `blur_prob: 0.5`."""
 
     crop_scale: tuple[Share, Share] = (0.2, 1.0)
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
@@ -30,6 +30,8 @@ class ViewsConfig:
     color_jitter: tuple[Strength, Strength, Strength, Hue] = (0.4, 0.4, 0.4, 0.1)
     color_jitter_prob: Probability = 0.8
     gray_scale_prob: Probability = 0.2
+    blur_prob: Probability = 0.0
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
     hidden: PositiveInt = 2048
     """Width inside of the projection head."""
     width: PositiveInt = 128
@@ -39,7 +41,16 @@ class ViewsConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        return Augmentation.of(self)
+        return Augmentation(
+            scale=self.crop_scale,
+            ratio=self.crop_ratio,
+            flip=self.flip,
+            color_jitter=self.color_jitter,
+            color_jitter_prob=self.color_jitter_prob,
+            gray_scale_prob=self.gray_scale_prob,
+            blur_prob=self.blur_prob,
+            blur_sigma=self.blur_sigma,
+        )
 
 
 class ViewContrast(nn.Module):

@@ -28,7 +28,14 @@ from clipx.search.metadata import import_parquet, write_table
 from clipx.search.parts import Embeddings, Part, parts_of
 from clipx.types import EmbeddingError, UserError
 
-KEPT = ("shards", "sources", "caption_field", "max_image_pixels", "max_image_bytes")
+KEPT = (
+    "shards",
+    "sources",
+    "caption_field",
+    "max_image_pixels",
+    "max_image_bytes",
+    "exif_orientation",
+)
 """Settings of the corpus in the manifest: others change neither embeddings nor pictures."""
 
 
@@ -102,9 +109,7 @@ class EmbedCorpus:
         old = read_manifest(folder)
         differences = old.differences(self.manifest)
         if differences and not has_more_shards(old, self.manifest, self.corpus):
-            shown = []
-            for name, (there, here) in differences.items():
-                shown.append(f"{name} {_short(there)} there, {_short(here)} here")
+            shown = _shown(differences)
             raise UserError(
                 f"--out {folder} has embeddings of something else: {'; '.join(shown)}; choose "
                 "another folder, or delete it. A corpus may grow by shards that come after the "
@@ -214,6 +219,19 @@ class EmbedCorpus:
 def _save(path: Path, rows: Tensor, dtype: np.dtype) -> None:
     with replacing(path) as temporary, temporary.open("wb") as opened:
         np.save(opened, rows.numpy().astype(dtype))
+
+
+def _shown(differences: dict[str, tuple[Any, Any]]) -> list[str]:
+    """A text for each difference, for each setting of `data` by its own name."""
+    pairs = dict(differences)
+    there, here = pairs.pop("data", ({}, {}))
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            pairs[f"data.{name}"] = (there.get(name), here.get(name))
+    shown = []
+    for name, (there, here) in pairs.items():
+        shown.append(f"{name} {_short(there)} there, {_short(here)} here")
+    return shown
 
 
 def _short(value: Any) -> str:

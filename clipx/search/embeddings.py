@@ -75,6 +75,11 @@ class Manifest:
     def is_complete(self) -> bool:
         return self.num_embedded is not None
 
+    @property
+    def exif_orientation(self) -> bool:
+        """Whether the pictures were turned by their EXIF tag; those of a query are read alike."""
+        return self.data["exif_orientation"]
+
     def differences(self, other: Manifest) -> dict[str, tuple[Any, Any]]:
         """Name -> (here, there) of what makes other embeddings. A model that was moved is the
         same."""
@@ -98,7 +103,11 @@ class Manifest:
         # Before 0.2 `scale` had the name of the parameter whose exponential it is.
         if "logit_scale" in fields:
             fields["scale"] = fields.pop("logit_scale")
-        return cls(**fields)
+        fields["data"] = _with_orientation(fields["data"])
+        earlier = []
+        for past in fields.get("earlier", []):
+            earlier.append(past | {"data": _with_orientation(past["data"])})
+        return cls(**fields | {"earlier": earlier})
 
     def _at(self, past: dict[str, Any]) -> Manifest:
         return replace(self, **past)
@@ -113,6 +122,11 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Raises OSError."""
         write_whole(folder / MANIFEST, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def _with_orientation(data: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a corpus; those from before `exif_orientation` were of pixels as stored."""
+    return {"exif_orientation": False} | data
 
 
 def read_manifest(folder: Path) -> Manifest:

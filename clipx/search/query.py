@@ -226,12 +226,13 @@ class Index:
         if not terms:
             raise UserError("a query needs a text or an image")
         rows = []
+        turns = self.manifest.exif_orientation
         for term in terms:
             if term.text is not None:
                 rows.append(self.encoder.encode_text(term.text)[0])
             else:
                 assert term.image is not None, "a term has a text or an image"
-                rows.append(self.encoder.encode_image(term.image)[0])
+                rows.append(self.encoder.encode_image(term.image, exif_orientation=turns)[0])
         return signed_sum([term.sign for term in terms], rows)
 
     def metadata_of(self, row: int) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def _vectors(index: Index, examples: Sequence[Picture | int]) -> np.ndarray:
                 )
             vectors.append(unit_rows(index.rows[example : example + 1]))
         else:
-            vectors.append(index.encoder.encode_image(example).numpy())
+            turns = index.manifest.exif_orientation
+            vectors.append(index.encoder.encode_image(example, exif_orientation=turns).numpy())
     return np.concatenate(vectors)
 
 

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from torch import Tensor
 
 from clipx.data import decode
-from clipx.serve.batching import Batcher
+from clipx.serve.collection import Collection
 from clipx.serve.limits import Limits, Refused
 
 MAX_PICTURES = 8
@@ -141,14 +141,17 @@ def decode_base64(text: str) -> bytes:
         raise Refused(422, f"the image is no base64: {error}") from error
 
 
-def fitted_picture(data: bytes, batcher: Batcher, limits: Limits) -> Tensor:
+def fitted_picture(data: bytes, collection: Collection, limits: Limits) -> Tensor:
     """(3, S, S) uint8. Size and format are checked before anything is decoded. Raises Refused."""
     try:
         with _decoding:
             pixels = decode.decode(
-                data, max_pixels=limits.picture_pixels, max_bytes=limits.body_bytes
+                data,
+                max_pixels=limits.picture_pixels,
+                max_bytes=limits.body_bytes,
+                exif_orientation=collection.images.manifest.exif_orientation,
             )
-            return batcher.fit(pixels)
+            return collection.batcher.fit(pixels)
     except decode.TooLarge as error:
         raise Refused(413, f"the picture is too large: {error}; send a smaller one") from error
     except decode.BadImage as error:

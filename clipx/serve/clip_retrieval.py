@@ -97,7 +97,7 @@ def _query_vector(body: KnnBody, collection: Collection, service: Service) -> Te
         return collection.embed([QueryTerm(1, text=body.text)])
     if body.image is not None:
         data = decode_base64(body.image)
-        pixels = fitted_picture(data, collection.batcher, service.limits)
+        pixels = fitted_picture(data, collection, service.limits)
         return collection.embed([QueryTerm(1, pixels=pixels)])
     if body.image_url is not None:
         raise Refused(400, "image_url is not supported: this server fetches nothing; send `image`")

@@ -78,7 +78,7 @@ class Service:
                         422, f"picture {body.picture} is not among the {len(pictures)} uploaded"
                     )
                 data = pictures[body.picture]
-                pixels = fitted_picture(data, collection.batcher, self.limits)
+                pixels = fitted_picture(data, collection, self.limits)
             terms.append(QueryTerm(body.sign, body.text, body.row, pixels))
         return terms
 
@@ -119,7 +119,7 @@ class Service:
         if body.row is not None:
             image = collection.image_vector(body.row)
         else:
-            image = batcher.encode_image([fitted_picture(pictures[0], batcher, self.limits)])[0]
+            image = batcher.encode_image([fitted_picture(pictures[0], collection, self.limits)])[0]
         weights = classifier(batcher, body.names, body.prompts)
         probabilities = (collection.images.manifest.scale * (weights @ image)).softmax(0)
         classes = []

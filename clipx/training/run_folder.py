@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -93,8 +94,9 @@ class RunFolder:
         stored = self._stored_config()
         if stored is None:
             return
+        stored = _completed(stored)
         changed = []
-        for key in differences(_completed(stored), config):
+        for key in differences(stored, config):
             if not is_among(key, may_change):
                 changed.append(key)
         if not changed:
@@ -108,7 +110,8 @@ class RunFolder:
             return
         raise UserError(
             f"run_dir {self.path} belongs to another config: {', '.join(changed)} differ. "
-            "Choose another run_dir=, or delete the folder to start again"
+            "Choose another run_dir=, or delete the folder to start again, or go on with the "
+            f"run's own values: {_overrides(stored, changed)}"
         )
 
     def _stored_config(self) -> dict[str, Any] | None:
@@ -136,10 +139,25 @@ class RunFolder:
 def _completed(stored: dict[str, Any]) -> dict[str, Any]:
     """A stored config with the defaults of settings that are newer than it. As it is, where it has
     settings that are gone."""
+    completed = dict(stored)
+    if isinstance(stored.get("data"), dict):
+        # The default is another, but runs from before this setting had pixels as stored.
+        completed["data"] = {"exif_orientation": False} | stored["data"]
     try:
-        return to_data(build(TrainConfig, stored, where="of the run"))
+        return to_data(build(TrainConfig, completed, where="of the run"))
     except UserError:
         return stored
+
+
+def _overrides(config: dict[str, Any], settings: list[str]) -> str:
+    """`a.b=value` of some dotted settings, as a command takes them."""
+    shown = []
+    for setting in settings:
+        value: Any = config
+        for name in setting.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        shown.append(shlex.quote(f"{setting}={json.dumps(value, default=str)}"))
+    return " ".join(shown)
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

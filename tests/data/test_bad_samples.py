@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from loading import TOKENS, batch, batches, is_row_of, same
-from samples import jpeg, pair, png, png_claiming, write_corpus, write_shard
+from samples import heic, jpeg, pair, png, png_claiming, write_corpus, write_shard
 
 from clipx.data.loader import Loaded, load
 from clipx.data.tar_index import load_index
@@ -31,7 +31,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         r"100 x 100 pixels exceed max_image_pixels 9999; raise data\.max_image_pixels to use such",
     ),
     "no image": ({"txt": "x"}, "image", "no image member"),
-    "gif": ({"gif": png(9), "txt": "x"}, "image", "no image member; looked for jpg, jpeg"),
+    "ppm": ({"ppm": png(9), "txt": "x"}, "image", "no image member; looked for jpg, jpeg"),
+    "heic": ({"heic": heic(), "txt": "x"}, "image", r"is \.heic: HEIC cannot .* `heif-convert"),
+    "heic as jpg": ({"jpg": heic(), "txt": "x"}, "image", "HEIC cannot be read; convert"),
     "no caption": ({"png": png(9)}, "caption", "no text in captions or txt; fields there: none"),
     "empty caption": ({"png": png(9), "txt": " \n"}, "caption", "no text in captions or txt"),
     "no field": ({"png": png(9), "json": {"alt": "x"}}, "caption", "fields there: json, alt"),

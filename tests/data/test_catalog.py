@@ -186,16 +186,18 @@ def test_damage_and_second_images_are_reported_at_each_start(
         ]
         assert not any(fault.is_whole_shard for fault in one.faults)
         assert one.faults[0].message == (
-            "2 samples have more than one image; the first of jpg, jpeg, png, webp is used"
+            "2 samples have more than one image; the first of jpg, jpeg, png, webp, gif, bmp, tif, "
+            "tiff, avif is used"
         )
 
 
-def test_tars_and_folders_use_the_same_of_two_images(tmp_path: Path) -> None:
-    for order in (["png", "jpg"], ["jpg", "png"]):
+@pytest.mark.parametrize("other", ["png", "gif", "tiff", "heic"])
+def test_tars_and_folders_use_the_same_of_two_images(tmp_path: Path, other: str) -> None:
+    for order in ([other, "jpg"], ["jpg", other]):
         tar = write_shard(tmp_path / "0.tar", {"a": {e: e.encode() for e in [*order, "txt"]}})
         source = webdataset.Config(str(tar)).build()
         assert source.read(0, 0).image == b"jpg"
-    for name in ("a.png", "a.jpg", "a.txt"):
+    for name in (f"a.{other}", "a.jpg", "a.txt"):
         (tmp_path / name).write_bytes(name.encode())
     assert Folder(tmp_path).read(0, 0).image == b"a.jpg"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -127,6 +128,18 @@ def test_other_contents_of_the_same_sizes_have_other_features(tmp_path: Path) ->
     second = cache(tmp_path / "corpus", tmp_path / "features")
     assert first.folder != second.folder
     assert second.texts().distinct == ["red", "sky"]
+
+
+def test_pictures_that_are_turned_have_other_features(corpus: Path, tmp_path: Path) -> None:
+    """Those as stored keep the name that they had before there was a choice."""
+    names = {}
+    for turns in (False, True):
+        config = DataConfig(shards=str(corpus), **PLAIN, exif_orientation=turns)
+        opened = config.open(seed=0)
+        made = FeatureCache(tmp_path, opened, trunks(), config)
+        before = [opened.digest, "a", config.caption_field, config.max_image_pixels]
+        names[turns] = made.digest == hashlib.sha1(repr(before).encode()).hexdigest()
+    assert names == {False: True, True: False}
 
 
 def test_equal_captions_are_encoded_once(tmp_path: Path) -> None:

@@ -222,6 +222,10 @@ def test_decoded_images_that_are_kept_give_the_same_batches(spoiled: Path, tmp_p
             r"another data\.caption_field \(\['short', 'long'\], not",
         ),
         ({"shards": "OTHER"}, "is of another corpus"),
+        (
+            {"exif_orientation": False},
+            r"is of another data\.exif_orientation \(True, not False\)",
+        ),
         ({"decode": "scaled"}, r"data\.decode scaled gives other pixels than the teacher has seen"),
     ],
 )
@@ -245,6 +249,20 @@ def test_a_build_does_not_mix_embeddings(spoiled: Path, tmp_path: Path) -> None:
         reinforce(config, out, teacher=other)
     with pytest.raises(UserError, match="has embeddings of another augmentation"):
         reinforce(config_of(spoiled, **FIELDS, gray_scale_prob=0.5), out)
+
+
+def test_a_folder_of_before_orientation_had_a_setting_is_of_stored_pixels(
+    spoiled: Path, tmp_path: Path
+) -> None:
+    config = config_of(spoiled, **FIELDS, exif_orientation=False)
+    out = reinforce(config, tmp_path / "out")
+    path = out / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("exif_orientation") is False
+    path.write_text(json.dumps(manifest))
+    batches(config, out)
+    with pytest.raises(UserError, match=r"another data\.exif_orientation \(False, not True\)"):
+        batches(config_of(spoiled, **FIELDS), out)
 
 
 def test_damage_is_named(spoiled: Path, tmp_path: Path) -> None:

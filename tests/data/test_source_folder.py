@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from samples import as_bytes, jpeg, png
+from samples import as_bytes, heic, jpeg, png
 
 from clipx.config import build
+from clipx.data.decode import BadImage, decode
 from clipx.data.sample import SampleError
 from clipx.data.sample_files import read_ends
 from clipx.data.sources import _contents
@@ -41,7 +42,7 @@ def only(root: Path, files: Mapping[str, Any]) -> Folder:
 
 def test_images_are_found_at_any_depth_in_sorted_order(tmp_path: Path) -> None:
     names = ("b.PNG", "a.jpg", "c/d/e.Jpeg", "a-b/x.webp", "a/x.jpg", "v1.2.png")
-    ignored = ("a.txt", "n.txt", "x.gif", "png", ".hidden.jpg", ".git/y.jpg", "._a.jpg", "z.tar")
+    ignored = ("a.txt", "n.txt", "x.ppm", "png", ".hidden.jpg", ".git/y.jpg", "._a.jpg", "z.tar")
     write(tmp_path, {name: name for name in (*names, *ignored)})
     opened = build(source.Config, {"path": str(tmp_path)}, where="a test").build()
     assert keys(opened) == ["a", "a-b/x", "a/x", "b", "c/d/e", "v1.2"]
@@ -91,6 +92,18 @@ def test_a_second_image_of_the_same_name_is_a_duplicate(tmp_path: Path) -> None:
             opened.read(0, row)
         assert caught.value.stage == "key"
     assert opened.read(0, 4).image == b"0"
+
+
+def test_heic_is_a_bad_sample_until_it_is_converted(tmp_path: Path) -> None:
+    """Its bytes are read, and `decode` refuses them with the way out."""
+    files = {"a.HEIC": heic(), "a.txt": "a photo", "b.jpg": jpeg(1), "b.heif": heic()}
+    opened = Folder(write(tmp_path, files))
+    assert keys(opened) == ["a", "b"]
+    with pytest.raises(BadImage, match="HEIC cannot be read; convert the file to JPEG"):
+        decode(opened.read(0, 0).image)
+    assert opened.read(0, 1).image == jpeg(1)
+    raw = Folder(write(tmp_path, {"a.jpg": jpeg(2)})).read(0, 0)
+    assert (raw.image, raw.text) == (jpeg(2), {"txt": b"a photo"})
 
 
 @pytest.mark.parametrize("gone", ["a.png", "a.txt"])
@@ -146,7 +159,7 @@ def test_a_folder_that_cannot_be_listed_is_a_fault(
     [
         ("gone", {}, r"image folder .*gone is not a folder \(looked from /"),
         ("a.png", {"a.png": png(1)}, r"a\.png is not a folder"),
-        (".", {"a.txt": "x"}, r"has no \.jpg, \.jpeg, \.png, \.webp file at any depth"),
+        (".", {"a.txt": "x"}, r"has no \.jpg, \.jpeg, \.png, \.webp, .*\.avif file at any depth"),
         (".", {"0.tar": b""}, "for its .tar shards, use name: webdataset"),
     ],
 )

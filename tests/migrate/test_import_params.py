@@ -182,7 +182,35 @@ def test_weights_and_augmentations(tmp_path: Path) -> None:
     assert config.model.initial.tag == "laion2b_s34b_b79k"
     assert config.data.crop_scale == (0.4, 1.0)
     assert config.data.color_jitter == (0.3, 0.3, 0.3, 0.0)
-    assert any("--aug-cfg re_prob has no setting" in line for line in lines)
+    assert config.data.color_jitter_prob == 0, "open_clip changes no color without it"
+    unused = "--aug-cfg re_prob has no effect in open_clip without use_timm and is left out"
+    assert any(unused in line for line in lines)
+    assert config.data.erase_prob == 0
+    assert not config.data.exif_orientation
+
+
+def test_augmentations_through_timm(tmp_path: Path) -> None:
+    """Which takes the ratio, jitters each picture, and erases; its own two entries it drops."""
+    augmentation = {
+        "use_timm": True,
+        "scale": (0.2, 1.0),
+        "ratio": (0.5, 2.0),
+        "color_jitter": (0.4, 0.3, 0.2),
+        "re_prob": 0.25,
+        "re_count": 3,
+        "color_jitter_prob": 0.8,
+    }
+    config, lines = imported(tmp_path, aug_cfg=augmentation)
+    data = config.data
+    assert (data.crop_scale, data.crop_ratio) == ((0.2, 1.0), (0.5, 2.0))
+    assert (data.color_jitter, data.color_jitter_prob) == ((0.4, 0.3, 0.2, 0.0), 1.0)
+    assert (data.erase_prob, data.gray_scale_prob) == (0.25, 0.0)
+    for note in (
+        "--aug-cfg re_count has no setting and is left out",
+        "--aug-cfg color_jitter_prob has no effect in open_clip with use_timm and is left out",
+    ):
+        assert any(note in line for line in lines)
+    assert not any("use_timm has" in line for line in lines)
 
 
 def test_a_teacher_is_the_objective(tmp_path: Path) -> None:

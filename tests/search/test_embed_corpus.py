@@ -11,13 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 import small_checkpoints
 import torch
-from samples import jpeg, pair, png, write_shard
+from PIL import Image
+from samples import encoded, jpeg, pair, picture, png, write_shard
 from tiny_runs import MODEL
 
 from clipx import cli
 from clipx.embed import Encoder, load
 from clipx.models.dual_encoder import DualEncoder
+from clipx.search.corpus_pictures import CorpusPictures
 from clipx.search.embeddings import read_manifest, read_rows
+from clipx.search.query import Index
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +154,31 @@ def test_a_table_keeps_the_columns_of_its_owner(model: Path, tmp_path: Path) -> 
     rows = table(out)
     assert [row["caption"] for row in rows] == ["a red cup", "a blue cup"]
     assert [(row["price"], row["shop"]) for row in rows] == [("3", "here"), ("4", "there")]
+
+
+def test_pictures_are_turned_by_their_exif_tag_or_not(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows, the sizes in the metadata, pictures read again and queries agree."""
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    photo = encoded(picture(1, (24, 16)), "JPEG", exif=exif)
+    write_shard(tmp_path / "corpus/0.tar", {"a": {"jpg": photo, "txt": "a photo"}})
+    for turns in (True, False):
+        out = tmp_path / str(turns)
+        setting = f"data.exif_orientation={str(turns).lower()}"
+        embed(model, tmp_path / "corpus", "--out", out, "--dtype", "float32", setting)
+        (row,) = table(out)
+        assert (row["width"], row["height"]) == ((16, 24) if turns else (24, 16))
+        expected = load(model).encode_image(photo, exif_orientation=turns)
+        found = torch.from_numpy(rows_of(out, "img_emb"))
+        torch.testing.assert_close(found, expected)
+        index = Index.open(out)
+        assert CorpusPictures.open(index.manifest).read(row).size == (row["width"], row["height"])
+        (hit,) = index.search(image=photo, k=1)
+        assert hit.score == pytest.approx(1, abs=1e-6)
+    message = refusal(capsys, model, tmp_path / "corpus", "--out", out)
+    assert "data.exif_orientation False there, True here" in message
 
 
 def test_what_does_not_fit_is_refused(

@@ -148,15 +148,17 @@ def test_a_run_folder_goes_on_with_its_own_config_only(
         assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == BASE
 
 
+MINIMAL = {
+    "run_dir": "a",
+    "data": {"shards": "s"},
+    "model": {"name": "ViT-B-32"},
+    "duration": "5 steps",
+    "global_batch_size": 4,
+}
+
+
 def test_a_setting_that_is_newer_than_the_run_has_its_default(tmp_path: Path) -> None:
-    minimal = {
-        "run_dir": "a",
-        "data": {"shards": "s"},
-        "model": {"name": "ViT-B-32"},
-        "duration": "5 steps",
-        "global_batch_size": 4,
-    }
-    config = to_data(build(TrainConfig, minimal, where="the test"))
+    config = to_data(build(TrainConfig, MINIMAL, where="the test"))
     older = copy.deepcopy(config)
     del older["objective"], older["data"]["decode"]
     RunFolder(tmp_path, older, yaml.safe_dump(older), total_steps=5).close("stopped", None)
@@ -167,6 +169,25 @@ def test_a_setting_that_is_newer_than_the_run_has_its_default(tmp_path: Path) ->
     again = RunFolder(tmp_path, config, yaml.safe_dump(config), total_steps=5)
     assert again.messages == []
     again.close("stopped", None)
+
+
+def test_a_run_of_before_orientation_had_a_setting_goes_on_with_stored_pixels(
+    tmp_path: Path,
+) -> None:
+    """And the message has the values that continue it."""
+    config = to_data(build(TrainConfig, MINIMAL, where="the test"))
+    older = copy.deepcopy(config)
+    del older["data"]["exif_orientation"]
+    older["data"]["max_image_pixels"] = 25_000_000
+    RunFolder(tmp_path, older, yaml.safe_dump(older), total_steps=5).close("stopped", None)
+    (tmp_path / "checkpoints/step_00000002").mkdir()
+    with pytest.raises(UserError) as refusal:
+        RunFolder(tmp_path, config, yaml.safe_dump(config), total_steps=5)
+    values = "data.max_image_pixels=25000000 data.exif_orientation=false"
+    assert str(refusal.value).endswith(f"go on with the run's own values: {values}")
+    same = copy.deepcopy(config)
+    same["data"] |= {"exif_orientation": False, "max_image_pixels": 25_000_000}
+    RunFolder(tmp_path, same, yaml.safe_dump(same), total_steps=5).close("stopped", None)
 
 
 def test_a_run_without_a_checkpoint_takes_a_corrected_config(tmp_path: Path) -> None:

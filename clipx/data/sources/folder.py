@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from clipx.config import config
-from clipx.data.decode import EXTENSIONS, MAX_BYTES
+from clipx.data.decode import MAX_BYTES
+from clipx.data.image_formats import EXTENSIONS, HEIC_EXTENSIONS
 from clipx.data.sample import PAIRS_REMEDY, BadSample, Raw, SampleError
 from clipx.data.sample_files import local_path, read_image_file, read_text_file
 from clipx.data.sources._contents import Entry, content_digests
@@ -28,7 +29,9 @@ from clipx.types import UserError
 
 SHARD_SAMPLES = 10_000
 TEXTS = ("txt", "json")
-_RANK = {name.encode(): rank for rank, name in enumerate((*EXTENSIONS, *TEXTS))}
+_NAMES = (*EXTENSIONS, *HEIC_EXTENSIONS, *TEXTS)
+_RANK = {name.encode(): rank for rank, name in enumerate(_NAMES)}
+_NUM_PICTURES = len(EXTENSIONS) + len(HEIC_EXTENSIONS)
 
 # Plain tuples, which the garbage collector does not track: there may be millions.
 # Key, rank of the extension, extension with its dot, bytes, time of the last change in ns.
@@ -137,7 +140,9 @@ class Folder:
 
 def _find_samples(root: Path, faults: list[BadSample]) -> list[_Sample]:
     """All samples, sorted by key. A second image of one key is a sample of its own, without text.
-    Appends folders that cannot be listed to `faults`."""
+    A HEIC file, which cannot be read, is a sample only where no other image has its key: it is
+    counted as bad then, and left out once it is converted. Appends folders that cannot be listed to
+    `faults`."""
     files = []
     for prefix, entry in walk(root, faults):
         stem, dot, extension = entry.name.rpartition(b".")
@@ -154,12 +159,16 @@ def _find_samples(root: Path, faults: list[BadSample]) -> list[_Sample]:
     samples = []
     for _, group in groupby(files, itemgetter(0)):
         images = []
+        heic = []
         texts: dict[int, _File] = {}
         for file in group:
             if file[1] < len(EXTENSIONS):
                 images.append(file)
+            elif file[1] < _NUM_PICTURES:
+                heic.append(file)
             else:
                 texts.setdefault(file[1], file)  # of `a.TXT` and `a.txt` the first
+        images = images or heic[:1]
         if images:
             samples.append((images[0], texts.get(_RANK[b"txt"]), texts.get(_RANK[b"json"])))
             for image in images[1:]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import Field
 
 from clipx.config import config
-from clipx.data import decode
+from clipx.data import decode, image_formats
 from clipx.data.catalog import DECLARED, Catalog, open_catalog, remote_stamp
 from clipx.data.remote import is_remote
 from clipx.data.sample import BadSample, Raw, SampleError
@@ -147,10 +147,15 @@ def _image_member(members: Mapping[str, tuple[int, int]], name: str) -> tuple[in
     """(offset, size) of the image of a sample, or of its image `name`. Raises SampleError."""
     prefix = f"{name}." if name else ""
     # The first extension in the order of EXTENSIONS, whatever their order in the tar.
-    for extension in decode.EXTENSIONS:
+    for extension in image_formats.EXTENSIONS:
         if prefix + extension in members:
             return members[prefix + extension]
-    wanted = ", ".join(prefix + extension for extension in decode.EXTENSIONS)
+    for extension in image_formats.HEIC_EXTENSIONS:
+        if prefix + extension in members:
+            raise SampleError(
+                "image", f"the image is .{prefix}{extension}: {image_formats.HEIC_REMEDY}"
+            )
+    wanted = ", ".join(prefix + extension for extension in image_formats.EXTENSIONS)
     there = f"; members there: {', '.join(members)}" if name else ""
     raise SampleError("image", f"no image member; looked for {wanted}{there}")
 
