@@ -24,9 +24,6 @@ from clipx.models.published import is_published, load_published
 from clipx.models.transformers_config import is_transformers
 from clipx.types import UserError
 
-# Texts whose embeddings are part of a digest: case, digits, punctuation, other scripts, a long one.
-PROBES = ("a photo of a cat", "Two RED cars, 1998!", "x", "naïve café – 東京", "word " * 200)
-
 
 class Encoder:
     """Both towers with their preprocessing.
@@ -117,6 +114,7 @@ class Encoder:
         output: a Tensor or a NumPy array
         max_image_pixels: of a file, width x height; a larger one is an error
         exif_orientation: turn files and Pillow images by their EXIF tag; False: pixels as stored
+
         Raises UserError for bad arguments, and EmbeddingError, also with `skip`, if the model gives
         rows that are not of unit norm.
         """
@@ -164,6 +162,7 @@ class Encoder:
     ) -> Tensor | np.ndarray:
         """(N, D) float32 of unit norm, on the CPU. Texts of more than `context_length` tokens are
         cut.
+
         texts: one or several, also from a generator
         batch_size, progress, output: as for `encode_image`
         on_error: as for `encode_image`, for an item that is not a str, such as a missing caption
@@ -215,7 +214,7 @@ class Encoder:
         settings = [self._text_settings, self.tokenizer.state, str(self.dtype), self.device.type]
         parts = self.model.text.state_dict()
         # Last, so that a difference which none of the above has still shows.
-        parts[""] = self.encode_text(PROBES)
+        parts[""] = self.encode_text(encoding.PROBES)
         return encoding.digest_of(settings, parts)
 
 

@@ -22,6 +22,8 @@ T = TypeVar("T")
 Output = Literal["torch", "numpy"]
 OnError = Literal["raise", "skip"]
 NAMES_SHOWN = 5
+# Texts whose embeddings are part of a digest: case, digits, punctuation, other scripts, a long one.
+PROBES = ("a photo of a cat", "Two RED cars, 1998!", "x", "naïve café – 東京", "word " * 200)
 
 
 class Options(TypedDict, total=False):
