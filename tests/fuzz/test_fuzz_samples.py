@@ -12,7 +12,8 @@ from typing import Any
 from damage import DAMAGES, Damage, damaged, mutations
 from fuzzing import Fuzz
 from hypothesis import strategies as st
-from samples import encoded, jpeg, picture, png, png_claiming
+from PIL import Image
+from samples import encoded, heic, jpeg, picture, png, png_claiming
 
 from clipx.data import shards
 from clipx.data.captions import CaptionFields
@@ -139,7 +140,18 @@ def test_any_image_is_pixels_or_bad(fuzz: Fuzz) -> None:
         encoded(picture(6, mode="L"), "PNG"),
         encoded(picture(7), "PNG", save_all=True, append_images=[picture(8)]),
         encoded(picture(9), "WEBP", save_all=True, append_images=[picture(8)]),
+        encoded(picture(1, mode="P"), "GIF", transparency=1),
+        encoded(picture(2), "BMP"),
+        encoded(picture(3, mode="1"), "BMP"),
+        encoded(picture(4), "TIFF", compression="tiff_lzw"),
+        encoded(picture(5), "TIFF", save_all=True, append_images=[picture(8)]),
+        encoded(picture(6), "AVIF"),
+        heic(b"mif1"),
     ]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF"):
+        originals.append(encoded(picture(7), kind, exif=exif))
     config = DataConfig(shards="x", max_image_pixels=1_000_000)
 
     def check(data: bytes) -> None:
