@@ -5,15 +5,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-python=.venv-docs/bin/python
-mapfile -t packages < <(python3 -c "
+python=${PYTHON:-python3} # 3.11 or newer
+if ! .venv-docs/bin/python -c 'import zensical, mkdocstrings, ruff' 2>/dev/null; then
+  mapfile -t packages < <("$python" -c "
 import tomllib
 with open('pyproject.toml', 'rb') as file:
     print(*tomllib.load(file)['project']['optional-dependencies']['docs'], sep='\n')")
-if ! "$python" -c 'import zensical, mkdocstrings' 2>/dev/null; then
-  python3 -m venv .venv-docs
-  "$python" -m pip install --quiet --disable-pip-version-check "${packages[@]}" >&2
+  "$python" -m venv .venv-docs
+  .venv-docs/bin/pip install --quiet --disable-pip-version-check "${packages[@]}" >&2
 fi
-"$python" docs/site/stage.py
+.venv-docs/bin/python docs/site/stage.py
 (cd build/docs && ../../.venv-docs/bin/zensical build --strict --clean)
-echo "build/docs/site/index.html"
+echo "look at it: python3 -m http.server --directory build/docs/site   (search needs a server)"

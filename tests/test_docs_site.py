@@ -56,7 +56,7 @@ def test_a_file_of_code_has_a_page_that_shows_it(stage: dict[str, Any]) -> None:
 
 def test_the_reference_has_the_public_names(stage: dict[str, Any]) -> None:
     page = (stage["PAGES"] / "api.md").read_text()
-    names = re.findall(r"^## clipx\.(\w+)$", page, re.MULTILINE)
+    names = re.findall(r"^      heading: clipx\.(\w+)$", page, re.MULTILINE)
     assert sorted([*names, "__version__"]) == sorted(clipx.__all__)
     assert "::: clipx.embed.load\n" in page
 

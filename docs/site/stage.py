@@ -143,7 +143,7 @@ def api_page() -> str:
     ]
     # Functions, classes, and then the errors.
     for name, module in sorted(homes.items(), key=api_order):
-        parts.append(f"## clipx.{name}\n\n::: {module}.{name}\n")
+        parts.append(f"::: {module}.{name}\n    options:\n      heading: clipx.{name}\n")
     return "\n".join(parts)
 
 
