@@ -56,31 +56,20 @@ OUTSIDE = """\
 
 def text() -> str:
     """The page."""
+    files: dict[str, list[str]] = {folder: [] for folder in FOLDERS}
+    for file in sorted([*(ROOT / "clipx").rglob("*.py"), *(ROOT / "clipx").rglob("*.js")]):
+        sentence = first_sentence(file)
+        if sentence:
+            folder = file.parent.relative_to(ROOT / "clipx").as_posix()
+            path = file.relative_to(ROOT).as_posix()
+            files.setdefault(folder, []).append(f"- [{file.name}](../{path}): {sentence}")
     parts = [INTRODUCTION]
-    for folder, title in ordered_folders().items():
-        name = "clipx" if folder == "." else f"clipx/{folder}"
-        parts.append(f"## {name}\n\n{title}.\n" if title else f"## {name}\n")
-        for file in files_of(folder):
-            path = file.relative_to(ROOT)
-            parts.append(f"- [{file.name}](../{path.as_posix()}): {first_sentence(file)}")
-        parts.append("")
+    for folder, lines in files.items():
+        parts.append(f"## clipx/{folder}\n" if folder != "." else "## clipx\n")
+        if folder in FOLDERS:  # a new folder has no title yet
+            parts.append(f"{FOLDERS[folder]}.\n")
+        parts += [*lines, ""]
     return "\n".join([*parts, OUTSIDE])
-
-
-def ordered_folders() -> dict[str, str]:
-    """FOLDERS, and after them those that have no title yet."""
-    folders = dict(FOLDERS)
-    for file in sorted((ROOT / "clipx").rglob("*.py")):
-        folder = file.parent.relative_to(ROOT / "clipx").as_posix()
-        if files_of(folder):
-            folders.setdefault(folder, "")
-    return folders
-
-
-def files_of(folder: str) -> list[Path]:
-    """Python and JavaScript files with a text that describes them."""
-    found = [*(ROOT / "clipx" / folder).glob("*.py"), *(ROOT / "clipx" / folder).glob("*.js")]
-    return [file for file in sorted(found) if first_sentence(file)]
 
 
 def first_sentence(file: Path) -> str:
