@@ -117,14 +117,19 @@ class Stage:
 
 
 def notebook_page(content: str) -> str:
-    """The cells of a notebook as markdown; links to other pages lose their target."""
+    """The cells of a notebook and their outputs as markdown; links lose their target."""
     parts = []
     for cell in json.loads(content)["cells"]:
         source = "".join(cell["source"])
-        if cell["cell_type"] == "code":
-            parts.append(f"```python\n{source}\n```")
-        else:
+        if cell["cell_type"] != "code":
             parts.append(LINK.sub(lambda match: match[2] or match[0], source))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            if "text" in output:
+                parts.append(f"```text\n{''.join(output['text'])}```")
+            elif picture := output["data"].get("image/png"):
+                parts.append(f'<img alt="the picture" src="data:image/png;base64,{picture}">')
     return "\n\n".join(parts) + "\n"
 
 
