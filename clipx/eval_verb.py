@@ -34,6 +34,7 @@ class Suite:
     """A YAML file with test sets: `clipx eval MODEL --suite FILE key=value ...`"""
 
     evaluators: dict[str, component("clipx.evaluators")] = Field(min_length=1)  # type: ignore[valid-type]
+    """By the name of the set, with which the names of its metrics begin."""
 
 
 def run(arguments: Namespace) -> None:

@@ -174,7 +174,7 @@ def test_each_extra_has_code_that_asks_for_it() -> None:
         for _, extras in INSTALL.findall(text):
             asked |= set(extras.split(","))
     asked |= set(re.findall(r"\.\[([a-z,]+)\]", (ROOT / "README.md").read_text())[0].split(","))
-    assert PROJECT["optional-dependencies"].keys() - asked - {"dev"} == set()
+    assert PROJECT["optional-dependencies"].keys() - asked - {"dev", "docs"} == set()
 
 
 def test_the_citation_has_the_version_and_the_license() -> None:

@@ -40,6 +40,7 @@ class GroupConfig:
     by: By = "label"
     """The concept: `label`, of data.label_field, or `caption`, the first text of a sample."""
     size: int = Field(default=2, ge=2, le=2**16)
+    """Samples of a group."""
 
 
 @config

@@ -31,6 +31,7 @@ class Preprocessing:
     mean: tuple[Mean, Mean, Mean] = MEAN
     """Of the channels of pixels in [0, 1]."""
     std: tuple[Deviation, Deviation, Deviation] = STD
+    """As `mean`."""
     interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
     """Pillow's, with antialiasing. open_clip evaluates `random` with bicubic."""
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"

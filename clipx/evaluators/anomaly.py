@@ -21,6 +21,7 @@ class Config(LabeledConfig):
     normal: list[str] = Field(min_length=1, kw_only=True)
     """The names of the normal classes; training images of others are left out."""
     train_split: str = "train"
+    """Folder of the training samples."""
     k: int = Field(default=5, ge=1)
     """Nearest normal images over which the distance is averaged."""
 

@@ -20,6 +20,7 @@ class Config(LabeledConfig):
     """A set of images with classes."""
 
     seed: int = Field(default=0, ge=0)
+    """Of the first centers."""
 
     def build(self) -> Clustering:
         return Clustering(self)

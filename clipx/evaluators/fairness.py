@@ -27,6 +27,7 @@ class Config:
     column: str
     """The column that names the slices, such as skin_tone or region."""
     every: DurationText | None = None
+    """Interval in training, as a duration; null: at the end only."""
 
     def build(self) -> Fairness:
         slices = read_column(Path(self.table), self.column)

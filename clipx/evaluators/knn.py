@@ -17,6 +17,7 @@ class Config(LabeledConfig):
     """A set of images with classes that has training samples too."""
 
     train_split: str = "train"
+    """Folder of the training samples."""
     k: int = Field(default=20, ge=1)
     """Neighbors, each with one vote."""
 

@@ -28,11 +28,13 @@ class Config(LabeledConfig):
     """A set of images with classes that has training samples too."""
 
     train_split: str = "train"
+    """Folder of the training samples."""
     shots: int | None = Field(default=None, ge=1)
     """Training samples of each class, drawn at random; null: all."""
     strength: float | None = Field(default=None, gt=0)
     """L2 regularization; null: found by the paper's sweep on a fifth of the training samples."""
     seed: int = Field(default=0, ge=0)
+    """Of the draw of `shots`, and of the part that the sweep holds out."""
 
     def build(self) -> LinearProbe:
         return LinearProbe(self)

@@ -30,12 +30,15 @@ class Config(LabeledConfig):
     templates: str | None = None
     """As of zero_shot."""
     corruptions: list[str] = Field(default_factory=lambda: list(CORRUPTIONS), min_length=1)
+    """Kinds of corruption, by their names in corruptions.py."""
     severities: list[Annotated[int, Field(ge=1, le=5)]] = Field(
         default_factory=lambda: [1, 2, 3, 4, 5], min_length=1
     )
+    """Of each corruption; 5 is the strongest."""
     limit: int | None = Field(default=None, ge=1)
     """Images, evenly spaced over the set; null: all."""
     seed: int = Field(default=0, ge=0)
+    """Of the noise."""
 
     def build(self) -> Robustness:
         return Robustness(self)

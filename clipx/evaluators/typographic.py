@@ -28,6 +28,7 @@ class Config(LabeledConfig):
     limit: int | None = Field(default=None, ge=1)
     """Images, evenly spaced over the set; null: all."""
     seed: int = Field(default=0, ge=0)
+    """Of the choice of the class whose name is written."""
 
     def build(self) -> Typographic:
         return Typographic(self)

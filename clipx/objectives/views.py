@@ -25,19 +25,29 @@ class ViewsConfig:
     (arXiv:2003.04297), without blur: both papers have it with `blur_prob: 0.5`."""
 
     crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    """Share of the image's area that a random crop keeps."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
+    """Width over height of a random crop."""
     flip: Probability = 0.5
+    """Probability of a horizontal flip."""
     color_jitter: tuple[Strength, Strength, Strength, Hue] = (0.4, 0.4, 0.4, 0.1)
+    """Strength of changes of brightness, contrast, saturation and hue."""
     color_jitter_prob: Probability = 0.8
+    """Probability that colors change."""
     gray_scale_prob: Probability = 0.2
+    """Probability that a view becomes gray."""
     blur_prob: Probability = 0.0
+    """Probability of a Gaussian blur."""
     blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    """Standard deviation of the blur, as data.blur_sigma."""
     hidden: PositiveInt = 2048
     """Width inside of the projection head."""
     width: PositiveInt = 128
     """Of the head's output, which the loss compares."""
     temperature: Annotated[float, Field(gt=0.01, le=1)] = 0.1
+    """By which cosines of views are divided, at first or always."""
     learn_temperature: bool = False
+    """Train the temperature."""
 
     @property
     def augmentation(self) -> Augmentation:

@@ -25,9 +25,11 @@ class TrainConfig:
     """One training run. Durations are strings: `2000 steps`, `3 epochs`, `400M samples`."""
 
     run_dir: str
+    """Folder of the run. One that has checkpoints is continued."""
     data: DataConfig
     model: ModelConfig
     duration: DurationText
+    """Length of the run, from its first start."""
     global_batch_size: int = Field(ge=1, le=2**31)
     """Pairs contrasted with one another in a step, over all ranks."""
     objective: component("clipx.objectives") = Field(default="image_text", validate_default=True)  # type: ignore[valid-type]
@@ -60,9 +62,14 @@ class TrainConfig:
     """Folder for the features of locked trunks, which are computed once and trained on instead of
     the images; about 2 bytes x (image width x samples + text width x distinct captions)."""
     seed: int = Field(default=0, ge=0)
+    """Of the initial weights, the order of the data, and all random draws."""
     precision: PrecisionKind = "auto"
+    """Dtype of matrix products. auto: bfloat16 where the hardware has it, else float32. Weights,
+    features and the loss are float32 in any case."""
     device: Device = "auto"
+    """auto: a GPU for each process where there is one, else the CPU."""
     log_every: DurationText = "20 steps"
+    """Interval of the lines of metrics.jsonl."""
     checkpoint_every: IntervalText = "1000 steps"
     """Or a time, `15 minutes`, by the clock of rank 0. There is always a checkpoint before an
     evaluation."""
@@ -83,6 +90,7 @@ class TrainConfig:
     """Time that ranks wait for one another before they give up and name the one that hangs. The
     slowest rank of an evaluation must take less."""
     tensorboard: bool = False
+    """Write event files beside the logs; needs the extra `track`."""
 
 
 @dataclass(frozen=True)

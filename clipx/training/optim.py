@@ -32,7 +32,9 @@ class OptimConfig:
     lr: float = Field(default=5e-4, gt=0)
     """Peak learning rate."""
     betas: tuple[Beta, Beta] = (0.9, 0.98)
+    """Decay of Adam's averages of the gradient and of its square."""
     eps: float = Field(default=1e-6, gt=0)
+    """Added to the root of Adam's second average."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Of the matrices of `muon`."""
     weight_decay: float = Field(default=0.2, ge=0)
