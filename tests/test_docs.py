@@ -153,11 +153,11 @@ def test_the_python_of_extending_md_runs() -> None:
     assert out.loss.item() == pytest.approx(1.2)
 
 
-def test_every_python_block_runs_in_a_test() -> None:
+def test_every_python_block_runs_in_a_test_or_says_what_it_needs() -> None:
     """README.md and extending.md here, python.md in test_python_page.py, search.md in
     e2e/test_documented_commands.py."""
     pages = {"README.md", "extending.md", "python.md", "search.md"}
-    assert {block.page for block in blocks("python")} == pages
+    assert {block.page for block in blocks("python") if not block.needs} == pages
 
 
 def test_the_tour_reads_twelve_files_with_a_question_and_an_answer_each() -> None:
