@@ -153,7 +153,7 @@ def test_the_python_of_extending_md_runs() -> None:
     assert out.loss.item() == pytest.approx(1.2)
 
 
-def test_every_python_block_runs_in_a_test() -> None:
+def test_every_python_block_runs_in_a_test_or_says_what_it_needs() -> None:
     """README.md and extending.md here, python.md in test_python_page.py, search.md in
     e2e/test_documented_commands.py."""
     pages = {"README.md", "extending.md", "python.md", "search.md"}
