@@ -18,10 +18,11 @@ from clipx.data.corpus import AnyOrder, Corpus
 from clipx.data.decode import MAX_BYTES, MAX_PIXELS, Shrink
 from clipx.data.decode import decode as decode_image
 from clipx.data.grouped_order import GroupedOrder
+from clipx.data.held_out import Part, parts_of
 from clipx.data.labels import LabelField
-from clipx.data.order import Mixture, Order
 from clipx.data.sample import PairFields, Source
 from clipx.data.skip_list import read_skip_list
+from clipx.data.source_order import order_of
 from clipx.data.sources import webdataset
 from clipx.types import UserError
 
@@ -112,6 +113,13 @@ class DataConfig:
     reinforced: str | None = None
     """Folder of `clipx data reinforce` with a teacher's embeddings of this corpus: images are
     augmented as the teacher has seen them, and batches have its embeddings."""
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the samples of each source that the run does not train on. A hash of each sample's
+    key decides, so that it stays the same when the corpus grows or is shuffled. Evaluators measure
+    on it with `source: held_out`."""
+    held_out_by: str | None = None
+    """Field of the `.json` member, or column of a table, whose hash decides instead of the key's:
+    `product_id` keeps all pictures of a product on one side."""
     max_bad_fraction: Probability = 0.1
     """Training stops when a larger share of samples (checked from 500 samples on) or of shards is
     bad."""
@@ -147,13 +155,16 @@ class DataConfig:
             shrink=shrink,
         )
 
-    def open(self, *, seed: int) -> Corpus:
+    def open(self, *, seed: int, part: Part = "train") -> Corpus:
         """Open the corpus, in an order without groups. Raises UserError for a corpus without
         samples."""
-        return self.corpus(self.open_sources(), seed=seed)
+        return self.corpus(self.open_sources(part), seed=seed)
 
-    def open_sources(self) -> dict[str, Source]:
-        """Read the tables of all sources. Raises UserError."""
+    def open_sources(self, part: Part = "train") -> dict[str, Source]:
+        """Read the tables of all sources. Raises UserError.
+
+        part: the samples to train on, those of `held_out`, or all
+        """
         if (self.shards is None) == (not self.sources):
             raise UserError("data needs either `shards` or `sources`, not both")
         configs = self.sources or {"shards": webdataset.Config(self.shards)}  # type: ignore[arg-type]
@@ -180,7 +191,7 @@ class DataConfig:
             if not source.sizes.sum():
                 raise UserError(f"{setting}: all {len(source.sizes)} shards are empty")
             sources[name] = source
-        return sources
+        return parts_of(sources, part, share=self.held_out, field=self.held_out_by)
 
     def corpus(
         self,
@@ -199,7 +210,14 @@ class DataConfig:
             shards = np.arange(len(sizes))
             order: AnyOrder = GroupedOrder(sizes, concepts, seed=seed, group_size=self.group.size)
         else:
-            order, shards = self._order(sources, seed)
+            order, shards = order_of(
+                sources,
+                seed=seed,
+                streams=self.streams,
+                window=self.window,
+                weights=self.weights,
+                repeat=self.repeat,
+            )
         field = self.caption_field  # one, or several with their weights
         pair = self.pair
         fields = None
@@ -217,32 +235,3 @@ class DataConfig:
         if self.skip is not None:
             corpus.skip, corpus.skip_unknown = read_skip_list(Path(self.skip), corpus)
         return corpus
-
-    def _order(self, sources: Mapping[str, Source], seed: int) -> tuple[AnyOrder, np.ndarray]:
-        """An order, and the shard of the corpus for each of its shards. Raises UserError."""
-        settings = {"seed": seed, "streams": self.streams, "window": self.window}
-        if self.weights:
-            # Each source has epochs of its own, and so an order of its own.
-            orders = []
-            weights = []
-            for name, source in sources.items():
-                orders.append(Order(source.sizes, **settings))
-                weights.append(self.weights[name])
-            mixture = Mixture(orders, weights, seed=seed)
-            if not mixture.quota.all():  # a block would contain no sample of some source
-                rarest = min(self.weights, key=self.weights.__getitem__)
-                raise UserError(
-                    f"data.weights.{rarest} is below {1 / Mixture.BLOCK:.2%} of the mixture; "
-                    "raise it, or leave the source out"
-                )
-            return mixture, np.arange(mixture.first_shard[-1])
-        # One order of all shards, those of a repeated source several times.
-        parts = []
-        sizes = []
-        first = 0
-        for name, source in sources.items():
-            times = self.repeat.get(name, 1)
-            parts += [np.arange(first, first + len(source.sizes))] * times
-            sizes += [source.sizes] * times
-            first += len(source.sizes)
-        return Order(np.concatenate(sizes), **settings), np.concatenate(parts)
