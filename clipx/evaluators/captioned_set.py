@@ -85,14 +85,14 @@ class CaptionedConfig:
     """Folder in CLIP_benchmark's webdataset layout, with captions one a line in `.txt`."""
     split: str | None = None
     """Folder of the split; null: `test` or `val` if it has one."""
+    every: DurationText | None = None
+    """Interval in training, as a duration; null: at the end only."""
     source: SourceOrHeldOut = None
     """Instead of `path`: any source that `data.sources` takes, or `held_out`, that part of the
     run's own corpus. Equal captions of several images are then right with each of them."""
     caption_field: str | None = None
     """Of a source, as `data.caption_field`; null: that of the run for `held_out`, else `captions`.
     All captions of a sample are taken."""
-    every: DurationText | None = None
-    """Interval in training, as a duration; null: at the end only."""
 
     def read(self) -> CaptionedSet:
         """Raises UserError."""

@@ -64,16 +64,16 @@ class LabeledConfig:
     """Folder in CLIP_benchmark's webdataset layout, or with class folders."""
     split: str | None = None
     """Folder of the split; null: `test` or `val` if it has one."""
-    source: SourceOrHeldOut = None
-    """Instead of `path`: any source that `data.sources` takes, or `held_out`, that part of the
-    run's own corpus."""
-    label_field: str | None = None
-    """Of a source: the field of the `.json` member, or column of a table, with the class."""
     classes: str | None = None
     """imagenet, imagenet-v2, -a, -r or -sketch, objectnet, or a file with one class name a line;
     null: the set's classnames.txt, else the names of its folders; of a source, the labels."""
     every: DurationText | None = None
     """Interval in training, as a duration; null: at the end only."""
+    source: SourceOrHeldOut = None
+    """Instead of `path`: any source that `data.sources` takes, or `held_out`, that part of the
+    run's own corpus."""
+    label_field: str | None = None
+    """Of a source: the field of the `.json` member, or column of a table, with the class."""
 
     def read(self, split: str | None = None) -> LabeledSet:
         """The samples of `split`, by default those of the test. Raises UserError."""
