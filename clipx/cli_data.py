@@ -115,7 +115,8 @@ def _verify(arguments: argparse.Namespace) -> None:
     from clipx.data.verify import verify
     from clipx.progress import note, progress
 
-    opened = replace(config, max_bad_fraction=1.0).open(seed=0)  # bad shards are listed, not fatal
+    # Bad shards are listed, not fatal, and held-out samples are verified too.
+    opened = replace(config, max_bad_fraction=1.0).open(seed=0, part="all")
     try:
         messages = [*check_caption_fields(opened), *check_contents(opened)]
     except UserError as error:  # would stop a run; here, one more fault to report

@@ -71,7 +71,8 @@ def _embed(arguments: argparse.Namespace) -> None:
     # Ranks wait for the slowest, whose parts may take hours longer than those of the others.
     runtime = start("auto", timeout_minutes=7 * 24 * 60)
     share = share_of_task(arguments.task, runtime.rank, runtime.world_size)
-    sources = runtime.on_main(config.open_sources) or {}
+    # Held-out samples too: a search is to find all pictures.
+    sources = runtime.on_main(lambda: config.open_sources("all")) or {}
     corpus = config.corpus(runtime.from_main(sources), seed=0, needs_captions=False)
     dtype = build_precision(arguments.precision, runtime.device).dtype
     encoder = runtime.main_first(

@@ -161,13 +161,19 @@ def captions_panel(
         pixels = captioned.images.shown(number)
         cosine = encoder.encode_image(pixels)[0] @ text.T
         is_own = captioned.owner == number
+        is_right = captioned.right_captions(number)
         guesses = []
         for guess in cosine.argsort(descending=True)[:GUESSES].tolist():
             value = f"{float(cosine[guess]):.2f}"
-            guesses.append(Guess(captioned.captions[guess], value, bool(is_own[guess])))
+            guesses.append(Guess(captioned.captions[guess], value, bool(is_right[guess])))
         own = [captioned.captions[row] for row in torch.nonzero(is_own).flatten().tolist()]
         cells.append(Cell(_picture(pixels), own[0], guesses))
-    counts = {"num_samples": len(whole.images), "num_captions": len(whole.captions)}
+    num_repeated = len(whole.captions) - whole.num_distinct
+    counts = {
+        "num_samples": len(whole.images),
+        "num_captions": whole.num_distinct,
+        "num_repeated_captions": num_repeated,
+    }
     facts = (
         f"{len(cells)} of {len(whole.images):,} images, evenly spaced; guesses out of "
         f"{len(text):,} captions"
@@ -216,12 +222,14 @@ def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, x: int
 
 
 def _rate(metric: str, title: str, counts: Mapping[str, float], result: Result | None) -> str:
-    """A rate beside its chance level."""
+    """A rate beside its chance level, as far as they are known."""
+    parts = []
+    if result is not None and metric in result.metrics:
+        parts.append(f"{result.metrics[metric]:.1%}")
     chance = chance_level(metric, counts)
-    assert chance is not None, "the counts are those of a set of this kind"
-    if result is None or metric not in result.metrics:
-        return f"; {title} by chance {chance:.2%}"
-    return f"; {title} {result.metrics[metric]:.1%}, by chance {chance:.2%}"
+    if chance is not None:  # None with repeated captions
+        parts.append(f"by chance {chance:.2%}")
+    return f"; {title} {', '.join(parts)}" if parts else ""
 
 
 def _picture(pixels: Tensor) -> Image.Image:

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from clipx import embed, strict_json
-from clipx.config import Data, component, config, load, parse_override
+from clipx.config import Data, build, component, config, load, parse_override, read
 from clipx.contact_sheet import is_drawable, write_contact_sheet
 from clipx.distributed.runtime import start
+from clipx.evaluators.sample_source import uses_held_out, with_held_out
 from clipx.files import cache_folder
 from clipx.picture_grid import check_picture_path
 from clipx.progress import make_console
@@ -120,8 +121,9 @@ def chosen_evaluators(
     chosen: dict[str, Any] = {}
     for name, folder in named_sets(sets).items():
         chosen[name] = evaluator_for(folder, for_sets)
+    run_file = config_of_run(model)
     if suite is not None:
-        of_suite = load(Suite, suite, for_evaluators).evaluators
+        of_suite = evaluators_of_suite(suite, for_evaluators)
         if repeated := chosen.keys() & of_suite.keys():
             raise UserError(
                 f"--set and --suite both have a test set named {', '.join(sorted(repeated))}; "
@@ -129,22 +131,38 @@ def chosen_evaluators(
             )
         chosen |= of_suite
     if chosen:
-        return chosen
+        data = None
+        if run_file is not None and any(map(uses_held_out, chosen.values())):
+            data = load(TrainConfig, run_file).data
+        return with_held_out(chosen, data)
 
-    # The model is a run that has evaluators, or a checkpoint in the folder of one.
-    run_folder = Path(model)
-    if not (run_folder / "config.yaml").exists():
-        run_folder = run_folder.parent.parent
-    file = run_folder / "config.yaml"
-    if not file.exists():
+    if run_file is None:
         raise UserError(
             f"{model} has no config.yaml with evaluators; name a test set with --set, "
             "or several with --suite"
         )
-    evaluators = load(TrainConfig, file, for_evaluators).evaluators
-    if not evaluators:
-        raise UserError(f"the run {run_folder} has no evaluators; name a test set with --set")
-    return evaluators
+    config = load(TrainConfig, run_file, for_evaluators)
+    if not config.evaluators:
+        raise UserError(f"the run {run_file.parent} has no evaluators; name a test set with --set")
+    return with_held_out(config.evaluators, config.data)
+
+
+def config_of_run(model: str) -> Path | None:
+    """The config.yaml of a model that is a run, or a checkpoint in the folder of one."""
+    for folder in (Path(model), Path(model).parent.parent):
+        if (folder / "config.yaml").exists():
+            return folder / "config.yaml"
+    return None
+
+
+def evaluators_of_suite(suite: Path, overrides: Sequence[str]) -> Mapping[str, Any]:
+    """The evaluators of a suite, or of the config of a run, whose corpus `held_out` is a part of.
+    Raises UserError."""
+    data = read(suite, overrides)
+    if "run_dir" not in data:
+        return build(Suite, data, where=str(suite)).evaluators
+    config = build(TrainConfig, data, where=str(suite))
+    return with_held_out(config.evaluators, config.data)
 
 
 def named_sets(folders: Sequence[Path]) -> dict[str, Path]:

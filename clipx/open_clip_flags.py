@@ -43,6 +43,8 @@ SETTINGS = {
     "torchcompile": "compile=towers",
     "train-data": "data.shards={value}",
     "train-num-samples": "duration='{value} samples' for the run; shards are counted by clipx",
+    "val-data": "evaluators.val.name=validation_loss evaluators.val.source.name=webdataset "
+    "evaluators.val.source.shards={value} (or evaluators.val.source=held_out data.held_out=0.1)",
     "warmup": "optim.warmup='{value} steps'",
     "wd": "optim.weight_decay={value}",
     "workers": "data.workers={value}",
@@ -64,8 +66,6 @@ WITHOUT_SETTING = {
     "from the weights of another run: model.initial.name=checkpoint model.initial.path=PATH",
     "save-most-recent": "always so: the newest checkpoints are kept, keep_checkpoints= of them",
     "use-bn-sync": "batch norms keep the statistics of each process; ViTs have none",
-    "val-data": "evaluators.NAME.name=retrieval evaluators.NAME.path=TEST_SET measures on held-out "
-    "pairs",
     "wandb-project-name": "TensorBoard is the only tracker: tensorboard=true",
 }
 """Flag -> why it is not needed, or what is done in its place."""
@@ -113,8 +113,12 @@ def setting_for(flag: str, value: str) -> str | None:
         return (
             "tensorboard=true" if "tensorboard" in value else WITHOUT_SETTING["wandb-project-name"]
         )
-    if name == "train-data" and value.lower().endswith((".csv", ".tsv", ".parquet")):
+    is_table = value.lower().endswith((".csv", ".tsv", ".parquet"))
+    if name == "train-data" and is_table:
         return f"data.sources.pairs.name=table data.sources.pairs.path={value}"
+    if name == "val-data" and is_table:
+        place = "evaluators.val.source"
+        return f"evaluators.val.name=validation_loss {place}.name=table {place}.path={value}"
     if name in SETTINGS:
         return SETTINGS[name].format(value=value or "VALUE")
     return WITHOUT_SETTING.get(name)

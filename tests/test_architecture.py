@@ -76,6 +76,7 @@ NO_COMPONENTS = {  # modules that components share
     "objective",
     "pairs",
     "queue",
+    "sample_source",
     "teacher",
     "test_sets",
     "views",

@@ -249,6 +249,7 @@ SAMPLES: dict[str, str] = {
     "report-to": "tensorboard",
     "seed": "0",
     "train-data": "data/{000..127}.tar",
+    "val-data": "data/val.tar",
 }
 TABLE = ("data={sources: {pairs: {name: table, path: x.csv}}}",)
 PREPARED = {
@@ -290,6 +291,13 @@ def test_the_flags_are_those_of_open_clip() -> None:
             ],
         ),
         ("train --train-data p.csv", ["--train-data p.csv  ->  data.sources.pairs.name=table "]),
+        (
+            "train --val-data v.csv",
+            [
+                "--val-data v.csv  ->  evaluators.val.name=validation_loss "
+                "evaluators.val.source.name=table evaluators.val.source.path=v.csv"
+            ],
+        ),
         (
             "train --pretrained a/b.pt",
             [

@@ -18,11 +18,12 @@ from clipx.data.corpus import AnyOrder, Corpus
 from clipx.data.decode import MAX_BYTES, MAX_PIXELS, Shrink
 from clipx.data.decode import decode as decode_image
 from clipx.data.grouped_order import GroupedOrder
+from clipx.data.held_out import Part, parts_of
 from clipx.data.labels import LabelField
 from clipx.data.rand_augment import MAX_MAGNITUDE
 from clipx.data.sample import PairFields, Source
 from clipx.data.skip_list import read_skip_list
-from clipx.data.source_order import order_of
+from clipx.data.source_order import check_shares, order_of
 from clipx.data.sources import webdataset
 from clipx.types import UserError
 
@@ -130,6 +131,13 @@ class DataConfig:
     reinforced: str | None = None
     """Folder of `clipx data reinforce` with a teacher's embeddings of this corpus: images are
     augmented as the teacher has seen them, and batches have its embeddings."""
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the samples of each source that the run does not train on. A hash of each sample's
+    key decides, so that it stays the same when the corpus grows or is shuffled. Evaluators measure
+    on it with `source: held_out`."""
+    held_out_by: str | None = None
+    """Field of the `.json` member, or column of a table, whose hash decides instead of the key's:
+    `product_id` keeps all pictures of a product on one side."""
     max_bad_fraction: Probability = 0.1
     """Training stops when a larger share of samples (checked from 500 samples on) or of shards is
     bad."""
@@ -166,24 +174,20 @@ class DataConfig:
             exif_orientation=self.exif_orientation,
         )
 
-    def open(self, *, seed: int) -> Corpus:
+    def open(self, *, seed: int, part: Part = "train") -> Corpus:
         """Open the corpus, in an order without groups. Raises UserError for a corpus without
         samples."""
-        return self.corpus(self.open_sources(), seed=seed)
+        return self.corpus(self.open_sources(part), seed=seed)
 
-    def open_sources(self) -> dict[str, Source]:
-        """Read the tables of all sources. Raises UserError."""
+    def open_sources(self, part: Part = "train") -> dict[str, Source]:
+        """Read the tables of all sources. Raises UserError.
+
+        part: the samples to train on, those of `held_out`, or all
+        """
         if (self.shards is None) == (not self.sources):
             raise UserError("data needs either `shards` or `sources`, not both")
         configs = self.sources or {"shards": webdataset.Config(self.shards)}  # type: ignore[arg-type]
-        unknown = {*self.weights, *self.repeat} - {*configs}
-        if unknown:
-            raise UserError(f"data.weights and data.repeat name no source: {sorted(unknown)}")
-        if self.weights and (self.repeat or {*self.weights} != {*configs}):
-            raise UserError(
-                "data.weights needs one weight for each source, and no data.repeat beside it; "
-                f"sources: {sorted(configs)}, weights: {sorted(self.weights)}"
-            )
+        check_shares(configs, self.weights, self.repeat)
         sources = {}
         for name in sorted(configs):  # the order of the samples must not depend on the YAML's
             source = configs[name].build()
@@ -199,7 +203,7 @@ class DataConfig:
             if not source.sizes.sum():
                 raise UserError(f"{setting}: all {len(source.sizes)} shards are empty")
             sources[name] = source
-        return sources
+        return parts_of(sources, part, share=self.held_out, field=self.held_out_by)
 
     def corpus(
         self,
@@ -220,11 +224,11 @@ class DataConfig:
         else:
             order, shards = order_of(
                 sources,
-                self.weights,
-                self.repeat,
                 seed=seed,
                 streams=self.streams,
                 window=self.window,
+                weights=self.weights,
+                repeat=self.repeat,
             )
         field = self.caption_field  # one, or several with their weights
         pair = self.pair

@@ -28,6 +28,27 @@ class LabelField:
 
     def of(self, raw: Raw) -> int:
         """The label of a sample, int64. Raises SampleError if it has none that can be used."""
+        try:
+            return label_of(self._value(raw))
+        except ValueError as error:
+            if isinstance(error, SampleError):
+                raise
+            raise SampleError("label", f"{self.name}: {error}") from error
+
+    def text_of(self, raw: Raw) -> str:
+        """The label as text, with single spaces in place of `_` and others. Raises SampleError."""
+        value = self._value(raw)
+        try:
+            text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        except UnicodeDecodeError as error:
+            raise SampleError("label", f"{self.name}: not UTF-8: {error}") from error
+        text = " ".join(text.replace("_", " ").split())
+        if not text or isinstance(value, list | dict):
+            raise SampleError("label", f"{self.name}: {str(value)[:50]!r} is no name")
+        return text
+
+    def _value(self, raw: Raw) -> Any:
+        """Raises SampleError."""
         value = raw.text.get(self.name)
         fields = dict(raw.text)
         if value is None:
@@ -36,10 +57,7 @@ class LabelField:
         if value is None:
             there = ", ".join(fields) or "none"
             raise SampleError("label", f"no {self.name}; fields there: {there}")
-        try:
-            return label_of(value)
-        except ValueError as error:
-            raise SampleError("label", f"{self.name}: {error}") from error
+        return value
 
 
 def label_of(value: Any) -> int:

@@ -119,6 +119,12 @@ class Source(Protocol):
         """Name of a sample, unique within its shard. Raises OSError where the shard is gone."""
         ...
 
+    def identity(self, shard: int, sample: int) -> str:
+        """Name of a sample that stays the same when the source grows or is put into another order,
+        by which `data.held_out` chooses; two samples may have the same. Raises OSError where the
+        shard is gone."""
+        ...
+
     def read(
         self,
         shard: int,

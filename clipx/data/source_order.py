@@ -1,8 +1,8 @@
-"""One order of the samples of several sources: a mixture by weights, or all in each epoch."""
+"""One order over the shards of all sources of a corpus: mixed by weight, or one after another."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -11,18 +11,33 @@ from clipx.data.sample import Source
 from clipx.types import UserError
 
 
+def check_shares(
+    names: Collection[str], weights: Mapping[str, float], repeat: Mapping[str, int]
+) -> None:
+    """Raise UserError unless `data.weights` and `data.repeat` fit the names of the sources."""
+    unknown = {*weights, *repeat} - {*names}
+    if unknown:
+        raise UserError(f"data.weights and data.repeat name no source: {sorted(unknown)}")
+    if weights and (repeat or {*weights} != {*names}):
+        raise UserError(
+            "data.weights needs one weight for each source, and no data.repeat beside it; "
+            f"sources: {sorted(names)}, weights: {sorted(weights)}"
+        )
+
+
 def order_of(
     sources: Mapping[str, Source],
-    weights: Mapping[str, float],
-    repeat: Mapping[str, int],
     *,
     seed: int,
     streams: int,
     window: int,
+    weights: Mapping[str, float],
+    repeat: Mapping[str, int],
 ) -> tuple[Order | Mixture, np.ndarray]:
-    """An order, and the shard of the corpus for each of its shards. Raises UserError.
+    """An order, and the shard of the corpus for each of its shards, (shards of the order,) int64.
+    Raises UserError.
 
-    weights, repeat: of the sources by name, as `data.weights` and `data.repeat`
+    weights, repeat: by the name of the source; see `DataConfig`
     """
     settings = {"seed": seed, "streams": streams, "window": window}
     if weights:

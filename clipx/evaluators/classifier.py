@@ -22,15 +22,30 @@ from clipx.types import ImageTextEncoder, Result, Setting, UserError
 PROMPTS = 8192  # embedded before they are averaged: the 80,000 of ImageNet need not be held
 
 
-def read_templates(path: Path, templates: str | None) -> list[str]:
+Templates = str | list[str] | None
+"""The type of a setting: one of class_lists.TEMPLATES, a file with one prompt a line, a list of
+prompts, or null for those of the set."""
+
+
+def read_templates(path: Path | None, templates: Templates) -> list[str]:
     """Prompts with {c} or {} for the class name. Raises UserError.
 
-    path: of the set
-    templates: one of class_lists.TEMPLATES, or a file with one prompt a line; by default the set's
+    path: of the set; None for a source, whose own prompts are the class name alone
     """
+    if isinstance(templates, list):
+        if not templates:
+            raise UserError("templates is an empty list; give one prompt at least, such as '{c}'")
+        _check_templates(templates)
+        return templates
     if templates in TEMPLATES:
         return known_templates(templates)
-    file = Path(templates) if templates else path / "zeroshot_classification_templates.txt"
+    if path is None and templates is None:
+        return ["{c}"]
+    if templates is not None:
+        file = Path(templates)
+    else:
+        assert path is not None, "else returned above"
+        file = path / "zeroshot_classification_templates.txt"
     # Class folders of other origin have no such file, and users do not know its name.
     if templates is None and not file.exists():
         raise UserError(

@@ -33,9 +33,9 @@ class Clustering:
         self.num_clusters = len(self.set.label.unique())
         if not 1 < self.num_clusters < len(self.set):
             raise UserError(
-                f"test set {settings.path} has {self.num_clusters} classes in {len(self.set)} "
-                "images: clusters agree with them whatever the model is; it needs two classes or "
-                "more, and more images than classes"
+                f"test set {self.set.images.path} has {self.num_clusters} classes in "
+                f"{len(self.set)} images: clusters agree with them whatever the model is; it "
+                "needs two classes or more, and more images than classes"
             )
 
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:

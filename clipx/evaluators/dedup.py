@@ -33,7 +33,9 @@ class Dedup:
         self.set = settings.read()
         self.threshold = settings.threshold
         if len(self.set) < 2:
-            raise UserError(f"test set {settings.path} has one image: there is no other to compare")
+            raise UserError(
+                f"test set {self.set.images.path} has one image: there is no other to compare"
+            )
 
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         features = self.set.features(encoder, setting)

@@ -35,7 +35,9 @@ class EmbeddingHealth:
     def __init__(self, settings: Config) -> None:
         captioned = settings.read()
         if len(captioned.images) < 2:
-            raise UserError(f"test set {settings.path} has one image: there is no space to look at")
+            raise UserError(
+                f"test set {captioned.images.path} has one image: there is no space to look at"
+            )
         self.images = captioned.images
         first_captions = captioned.first_captions().tolist()
         self.captions = [captioned.captions[number] for number in first_captions]

@@ -95,6 +95,8 @@ def slice_result(whole: Result, slices: list[str]) -> Result:
         rows: list[dict[str, Any]] = []
         for number, name in enumerate(names.tolist()):
             members = slice_of == number
+            if weights is not None and not weights[members].any():
+                continue  # its captions are equal to ones of other slices, and count there
             group = (values[members], None if weights is None else weights[members])
             groups.append(group)
             row = {"metric": metric, "slice": name, "samples": int(members.sum())}

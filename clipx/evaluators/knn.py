@@ -9,6 +9,7 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.evaluators.labeled_set import LabeledConfig, read_train_and_test
+from clipx.evaluators.sample_source import SourceOrHeldOut
 from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 
@@ -18,6 +19,8 @@ class Config(LabeledConfig):
 
     train_split: str = "train"
     """Folder of the training samples."""
+    train_source: SourceOrHeldOut = None
+    """Training samples beside a `source`; null: for `held_out` those that the run trains on."""
     k: int = Field(default=20, ge=1)
     """Neighbors, each with one vote."""
 
@@ -28,7 +31,9 @@ class Config(LabeledConfig):
 class Knn:
     def __init__(self, settings: Config) -> None:
         self.k = settings.k
-        self.train, self.test = read_train_and_test(settings, settings.train_split)
+        self.train, self.test = read_train_and_test(
+            settings, settings.train_split, settings.train_source
+        )
         if self.k > len(self.train):
             raise UserError(f"k {self.k} is more than the {len(self.train)} training samples")
 

@@ -1,18 +1,26 @@
-"""Test sets whose images have classes, in either layout of test_sets.py."""
+"""Test sets whose images have classes: in either layout of test_sets.py, or from a source."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipx.config import config
 from clipx.data.class_lists import OBJECTNET, SUBSETS, ClassList, known_classes, objectnet_classes
+from clipx.data.labels import LabelField
 from clipx.durations import DurationText
 from clipx.evaluators.distributed import embed_images
+from clipx.evaluators.sample_source import (
+    PartOfRun,
+    SourceOrHeldOut,
+    check_source,
+    open_samples,
+)
 from clipx.evaluators.test_sets import (
     Images,
     class_folders,
@@ -52,18 +60,32 @@ class LabeledSet:
 class LabeledConfig:
     """Settings of evaluators on images with classes."""
 
-    path: str
+    path: str | None = None
     """Folder in CLIP_benchmark's webdataset layout, or with class folders."""
     split: str | None = None
     """Folder of the split; null: `test` or `val` if it has one."""
     classes: str | None = None
     """imagenet, imagenet-v2, -a, -r or -sketch, objectnet, or a file with one class name a line;
-    null: the set's classnames.txt, else the names of its folders."""
+    null: the set's classnames.txt, else the names of its folders; of a source, the labels."""
     every: DurationText | None = None
     """Interval in training, as a duration; null: at the end only."""
+    source: SourceOrHeldOut = None
+    """Instead of `path`: any source that `data.sources` takes, or `held_out`, that part of the
+    run's own corpus."""
+    label_field: str | None = None
+    """Of a source: the field of the `.json` member, or column of a table, with the class."""
 
     def read(self, split: str | None = None) -> LabeledSet:
         """The samples of `split`, by default those of the test. Raises UserError."""
+        if self.source is not None:
+            if split is not None:
+                raise UserError("this evaluator reads a training split, so it needs a `path`")
+            (labeled,) = read_labeled_sources(self, [self.source])
+            return labeled
+        if self.path is None:
+            raise UserError("the test set needs a `path`, or a `source`")
+        if self.label_field is not None:
+            raise UserError("label_field belongs to a `source`; classes of `path` are in .cls")
         path = Path(self.path)
         classes = self.classes
         folder = split_folder(path, split or self.split)
@@ -104,11 +126,58 @@ class LabeledConfig:
         return LabeledSet(images, torch.tensor(labels), names)
 
 
-def read_train_and_test(settings: LabeledConfig, train_split: str) -> tuple[LabeledSet, LabeledSet]:
-    """Two splits with the same classes. Raises UserError."""
+def read_labeled_sources(settings: LabeledConfig, sources: Sequence[Any]) -> list[LabeledSet]:
+    """The samples of each source, with the same classes: those of `classes`, else all labels,
+    sorted. Raises UserError.
+
+    sources: of the type SourceOrHeldOut
+    """
+    check_source(settings.path, settings.split)
+    if settings.label_field is None:
+        raise UserError("a `source` needs label_field, the column that has the classes")
+    field = LabelField(settings.label_field)
+    opened = [open_samples(source) for source in sources]
+    labels = [samples.texts(field.text_of) for samples in opened]
+    if settings.classes is None:
+        names = sorted({text for texts in labels for text in texts})
+    else:
+        names = list(_read_classes(Path(opened[0].title), settings.classes).names)
+    numbers = {str(number): number for number in range(len(names))}
+    for number, name in reversed(list(enumerate(names))):
+        numbers[name] = number  # of equal names the first; a name is preferred to a number
+    labeled = []
+    for samples, texts in zip(opened, labels, strict=True):
+        for text, key in zip(texts, samples.keys, strict=True):
+            if text not in numbers:
+                raise UserError(
+                    f"test sample {key} of {samples.title} has the label {text!r}, which is "
+                    f"neither one of the {len(names)} names of {settings.classes} nor a number"
+                )
+        label = torch.tensor([numbers[text] for text in texts])
+        labeled.append(LabeledSet(samples.images(), label, names))
+    return labeled
+
+
+def read_train_and_test(
+    settings: LabeledConfig, train_split: str, train_source: Any
+) -> tuple[LabeledSet, LabeledSet]:
+    """Two splits with the same classes. Raises UserError.
+
+    train_source: beside settings.source; None: for `held_out` the samples that the run trains on
+    """
     path = settings.path
-    train = settings.read(train_split)
-    test = settings.read()
+    if settings.source is not None:
+        if train_source is None and isinstance(settings.source, PartOfRun):
+            train_source = replace(settings.source, is_held_out=False)
+        if train_source is None:
+            raise UserError("a `source` of test samples needs train_source beside it")
+        train, test = read_labeled_sources(settings, [train_source, settings.source])
+        path = str(train.images.path)
+    else:
+        if train_source is not None:
+            raise UserError("train_source belongs to a `source`; `path` has train_split")
+        train = settings.read(train_split)
+        test = settings.read()
     # Without a list of classes, the folders of each split are numbered by their own names, so that
     # number 1 might be another class in each.
     if list(train.names) != list(test.names):

@@ -17,6 +17,7 @@ from clipx.config import config
 from clipx.evaluators.classifier import add_accuracy
 from clipx.evaluators.distributed import on_main
 from clipx.evaluators.labeled_set import LabeledConfig, LabeledSet, read_train_and_test
+from clipx.evaluators.sample_source import SourceOrHeldOut
 from clipx.types import ImageTextEncoder, Result, Setting, UserError
 
 STEPS_PER_DECADE = 8
@@ -29,6 +30,8 @@ class Config(LabeledConfig):
 
     train_split: str = "train"
     """Folder of the training samples."""
+    train_source: SourceOrHeldOut = None
+    """Training samples beside a `source`; null: for `held_out` those that the run trains on."""
     shots: int | None = Field(default=None, ge=1)
     """Training samples of each class, drawn at random; null: all."""
     strength: float | None = Field(default=None, gt=0)
@@ -43,7 +46,9 @@ class Config(LabeledConfig):
 class LinearProbe:
     def __init__(self, settings: Config) -> None:
         self.settings = settings
-        self.train, self.test = read_train_and_test(settings, settings.train_split)
+        self.train, self.test = read_train_and_test(
+            settings, settings.train_split, settings.train_source
+        )
         if settings.shots is not None:
             self.train = few_shot(self.train, settings.shots, settings.seed)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import config
-from clipx.evaluators.classifier import classifier, nearest_class_hits
+from clipx.evaluators.classifier import Templates, classifier, nearest_class_hits
 from clipx.evaluators.labeled_set import LabeledConfig
 from clipx.evaluators.zero_shot import ZeroShot
 from clipx.types import ImageTextEncoder, Result, Setting
@@ -20,7 +20,7 @@ from clipx.types import ImageTextEncoder, Result, Setting
 class Config(LabeledConfig):
     """A set of images with classes."""
 
-    templates: str | None = None
+    templates: Templates = None
     """As of zero_shot."""
 
     def build(self) -> PromptSensitivity:

@@ -15,7 +15,7 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.data.decode import pixels_of
-from clipx.evaluators.classifier import classifier, nearest_class_hits
+from clipx.evaluators.classifier import Templates, classifier, nearest_class_hits
 from clipx.evaluators.corruptions import CORRUPTIONS, corrupt, fitted_picture
 from clipx.evaluators.distributed import embed_images
 from clipx.evaluators.labeled_set import LabeledConfig
@@ -27,7 +27,7 @@ from clipx.types import ImageTextEncoder, Result, Setting, UserError
 class Config(LabeledConfig):
     """A set of images with classes."""
 
-    templates: str | None = None
+    templates: Templates = None
     """As of zero_shot."""
     corruptions: list[str] = Field(default_factory=lambda: list(CORRUPTIONS), min_length=1)
     """Kinds of corruption, by their names in corruptions.py."""

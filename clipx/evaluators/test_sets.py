@@ -30,9 +30,10 @@ class UndecodableImage(UserError):
 
 @dataclass(frozen=True)
 class Images:
-    """keys: of the images, unique in the set; read: number of an image -> its bytes"""
+    """path: of the set, or what to call it in messages; keys: of the images, unique in the set;
+    read: number of an image -> its bytes"""
 
-    path: Path
+    path: Path | str
     keys: Sequence[str]
     read: Callable[[int], bytes]
 

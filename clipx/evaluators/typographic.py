@@ -11,7 +11,7 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.data.decode import pixels_of
-from clipx.evaluators.classifier import classifier, nearest_class_hits
+from clipx.evaluators.classifier import Templates, classifier, nearest_class_hits
 from clipx.evaluators.corruptions import fitted_picture
 from clipx.evaluators.distributed import embed_images
 from clipx.evaluators.labeled_set import LabeledConfig
@@ -23,7 +23,7 @@ from clipx.types import ImageTextEncoder, Result, Setting
 class Config(LabeledConfig):
     """A set of images with classes."""
 
-    templates: str | None = None
+    templates: Templates = None
     """As of zero_shot."""
     limit: int | None = Field(default=None, ge=1)
     """Images, evenly spaced over the set; null: all."""

@@ -11,27 +11,23 @@ from torch import Tensor
 
 from clipx import metrics
 from clipx.config import component, config
-from clipx.data import decode
-from clipx.data.captions import CaptionFields
-from clipx.data.config import DataConfig
-from clipx.data.corpus import Corpus
-from clipx.data.sample import BAD_SAMPLE_ERRORS, SampleError
 from clipx.distributed.pool import LocalPool
+from clipx.evaluators.captioned_set import CaptionedSet, read_captions
 from clipx.evaluators.distributed import embed_images, embed_texts, exchange
-from clipx.evaluators.test_sets import UndecodableImage, with_remedy
+from clipx.evaluators.sample_source import SourceOrHeldOut
 from clipx.types import ImageTextEncoder, Loss, Result, Setting, UserError
-
-SOURCE = "held_out"
 
 
 @config
 class Config:
     """A source that the run does not train on, and the loss to compute over it."""
 
-    source: component("clipx.data.sources")  # type: ignore[valid-type]
-    """Where the pairs are: any source that `data.sources` takes."""
-    caption_field: str = "captions"
-    """As `data.caption_field`. Of several captions of a sample the first is taken."""
+    source: SourceOrHeldOut
+    """Where the pairs are: any source that `data.sources` takes, or `held_out`, that part of the
+    run's own corpus."""
+    caption_field: str | None = None
+    """As `data.caption_field`; null: that of the run for `held_out`, else `captions`. Of several
+    captions of a sample the first is taken."""
     batch_size: int = Field(default=1024, ge=2, le=2**20)
     """Pairs contrasted with one another, in the order of the source; the last batch has the rest.
     The loss depends on it: with b pairs, chance is ln b for `infonce`."""
@@ -49,48 +45,26 @@ class Config:
                 "sample, which it does not read; use loss=infonce or loss=sigmoid with their "
                 "default settings"
             )
-        data = DataConfig(sources={SOURCE: self.source}, max_bad_fraction=0.0)
-        return ValidationLoss(data.open(seed=0), self.caption_field, loss, self.batch_size)
+        if self.source is None:
+            raise UserError("validation_loss needs a `source`, such as held_out")
+        captioned = read_captions(self.source, self.caption_field)
+        return ValidationLoss(captioned, loss, self.batch_size)
 
 
 class ValidationLoss:
-    def __init__(self, corpus: Corpus, caption_field: str, loss: Loss, batch_size: int) -> None:
-        """Reads all captions. Raises UserError at the first sample without one."""
-        self.corpus = corpus
+    def __init__(self, captioned: CaptionedSet, loss: Loss, batch_size: int) -> None:
+        """Raises UserError for a single pair."""
+        self.images = captioned.images
         self.loss = loss
         self.batch_size = batch_size
-        self.places: list[tuple[int, int]] = []  # (shard, sample)
-        self.captions: list[str] = []
-        fields = CaptionFields({caption_field: 1.0})
-        for number in range(int(corpus.sizes.sum())):
-            place = corpus.place_of(number)
-            try:
-                raw = corpus.read_raw(*place, images=())
-                self.captions.append(fields.of(raw).texts[0])
-            except BAD_SAMPLE_ERRORS as error:
-                raise UserError(f"{self._name(*place)}: {error}") from error
-            self.places.append(place)
-        if len(self.places) < 2:
+        firsts = captioned.first_captions().tolist()
+        self.captions = [captioned.captions[number] for number in firsts]
+        if len(self.images) < 2:
             raise UserError("validation_loss: the source has one pair, and nothing to contrast")
 
-    def _name(self, shard: int, sample: int) -> str:
-        return f"held-out sample {sample} of {self.corpus.name(shard)}"
-
-    def _image(self, number: int) -> Tensor:
-        """(3, H, W) uint8. Raises UndecodableImage, or UserError if it cannot be read."""
-        shard, sample = self.places[number]
-        name = self._name(shard, sample)
-        try:
-            return decode.decode(self.corpus.read_raw(shard, sample).image)
-        except (SampleError, decode.BadImage) as error:
-            raise UndecodableImage(f"{name} does not decode: {with_remedy(error)}") from error
-        except OSError as error:
-            raise UserError(f"{name} cannot be read: {error}") from error
-
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
-        count = len(self.places)
-        keys = [self._name(*place) for place in self.places]
-        image = embed_images(encoder, self._image, keys, setting)
+        count = len(self.images)
+        image = embed_images(encoder, self.images.image, self.images.keys, setting)
         text = embed_texts(encoder, self.captions, setting)
 
         # Rank r takes the batches r, r + R ..., whole ones: a batch is the same on any number of

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipx import metrics
 from clipx.config import config
 from clipx.embed import Encoder
-from clipx.evaluators.classifier import add_accuracy, classifier, read_templates
+from clipx.evaluators.classifier import Templates, add_accuracy, classifier, read_templates
 from clipx.evaluators.labeled_set import LabeledConfig, LabeledSet
 from clipx.model_inputs import Pictures
 from clipx.types import ImageTextEncoder, Result, Setting, UserError
@@ -22,21 +22,24 @@ from clipx.types import ImageTextEncoder, Result, Setting, UserError
 class Config(LabeledConfig):
     """A set of images with classes."""
 
-    templates: str | None = None
-    """openai (80 prompts), simple (7), or a file with one prompt a line; null: the set's own."""
+    templates: Templates = None
+    """openai (80 prompts), simple (7), a file with one prompt a line, or a list of prompts; null:
+    the set's own, of a source the class name alone."""
 
     def build(self) -> ZeroShot:
         return ZeroShot(self, self.templates)
 
 
 class ZeroShot:
-    def __init__(self, settings: LabeledConfig, templates: str | None) -> None:
+    def __init__(self, settings: LabeledConfig, templates: Templates) -> None:
         """templates: as in Config"""
-        self.templates = read_templates(Path(settings.path), templates)
+        has_folder = settings.path is not None and settings.source is None
+        path = Path(str(settings.path)) if has_folder else None
+        self.templates = read_templates(path, templates)
         self.set = settings.read()
         if len(self.set.names) < 2:
             raise UserError(
-                f"test set {settings.path} has one class: there is no other to take it for"
+                f"test set {self.set.images.path} has one class: there is no other to take it for"
             )
 
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:

@@ -10,8 +10,8 @@ def chance_level(metric: str, metrics: Mapping[str, float]) -> float | None:
     """The expected value of a metric under random scores; None where it has none here.
 
     metric: name without that of the set, such as `zeroshot-top1`, `text_to_image_R@5`
-    metrics: `num_classes` of a set with classes; `num_samples` and `num_captions` of one with
-        captions
+    metrics: `num_classes` of a set with classes; `num_samples`, `num_captions` and
+        `num_repeated_captions` of one with captions
     """
     classes = metrics.get("num_classes")
     if classes is not None:
@@ -22,6 +22,9 @@ def chance_level(metric: str, metrics: Mapping[str, float]) -> float | None:
     direction, _, name = metric.rpartition("_")
     images = metrics.get("num_samples")
     captions = metrics.get("num_captions")
+    # With repeated captions, queries have different numbers of right answers.
+    if metrics.get("num_repeated_captions"):
+        return None
     if images is None or captions is None or captions < images:
         return None
     if direction == "image_to_text":

@@ -62,8 +62,12 @@ def rate_interval(
     Zeros and ones have the exact binomial interval. Other values have that of as many zeros and
     ones as would give the variance of this mean (Korn and Graubard, Survey Methodology 1998).
 
-    weights: (N,) number of equal parts each value is the mean of, such as the captions of an image
+    weights: (N,) number of equal parts each value is the mean of, such as the captions of an image;
+        those of weight 0 are no samples
     """
+    if weights is not None:
+        values = values[weights > 0]
+        weights = weights[weights > 0]
     values = values.double()
     count = len(values)
     if values.min() < 0 or values.max() > 1:

@@ -77,11 +77,19 @@ def chance_text(metric: str, metrics: SetScores) -> str:
     """The chance level of a rate, such as `chance 0.4%`; empty where none is known, as for runs of
     before results had the number of classes."""
     counts = {}
-    for name in ("num_classes", "num_samples", "num_captions"):
+    for name in ("num_classes", "num_samples", "num_captions", "num_repeated_captions"):
         if name in metrics:
             counts[name] = metrics[name][-1].value
     chance = chance_level(metric, counts)
     return "" if chance is None else f"chance {percent_text(chance)}"
+
+
+def start_text(metric: str, metrics: SetScores) -> str:
+    """The value before the first step, such as `at step 0: 12.5%`, if it was measured."""
+    first, *later = metrics[metric]
+    if first.step != 0 or not later:
+        return ""
+    return f"at step 0: {value_text(metric, first.value)}"
 
 
 def interval_text(metric: str, point: Point) -> str:

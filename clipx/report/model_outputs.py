@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,12 +108,15 @@ def collect_outputs(run: Path) -> ModelOutputs:
                 outputs.class_errors.append(f"{name}: {error}")
 
     # Retrieval first: embedding_health needs the same features, so a set of both is embedded once.
-    embedded = set()
+    embedded: list[Any] = []
     for kind in (retrieval.Config, embedding_health.Config):
         for name, config in evaluators.items():
-            if not isinstance(config, kind) or (config.path, config.split) in embedded:
+            if not isinstance(config, kind):
                 continue
-            embedded.add((config.path, config.split))
+            place = (config.path, config.split, config.source, config.caption_field)
+            if place in embedded:
+                continue
+            embedded.append(place)
             print(f"embedding {name}", file=sys.stderr)
             try:
                 outputs.paired.append(embed_pairs(name, config, encoder, setting))

@@ -35,9 +35,8 @@ def retrieval_report(paired: Paired) -> dict[str, Any]:
     by_caption = []
     for number in evenly_spaced(len(paired.text), NUM_QUERIES):
         scores = paired.image @ paired.text[number]
-        is_right = torch.arange(len(scores)) == captioned.owner[number]
         images = []
-        for candidate in candidates(scores, is_right):
+        for candidate in candidates(scores, captioned.right_images(number)):
             uri = picture_uri(captioned.images.shown(candidate.number))
             images.append((candidate, uri, paired.caption_of(candidate.number)))
         by_caption.append((captioned.captions[number], images))
@@ -50,7 +49,7 @@ def retrieval_report(paired: Paired) -> dict[str, Any]:
         image = min(num_images - 1, number + shift)
         captions = []
         scores = paired.text @ paired.image[image]
-        for candidate in candidates(scores, captioned.owner == image):
+        for candidate in candidates(scores, captioned.right_captions(image)):
             captions.append((candidate, captioned.captions[candidate.number]))
         uri = picture_uri(captioned.images.shown(image))
         by_image.append((uri, captioned.images.keys[image], captions))

@@ -13,6 +13,7 @@ MAY_CHANGE = (
     "stop_margin",
     "timeout_minutes",
     "evaluators",
+    "evaluate_at_start",
     "data.workers",
     "data.decoded_cache",
     "data.max_bad_fraction",
@@ -27,7 +28,14 @@ MAY_CHANGE = (
     "pool.kind",
     "pool.chunk",
 )
-CORPUS_SETTINGS = ("data.shards", "data.sources", "data.weights", "data.repeat")
+CORPUS_SETTINGS = (
+    "data.shards",
+    "data.sources",
+    "data.weights",
+    "data.repeat",
+    "data.held_out",
+    "data.held_out_by",
+)
 """Settings that may also change if the user accepts another corpus."""
 
 

@@ -36,19 +36,27 @@ def closing_text(config: TrainConfig, *, first_step: int, total: int, seconds: f
 
 
 def _best_figures(folder: Path) -> list[str]:
-    """The last and the lowest loss, and the best value of each headline metric with its step."""
+    """The last and the lowest loss, and the best value of each headline metric with its step, and
+    with the value before the first step where that was measured."""
     figures = []
     losses = _values(read_lines(folder / "metrics.jsonl"), ("train/loss",))
     if points := losses.get("train/loss"):
         last = points[-1][0]
         lowest, step = min(points)
         figures.append(f"loss {last:.4f}, lowest {lowest:.4f} at step {step:,}")
-    metrics = _values(read_lines(folder / "results.jsonl"), ("top1", "R@1"))
+    metrics = _values(read_lines(folder / "results.jsonl"), ("top1", "R@1", "-loss"))
     for name, points in list(metrics.items())[:MAX_FIGURES]:
-        best = max(value for value, _ in points)
+        is_loss = name.endswith("-loss")
+        of_trained = [point for point in points if point[1] > 0] or points
+        values = [value for value, _ in of_trained]
+        best = min(values) if is_loss else max(values)
         # The first of equal values: later ones have added nothing.
-        step = next(step for value, step in points if value == best)
-        figures.append(f"{name} {best:.2%} at step {step:,}")
+        step = next(step for value, step in of_trained if value == best)
+        form = ".4f" if is_loss else ".2%"
+        before = ""
+        if points[0][1] == 0 and step > 0:
+            before = f"{points[0][0]:{form}} before the first step, "
+        figures.append(f"{name} {before}{best:{form}} at step {step:,}")
     if len(metrics) > MAX_FIGURES:
         figures.append(f"and {len(metrics) - MAX_FIGURES} more in results.jsonl")
     return figures

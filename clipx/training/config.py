@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from clipx.distributed.pool import PoolConfig
 from clipx.distributed.runtime import Device, Job
 from clipx.distributed.wrap import Parallel
 from clipx.durations import Duration, DurationText, IntervalText, TimeText, parse_seconds
+from clipx.evaluators.sample_source import with_held_out
 from clipx.models.dual_encoder import ModelConfig
 from clipx.training.optim import OptimConfig
 from clipx.types import PrecisionKind, UserError
@@ -58,6 +59,8 @@ class TrainConfig:
     """Skipped steps in a row, without a finite loss and gradient, after which a run stops."""
     evaluators: dict[str, component("clipx.evaluators")] = Field(default_factory=dict)  # type: ignore[valid-type]
     """By the name of the set, with which the names of its metrics begin."""
+    evaluate_at_start: bool = False
+    """Run all evaluators before the first step too, to compare with the initial weights."""
     cache_features: str | None = None
     """Folder for the features of locked trunks, which are computed once and trained on instead of
     the images; about 2 bytes x (image width x samples + text width x distinct captions)."""
@@ -92,6 +95,11 @@ class TrainConfig:
     tensorboard: bool = False
     """Write event files beside the logs; needs the extra `track`."""
 
+    @property
+    def evaluators_on_corpus(self) -> dict[str, Any]:
+        """The evaluators, with the held-out part of the corpus where they ask for it."""
+        return with_held_out(self.evaluators, self.data)
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -107,6 +115,7 @@ class RunPlan:
     stop_after: float | None
     stop_margin: float
     evaluate_every: dict[str, int]
+    evaluate_at_start: bool
 
     @classmethod
     def of(cls, config: TrainConfig, epoch_samples: int) -> RunPlan:
@@ -145,7 +154,14 @@ class RunPlan:
             stop_after=parse_seconds(after) if after else None,
             stop_margin=parse_seconds(config.stop_margin),
             evaluate_every=evaluate_every,
+            evaluate_at_start=config.evaluate_at_start,
         )
+
+    def evaluations_due(self, step: int) -> list[str]:
+        """Names of the evaluators to run after a step; 0 is before the first."""
+        if step == 0:
+            return list(self.evaluate_every) if self.evaluate_at_start else []
+        return [name for name, every in self.evaluate_every.items() if due(step, every, self.total)]
 
     def deadline(self, job: Job, start_time: float) -> float | None:
         """Unix seconds at which to stop; None if nothing limits the run."""

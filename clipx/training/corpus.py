@@ -12,6 +12,7 @@ from clipx.data.captions import check_caption_fields
 from clipx.data.concepts import read_concepts
 from clipx.data.corpus import Corpus
 from clipx.data.grouped_order import GroupedOrder
+from clipx.data.held_out import held_out_message
 from clipx.data.labels import check_contents
 from clipx.data.loader import Batches
 from clipx.data.negatives import NegativeTexts, num_drawn, read_negatives
@@ -50,7 +51,8 @@ def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
         sources = config.data.open_sources()
         corpus = corpus_of(config, sources)
         negative_texts(config, corpus)  # raises for those of another corpus
-        messages = [*check_caption_fields(corpus), *check_contents(corpus)]
+        messages = held_out_message(sources)
+        messages += [*check_caption_fields(corpus), *check_contents(corpus)]
         return sources, concepts_of(config, corpus), messages
 
     sources, concepts, messages = runtime.on_main(open_and_check) or ({}, None, [])

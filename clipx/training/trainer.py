@@ -117,7 +117,7 @@ def run_steps(session: Session, files: LogFiles | None, report: Report, stop: St
                 pause_start = time.perf_counter()
                 save_if_due(session, report)
                 # A stop that comes with the last step needs no exception: the run is complete.
-                if session.stop_requested and (step < plan.total or evaluations_due(session)):
+                if session.stop_requested and (step < plan.total or plan.evaluations_due(step)):
                     reason = session.runtime.first(stop.reason)
                     assert reason is not None, "a rank has requested the stop"
                     raise stopped(session, reason)
@@ -177,7 +177,7 @@ def save_if_due(session: Session, report: Report) -> None:
     if fault := session.saver.fault():
         report.say(f"{fault}; the last good one stays, training goes on")
     is_last = step == plan.total or session.stop_requested
-    must_wait = is_last or bool(evaluations_due(session))
+    must_wait = is_last or bool(plan.evaluations_due(step))
     is_due = must_wait or session.save_requested or due(step, plan.checkpoint_every, plan.total)
     fault = session.save(wait=must_wait) if is_due else None
     if fault and is_last:
@@ -188,24 +188,16 @@ def save_if_due(session: Session, report: Report) -> None:
         report.say(notice)
 
 
-def evaluations_due(session: Session) -> list[str]:
-    """Names of the evaluators to run after this step."""
-    step = session.state.step
-    if step == 0:
-        return []
-    plan = session.plan
-    return [name for name, every in plan.evaluate_every.items() if due(step, every, plan.total)]
-
-
 def evaluate_if_due(session: Session, files: LogFiles | None, report: Report, stop: Stop) -> None:
     """Evaluate on all ranks, each its share of the samples. Skips what a killed run has evaluated
     at this step before. Raises Stopped if any rank had to stop meanwhile."""
     step = session.state.step
     runtime = session.runtime
-    names = evaluations_due(session)
+    names = session.plan.evaluations_due(step)
     if not names or runtime.from_main(files is not None and step in files.evaluated_steps):
         return
-    evaluators = {name: session.config.evaluators[name] for name in names}
+    evaluators = session.config.evaluators_on_corpus
+    evaluators = {name: evaluators[name] for name in names}
     report.step(step, f"evaluating {', '.join(names)}")
     # With the averages of the weights, if the run keeps them.
     with session.learner.evaluated(session.model_json) as model:
@@ -246,5 +238,7 @@ def stopped(session: Session, reason: str) -> Stopped:
     part. Raises UserError if the checkpoint could not be written."""
     if fault := session.saver.finish():
         raise UserError(f"{fault}; make room and start the same command again")
-    progress = f"step {session.state.step} of {session.plan.total}"
-    return Stopped(f"stopped at {progress} by {reason}, with a checkpoint")
+    step = session.state.step
+    # An evaluation before the first step has no checkpoint to be repeated from, and needs none.
+    saved = ", with a checkpoint" if step else ""
+    return Stopped(f"stopped at step {step} of {session.plan.total} by {reason}{saved}")

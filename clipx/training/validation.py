@@ -172,7 +172,7 @@ def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str
     faults: list[str] = []
     has_checkpoint = False
     if runtime.is_main:
-        faults = faults_of(config.evaluators)
+        faults = faults_of(config.evaluators_on_corpus)
         has_checkpoint = bool(list_checkpoints(Path(config.run_dir) / "checkpoints"))
     # With a checkpoint the run continues: training is worth more than a test set that has vanished.
     runtime.agree("\n".join(faults) if faults and not has_checkpoint else None)

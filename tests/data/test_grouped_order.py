@@ -15,7 +15,7 @@ from loading import batch
 from loading import batches as plain_batches
 from samples import png, write_shard
 
-from clipx.data import concepts as module
+from clipx.data import sample_values as module
 from clipx.data.concepts import read_concepts
 from clipx.data.config import DataConfig, GroupConfig
 from clipx.data.corpus import Corpus

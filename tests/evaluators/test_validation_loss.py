@@ -43,7 +43,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def features(model: Encoder, evaluator: validation_loss.ValidationLoss) -> tuple[Tensor, Tensor]:
-    image = model.encode_image([evaluator._image(number) for number in range(COUNT)])
+    image = model.encode_image([evaluator.images.image(number) for number in range(COUNT)])
     return image.double(), model.encode_text(evaluator.captions).double()
 
 
@@ -101,5 +101,5 @@ def test_settings_without_a_meaning_are_refused(
 
 def test_a_sample_without_a_caption_is_an_error_that_names_it(tmp_path: Path, corpus: Path) -> None:
     write_tar(corpus / "99.tar", {"a.png": b"", "a.json": b"{}"})
-    with pytest.raises(UserError, match=r"held-out sample 0 of .*99\.tar"):
+    with pytest.raises(UserError, match=r"test sample 99\.tar/a of .*no text in captions or txt"):
         config(corpus).build()

@@ -106,6 +106,9 @@ class Folder:
         key = os.fsdecode(self._keys[row])
         return key + self._suffixes[self._codes[row, 0]] if self._is_duplicate[row] else key
 
+    def identity(self, shard: int, sample: int) -> str:
+        return self.key(shard, sample)
+
     def read(
         self,
         shard: int,

@@ -85,6 +85,9 @@ class Synthetic:
     def key(self, shard: int, sample: int) -> str:
         return f"{self._number(shard, sample):08d}"
 
+    def identity(self, shard: int, sample: int) -> str:
+        return self.key(shard, sample)
+
     def read(
         self,
         shard: int,

@@ -101,6 +101,11 @@ class Table:
         path = rows.path(sample)
         return f"{rows.first + sample:08d}" + (f":{path}" if path else "")
 
+    def identity(self, shard: int, sample: int) -> str:
+        """The path of the image; the row in its file where the table has no paths."""
+        _, _, rows = self._shards[shard]
+        return rows.path(sample) or self.key(shard, sample)
+
     def read(
         self,
         shard: int,

@@ -84,6 +84,9 @@ class Webdataset:
             raise OSError(f"sizes.json counts {declared} samples, the tar has {len(index)}")
         return index.key(sample)
 
+    def identity(self, shard: int, sample: int) -> str:
+        return self.key(shard, sample)
+
     def read(
         self,
         shard: int,
