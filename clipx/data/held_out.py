@@ -93,6 +93,11 @@ def parts_of(
 
     share: of the samples to be held out; field: see `is_held_out`
     """
+    if field is not None and not share:
+        raise UserError(
+            f"data.held_out_by {field!r} without data.held_out holds nothing out; set "
+            "data.held_out, such as 0.1"
+        )
     if part == "all" or (part == "train" and not share):
         return dict(sources)
     if not share:

@@ -194,6 +194,7 @@ def test_a_sample_without_the_field_counts_by_itself(tmp_path: Path) -> None:
     [
         ({"held_out": 1e-6}, "none of the 300 samples of products is held out"),
         ({"held_out": 0.999999}, "all 300 samples of products are held out"),
+        ({"held_out_by": "product_id"}, r"without data\.held_out"),
         ({"held_out": 0.1, "held_out_by": "sku"}, "no sample of products has it; .*product_id"),
         ({"held_out": 0.1, "held_out_by": "shop"}, "none of the 1 values of 'shop'"),
     ],
