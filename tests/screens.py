@@ -37,7 +37,10 @@ def as_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> Terminal:
 
 def rendered(output: str | bytes, width: int) -> list[str]:
     """The lines of the screen after `output`, from the first to the last that is not empty."""
-    text = output.decode() if isinstance(output, bytes) else output.replace("\n", "\r\n")
+    if isinstance(output, bytes):
+        text = output.decode(errors="ignore")  # a piece may end within a character
+    else:
+        text = output.replace("\n", "\r\n")
     screen = pyte.Screen(width, 200)
     pyte.Stream(screen).feed(text)
     lines = [line.rstrip() for line in screen.display]
