@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from typing import Any
 
@@ -70,22 +71,23 @@ class Augmentation:
             erase_prob=settings.erase_prob,
         )
 
-    @property
+    # Each is read for every image of a batch.
+    @cached_property
     def is_random(self) -> bool:
         crops = self.crop and (self.scale, self.ratio) != ((1, 1), (1, 1))
         colors = self.jitters or self.gray_scale_prob > 0
         return crops or self.flip > 0 or colors or self.needs_further_draws
 
-    @property
+    @cached_property
     def needs_further_draws(self) -> bool:
         """Whether it does anything that `FurtherDraws` decide."""
         return self.rand_augments or self.blur_prob > 0 or self.erase_prob > 0
 
-    @property
+    @cached_property
     def rand_augments(self) -> bool:
         return self.rand_augment > 0 and self.rand_augment_magnitude > 0
 
-    @property
+    @cached_property
     def jitters(self) -> bool:
         return self.color_jitter_prob > 0 and any(self.color_jitter)
 
