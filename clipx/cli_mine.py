@@ -130,7 +130,7 @@ def _print(mined: Mined, rules: Rules) -> None:
 
 
 def statistic(values: Tensor, name: str) -> str:
-    """One of a column of similarities, as text; - where there are none."""
+    """One of a column of similarities, as text; - if it is empty."""
     if not len(values):
         return "-"
     values = values.double()

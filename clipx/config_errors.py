@@ -35,7 +35,7 @@ def unusable_values(data: Any, path: str = "") -> Iterator[str]:
 
 
 def explained(message: str) -> PydanticCustomError:
-    """An error whose message says all, so that `complaints` adds nothing to it."""
+    """An error with a complete message, to which `complaints` adds nothing."""
     return PydanticCustomError("explained", "{message}", {"message": message})
 
 
@@ -75,7 +75,7 @@ def complaints(error: ValidationError, cls: type) -> list[str]:
 
 
 def _hint_for_key(cls: type, location: Sequence[int | str], value: Any) -> str:
-    """The end of a message about an unknown key: what was probably meant."""
+    """The end of a message about an unknown key: the key that was probably meant."""
     *parents, key = location
     name = str(key)
     siblings = _fields_at(cls, parents)

@@ -1,9 +1,10 @@
 """Check a config without running the modules of its classes.
 
-Most of these modules import torch, which takes seconds, and a mistake in a config is to be reported
-at once. A config class is therefore read from its source: the names, types and defaults of its
-fields are those of the class itself, so that pydantic gives the same messages. What cannot be read
-so, such as a component outside clipx, is accepted here and checked when its module is imported.
+Most of these modules import torch, which takes seconds, and a mistake in a config should be
+reported at once. A config class is therefore read from its source: the names, types and defaults of
+its fields are those of the class itself, so that pydantic gives the same messages. What cannot be
+read so, such as a component outside clipx, is accepted here and checked when its module is
+imported.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def encode_rows(
     on_error: OnError,
     output: Output,
 ) -> Tensor | np.ndarray:
-    """(N, width) float32 for N items, NaN for those that were skipped. Raises UserError.
+    """(N, width) float32 for N items, NaN for skipped ones. Raises UserError.
 
     prepare: an item -> one input of the tower; raises UserError for an item that will not do
     embed: n inputs and their names -> (n, width) float32 on the CPU

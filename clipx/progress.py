@@ -131,8 +131,8 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def activity(title: str) -> Iterator[None]:
-    """Show that something of unknown length goes on: its seconds on a terminal, else a line at the
-    start and every few seconds."""
+    """Show that something of unknown length is running: its seconds on a terminal, else a line at
+    the start and every few seconds."""
     console = make_console(stderr=True)
     if console.is_interactive:
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False))

@@ -56,7 +56,7 @@ class PeerError(Exception):
 
 class Stopped(Exception):
     """A run has ended before its last step, with a checkpoint, by a signal or a time limit. The
-    command line exits with 75: the same command goes on."""
+    command line exits with 75: the same command continues."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ _TAG = ExifTags.Base.Orientation
 _START = b"Exif\0\0"
 _APP1 = b"\xff\xe1"  # the marker of the segment; two bytes of its length follow
 
-# What is done to stored rows and columns: whether they are exchanged, then which are reversed.
+# Changes of stored rows and columns: whether they are exchanged, then which are reversed.
 _ROWS, _COLUMNS = 0, 1
 _TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
     1: (False, ()),
@@ -35,9 +35,9 @@ _ERRORS = (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.erro
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """1 to 8, of the bytes of a JPEG; 1 where there is no valid tag.
+    """1 to 8, of the bytes of a JPEG; 1 without a valid tag.
 
-    The search costs microseconds. Pillow is asked only for a file that has EXIF.
+    The search costs microseconds. Pillow is called only for a file that has EXIF.
     """
     place = data.find(_START, 0, HEAD_BYTES)
     if place < 0 or data[place - 4 : place - 2] != _APP1:

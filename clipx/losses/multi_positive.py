@@ -88,7 +88,7 @@ def within(rows: Tensor, pool: Pool, scale: Tensor, ids: Tensor, num_positives: 
     of_others = sum_of_positives(rows, rows, pool, scale, ids, own_counts=False)
     num_others = num_positives - 1
     has_others = num_others > 0
-    # Where there is no other row at all, lse is -inf.
+    # Without any other row, lse is -inf.
     mean = of_others / num_others.clamp(min=1)
     return torch.where(has_others, lse.masked_fill(~has_others, 0) - mean, 0.0).mean()
 

@@ -200,7 +200,7 @@ def _value(name: str, text: str) -> Any:
 
 
 def _fault(name: str, value: Any) -> str | None:
-    """What is wrong with a value, by the type of the flag's default; None if it can be used."""
+    """The fault of a value, by the type of the flag's default; None if it can be used."""
     default = DEFAULTS[name]
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     is_number = is_whole or isinstance(value, float)

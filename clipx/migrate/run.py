@@ -1,4 +1,4 @@
-"""`clipx import open_clip`: a run of open_clip_train as a folder from which `clipx train` goes on.
+"""`clipx import open_clip`: a run of open_clip_train as a folder that `clipx train` continues.
 
 OUT/train.yaml              the config
 OUT/model.json              the model, where flags changed it
@@ -106,7 +106,7 @@ def progress(params: Params, peer: PeerCheckpoint) -> tuple[int, int | None]:
 
 
 def _steps_of_shards(params: Params) -> int | None:
-    """Steps of an epoch by the trainer's own rounding; None where params.txt does not tell."""
+    """Steps of an epoch by the trainer's own rounding; None if params.txt does not have them."""
     samples = params["train_num_samples"]
     if not samples or dataset_type(params, params["train_data"]) != "webdataset":
         return None

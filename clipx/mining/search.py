@@ -41,7 +41,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Mined:
-    """numbers: (N, count) int64 samples, -1 where there are fewer
+    """numbers: (N, count) int64 samples, -1 if there are fewer
     positive: (P,) similarities of the usable samples with their captions
     negative, difference: of each negative, its similarity and how far it is below the positive
     considered: number of candidates of the ranks below skip + window

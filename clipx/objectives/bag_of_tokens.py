@@ -73,7 +73,7 @@ class TokenHead(nn.Module):
         self.register_buffer("is_word", is_word, persistent=False)
 
     def first_of_each_word(self, tokens: Tensor) -> Tensor:
-        """(b, T) int64 -> (b, T) bool: tokens of words, without those that stood before."""
+        """(b, T) int64 -> (b, T) bool: tokens of words, without repetitions."""
         same = tokens[:, :, None] == tokens[:, None, :]
         is_repeated = same.tril(-1).any(2)
         # Ids beyond the vocabulary are no words, such as mT5's <extra_id_0> in a caption.

@@ -18,7 +18,7 @@ from clipx.types import Interval, UserError
 
 NUM_NEIGHBORS = 10
 NO_ROWS = np.empty(0, dtype=np.int64)
-NUM_QUERIES = 1000  # for the choice, and as many others to measure what was chosen
+NUM_QUERIES = 1000  # for the choice, and as many others to measure the choice
 EXACT_UP_TO = 20_000
 """Rows that are searched exactly unless a kind is given: 2 ms a query of 512 dimensions."""
 

@@ -25,7 +25,7 @@ NO_COLUMNS = ("json", "txt")
 class Chunk:
     """Samples first ... stop - 1 of a part, read.
 
-    pixels: (n, 3, S, S) uint8 of those that can be used, as the model takes them
+    pixels: (n, 3, S, S) uint8 of the usable ones, as the model takes them
     rows: their metadata; bad: records of the others
     """
 

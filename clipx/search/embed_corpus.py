@@ -163,7 +163,7 @@ class EmbedCorpus:
             num_embedded += pq.read_metadata(self.files.metadata_file(part.number)).num_rows
         num_bad = self.manifest.num_samples - num_embedded
         manifest = replace(self.manifest, num_embedded=num_embedded, num_bad=num_bad)
-        # Of processes that were killed. Now that all parts are there, nobody is writing.
+        # Of processes that were killed. All parts are there, so no process is writing.
         for temporary in self.files.folder.glob("*/.*"):
             temporary.unlink(missing_ok=True)
         manifest.write(self.files.folder)

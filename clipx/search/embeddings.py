@@ -6,7 +6,7 @@ folder/
     text_emb/text_emb_00.npy      of their captions, zeros for a sample without one; no folder for
                                   a corpus without captions
     metadata/metadata_00.parquet  a row for each sample, with the columns of COLUMNS and the user's
-    quarantine/quarantine_00.jsonl samples that could not be embedded; no file where there are none
+    quarantine/quarantine_00.jsonl samples that could not be embedded; no file if there are none
     manifest.json                 the model, the corpus and the counts
 
 A part is up to `part_size` samples of one shard. Each file is atomic and metadata is written last,

@@ -13,7 +13,7 @@ ROUNDING = 1e-5  # more than a float32 product of unit rows is off
 def nearest_rows(
     queries: Tensor, rows: np.ndarray, k: int, *, kept: np.ndarray | None = None
 ) -> tuple[Tensor, Tensor]:
-    """((Q, k) similarities, (Q, k) int64 rows), best first; -inf and -1 where there are fewer. Of
+    """((Q, k) similarities, (Q, k) int64 rows), best first; -inf and -1 if there are fewer. Of
     rows with equal similarities the first comes first.
 
     A product of matrices rounds an element by its place, so that equal rows may score differently.

@@ -27,7 +27,7 @@ from clipx.types import UserError
 
 @dataclass(frozen=True)
 class Term:
-    """A part of a query: a text or a picture, which is to be near (sign 1) or far (sign -1)."""
+    """A part of a query: a text or a picture, near the results (sign 1) or far from them (-1)."""
 
     sign: Literal[1, -1]
     text: str | None = None

@@ -146,7 +146,7 @@ class VectorIndex:
         return VectorIndex(self.spec, self.rows, self._index, kept)
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """((Q, k) similarities, (Q, k) int64 rows), best first; -inf and -1 where there are fewer
+        """((Q, k) similarities, (Q, k) int64 rows), best first; -inf and -1 if there are fewer
         than k rows or the index has found fewer.
 
         queries: (Q, D) float32 of unit norm

@@ -74,7 +74,7 @@ class ServedMap:
         return True
 
     def content(self) -> MapContent:
-        """Raises Refused where there is no map that can be used."""
+        """Raises Refused without a usable map."""
         if not isinstance(self._store, FolderStore):
             raise Refused(404, f"{self.name} is a collection of Qdrant, and maps are of folders")
         remedy = "run `clipx index DIR --map` with its folder"

@@ -43,7 +43,7 @@ def spread(
             of_all = gather(feature[: math.ceil(MAX_ROWS / world_size)].float())
             # Some objectives have several rows for a sample, such as patches.
             flat = of_all.reshape(-1, of_all.shape[-1])[:MAX_ROWS]
-            # Fewer rows have a low rank in any space. Of a skipped step, the log says why.
+            # Fewer rows have a low rank in any space. For a skipped step, the log has the reason.
             if len(flat) >= MIN_ROWS and flat.isfinite().all():
                 rows[name] = F.normalize(flat, dim=-1)
     figures = {}

@@ -70,7 +70,7 @@ class TrainConfig:
     """Dtype of matrix products. auto: bfloat16 where the hardware has it, else float32. Weights,
     features and the loss are float32 in any case."""
     device: Device = "auto"
-    """auto: a GPU for each process where there is one, else the CPU."""
+    """auto: a GPU for each process if it can have one, else the CPU."""
     log_every: DurationText = "20 steps"
     """Interval of the lines of metrics.jsonl."""
     checkpoint_every: IntervalText = "1000 steps"

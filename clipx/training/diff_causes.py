@@ -17,7 +17,7 @@ LARGE = 1e-2
 
 
 def likely_causes(found: RunDiff) -> list[str]:
-    """What probably made the runs part, or what can be said of runs that did not; one at least."""
+    """What probably made the runs part, or a statement on runs that did not; one at least."""
     if not found.num_common:
         return [
             f"no step is in both logs ({len(found.a.metrics)} and {len(found.b.metrics)} lines); "

@@ -131,7 +131,7 @@ def _settings(
 @contextmanager
 def _signals_to(stop: Stop) -> Iterator[None]:
     """Signals end the run with a checkpoint. Afterwards they do what they did before, because the
-    process goes on, unlike that of the command line."""
+    process continues, unlike that of the command line."""
     # Python delivers signals to the main thread, and lets no other change handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
