@@ -7,7 +7,7 @@ Vectors are unit rows around centers, as embeddings of concepts are; queries are
 same centers. Milliseconds are medians of one query at a time, and of 32 that come at once, for each
 of them. FAISS flat is the yardstick of exact search. `--check` exits 1 when the index that
 `--recall 0.95` chooses finds less on queries that it has not seen. Run nothing beside it; with the
-defaults it takes half an hour on 2 cores and 10 GiB.
+defaults it takes an hour on 2 cores, most of it for HNSW, and 10 GiB.
 """
 
 from __future__ import annotations
