@@ -157,7 +157,7 @@ COMPLAINTS = {
     "optim.clip_grad_norm=-1": "optim.clip_grad_norm: .*greater than 0",
     "optim.clip_grad_norm=0": "optim.clip_grad_norm: .*greater than 0",
     "data.window=1e22": "data.window: .*",
-    "evaluators.x.name=zero_shot": "evaluators.x.path: missing",
+    "evaluators.x.name=validation_loss": "evaluators.x.source: missing",
     "evaluators.x=3": "evaluators.x: needs a `name`; known: .*zero_shot",
 }
 

@@ -18,12 +18,13 @@ from screens import on_terminal
 from tiny_runs import COLORS, SHAPES, metrics, picture, png, train, write_config, write_corpus
 
 pytestmark = pytest.mark.slow
+WIDE = {"COLUMNS": "300"}  # workers of pytest-xdist have another number
 
 
 def screen(*arguments: str | Path, code: int = 0) -> str:
-    """What `clipx ...` leaves on a terminal of 120 columns, its broken lines joined."""
-    found, lines, _ = on_terminal(arguments, width=120, environment=environment())
-    text = "".join(line.ljust(120) if len(line) == 120 else line + "\n" for line in lines)
+    """What `clipx ...` leaves on a terminal that is wide enough for the paths of tests."""
+    found, lines, _ = on_terminal(arguments, width=300, environment=environment() | WIDE)
+    text = "\n".join(lines) + "\n"
     assert found == code, text
     return text
 

@@ -166,13 +166,13 @@ def test_pages_and_large_pictures_are_put_in_quarantine(model: Path, tmp_path: P
     pictures.mkdir()
     (pictures / "page.png").write_bytes(HTML)
     (pictures / "good.png").write_bytes(png(1))
-    Image.new("1", (10_000, 10_000)).save(pictures / "large.png")
+    Image.new("1", (20_000, 10_000)).save(pictures / "large.png")
     out = tmp_path / "out"
     cli.main(["embed", str(model), str(pictures), "--out", str(out), "--precision", "fp32"])
     lines = (out / "quarantine/quarantine_0.jsonl").read_text().splitlines()
     reasons = {json.loads(line)["key"]: json.loads(line) for line in lines}
     assert set(reasons) == {"page", "large"}
-    assert "10000 x 10000" in json.dumps(reasons["large"])
+    assert "20000 x 10000" in json.dumps(reasons["large"])
 
 
 def test_queries_that_are_no_picture_are_named(
