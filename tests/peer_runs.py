@@ -9,7 +9,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.loss import SigLipLoss
-from tiny_runs import MODEL
+from tiny_runs import MODEL, write_corpus
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,6 +46,25 @@ def write_model(folder: Path, **changes: Any) -> str:
     content = {"model_cfg": MODEL | changes, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     return f"local-dir:{folder}"
+
+
+def write_run(folder: Path, *, epochs: int) -> tuple[Path, Path]:
+    """(params.txt, checkpoint) of a run on 30 samples that has done the first of its epochs. It
+    validates on 10 samples."""
+    corpus = write_corpus(folder / "corpus", samples=30, shards=3)
+    held_out = write_corpus(folder / "held_out", samples=10, shards=1)
+    name = write_model(folder / "model")
+    params = write_params(
+        folder,
+        model=name,
+        train_data=f"{corpus}/{{00..02}}.tar",
+        val_data=f"{held_out}/00.tar",
+        workers=0,
+        epochs=epochs,
+        warmup=2,
+        log_every_n_steps=1,
+    )
+    return params, PeerRun(name).save(folder / "epoch_1.pt", prefix="module.")
 
 
 class PeerRun:

@@ -61,6 +61,11 @@ class CaptionFields:
     weights: Mapping[str, float]
     fallback: str = FALLBACK_FIELD
 
+    @classmethod
+    def from_setting(cls, setting: str | Mapping[str, float]) -> CaptionFields:
+        """Of `data.caption_field`: a field, or several with their weights."""
+        return cls({setting: 1.0} if isinstance(setting, str) else setting)
+
     def of(self, raw: Raw) -> Caption:
         """The caption of a sample. Raises SampleError if it has none."""
         of_json: dict[str, Any] | None = None  # parsed once, and only where needed

@@ -230,11 +230,10 @@ class DataConfig:
                 weights=self.weights,
                 repeat=self.repeat,
             )
-        field = self.caption_field  # one, or several with their weights
         pair = self.pair
         fields = None
         if needs_captions and pair is None:
-            fields = CaptionFields({field: 1.0} if isinstance(field, str) else field)
+            fields = CaptionFields.from_setting(self.caption_field)
         corpus = Corpus(
             sources,
             order,

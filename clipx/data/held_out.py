@@ -2,7 +2,7 @@
 
 A hash decides for each sample by itself, so that its side never depends on the samples around it:
 it stays where it is when the corpus grows, is shuffled or gets further sources, and a larger share
-only adds samples to those that were held out before.
+only adds to the samples held out before.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -57,14 +58,7 @@ def orientation_of(image: Image.Image) -> int:
 def turn_by_pillow(image: Image.Image) -> int:
     """1 to 8: how Pillow will turn the pixels when it loads them, which it does for TIFF alone.
     Called before they are loaded."""
-    if not isinstance(image, TiffImageFile):
-        return 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return _valid(image.getexif().get(_TAG))
-        except _ERRORS:
-            return 1
+    return _tag_in(image.getexif) if isinstance(image, TiffImageFile) else 1
 
 
 def inverse(orientation: int) -> int:
@@ -96,15 +90,21 @@ def turned(pixels: Tensor, orientation: int) -> Tensor:
 
 def _tag_of(content: bytes) -> int:
     """content: of the EXIF segment, with its `Exif` at the start or without"""
-    exif = Image.Exif()
+
+    def parse() -> Image.Exif:
+        exif = Image.Exif()
+        exif.load(content)
+        return exif
+
+    return _tag_in(parse)
+
+
+def _tag_in(read: Callable[[], Image.Exif]) -> int:
+    """The orientation in the EXIF that `read` returns; 1 if it is damaged or has no valid tag."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged EXIF
         try:
-            exif.load(content)
-            return _valid(exif.get(_TAG))
+            value = read().get(_TAG)
         except _ERRORS:
             return 1
-
-
-def _valid(value: object) -> int:
     return value if isinstance(value, int) and value in _TURNS else 1

@@ -15,7 +15,7 @@ from clipx.data.preprocessing import MEAN
 
 MAX_MAGNITUDE = 10
 DRAWS_PER_OPERATION = 2  # which one it is, and its sign
-# Of what moves in from outside: the average color.
+# The average color, for pixels that move in from outside.
 _FILL = [float(round(255 * mean)) for mean in MEAN]
 
 # The strongest of each, at magnitude 10: those of AutoAugment (arXiv:1805.09501).

@@ -123,9 +123,8 @@ def caption_fields(source: Any, name: str | None) -> CaptionFields:
     source: of the type SourceOrHeldOut; name: a field, or None for that of the run
     """
     if name is None and isinstance(source, PartOfRun):
-        fields = source.data.caption_field
-        return CaptionFields({fields: 1.0} if isinstance(fields, str) else fields)
-    return CaptionFields({name or DEFAULT_FIELD: 1.0})
+        return CaptionFields.from_setting(source.data.caption_field)
+    return CaptionFields.from_setting(name or DEFAULT_FIELD)
 
 
 def read_captions(source: Any, caption_field: str | None) -> CaptionedSet:

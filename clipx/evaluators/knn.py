@@ -20,7 +20,7 @@ class Config(LabeledConfig):
     train_split: str = "train"
     """Folder of the training samples."""
     train_source: SourceOrHeldOut = None
-    """Training samples beside a `source`; null: for `held_out` those that the run trains on."""
+    """Training samples beside a `source`; null: for `held_out`, the training part of the run."""
     k: int = Field(default=20, ge=1)
     """Neighbors, each with one vote."""
 

@@ -31,7 +31,7 @@ class Config(LabeledConfig):
     train_split: str = "train"
     """Folder of the training samples."""
     train_source: SourceOrHeldOut = None
-    """Training samples beside a `source`; null: for `held_out` those that the run trains on."""
+    """Training samples beside a `source`; null: for `held_out`, the training part of the run."""
     shots: int | None = Field(default=None, ge=1)
     """Training samples of each class, drawn at random; null: all."""
     strength: float | None = Field(default=None, gt=0)

@@ -71,9 +71,7 @@ class EmbedCorpus:
         self.config = config
         self.encoder = encoder
         self.dtype = np.dtype(dtype)
-        field_names = config.caption_field
-        weights = {field_names: 1.0} if isinstance(field_names, str) else field_names
-        self.fields = CaptionFields(weights)
+        self.fields = CaptionFields.from_setting(config.caption_field)
         self.parts = parts_of(corpus, part_size)
         self.manifest = Manifest(
             model=model,

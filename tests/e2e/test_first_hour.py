@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from peer_runs import PeerRun, write_model, write_params
+from peer_runs import write_run
 from ranks import ROOT, environment
 from screens import on_terminal
 from tiny_runs import COLORS, SHAPES, metrics, picture, png, train, write_config, write_corpus
@@ -30,16 +30,12 @@ def screen(*arguments: str | Path, code: int = 0) -> str:
 
 
 def test_a_researcher_from_open_clip_is_training_after_three_commands(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", samples=30, shards=3)
-    held_out = write_corpus(tmp_path / "held_out", samples=10, shards=1)
-    model = write_model(tmp_path / "model")
-
     # Their own command line, word by word: nothing is trained, and each flag has its setting.
-    flags = ["--train-data", f"{corpus}/{{00..02}}.tar", "--batch-size", "6", "--lr", "1e-3"]
+    flags = ["--train-data", "data/{00..02}.tar", "--batch-size", "6", "--lr", "1e-3"]
     flags += ["--precision", "amp_bf16", "--epochs", "4", "--local-loss", "--zeal", "3"]
     shown = screen("train", *flags, code=2)
     for line in (
-        f"--train-data {corpus}/{{00..02}}.tar  ->  data.shards={corpus}/{{00..02}}.tar",
+        "--train-data data/{00..02}.tar  ->  data.shards=data/{00..02}.tar",
         "--batch-size 6  ->  global_batch_size=6 (over all processes",
         "--lr 1e-3  ->  optim.lr=1e-3",
         "--precision amp_bf16  ->  precision=bf16",
@@ -50,17 +46,7 @@ def test_a_researcher_from_open_clip_is_training_after_three_commands(tmp_path: 
         assert line in shown
 
     # Their run: its flags and its checkpoint become a run of clipx.
-    checkpoint = PeerRun(model).save(tmp_path / "epoch_1.pt", prefix="module.")
-    params = write_params(
-        tmp_path,
-        model=model,
-        train_data=f"{corpus}/{{00..02}}.tar",
-        val_data=f"{held_out}/00.tar",
-        workers=0,
-        epochs=2,
-        warmup=2,
-        log_every_n_steps=1,
-    )
+    params, checkpoint = write_run(tmp_path, epochs=2)
     run = tmp_path / "run"
     shown = screen(
         "import", "open_clip", "--params", params, "--checkpoint", checkpoint, "--out", run

@@ -7,27 +7,14 @@ import shutil
 from pathlib import Path
 
 import yaml
-from peer_runs import BATCH, STEPS, PeerRun, write_model, write_params
-from tiny_runs import metrics, train, weights_digest, write_corpus
+from peer_runs import BATCH, STEPS, write_run
+from tiny_runs import metrics, train, weights_digest
 
 from clipx.migrate.run import import_run
 
 
 def test_an_imported_run_trains_on_evaluates_and_resumes(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", samples=30, shards=3)
-    held_out = write_corpus(tmp_path / "held_out", samples=10, shards=1)
-    name = write_model(tmp_path / "model")
-    checkpoint = PeerRun(name).save(tmp_path / "epoch_1.pt", prefix="module.")
-    params = write_params(
-        tmp_path,
-        model=name,
-        train_data=f"{corpus}/{{00..02}}.tar",
-        val_data=f"{held_out}/00.tar",
-        workers=0,
-        epochs=3,
-        warmup=2,
-        log_every_n_steps=1,
-    )
+    params, checkpoint = write_run(tmp_path, epochs=3)
     run = tmp_path / "run"
     import_run(params, checkpoint, run)
 
