@@ -1,8 +1,9 @@
 """A server under load: `python benchmarks/serve.py EMBEDDINGS --clients 32 --seconds 60`.
 
 Starts `clipx serve` and asks it by text, by row with a filter, and for thumbnails. Prints requests
-a second, the latencies, errors, and the memory of the server at a quarter of the time and at the
-end.
+a second, the latencies, errors, and the memory of the server four times while it runs. Mapped
+files, the shards of the corpus among them, are counted apart: they are as large as what was read,
+and the system takes their memory back when it needs some.
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ class Load:
         connection.close()
 
 
-def memory_mib(process: subprocess.Popen[str]) -> float:
-    """Resident memory, which Linux gives in KiB."""
+def memory_mib(process: subprocess.Popen[str]) -> tuple[float, float]:
+    """Resident memory of its own and of mapped files. Linux gives both in KiB."""
+    sizes = {}
     for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError("the server has ended")
+        name, _, value = line.partition(":")
+        if name in ("RssAnon", "RssFile"):
+            sizes[name] = int(value.split()[0]) / 1024
+    return sizes["RssAnon"], sizes["RssFile"]
 
 
 def main() -> None:
@@ -83,12 +86,13 @@ def main() -> None:
         ]
         for client in clients:
             client.start()
-        time.sleep(arguments.seconds / 4)
-        early = memory_mib(process)
+        memory = []
+        for quarter in range(1, 5):
+            time.sleep(max(0, start + quarter * arguments.seconds / 4 - time.perf_counter()))
+            memory.append(memory_mib(process))
         for client in clients:
             client.join()
         seconds = time.perf_counter() - start
-        late = memory_mib(process)
 
     total = sum(load.statuses.values())
     print(f"{arguments.clients} clients, {seconds:.0f} s: {total:,} requests", end=", ")
@@ -98,7 +102,8 @@ def main() -> None:
         median = 1000 * values[len(values) // 2]
         worst = 1000 * values[int(0.99 * len(values))]
         print(f"{kind}: {len(values):,}, p50 {median:.0f} ms, p99 {worst:.0f} ms")
-    print(f"memory: {early:.0f} MiB at a quarter of the time, {late:.0f} MiB at the end")
+    for quarter, (own, mapped) in enumerate(memory, start=1):
+        print(f"after {quarter * seconds / 4:.0f} s: {own:.0f} MiB, and {mapped:.0f} of files")
 
 
 if __name__ == "__main__":
