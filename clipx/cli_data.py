@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from clipx.cores import usable_cores
 from clipx.types import PrecisionKind, UserError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         note(message)
     workers = arguments.workers
     if workers is None:
-        workers = len(os.sched_getaffinity(0))
+        workers = usable_cores()
     num_samples = int(opened.sizes.sum())
     bad: list[BadSample] = []
     try:

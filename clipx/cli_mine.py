@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipx import cli_data
+from clipx.cores import usable_cores
 from clipx.types import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _mine(arguments: argparse.Namespace) -> None:
     corpus = config.open(seed=0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = embed.load(arguments.model, device=device)
-    workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
+    workers = usable_cores() if arguments.workers is None else arguments.workers
     total = int(corpus.sizes.sum())
     with progress("embedding samples", total) as advance:
         snapshot = take_snapshot(encoder, config, corpus, workers=workers, advance=advance)

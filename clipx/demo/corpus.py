@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
-import sys
 import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from clipx.cores import usable_cores
 from clipx.demo.eval_set import COUNTS
 from clipx.demo.licenses import write_licenses
 from clipx.demo.packages import (
@@ -53,9 +52,7 @@ def build(preset: str, out: Path, *, workers: int | None = None) -> dict[str, An
     """
     if preset not in RECIPES:
         raise UserError(f"preset {preset!r} is unknown; choose one of {', '.join(RECIPES)}")
-    if workers is None and sys.platform == "linux":
-        workers = len(os.sched_getaffinity(0))  # fewer than the machine has under SLURM
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cores()
     recipe = RECIPES[preset]
     return build_recipe(recipe, out, px=64, shard_size=5000, workers=workers, npm=out / "npm")
 

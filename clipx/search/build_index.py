@@ -149,7 +149,7 @@ def _queries(
     for numbers in (picked[: count // 2], picked[count // 2 :]):
         asked = torch.from_numpy(np.asarray(source[numbers], dtype=np.float32))
         own = torch.from_numpy(numbers) if queries is None else torch.full((len(numbers),), -1)
-        nearest = nearest_rows(asked, rows, _depth(own), kept=kept)[1]
+        nearest = nearest_rows(asked, rows, _depth(own), among=np.flatnonzero(kept))[1]
         both.append(Questions(asked, _without(own, nearest), own))
     return both[0], both[1]
 

@@ -11,7 +11,7 @@ ROUNDING = 1e-5  # more than a float32 product of unit rows is off
 
 
 def nearest_rows(
-    queries: Tensor, rows: np.ndarray, k: int, *, kept: np.ndarray | None = None
+    queries: Tensor, rows: np.ndarray, k: int, *, among: np.ndarray | None = None
 ) -> tuple[Tensor, Tensor]:
     """((Q, k) similarities, (Q, k) int64 rows), best first; -inf and -1 if there are fewer. Of
     rows with equal similarities the first comes first.
@@ -20,30 +20,26 @@ def nearest_rows(
     It only finds candidates here, whose similarities are then computed in float64, row by row.
 
     queries: (Q, D) float32 of unit norm; rows: (N, D) of unit norm
-    kept: (N,) bool, False for rows that are not found
+    among: (M,) int64, the only rows to compare, in ascending order; None compares all
     """
-    if kept is not None and kept.all():
-        kept = None
     candidates: list[list[Tensor]] = [[] for _ in queries]
-    for first in range(0, len(rows), BLOCK):
-        scores = queries @ torch.from_numpy(as_float32(rows[first : first + BLOCK])).T
-        if kept is not None:
-            removed = torch.from_numpy(~kept[first : first + BLOCK])
-            scores.masked_fill_(removed, -torch.inf)
+    for first in range(0, len(rows) if among is None else len(among), BLOCK):
+        numbers = None if among is None else among[first : first + BLOCK]
+        compared = rows[first : first + BLOCK] if numbers is None else rows[numbers]
+        scores = queries @ torch.from_numpy(as_float32(compared)).T
         least = scores.topk(min(k, scores.shape[1]), dim=1).values[:, -1:]
-        # Where fewer rows are kept than are wanted, the least is that of a removed one.
-        is_candidate = (scores >= least - ROUNDING) & (scores > -torch.inf)
-        for found, block in zip(candidates, is_candidate, strict=True):
-            found.append(block.nonzero()[:, 0] + first)
+        for found, is_near in zip(candidates, scores >= least - ROUNDING, strict=True):
+            places = is_near.nonzero()[:, 0]
+            found.append(places + first if numbers is None else torch.from_numpy(numbers)[places])
     values = torch.full((len(queries), k), -torch.inf)
-    numbers = torch.full((len(queries), k), -1)
+    nearest = torch.full((len(queries), k), -1)
     for number, (query, found) in enumerate(zip(queries.double(), candidates, strict=True)):
-        places = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
-        exact = (torch.from_numpy(rows[places.numpy()]).double() * query).sum(1)
+        near = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+        exact = (torch.from_numpy(rows[near.numpy()]).double() * query).sum(1)
         order = exact.sort(descending=True, stable=True).indices[:k]
         values[number, : len(order)] = exact[order].float()
-        numbers[number, : len(order)] = places[order]
-    return values, numbers
+        nearest[number, : len(order)] = near[order]
+    return values, nearest
 
 
 def as_float32(rows: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipx.cores import usable_cores
 from clipx.search.embeddings import Manifest, Modality, open_complete, read_vectors
 from clipx.search.exact import nearest_rows
 from clipx.search.filters import passing
@@ -39,6 +41,9 @@ class FolderStore:
         self.table = table
         self.num_rows = len(rows)
         self.kind: str = index.spec.kind
+        # A search keeps a core busy and holds blocks of rows. More of them at once than there are
+        # cores would only take more memory.
+        self._turns = threading.BoundedSemaphore(usable_cores())
 
     @classmethod
     def open(cls, folder: Path, modality: Modality, *, exact: bool = False) -> FolderStore:
@@ -60,16 +65,14 @@ class FolderStore:
         self, query: Tensor, k: int, *, where: str | None = None
     ) -> list[tuple[int, float]]:
         """See `Store.nearest`."""
-        if where is None:
-            scores, rows = self.index.search(query[None], k)
-        else:
-            # Exactly, over the rows that pass: an index would find others first.
-            allowed = passing(where, self.table)
-            allowed = allowed[self.index.kept[allowed]]
-            scores, places = nearest_rows(query[None], self.rows[allowed], k)
-            numbers = torch.from_numpy(allowed)
-            rows = torch.full_like(places, -1)
-            rows[places >= 0] = numbers[places[places >= 0]]
+        with self._turns:
+            if where is None:
+                scores, rows = self.index.search(query[None], k)
+            else:
+                # Exactly, over the rows that pass: an index would find others first.
+                allowed = passing(where, self.table)
+                allowed = allowed[self.index.kept[allowed]]
+                scores, rows = nearest_rows(query[None], self.rows, k, among=allowed)
         pairs = zip(rows[0].tolist(), scores[0].tolist(), strict=True)
         return [(row, score) for row, score in pairs if row >= 0]
 

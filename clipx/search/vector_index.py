@@ -81,6 +81,7 @@ class VectorIndex:
         self.rows = rows
         self.kept = np.ones(len(rows), dtype=np.bool_) if kept is None else kept
         self.num_kept = int(self.kept.sum())
+        self._among = None if self.num_kept == len(rows) else np.flatnonzero(self.kept)
         self._index = faiss_index
         self._selector: Any = None
         if faiss_index is not None and self.num_kept < len(rows):
@@ -152,9 +153,8 @@ class VectorIndex:
         queries: (Q, D) float32 of unit norm
         """
         if self.spec.kind == "exact":
-            return nearest_rows(queries, self.rows, k, kept=self.kept)
-        wanted = k * RERANKED if self.spec.kind == "ivfpq" else k
-        wanted = min(wanted, len(self.rows))
+            return nearest_rows(queries, self.rows, k, among=self._among)
+        wanted = min(len(self.rows), k * RERANKED if self.spec.kind == "ivfpq" else k)
         scores, found = self._index.search(queries.numpy(), wanted, params=self._parameters(k))
         if self.spec.kind == "ivfpq":
             return self._rerank(queries, torch.from_numpy(found), k)

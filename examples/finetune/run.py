@@ -9,7 +9,6 @@ The pictures and their table are made by make_products.py if they are not there.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from make_products import make
 
 import clipx
+from clipx.cores import usable_cores
 
 CONFIG = Path(__file__).parent / "products.yaml"
 SHOWN = {
@@ -65,7 +65,7 @@ def main() -> None:
     started = time.monotonic()
     products = arguments.products / "products.csv"
     if not products.exists():
-        make(arguments.products, arguments.npm, workers=len(os.sched_getaffinity(0)))
+        make(arguments.products, arguments.npm, workers=usable_cores())
     made = time.monotonic()
     path = f"data.sources.products.path={products}"
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,35 @@ def test_fewer_rows_than_asked_for_are_filled_up() -> None:
     assert rows[:, 3:].eq(-1).all()
     assert scores[:, 3:].eq(-torch.inf).all()
     assert rows[:, :3].sort(dim=1).values.tolist() == [[0, 1, 2]] * 2
+
+
+@pytest.mark.parametrize("block", [7, 16_384])
+def test_among_some_rows_it_finds_what_it_finds_in_their_copy(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact, "BLOCK", block)
+    rows = ROWS.numpy().astype(np.float16)
+    among = np.flatnonzero(np.random.default_rng(0).random(len(rows)) < 0.1)
+    scores, found = nearest_rows(QUERIES, rows, 20, among=among)
+    expected_scores, places = nearest_rows(QUERIES, rows[among], 20)
+    assert torch.equal(scores, expected_scores)
+    assert torch.equal(found, torch.from_numpy(among)[places])
+    scores, found = nearest_rows(QUERIES, rows, 5, among=among[:3])
+    assert set(found[0].tolist()) == {*among[:3].tolist(), -1}
+    assert nearest_rows(QUERIES, rows, 5, among=among[:0])[1].eq(-1).all()
+
+
+def test_rows_are_read_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filter that many rows pass does not copy the embeddings."""
+    monkeypatch.setattr(exact, "BLOCK", 1000)
+    rows = np.tile(ROWS.numpy(), (20, 1))
+    tracemalloc.start()
+    try:
+        nearest_rows(QUERIES[:1], rows, 10, among=np.arange(len(rows)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < rows.nbytes / 5
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivfpq"])
