@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 16_384  # rows that are compared, or added to an index, at a time
+CONVERTED = 2048  # rows that become float32 at a time, which a core's cache holds
 ROUNDING = 1e-5  # more than a float32 product of unit rows is off
 
 
@@ -26,7 +27,7 @@ def nearest_rows(
     for first in range(0, len(rows) if among is None else len(among), BLOCK):
         numbers = None if among is None else among[first : first + BLOCK]
         compared = rows[first : first + BLOCK] if numbers is None else rows[numbers]
-        scores = queries @ torch.from_numpy(as_float32(compared)).T
+        scores = products(queries, compared)
         least = scores.topk(min(k, scores.shape[1]), dim=1).values[:, -1:]
         for found, is_near in zip(candidates, scores >= least - ROUNDING, strict=True):
             places = is_near.nonzero()[:, 0]
@@ -40,6 +41,15 @@ def nearest_rows(
         values[number, : len(order)] = exact[order].float()
         nearest[number, : len(order)] = near[order]
     return values, nearest
+
+
+def products(queries: Tensor, rows: np.ndarray) -> Tensor:
+    """(Q, N) float32 inner products of (Q, D) float32 and (N, D) float16 or float32."""
+    scores = torch.empty(len(queries), len(rows))
+    for first in range(0, len(rows), CONVERTED):
+        block = torch.from_numpy(rows[first : first + CONVERTED])
+        scores[:, first : first + CONVERTED] = queries @ block.float().T
+    return scores
 
 
 def as_float32(rows: np.ndarray) -> np.ndarray:
