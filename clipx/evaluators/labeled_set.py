@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def read_train_and_test(
     path = settings.path
     if settings.source is not None:
         if train_source is None and isinstance(settings.source, PartOfRun):
-            train_source = replace(settings.source, is_held_out=False)
+            train_source = settings.source.rest()
         if train_source is None:
             raise UserError("a `source` of test samples needs train_source beside it")
         train, test = read_labeled_sources(settings, [train_source, settings.source])

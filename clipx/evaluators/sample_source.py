@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 from pydantic import WrapValidator
@@ -14,7 +15,8 @@ from clipx.config import component
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus
 from clipx.data.decode import BadImage
-from clipx.data.sample import BAD_SAMPLE_ERRORS, Raw, SampleError
+from clipx.data.held_out import held_out_beside
+from clipx.data.sample import BAD_SAMPLE_ERRORS, Raw, SampleError, Source
 from clipx.evaluators.test_sets import Images
 from clipx.types import UserError
 
@@ -25,10 +27,29 @@ SOURCE_FIELDS = ("source", "train_source")
 
 @dataclass(frozen=True)
 class PartOfRun:
-    """The held-out part of a run's corpus, or the part that it trains on."""
+    """The held-out part of a run's corpus, or the part that it trains on.
+
+    opened: the sources of the part to train on; None to open them with the first use. They are
+        kept, so that evaluations of a run neither open its corpus nor hash its samples again
+    """
 
     data: DataConfig
     is_held_out: bool = True
+    opened: Mapping[str, Source] | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def trained(self) -> Mapping[str, Source]:
+        """The sources of the part to train on. Raises UserError."""
+        return self.data.open_sources("train") if self.opened is None else self.opened
+
+    @cached_property
+    def sources(self) -> Mapping[str, Source]:
+        """The sources of this part. Raises UserError if nothing is held out."""
+        return held_out_beside(self.trained) if self.is_held_out else self.trained
+
+    def rest(self) -> PartOfRun:
+        """The part to train on, beside the held-out part."""
+        return PartOfRun(self.data, is_held_out=False, opened=self.trained)
 
 
 def _unless_held_out(value: Any, validate: Callable[[Any], Any]) -> Any:
@@ -52,20 +73,25 @@ def check_source(path: str | None, split: str | None) -> None:
         raise UserError(f"split {split!r} is a folder of `path`, and a `source` has none")
 
 
-def with_held_out(evaluators: Mapping[str, Any], data: DataConfig | None) -> dict[str, Any]:
-    """The evaluators with the part of the corpus in place of the word `held_out`. Raises UserError
-    if one has the word and there is no run.
+def with_held_out(
+    evaluators: Mapping[str, Any],
+    data: DataConfig | None,
+    opened: Mapping[str, Source] | None = None,
+) -> dict[str, Any]:
+    """The evaluators with the part of the corpus in place of the word `held_out`, which all of them
+    share. Raises UserError if one has the word and there is no run.
 
-    evaluators: configs by name; data: of the run
+    evaluators: configs by name; data: of the run; opened: see PartOfRun
     """
     resolved = {}
+    part = None if data is None else PartOfRun(data, opened=opened)
     for name, evaluator in evaluators.items():
-        if data is None and uses_held_out(evaluator):
+        if part is None and uses_held_out(evaluator):
             raise UserError(
                 f"evaluators.{name}: source held_out is a part of the corpus of a run, and the "
                 "model is none; give a run folder, a source, or the run's config.yaml as --suite"
             )
-        resolved[name] = evaluator if data is None else _resolved(evaluator, data)
+        resolved[name] = evaluator if part is None else _resolved(evaluator, part)
     return resolved
 
 
@@ -79,13 +105,13 @@ def uses_held_out(evaluator: Any) -> bool:
     return False
 
 
-def _resolved(evaluator: Any, data: DataConfig) -> Any:
+def _resolved(evaluator: Any, part: PartOfRun) -> Any:
     changes = {}
     for name, value in _settings_of(evaluator).items():
         if name in SOURCE_FIELDS and value == HELD_OUT:
-            changes[name] = PartOfRun(data)
+            changes[name] = part
         elif dataclasses.is_dataclass(value) and uses_held_out(value):
-            changes[name] = _resolved(value, data)  # such as the `of` of fairness
+            changes[name] = _resolved(value, part)  # such as the `of` of fairness
     return dataclasses.replace(evaluator, **changes) if changes else evaluator
 
 
@@ -140,7 +166,7 @@ def open_samples(source: Any) -> SourceSamples:
     if isinstance(source, PartOfRun):
         # The order of training is of no use here, and its settings name sources of both parts.
         data = dataclasses.replace(source.data, weights={}, repeat={})
-        corpus = data.open(seed=0, part="held_out" if source.is_held_out else "train")
+        corpus = data.corpus(source.sources, seed=0)
         title = f"the {'held-out' if source.is_held_out else 'training'} part of the corpus"
     else:
         data = DataConfig(sources={"test": source}, max_bad_fraction=0.0)
