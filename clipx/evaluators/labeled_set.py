@@ -90,7 +90,8 @@ class LabeledConfig:
         classes = self.classes
         folder = split_folder(path, split or self.split)
         if any(folder.glob("*.tar")):
-            names = list(_read_classes(path, classes or str(path / "classnames.txt")).names)
+            classes = classes or str(path / "classnames.txt")
+            names = list(_read_classes(f"test set {path}", classes, folder=path).names)
             images, texts = read_shards(folder, "cls")
             labels = []
             for key, text in zip(images.keys, texts, strict=True):
@@ -111,7 +112,7 @@ class LabeledConfig:
         if classes is None:
             names = [name.replace("_", " ") for name in folders]
         else:
-            class_list = _read_classes(path, classes)
+            class_list = _read_classes(f"test set {path}", classes, folder=path)
             names = list(class_list.names)
             if class_list.folders is not None:
                 # A published list has its own order of classes, which accuracy tables follow.
@@ -141,7 +142,7 @@ def read_labeled_sources(settings: LabeledConfig, sources: Sequence[Any]) -> lis
     if settings.classes is None:
         names = sorted({text for texts in labels for text in texts})
     else:
-        names = list(_read_classes(Path(opened[0].title), settings.classes).names)
+        names = list(_read_classes(opened[0].title, settings.classes).names)
     numbers = {str(number): number for number in range(len(names))}
     for number, name in reversed(list(enumerate(names))):
         numbers[name] = number  # of equal names the first; a name is preferred to a number
@@ -189,15 +190,20 @@ def read_train_and_test(
     return train, test
 
 
-def _read_classes(path: Path, classes: str) -> ClassList:
+def _read_classes(title: str, classes: str, *, folder: Path | None = None) -> ClassList:
+    """Raises UserError.
+
+    title: what to call the set in messages; classes: see LabeledConfig
+    folder: of the set, where ObjectNet has its list; None for a source
+    """
     if classes in SUBSETS:
         return known_classes(classes)
-    if classes == OBJECTNET:
-        return objectnet_classes(path)
+    if classes == OBJECTNET and folder is not None:
+        return objectnet_classes(folder)
+    known = [*SUBSETS] if folder is None else [*SUBSETS, OBJECTNET]
     if not Path(classes).exists() and "/" not in classes:
         raise UserError(
-            f"classes {classes!r} of test set {path} is neither a file nor one of "
-            f"{', '.join([*SUBSETS, OBJECTNET])}"
+            f"classes {classes!r} of {title} is neither a file nor one of {', '.join(known)}"
         )
     return ClassList(read_lines(Path(classes)))
 
