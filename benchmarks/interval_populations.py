@@ -17,6 +17,7 @@ from torch.distributions import Beta, Geometric
 from torch.nn import functional as F
 
 from clipx import metrics
+from clipx.comparison import difference
 from clipx.evaluators.dedup import dedup_result
 from clipx.evaluators.embedding_health import health
 from clipx.evaluators.fairness import slice_result
@@ -27,7 +28,6 @@ from clipx.evaluators.robustness import robustness_result
 from clipx.evaluators.test_sets import Images
 from clipx.evaluators.zero_shot import classification_result, per_class
 from clipx.metrics import embedding
-from clipx.results import difference
 from clipx.types import Result, Setting
 
 

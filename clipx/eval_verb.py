@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipx import embed, strict_json
+from clipx.comparison import Difference
 from clipx.config import Data, build, component, config, load, parse_override, read
 from clipx.contact_sheet import is_drawable, write_contact_sheet
 from clipx.distributed.runtime import start
@@ -21,7 +22,7 @@ from clipx.evaluators.sample_source import uses_held_out, with_held_out
 from clipx.files import cache_folder
 from clipx.picture_grid import check_picture_path
 from clipx.progress import make_console
-from clipx.results import Difference, check_out, is_rate, lines_of, write_results
+from clipx.results import check_out, is_rate, lines_of, write_results
 from clipx.training.config import TrainConfig
 from clipx.training.evaluation import evaluate_each, evaluator_for, faults_of
 from clipx.training.precision import build_precision
