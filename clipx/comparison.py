@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipx import metrics
-from clipx.results import WEIGHTS, read_samples
+from clipx.results import CLUSTERS, WEIGHTS, read_samples
 from clipx.types import UserError
 
 
@@ -21,6 +21,7 @@ class Difference:
 
     low, high: 95 % of the difference second - first, None if too few samples differ
     p: of McNemar's exact test if all samples are right or wrong, else of sign flips
+    num_clusters: of the samples; None if they are independent
     """
 
     set: str
@@ -32,6 +33,7 @@ class Difference:
     p: float
     distinguishable: bool
     num_samples: int
+    num_clusters: int | None
 
 
 def compare(first: Path, second: Path) -> list[Difference]:
@@ -65,31 +67,55 @@ def _compare_set(
         )
     first = {name: values[rows_first] for name, values in first.items()}
     second = {name: values[rows_second] for name, values in second.items()}
+    clusters = _of_both(
+        CLUSTERS,
+        first,
+        second,
+        f"set {name} has other clusters in one of the two: evaluate both with one cluster_by",
+    )
     differences = []
     for metric in first:
-        if metric == "keys" or metric.startswith(WEIGHTS) or metric not in second:
+        if metric in ("keys", CLUSTERS) or metric.startswith(WEIGHTS) or metric not in second:
             continue
-        weights = first.get(WEIGHTS + metric)
-        weights_second = second.get(WEIGHTS + metric, weights)
-        if weights is None:
-            weights = weights_second  # results of an older clipx have none
-        elif weights_second is not None and not np.array_equal(weights, weights_second):
-            raise UserError(
-                f"set {name} has other numbers of captions an image in one of the two: they were "
-                "not evaluated on the same test set"
-            )
+        weights = _of_both(
+            WEIGHTS + metric,
+            first,
+            second,
+            f"set {name} has other numbers of captions an image in one of the two: they were not "
+            "evaluated on the same test set",
+        )
         values = (torch.from_numpy(first[metric]), torch.from_numpy(second[metric]))
-        weight_tensor = None if weights is None else torch.from_numpy(weights)
-        differences.append(difference(name, metric, *values, weight_tensor))
+        differences.append(difference(name, metric, *values, weights, clusters))
     return differences
 
 
+def _of_both(
+    key: str, first: dict[str, np.ndarray], second: dict[str, np.ndarray], fault: str
+) -> Tensor | None:
+    """An array that is equal in both, or that one of them has: results of an older clipx lack some.
+    Raises UserError with the message `fault` if the two differ."""
+    array = first.get(key, second.get(key))
+    if array is None:
+        return None
+    if not np.array_equal(array, second.get(key, array)):
+        raise UserError(fault)
+    return torch.from_numpy(array)
+
+
 def difference(
-    name: str, metric: str, first: Tensor, second: Tensor, weights: Tensor | None = None
+    name: str,
+    metric: str,
+    first: Tensor,
+    second: Tensor,
+    weights: Tensor | None = None,
+    clusters: Tensor | None = None,
 ) -> Difference:
-    """first, second: (N,) values of the same samples; weights: (N,) of the samples in the mean"""
+    """first, second: (N,) values of the same samples; weights: (N,) of the samples in the mean;
+    clusters: (N,) int64, equal for samples that are not independent"""
+    first_independent, weights_independent = metrics.by_cluster(first, weights, clusters)
+    second_independent, _ = metrics.by_cluster(second, weights, clusters)
     # One procedure for p and interval, so that they never contradict each other.
-    test = metrics.paired_test(first, second, weights)
+    test = metrics.paired_test(first_independent, second_independent, weights_independent)
     low, high = test.interval or (None, None)
     return Difference(
         set=name,
@@ -101,4 +127,5 @@ def difference(
         p=test.p,
         distinguishable=test.distinguishable,
         num_samples=len(first),
+        num_clusters=None if clusters is None else len(clusters.unique()),
     )

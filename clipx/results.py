@@ -3,7 +3,8 @@
 results.jsonl          one line per set and metric, with its 95 % interval
 clip_benchmark/        one JSON per set, as CLIP_benchmark writes them
 samples/<set>.npz      one value a sample: `keys`, and an array for each metric that is a mean, with
-                       `weights/<metric>` beside it if the mean is weighted
+                       `weights/<metric>` beside it if the mean is weighted, and `clusters` if
+                       samples are not independent
 tables/<set>.json      per-class recall, confusions and the like
 """
 
@@ -20,6 +21,7 @@ from clipx.files import write_whole
 from clipx.types import Result, UserError
 
 WEIGHTS = "weights/"
+CLUSTERS = "clusters"
 # Our metric -> CLIP_benchmark's, by its task. There, an image is retrieved by a text.
 CLIP_BENCHMARK = {
     "zeroshot_classification": {
@@ -83,6 +85,8 @@ def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> No
             arrays[metric] = values.numpy()
             if metric in result.weights:
                 arrays[WEIGHTS + metric] = result.weights[metric].numpy()
+        if result.clusters is not None:
+            arrays[CLUSTERS] = result.clusters.numpy()
         # Opened here, since savez appends .npz to a name with another suffix.
         with (folder / "samples" / f"{name}.npz").open("wb") as file:
             np.savez_compressed(file, **arrays)

@@ -19,6 +19,7 @@ from clipx.evaluators.sample_source import (
     PartOfRun,
     SourceOrHeldOut,
     check_source,
+    cluster_field,
     open_samples,
 )
 from clipx.evaluators.test_sets import (
@@ -74,6 +75,10 @@ class LabeledConfig:
     run's own corpus."""
     label_field: str | None = None
     """Of a source: the field of the `.json` member, or column of a table, with the class."""
+    cluster_by: str | None = None
+    """Of a source: a field, such as product_id; samples with the same value are a cluster.
+    Intervals and `clipx compare` then take clusters as independent, not samples (arXiv:2411.00640).
+    null: `data.held_out_by` for `held_out`, else none."""
 
     def read(self, split: str | None = None) -> LabeledSet:
         """The samples of `split`, by default those of the test. Raises UserError."""
@@ -84,8 +89,8 @@ class LabeledConfig:
             return labeled
         if self.path is None:
             raise UserError("the test set needs a `path`, or a `source`")
-        if self.label_field is not None:
-            raise UserError("label_field belongs to a `source`; classes of `path` are in .cls")
+        if self.label_field is not None or self.cluster_by is not None:
+            raise UserError("label_field and cluster_by belong to a `source`, which has fields")
         path = Path(self.path)
         classes = self.classes
         folder = split_folder(path, split or self.split)
@@ -137,17 +142,22 @@ def read_labeled_sources(settings: LabeledConfig, sources: Sequence[Any]) -> lis
     if settings.label_field is None:
         raise UserError("a `source` needs label_field, the column that has the classes")
     field = LabelField(settings.label_field)
-    opened = [open_samples(source) for source in sources]
-    labels = [samples.texts(field.text_of) for samples in opened]
+    opened = []
+    for source in sources:
+        samples = open_samples(source)
+        # Of test samples alone: no interval is of the training samples.
+        is_test = source is settings.source
+        cluster_by = cluster_field(source, settings.cluster_by) if is_test else None
+        opened.append((samples, *samples.texts(field.text_of, cluster_by)))
     if settings.classes is None:
-        names = sorted({text for texts in labels for text in texts})
+        names = sorted({text for _, texts, _ in opened for text in texts})
     else:
-        names = list(_read_classes(opened[0].title, settings.classes).names)
+        names = list(_read_classes(opened[0][0].title, settings.classes).names)
     numbers = {str(number): number for number in range(len(names))}
     for number, name in reversed(list(enumerate(names))):
         numbers[name] = number  # of equal names the first; a name is preferred to a number
     labeled = []
-    for samples, texts in zip(opened, labels, strict=True):
+    for samples, texts, clusters in opened:
         for text, key in zip(texts, samples.keys, strict=True):
             if text not in numbers:
                 raise UserError(
@@ -155,7 +165,7 @@ def read_labeled_sources(settings: LabeledConfig, sources: Sequence[Any]) -> lis
                     f"neither one of the {len(names)} names of {settings.classes} nor a number"
                 )
         label = torch.tensor([numbers[text] for text in texts])
-        labeled.append(LabeledSet(samples.images(), label, names))
+        labeled.append(LabeledSet(samples.images(clusters), label, names))
     return labeled
 
 

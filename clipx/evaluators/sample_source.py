@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
+import torch
 from pydantic import WrapValidator
+from torch import Tensor
 
 from clipx.config import component
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus
 from clipx.data.decode import BadImage
 from clipx.data.held_out import held_out_beside
-from clipx.data.sample import BAD_SAMPLE_ERRORS, Raw, SampleError, Source
+from clipx.data.labels import LabelField
+from clipx.data.sample import BAD_SAMPLE_ERRORS, Raw, SampleError, Source, key_hash
 from clipx.evaluators.test_sets import Images
 from clipx.types import UserError
 
@@ -132,8 +135,11 @@ class SourceSamples:
     places: list[tuple[int, int]]
     keys: list[str]
 
-    def images(self) -> Images:
-        """Images that are missing or damaged are undecodable ones, as in a test set of shards."""
+    def images(self, clusters: Tensor | None) -> Images:
+        """Images that are missing or damaged are undecodable ones, as in a test set of shards.
+
+        clusters: as `texts` returns them
+        """
 
         def read(number: int) -> bytes:
             try:
@@ -141,21 +147,53 @@ class SourceSamples:
             except SampleError as error:
                 raise BadImage(str(error)) from error
 
-        return Images(self.title, self.keys, read)
+        return Images(self.title, self.keys, read, clusters)
 
-    def texts(self, text_of: Callable[[Raw], T]) -> list[T]:
-        """What `text_of` returns for each sample, of which no image is read. Raises UserError at
-        the first one for which it raises SampleError, or which cannot be read."""
+    def texts(
+        self, text_of: Callable[[Raw], T], cluster_by: str | None = None
+    ) -> tuple[list[T], Tensor | None]:
+        """(What `text_of` returns for each sample, (N,) int64 cluster of each sample or None
+        without `cluster_by`). No image is read. Raises UserError at the first sample for which
+        `text_of` raises SampleError, or which cannot be read.
+
+        cluster_by: a field, whose equal values make a cluster; a sample without it is one by itself
+        """
         found = []
+        clusters = []
+        alone: list[SampleError] = []
         for place, key in zip(self.places, self.keys, strict=True):
             try:
-                found.append(text_of(self.corpus.read_raw(*place, images=())))
+                raw = self.corpus.read_raw(*place, images=())
+                found.append(text_of(raw))
             except BAD_SAMPLE_ERRORS as error:
                 raise UserError(
                     f"test sample {key} of {self.title}: {error}. Correct it, or leave the sample "
                     "out (of a run's corpus, by data.skip)"
                 ) from error
-        return found
+            if cluster_by is not None:
+                try:
+                    clusters.append(LabelField(cluster_by).of(raw))
+                except SampleError as error:
+                    alone.append(error)
+                    clusters.append(key_hash(f"cluster of one: {key}"))
+        if cluster_by is None:
+            return found, None
+        if len(alone) == len(found):
+            raise UserError(
+                f"cluster_by {cluster_by!r}: no sample of {self.title} has it; {alone[0]}"
+            )
+        return found, torch.tensor(clusters)
+
+
+def cluster_field(source: Any, name: str | None) -> str | None:
+    """The field that makes clusters of the samples of a source: for the held-out part of a run
+    `data.held_out_by`, if no other is named.
+
+    source: of the type SourceOrHeldOut; name: the setting `cluster_by`
+    """
+    if name is None and isinstance(source, PartOfRun):
+        return source.data.held_out_by
+    return name
 
 
 def open_samples(source: Any) -> SourceSamples:
