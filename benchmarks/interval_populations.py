@@ -17,6 +17,7 @@ from torch.distributions import Beta, Geometric
 from torch.nn import functional as F
 
 from clipx import metrics
+from clipx.comparison import difference
 from clipx.evaluators.dedup import dedup_result
 from clipx.evaluators.embedding_health import health
 from clipx.evaluators.fairness import slice_result
@@ -27,7 +28,6 @@ from clipx.evaluators.robustness import robustness_result
 from clipx.evaluators.test_sets import Images
 from clipx.evaluators.zero_shot import classification_result, per_class
 from clipx.metrics import embedding
-from clipx.results import difference
 from clipx.types import Result, Setting
 
 
@@ -66,22 +66,31 @@ def mean_of_draws(draw: Callable[[], Result], names: list[str], draws: int) -> d
 # Classification: images are drawn within classes, which stay.
 
 
-def zero_shot(name: str, sizes: Tensor, shift: Tensor, above: str | None = None) -> Scenario:
-    """sizes: (C,) images of each class; shift: (C,) by how much the right class scores higher"""
+def zero_shot(
+    name: str,
+    sizes: Tensor,
+    shift: Tensor,
+    above: str | None = None,
+    clusters: Tensor | None = None,
+) -> Scenario:
+    """sizes: (C,) images of each class; shift: (C,) by how much the right class scores higher;
+    clusters: (N,) of images that are alike"""
     num_classes = len(sizes)
     label = torch.arange(num_classes).repeat_interleave(sizes)
     ids = torch.arange(num_classes)
 
-    def scores_of(labels: Tensor) -> Tensor:
+    def scores_of(labels: Tensor, alike: Tensor | None = None) -> Tensor:
         scores = torch.randn(len(labels), num_classes)
+        if alike is not None:
+            shared = torch.randn(int(alike.max()) + 1, num_classes)
+            scores = math.sqrt(0.8) * shared[alike] + math.sqrt(0.2) * scores
         scores[torch.arange(len(labels)), labels] += shift[labels]
         return scores
 
     def draw() -> Result:
-        labeled = LabeledSet(
-            Images(Path(), keys(len(label)), lambda number: b""), label, keys(num_classes)
-        )
-        return classification_result(scores_of(label), 1.0, labeled, ids)
+        images = Images(Path(), keys(len(label)), lambda number: b"", clusters)
+        labeled = LabeledSet(images, label, keys(num_classes))
+        return classification_result(scores_of(label, clusters), 1.0, labeled, ids)
 
     many = torch.arange(num_classes).repeat_interleave(20_000 // num_classes + 150)
     rates = {}
@@ -202,6 +211,32 @@ def slices(name: str, size: int, rates: Tensor, above: str) -> Scenario:
     return Scenario(name, draw, truth, above)
 
 
+# Clusters: products are drawn with all their pictures, which are alike.
+
+
+def products(name: str, pictures: Tensor, rate: float, strength: float) -> Scenario:
+    """pictures: (G,) of each product; strength: the lower, the more products differ"""
+    clusters = torch.arange(len(pictures)).repeat_interleave(pictures)
+
+    def draw() -> Result:
+        result = Result(clusters=clusters)
+        chance = beta(rate, strength, len(pictures))[clusters]
+        metrics.add_rate(result, "hit", uniform(len(clusters)) < chance)
+        return result
+
+    return Scenario(name, draw, {"hit": rate})
+
+
+def hits_in_products(clusters: Tensor) -> tuple[Tensor, Tensor, None]:
+    """Of two equally good models, each of which is mostly right in all pictures of a product or in
+    none. clusters: (N,) 0, 1 ..."""
+    num_products = int(clusters.max()) + 1
+    first, second = (
+        (uniform(len(clusters)) < beta(0.7, 0.5, num_products)[clusters]).double() for _ in "ab"
+    )
+    return first, second, None
+
+
 # Embeddings: groups of duplicates, positives and negatives, or pairs are drawn.
 
 
@@ -259,11 +294,13 @@ def compared(
     pair: Callable[[], tuple[Tensor, Tensor, Tensor | None]],
     truth: float,
     above: str | None = None,
+    clusters: Tensor | None = None,
 ) -> Scenario:
-    """pair: (values of the first, of the second, weights); truth: the mean difference"""
+    """pair: (values of the first, of the second, weights); truth: the mean difference;
+    clusters: (N,) of samples that are alike"""
 
     def draw() -> Result:
-        found = difference("set", "metric", *pair())
+        found = difference("set", "metric", *pair(), clusters)
         value = found.second - found.first
         if found.low is not None and found.high is not None:
             interval = (found.low, found.high)
@@ -302,6 +339,7 @@ def caption_shares(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 EDGE = "counts of a few, or whole ranks: a coarse scale"
 SINGLE = "one image a class shows no scatter within classes; that of all images is taken"
+WITHIN = "products are drawn within classes; the interval allows for other classes too"
 SELECTED = "simultaneous (Bonferroni): 95 % or more"
 FEW = "an exact test of few samples rejects in less than 5 %"
 
@@ -311,6 +349,8 @@ def scenarios(draws: int = 600) -> list[Scenario]:
     torch.manual_seed(0)
     one, five = torch.ones(100, dtype=torch.int64), torch.full((60,), 5)
     uneven = torch.arange(20) % 10 * 3 + 1
+    several = torch.tensor([1, 2, 3, 6])
+    many = torch.arange(160).repeat_interleave(several.repeat(40))
     return [
         zero_shot("30 classes x 10", torch.full((30,), 10), torch.linspace(1, 5, 30)),
         zero_shot("20 classes x 1 to 28", uneven, torch.linspace(1, 5, 20), SINGLE),
@@ -348,4 +388,21 @@ def scenarios(draws: int = 600) -> list[Scenario]:
         compared("100 images, reciprocal ranks, equal", lambda: reciprocal_ranks(100), 0.0),
         compared("100 images x 1 to 7 captions, equal", lambda: caption_shares(100), 0.0),
         compared("50 images", lambda: (beta(0.5, 4, 50), beta(2 / 3, 6, 50), None), 1 / 6),
+        # Last, since what is built before draws from the same generator.
+        zero_shot(
+            "20 classes x 4 products of 1 to 6 pictures",
+            torch.full((20,), 12),
+            torch.linspace(1, 5, 20),
+            WITHIN,
+            torch.arange(80).repeat_interleave(several.repeat(20)),
+        ),
+        products("20 products x 1 to 6 pictures", several.repeat(5), 0.7, 0.5),
+        products("160 products x 1 to 6 pictures", several.repeat(40), 0.9, 0.5),
+        products("160 products x 2, nearly independent", torch.full((160,), 2), 0.4, 20),
+        compared(
+            "160 products x 1 to 6 pictures, equal",
+            lambda: hits_in_products(many),
+            0.0,
+            clusters=many,
+        ),
     ]

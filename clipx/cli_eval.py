@@ -123,9 +123,9 @@ def _similar(path: Path) -> str:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from clipx import eval_verb, results
+    from clipx import comparison, eval_verb
 
-    differences = results.compare(arguments.first, arguments.second)
+    differences = comparison.compare(arguments.first, arguments.second)
     # As for `clipx eval`: one object a line, so that jq and grep can select metrics.
     if arguments.json:
         for difference in differences:

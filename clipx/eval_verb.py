@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipx import embed, strict_json
+from clipx.comparison import Difference
 from clipx.config import Data, build, component, config, load, parse_override, read
 from clipx.contact_sheet import is_drawable, write_contact_sheet
 from clipx.distributed.runtime import start
@@ -21,7 +22,7 @@ from clipx.evaluators.sample_source import uses_held_out, with_held_out
 from clipx.files import cache_folder
 from clipx.picture_grid import check_picture_path
 from clipx.progress import make_console
-from clipx.results import Difference, check_out, is_rate, lines_of, write_results
+from clipx.results import check_out, is_rate, lines_of, write_results
 from clipx.training.config import TrainConfig
 from clipx.training.evaluation import evaluate_each, evaluator_for, faults_of
 from clipx.training.precision import build_precision
@@ -187,7 +188,8 @@ def print_table(title: str, results: Mapping[str, Result]) -> None:
     table = Table("set", "samples", "metric", "value", "95 % interval", title=title)
     alarms = []
     for name, result in results.items():
-        first_cells = (name, f"{int(result.metrics['num_samples']):,}")
+        num_clusters = result.metrics.get("num_clusters")
+        first_cells = (name, _samples_cell(result.metrics["num_samples"], num_clusters))
         for metric, value in result.metrics.items():
             if metric.startswith("num_"):
                 continue
@@ -216,7 +218,8 @@ def print_comparison(differences: Sequence[Difference]) -> None:
         if one.low is not None and one.high is not None:
             change += f" ({one.low:+.2%} to {one.high:+.2%})"
         values = (f"{one.first:.2%}", f"{one.second:.2%}", change, f"{one.p:.2g}")
-        table.add_row(one.set, one.metric, f"{one.num_samples:,}", *values, verdict)
+        samples = _samples_cell(one.num_samples, one.num_clusters)
+        table.add_row(one.set, one.metric, samples, *values, verdict)
     _console().print(table)
 
 
@@ -224,6 +227,11 @@ def _console() -> Console:
     console = make_console(highlight=False)
     # Without a terminal rich assumes 80 columns, in which it wraps the metrics' names.
     return console if console.is_terminal else make_console(highlight=False, width=WIDTH)
+
+
+def _samples_cell(num_samples: float, num_clusters: float | None) -> str:
+    text = f"{int(num_samples):,}"
+    return text if num_clusters is None else f"{text} in {int(num_clusters):,} clusters"
 
 
 def _cell(metric: str, value: float) -> str:

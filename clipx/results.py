@@ -1,28 +1,27 @@
-"""Write, read and compare the results of evaluators, in a folder.
+"""Write and read the results of evaluators, in a folder.
 
 results.jsonl          one line per set and metric, with its 95 % interval
 clip_benchmark/        one JSON per set, as CLIP_benchmark writes them
 samples/<set>.npz      one value a sample: `keys`, and an array for each metric that is a mean, with
-                       `weights/<metric>` beside it if the mean is weighted
+                       `weights/<metric>` beside it if the mean is weighted, and `clusters` if
+                       samples are not independent
 tables/<set>.json      per-class recall, confusions and the like
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from clipx import metrics, strict_json
+from clipx import strict_json
 from clipx.files import write_whole
 from clipx.types import Result, UserError
 
 WEIGHTS = "weights/"
+CLUSTERS = "clusters"
 # Our metric -> CLIP_benchmark's, by its task. There, an image is retrieved by a text.
 CLIP_BENCHMARK = {
     "zeroshot_classification": {
@@ -86,6 +85,8 @@ def write_results(folder: Path, model: str, results: Mapping[str, Result]) -> No
             arrays[metric] = values.numpy()
             if metric in result.weights:
                 arrays[WEIGHTS + metric] = result.weights[metric].numpy()
+        if result.clusters is not None:
+            arrays[CLUSTERS] = result.clusters.numpy()
         # Opened here, since savez appends .npz to a name with another suffix.
         with (folder / "samples" / f"{name}.npz").open("wb") as file:
             np.savez_compressed(file, **arrays)
@@ -155,93 +156,3 @@ def read_samples(folder: Path) -> dict[str, dict[str, np.ndarray]]:
             raise UserError(f"per-sample results {path} are not one value a sample")
         sets[path.stem] = arrays
     return sets
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Two values of one metric over the samples that both have. `distinguishable`, p and the
-    interval come from one test: the interval holds 0 exactly if the two are not distinguishable.
-
-    low, high: 95 % of the difference second - first, None if too few samples differ
-    p: of McNemar's exact test if all samples are right or wrong, else of sign flips
-    """
-
-    set: str
-    metric: str
-    first: float
-    second: float
-    low: float | None
-    high: float | None
-    p: float
-    distinguishable: bool
-    num_samples: int
-
-
-def compare(first: Path, second: Path) -> list[Difference]:
-    """All metrics of all sets that both folders have. Raises UserError."""
-    sets_first = read_samples(first)
-    sets_second = read_samples(second)
-    shared = [name for name in sets_first if name in sets_second]
-    if not shared:
-        raise UserError(
-            f"{first} and {second} have no set in common: {', '.join(sets_first)} and "
-            f"{', '.join(sets_second)}"
-        )
-    differences = []
-    for name in shared:
-        differences += _compare_set(name, sets_first[name], sets_second[name])
-    return differences
-
-
-def _compare_set(
-    name: str, first: dict[str, np.ndarray], second: dict[str, np.ndarray]
-) -> list[Difference]:
-    # Pair by key: a copy of the set may have its samples in another order.
-    sizes = (len(first["keys"]), len(second["keys"]))
-    keys, rows_first, rows_second = np.intersect1d(
-        first["keys"], second["keys"], return_indices=True
-    )
-    if len(keys) < max(sizes):
-        raise UserError(
-            f"set {name} has {sizes[0]} and {sizes[1]} samples, of which {len(keys)} are the same: "
-            "the two were not evaluated on the same test set"
-        )
-    first = {name: values[rows_first] for name, values in first.items()}
-    second = {name: values[rows_second] for name, values in second.items()}
-    differences = []
-    for metric in first:
-        if metric == "keys" or metric.startswith(WEIGHTS) or metric not in second:
-            continue
-        weights = first.get(WEIGHTS + metric)
-        weights_second = second.get(WEIGHTS + metric, weights)
-        if weights is None:
-            weights = weights_second  # results of an older clipx have none
-        elif weights_second is not None and not np.array_equal(weights, weights_second):
-            raise UserError(
-                f"set {name} has other numbers of captions an image in one of the two: they were "
-                "not evaluated on the same test set"
-            )
-        values = (torch.from_numpy(first[metric]), torch.from_numpy(second[metric]))
-        weight_tensor = None if weights is None else torch.from_numpy(weights)
-        differences.append(difference(name, metric, *values, weight_tensor))
-    return differences
-
-
-def difference(
-    name: str, metric: str, first: Tensor, second: Tensor, weights: Tensor | None = None
-) -> Difference:
-    """first, second: (N,) values of the same samples; weights: (N,) of the samples in the mean"""
-    # One procedure for p and interval, so that they never contradict each other.
-    test = metrics.paired_test(first, second, weights)
-    low, high = test.interval or (None, None)
-    return Difference(
-        set=name,
-        metric=metric,
-        first=metrics.weighted_mean(first, weights),
-        second=metrics.weighted_mean(second, weights),
-        low=low,
-        high=high,
-        p=test.p,
-        distinguishable=test.distinguishable,
-        num_samples=len(first),
-    )

@@ -279,6 +279,8 @@ class Result:
     keys: of the N samples, by which the results of two models are paired
     samples: name -> (N,) float64 whose mean, with (N,) weights if they differ, is the metric
     tables, alarms: rows of plain data and messages, for people and reports
+    clusters: (N,) int64, equal for samples that are not independent, such as pictures of one
+        product; None if all are
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -288,6 +290,7 @@ class Result:
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    clusters: Tensor | None = None
 
     def add(self, name: str, value: float, interval: Interval | None = None) -> None:
         self.metrics[name] = value

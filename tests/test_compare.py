@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from clipx import metrics
+from clipx.comparison import compare
 from clipx.eval_verb import print_comparison
 from clipx.evaluators.retrieval import retrieval_result
-from clipx.results import compare, lines_of, write_results
+from clipx.results import lines_of, write_results
 from clipx.types import Result, UserError
 
 CAPTIONS = torch.tensor([1, 5, 2, 3, 1, 4] * 5)

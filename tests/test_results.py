@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from clipx import cli
-from clipx.results import check_out, compare, read_samples, write_results
+from clipx.comparison import compare
+from clipx.results import check_out, read_samples, write_results
 from clipx.types import Result, UserError
 
 RESULT = Result(

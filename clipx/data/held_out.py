@@ -80,6 +80,13 @@ class PartOfSource:
     def prefetch(self, shards: Sequence[int]) -> None:
         self.whole.prefetch(shards)
 
+    def rest(self) -> PartOfSource:
+        """The samples of the whole source that are not in this part."""
+        is_chosen = np.zeros(int(self.whole.sizes.sum()), dtype=np.bool_)
+        starts = np.cumsum(self.whole.sizes) - self.whole.sizes
+        is_chosen[np.repeat(starts, self.sizes) + self._numbers] = True
+        return PartOfSource(self.whole, ~is_chosen)
+
     def _number(self, shard: int, sample: int) -> int:
         """The number of a sample in its shard of the whole source."""
         assert 0 <= sample < self.sizes[shard]
@@ -98,14 +105,27 @@ def parts_of(
             f"data.held_out_by {field!r} without data.held_out holds nothing out; set "
             "data.held_out, such as 0.1"
         )
-    if part == "all" or (part == "train" and not share):
+    if part == "all":
         return dict(sources)
-    if not share:
-        raise UserError("the corpus has no held-out part: set data.held_out, such as 0.1")
+    trained = dict(sources)
+    if share:
+        for name, source in sources.items():
+            held_out = is_held_out(source, share=share, field=field, name=name)
+            trained[name] = PartOfSource(source, ~held_out)
+    return held_out_beside(trained) if part == "held_out" else trained
+
+
+def held_out_beside(trained: Mapping[str, Source]) -> dict[str, Source]:
+    """The held-out part of each source, without hashing its samples again. Raises UserError if
+    there is none.
+
+    trained: the parts to train on
+    """
     parts: dict[str, Source] = {}
-    for name, source in sources.items():
-        held_out = is_held_out(source, share=share, field=field, name=name)
-        parts[name] = PartOfSource(source, held_out if part == "held_out" else ~held_out)
+    for name, source in trained.items():
+        if not isinstance(source, PartOfSource):
+            raise UserError("the corpus has no held-out part: set data.held_out, such as 0.1")
+        parts[name] = source.rest()
     return parts
 
 

@@ -17,6 +17,7 @@ from clipx.evaluators.sample_source import (
     PartOfRun,
     SourceOrHeldOut,
     check_source,
+    cluster_field,
     open_samples,
 )
 from clipx.evaluators.test_sets import (
@@ -93,16 +94,23 @@ class CaptionedConfig:
     caption_field: str | None = None
     """Of a source, as `data.caption_field`; null: that of the run for `held_out`, else `captions`.
     All captions of a sample are taken."""
+    cluster_by: str | None = None
+    """Of a source: a field, such as product_id; samples with the same value are a cluster.
+    Intervals and `clipx compare` then take clusters as independent, not samples (arXiv:2411.00640).
+    null: `data.held_out_by` for `held_out`, else none."""
 
     def read(self) -> CaptionedSet:
         """Raises UserError."""
         if self.source is not None:
             check_source(self.path, self.split)
-            return read_captions(self.source, self.caption_field)
+            clusters = cluster_field(self.source, self.cluster_by)
+            return read_captions(self.source, self.caption_field, clusters)
         if self.path is None:
             raise UserError("the test set needs a `path`, or a `source`")
         if self.caption_field is not None:
             raise UserError("caption_field belongs to a `source`; captions of `path` are in .txt")
+        if self.cluster_by is not None:
+            raise UserError("cluster_by belongs to a `source`; a `path` has no fields")
         images, texts = read_shards(split_folder(Path(self.path), self.split), "txt")
         captions: list[str] = []
         owner: list[int] = []
@@ -127,10 +135,13 @@ def caption_fields(source: Any, name: str | None) -> CaptionFields:
     return CaptionFields.from_setting(name or DEFAULT_FIELD)
 
 
-def read_captions(source: Any, caption_field: str | None) -> CaptionedSet:
+def read_captions(
+    source: Any, caption_field: str | None, cluster_by: str | None = None
+) -> CaptionedSet:
     """The images and captions of a source. Raises UserError at the first sample without a caption.
 
     source: of the type SourceOrHeldOut; caption_field: see CaptionedConfig
+    cluster_by: see SourceSamples.texts
     """
     samples = open_samples(source)
     fields = caption_fields(source, caption_field)
@@ -138,7 +149,8 @@ def read_captions(source: Any, caption_field: str | None) -> CaptionedSet:
     owner: list[int] = []
     numbers: dict[str, int] = {}  # of texts; case and spaces make no other caption
     text_ids: list[int] = []
-    for image, texts in enumerate(samples.texts(lambda raw: fields.of(raw).texts)):
+    texts_of_image, clusters = samples.texts(lambda raw: fields.of(raw).texts, cluster_by)
+    for image, texts in enumerate(texts_of_image):
         own: dict[int, str] = {}
         for text in texts:
             number = numbers.setdefault(" ".join(text.split()).casefold(), len(numbers))
@@ -146,4 +158,5 @@ def read_captions(source: Any, caption_field: str | None) -> CaptionedSet:
         captions += own.values()
         owner += [image] * len(own)
         text_ids += own
-    return CaptionedSet(samples.images(), captions, torch.tensor(owner), torch.tensor(text_ids))
+    images = samples.images(clusters)
+    return CaptionedSet(images, captions, torch.tensor(owner), torch.tensor(text_ids))

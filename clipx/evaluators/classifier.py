@@ -148,7 +148,7 @@ def add_accuracy(
     # Images are drawn within classes, so the interval is that of a mean of rates.
     predicted = metrics.predictions(scores, label, ids)
     recall = metrics.mean_per_class_recall(predicted, label, len(labeled.names))
-    interval = metrics.class_mean_interval(predicted == label, label)
+    interval = metrics.class_mean_interval(predicted == label, label, result.clusters)
     result.add(f"{prefix}-mean_per_class_recall", recall, interval)
     result.add("num_samples", len(label))
     result.add("num_classes", len(labeled.names))  # from which reports have the chance level

@@ -30,6 +30,8 @@ class Config(LabeledConfig):
 
 class Dedup:
     def __init__(self, settings: Config) -> None:
+        if settings.cluster_by is not None:
+            raise UserError("dedup: groups of duplicates are the clusters; leave cluster_by out")
         self.set = settings.read()
         self.threshold = settings.threshold
         if len(self.set) < 2:

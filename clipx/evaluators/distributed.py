@@ -93,6 +93,8 @@ def run_evaluator(config: Any, encoder: ImageTextEncoder, setting: Setting) -> R
     exchange(setting, None, error)
     assert result is not None
 
+    if result.clusters is not None:
+        result.add("num_clusters", len(result.clusters.unique()))
     messages = list(setting.undecodable)
     if messages:
         result.add("num_undecodable", len(messages))

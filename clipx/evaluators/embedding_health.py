@@ -45,16 +45,17 @@ class EmbeddingHealth:
     def evaluate(self, encoder: ImageTextEncoder, setting: Setting) -> Result:
         image = embed_images(encoder, self.images.image, self.images.keys, setting)
         text = embed_texts(encoder, self.captions, setting)
-        return on_main(setting, health, image, text)
+        return on_main(setting, health, image, text, self.images.clusters)
 
 
-def health(image: Tensor, text: Tensor) -> Result:
-    """image, text: (N, D) matching rows, at least two"""
+def health(image: Tensor, text: Tensor, clusters: Tensor | None = None) -> Result:
+    """image, text: (N, D) matching rows, at least two; clusters: (N,) as in Result"""
     result = Result()
     distances = embedding.squared_distances(image, text)
-    result.add("alignment", distances.mean().item(), metrics.student_interval(distances))
-    gap = embedding.modality_gap(image, text)
-    result.add("modality_gap", gap, embedding.modality_gap_interval(image, text))
+    result.add("alignment", distances.mean().item(), metrics.student_interval(distances, clusters))
+    # The interval of the gap takes pairs as independent, so there is none for clusters.
+    gap_interval = None if clusters is not None else embedding.modality_gap_interval(image, text)
+    result.add("modality_gap", embedding.modality_gap(image, text), gap_interval)
 
     # No intervals: the following shift with the number of images, and none is a mean.
     k = min(NEIGHBORS, len(image))

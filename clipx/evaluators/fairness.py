@@ -85,7 +85,8 @@ def slice_result(whole: Result, slices: list[str]) -> Result:
     # Slice names in alphabetical order, and the number of each sample's slice.
     names, inverse = np.unique(slices, return_inverse=True)
     slice_of = torch.from_numpy(inverse)
-    result = Result(keys=whole.keys)
+    clusters = whole.clusters
+    result = Result(keys=whole.keys, clusters=clusters)
     result.tables["slices"] = []
     for metric, values in whole.samples.items():
         weights = whole.weights.get(metric)
@@ -97,7 +98,11 @@ def slice_result(whole: Result, slices: list[str]) -> Result:
             members = slice_of == number
             if weights is not None and not weights[members].any():
                 continue  # its captions are equal to ones of other slices, and count there
-            group = (values[members], None if weights is None else weights[members])
+            group = metrics.by_cluster(
+                values[members],
+                None if weights is None else weights[members],
+                None if clusters is None else clusters[members],
+            )
             groups.append(group)
             row = {"metric": metric, "slice": name, "samples": int(members.sum())}
             rows.append(row | metrics.rate_row("value", *group))

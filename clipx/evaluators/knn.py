@@ -43,7 +43,7 @@ class Knn:
         num_classes = len(self.train.names)
         predicted = vote(train, self.train.label, test, self.k, num_classes)
         hits = predicted == self.test.label
-        result = Result(keys=self.test.images.keys)
+        result = Result(keys=self.test.images.keys, clusters=self.test.images.clusters)
         metrics.add_rate(result, "knn-top1", hits)
         result.add("num_samples", len(hits))
         return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from clipx.evaluators.sample_source import (
     PartOfRun,
     SourceOrHeldOut,
     check_source,
+    cluster_field,
     open_samples,
 )
 from clipx.evaluators.test_sets import (
@@ -74,6 +75,10 @@ class LabeledConfig:
     run's own corpus."""
     label_field: str | None = None
     """Of a source: the field of the `.json` member, or column of a table, with the class."""
+    cluster_by: str | None = None
+    """Of a source: a field, such as product_id; samples with the same value are a cluster.
+    Intervals and `clipx compare` then take clusters as independent, not samples (arXiv:2411.00640).
+    null: `data.held_out_by` for `held_out`, else none."""
 
     def read(self, split: str | None = None) -> LabeledSet:
         """The samples of `split`, by default those of the test. Raises UserError."""
@@ -84,13 +89,14 @@ class LabeledConfig:
             return labeled
         if self.path is None:
             raise UserError("the test set needs a `path`, or a `source`")
-        if self.label_field is not None:
-            raise UserError("label_field belongs to a `source`; classes of `path` are in .cls")
+        if self.label_field is not None or self.cluster_by is not None:
+            raise UserError("label_field and cluster_by belong to a `source`, which has fields")
         path = Path(self.path)
         classes = self.classes
         folder = split_folder(path, split or self.split)
         if any(folder.glob("*.tar")):
-            names = list(_read_classes(path, classes or str(path / "classnames.txt")).names)
+            classes = classes or str(path / "classnames.txt")
+            names = list(_read_classes(f"test set {path}", classes, folder=path).names)
             images, texts = read_shards(folder, "cls")
             labels = []
             for key, text in zip(images.keys, texts, strict=True):
@@ -111,7 +117,7 @@ class LabeledConfig:
         if classes is None:
             names = [name.replace("_", " ") for name in folders]
         else:
-            class_list = _read_classes(path, classes)
+            class_list = _read_classes(f"test set {path}", classes, folder=path)
             names = list(class_list.names)
             if class_list.folders is not None:
                 # A published list has its own order of classes, which accuracy tables follow.
@@ -136,17 +142,22 @@ def read_labeled_sources(settings: LabeledConfig, sources: Sequence[Any]) -> lis
     if settings.label_field is None:
         raise UserError("a `source` needs label_field, the column that has the classes")
     field = LabelField(settings.label_field)
-    opened = [open_samples(source) for source in sources]
-    labels = [samples.texts(field.text_of) for samples in opened]
+    opened = []
+    for source in sources:
+        samples = open_samples(source)
+        # Of test samples alone: no interval is of the training samples.
+        is_test = source is settings.source
+        cluster_by = cluster_field(source, settings.cluster_by) if is_test else None
+        opened.append((samples, *samples.texts(field.text_of, cluster_by)))
     if settings.classes is None:
-        names = sorted({text for texts in labels for text in texts})
+        names = sorted({text for _, texts, _ in opened for text in texts})
     else:
-        names = list(_read_classes(Path(opened[0].title), settings.classes).names)
+        names = list(_read_classes(opened[0][0].title, settings.classes).names)
     numbers = {str(number): number for number in range(len(names))}
     for number, name in reversed(list(enumerate(names))):
         numbers[name] = number  # of equal names the first; a name is preferred to a number
     labeled = []
-    for samples, texts in zip(opened, labels, strict=True):
+    for samples, texts, clusters in opened:
         for text, key in zip(texts, samples.keys, strict=True):
             if text not in numbers:
                 raise UserError(
@@ -154,7 +165,7 @@ def read_labeled_sources(settings: LabeledConfig, sources: Sequence[Any]) -> lis
                     f"neither one of the {len(names)} names of {settings.classes} nor a number"
                 )
         label = torch.tensor([numbers[text] for text in texts])
-        labeled.append(LabeledSet(samples.images(), label, names))
+        labeled.append(LabeledSet(samples.images(clusters), label, names))
     return labeled
 
 
@@ -168,7 +179,7 @@ def read_train_and_test(
     path = settings.path
     if settings.source is not None:
         if train_source is None and isinstance(settings.source, PartOfRun):
-            train_source = replace(settings.source, is_held_out=False)
+            train_source = settings.source.rest()
         if train_source is None:
             raise UserError("a `source` of test samples needs train_source beside it")
         train, test = read_labeled_sources(settings, [train_source, settings.source])
@@ -189,15 +200,20 @@ def read_train_and_test(
     return train, test
 
 
-def _read_classes(path: Path, classes: str) -> ClassList:
+def _read_classes(title: str, classes: str, *, folder: Path | None = None) -> ClassList:
+    """Raises UserError.
+
+    title: what to call the set in messages; classes: see LabeledConfig
+    folder: of the set, where ObjectNet has its list; None for a source
+    """
     if classes in SUBSETS:
         return known_classes(classes)
-    if classes == OBJECTNET:
-        return objectnet_classes(path)
+    if classes == OBJECTNET and folder is not None:
+        return objectnet_classes(folder)
+    known = [*SUBSETS] if folder is None else [*SUBSETS, OBJECTNET]
     if not Path(classes).exists() and "/" not in classes:
         raise UserError(
-            f"classes {classes!r} of test set {path} is neither a file nor one of "
-            f"{', '.join([*SUBSETS, OBJECTNET])}"
+            f"classes {classes!r} of {title} is neither a file nor one of {', '.join(known)}"
         )
     return ClassList(read_lines(Path(classes)))
 

@@ -63,7 +63,7 @@ class LinearProbe:
             seed = self.settings.seed
             strength = on_main(setting, sweep, train, label, num_classes, seed, setting)
         scores = on_main(setting, class_scores, train, label, test, num_classes, strength)
-        result = Result(keys=self.test.images.keys)
+        result = Result(keys=self.test.images.keys, clusters=self.test.images.clusters)
         add_accuracy(result, "probe", scores, self.test)
         result.add("probe-strength", strength)
         return result

@@ -40,12 +40,19 @@ class PromptSensitivity:
             return nearest_class_hits(features, weights, self.set.label)
 
         alone = {template: hits([template]) for template in self.templates}
-        return sensitivity_result(alone, hits(self.templates), self.set.images.keys)
+        images = self.set.images
+        return sensitivity_result(alone, hits(self.templates), images.keys, images.clusters)
 
 
-def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequence[str]) -> Result:
-    """alone: template -> (N,) hits of its classifier; ensemble: (N,) hits of that of all"""
-    result = Result(keys=keys)
+def sensitivity_result(
+    alone: dict[str, Tensor],
+    ensemble: Tensor,
+    keys: Sequence[str],
+    clusters: Tensor | None = None,
+) -> Result:
+    """alone: template -> (N,) hits of its classifier; ensemble: (N,) hits of that of all;
+    clusters: (N,) as in Result"""
+    result = Result(keys=keys, clusters=clusters)
     hits = torch.stack(list(alone.values()))  # (templates, N)
     single = hits.mean(0)
     metrics.add_rate(result, "ensemble-top1", ensemble)
@@ -55,7 +62,7 @@ def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequenc
     rates = hits.mean(1)
     best = rates.max().item()
     worst = rates.min().item()
-    groups = [(of_template, None) for of_template in hits]
+    groups = [metrics.by_cluster(of_template, None, clusters) for of_template in hits]
     result.add("best-top1", best, metrics.best_interval(groups))
     result.add("worst-top1", worst, metrics.worst_interval(groups))
     # No interval: the best less the worst of equal templates is above 0 by noise alone.
@@ -63,11 +70,13 @@ def sensitivity_result(alone: dict[str, Tensor], ensemble: Tensor, keys: Sequenc
 
     # Between -1 and 1 for each image, so not a rate.
     gain = ensemble - single
-    result.add("ensemble_gain", gain.mean().item(), metrics.student_interval(gain))
+    result.add("ensemble_gain", gain.mean().item(), metrics.student_interval(gain, clusters))
     result.add("num_samples", len(ensemble))
 
     rows = []
     for template, of_template in alone.items():
-        rows.append({"template": template} | metrics.rate_row("top1", of_template))
+        rows.append(
+            {"template": template} | metrics.rate_row("top1", of_template, clusters=clusters)
+        )
     result.tables["templates"] = sorted(rows, key=lambda row: row["top1"])
     return result

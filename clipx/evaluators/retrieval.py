@@ -38,7 +38,7 @@ class Retrieval:
         image = embed_images(encoder, images.image, images.keys, setting)
         text = embed_texts(encoder, self.set.captions, setting)
         ranks = pair_ranks(image, text, self.set.owner, setting, self.set.text_ids)
-        return retrieval_result(ranks, images.keys)
+        return retrieval_result(ranks, images.keys, images.clusters)
 
 
 def pair_ranks(
@@ -58,14 +58,16 @@ def pair_ranks(
     return metrics.PairRanks(images, captions, owner, text_ids)
 
 
-def retrieval_result(ranks: metrics.PairRanks, keys: Sequence[str]) -> Result:
+def retrieval_result(
+    ranks: metrics.PairRanks, keys: Sequence[str], clusters: Tensor | None = None
+) -> Result:
     """The samples are images. Captions of one image are not independent trials, so each image has
     the mean over its captions, weighted by their number. Equal captions are one trial: they count
     for the first of their images, with the weight of all of them.
 
-    keys: of the N images
+    keys: of the N images; clusters: (N,) as in Result
     """
-    result = Result(keys=list(keys))
+    result = Result(keys=list(keys), clusters=clusters)
     owner = ranks.owner
     units = ranks.caption_units()
     by_image = ranks.image_to_text()
@@ -82,12 +84,13 @@ def retrieval_result(ranks: metrics.PairRanks, keys: Sequence[str]) -> Result:
     metrics.add_rate(result, "text_to_image_mAP", *precision)
 
     # A median is no mean of samples, so `compare` has no values to pair.
-    for direction, rank, image in (
-        ("image_to_text", by_image, torch.arange(len(keys))),
-        ("text_to_image", by_caption, units.unique(return_inverse=True)[1]),
+    cluster_of_image = torch.arange(len(keys)) if clusters is None else clusters
+    for direction, rank, cluster in (
+        ("image_to_text", by_image, cluster_of_image),
+        ("text_to_image", by_caption, cluster_of_image[units]),
     ):
         median = rank.double().quantile(0.5).item()
-        interval = metrics.median_interval(rank, image)
+        interval = metrics.median_interval(rank, cluster.unique(return_inverse=True)[1])
         result.add(f"{direction}_median_rank", median, interval)
 
     result.add("num_samples", len(keys))

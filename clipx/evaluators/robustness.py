@@ -77,10 +77,10 @@ class Robustness:
                 hits = nearest_class_hits(features, weights, self.set.label)
                 by_severity.append(hits)
                 row = {"corruption": name, "severity": severity}
-                table.append(row | metrics.rate_row("top1", hits))
+                table.append(row | metrics.rate_row("top1", hits, clusters=images.clusters))
             # Per image, because severities of one image are not independent samples.
             corrupted[f"{name}-top1"] = torch.stack(by_severity).mean(0)
-        return robustness_result(clean, corrupted, table, images.keys)
+        return robustness_result(clean, corrupted, table, images.keys, images.clusters)
 
 
 def robustness_result(
@@ -88,15 +88,18 @@ def robustness_result(
     corrupted: dict[str, Tensor],
     table: list[dict[str, Any]],
     keys: Sequence[str],
+    clusters: Tensor | None = None,
 ) -> Result:
-    """clean: (N,) hits; corrupted: metric of a corruption -> (N,) share of severities with a hit"""
-    result = Result(keys=keys, tables={"severities": table})
+    """clean: (N,) hits; corrupted: metric of a corruption -> (N,) share of severities with a hit;
+    clusters: (N,) as in Result"""
+    result = Result(keys=keys, tables={"severities": table}, clusters=clusters)
     mean = torch.stack(list(corrupted.values())).mean(0)
     for name, values in {"clean-top1": clean, "corrupted-top1": mean, **corrupted}.items():
         metrics.add_rate(result, name, values)
     if clean.any():  # else the ratio has no meaning
         relative = result.metrics["corrupted-top1"] / result.metrics["clean-top1"]
         # Clean and corrupted hits are of the same images, so the ratio has an interval of its own.
-        result.add("relative-top1", relative, metrics.ratio_interval(mean, clean))
+        interval = metrics.ratio_interval(mean, clean, clusters)
+        result.add("relative-top1", relative, interval)
     result.add("num_samples", len(clean))
     return result

@@ -31,11 +31,12 @@ class UndecodableImage(UserError):
 @dataclass(frozen=True)
 class Images:
     """path: of the set, or what to call it in messages; keys: of the images, unique in the set;
-    read: number of an image -> its bytes"""
+    read: number of an image -> its bytes; clusters: (N,) as in Result"""
 
     path: Path | str
     keys: Sequence[str]
     read: Callable[[int], bytes]
+    clusters: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -59,7 +60,8 @@ class Images:
 
     def subset(self, numbers: Sequence[int]) -> Images:
         keys = [self.keys[number] for number in numbers]
-        return Images(self.path, keys, lambda row: self.read(numbers[row]))
+        clusters = None if self.clusters is None else self.clusters[list(numbers)]
+        return Images(self.path, keys, lambda row: self.read(numbers[row]), clusters)
 
 
 def with_remedy(error: Exception) -> str:

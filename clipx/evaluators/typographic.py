@@ -56,7 +56,7 @@ class Typographic:
         weights = classifier(encoder, self.set.names, self.templates, setting)
         clean = self.set.features(encoder, setting)
         attacked = embed_images(encoder, attack, images.keys, setting)
-        result = Result(keys=images.keys)
+        result = Result(keys=images.keys, clusters=images.clusters)
         label = self.set.label
         metrics.add_rate(result, "clean-top1", nearest_class_hits(clean, weights, label))
         metrics.add_rate(result, "attacked-top1", nearest_class_hits(attacked, weights, label))

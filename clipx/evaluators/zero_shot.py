@@ -52,7 +52,8 @@ class ZeroShot:
 
 def classification_result(scores: Tensor, scale: float, labeled: LabeledSet, ids: Tensor) -> Result:
     """scores: (N, C) cosine similarities; ids: (C,) as of metrics.top_k_hits"""
-    result = Result(keys=labeled.images.keys)
+    clusters = labeled.images.clusters
+    result = Result(keys=labeled.images.keys, clusters=clusters)
     add_accuracy(result, "zeroshot", scores, labeled, ids)
 
     # No interval: the gaps of the bins are absolute values, so noise only adds to them. The error
@@ -63,7 +64,7 @@ def classification_result(scores: Tensor, scale: float, labeled: LabeledSet, ids
     result.add("zeroshot-ece", metrics.calibration_error(confidence, correct))
 
     names = labeled.names
-    result.tables["per_class"] = per_class(predicted, labeled.label, names)
+    result.tables["per_class"] = per_class(predicted, labeled.label, names, clusters)
 
     # The pairs of classes of which one is taken for the other, most frequent first.
     confusion = metrics.confusion(predicted, labeled.label, len(names))
@@ -79,15 +80,22 @@ def classification_result(scores: Tensor, scale: float, labeled: LabeledSet, ids
     return result
 
 
-def per_class(predicted: Tensor, label: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Recall of each class that occurs, worst first, with the interval of that class alone."""
+def per_class(
+    predicted: Tensor, label: Tensor, names: Sequence[str], clusters: Tensor | None = None
+) -> list[dict[str, Any]]:
+    """Recall of each class that occurs, worst first, with the interval of that class alone.
+
+    predicted, label: (N,) int64; clusters: (N,) as in Result
+    """
     rows = []
     for number, name in enumerate(names):
-        hits = predicted[label == number] == number
+        is_of_class = label == number
+        hits = predicted[is_of_class] == number
         if len(hits) == 0:
             continue
         row = {"class": name, "samples": len(hits)}
-        rows.append(row | metrics.rate_row("recall", hits))
+        clusters_of_class = None if clusters is None else clusters[is_of_class]
+        rows.append(row | metrics.rate_row("recall", hits, clusters=clusters_of_class))
     return sorted(rows, key=lambda row: row["recall"])
 
 

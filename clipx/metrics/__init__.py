@@ -8,11 +8,11 @@ from clipx.metrics.classification import (
     top_k_accuracy,
     top_k_hits,
 )
+from clipx.metrics.clusters import by_cluster, by_group
 from clipx.metrics.detection import auroc, auroc_interval
 from clipx.metrics.intervals import (
     add_rate,
     best_interval,
-    by_group,
     class_mean_interval,
     median_interval,
     rate_interval,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipx.metrics.clusters import by_cluster, cluster_sums
 from clipx.metrics.distributions import TAIL, binomial_interval, student_quantile
 from clipx.types import Interval, Result
 
@@ -27,31 +28,24 @@ def weighted_mean(values: Tensor, weights: Tensor | None = None) -> float:
 
 
 def add_rate(result: Result, name: str, values: Tensor, weights: Tensor | None = None) -> None:
-    """Add the mean of (N,) values in [0, 1] with its interval, and the values themselves, which
-    `compare` and `fairness` need."""
+    """Add the mean of (N,) values in [0, 1] with its interval, by the clusters of the result, and
+    the values themselves, which `compare` and `fairness` need."""
     result.samples[name] = values.double()
     if weights is not None:
         result.weights[name] = weights.double()
-    result.add(name, weighted_mean(values, weights), rate_interval(values, weights))
+    interval = rate_interval(*by_cluster(values, weights, result.clusters))
+    result.add(name, weighted_mean(values, weights), interval)
 
 
-def rate_row(name: str, values: Tensor, weights: Tensor | None = None) -> dict[str, Any]:
-    """The mean of (N,) values under `name`, with `low` and `high`, for a row of a table."""
-    low, high = rate_interval(values, weights) or (None, None)
-    return {name: weighted_mean(values, weights), "low": low, "high": high}
+def rate_row(
+    name: str, values: Tensor, weights: Tensor | None = None, clusters: Tensor | None = None
+) -> dict[str, Any]:
+    """The mean of (N,) values under `name`, with `low` and `high`, for a row of a table.
 
-
-def by_group(values: Tensor, group: Tensor) -> tuple[Tensor, Tensor | None]:
-    """((G,) mean of each group's values, (G,) size of each group or None if all are equal).
-
-    values: (N,); group: (N,) int64, any numbers
+    clusters: see metrics.by_cluster
     """
-    _, member = group.unique(return_inverse=True)
-    size = torch.bincount(member)
-    mean = torch.bincount(member, values.double()) / size
-    if (size == size[0]).all():
-        return mean, None
-    return mean, size
+    low, high = rate_interval(*by_cluster(values, weights, clusters)) or (None, None)
+    return {name: weighted_mean(values, weights), "low": low, "high": high}
 
 
 def rate_interval(
@@ -113,19 +107,36 @@ def effective_interval(
     return binomial_interval(min(1.0, rate) * count, count, tail)
 
 
-def class_mean_interval(hits: Tensor, label: Tensor) -> Interval | None:
+def class_mean_interval(
+    hits: Tensor, label: Tensor, clusters: Tensor | None = None
+) -> Interval | None:
     """Interval of the mean of the classes' rates, for other images of the same classes.
 
     hits: (N,) bool; label: (N,) int64
+    clusters: (N,) int64 of samples that are drawn together; one with images of several classes
+        counts as one in each of them
     """
-    _, label, size = label.unique(return_inverse=True, return_counts=True)
-    size = size.double()
-    num_classes = len(size)
-    rate = torch.bincount(label, hits.double()) / size
+    _, label, count = label.unique(return_inverse=True, return_counts=True)
+    num_classes = len(count)
+    rate = torch.bincount(label, hits.double()) / count
     mean = rate.mean().item()
+
+    # What is drawn again: images, or the parts of clusters in a class.
+    size = count.double()
+    squares = size * rate * (1 - rate)
+    if clusters is not None:
+        _, member = clusters.unique(return_inverse=True)
+        numbers, part = (member * num_classes + label).unique(return_inverse=True)
+        label_of_part = numbers % num_classes
+        total_of_part = torch.bincount(part, hits.double() - rate[label])
+        size_of_part = torch.bincount(part).double()
+        # Kish's effective number of them in each class, and as many times their variance.
+        weight = torch.bincount(label_of_part, size_of_part.square())
+        size = count.square() / weight
+        squares = size * torch.bincount(label_of_part, total_of_part.square()) / weight
+
     # A class with one image shows no variance, and one with a few not much. So each variance is
     # shrunk toward that of all images, as if by one more image: too large rather than too small.
-    squares = size * rate * (1 - rate)
     variance_of_class = (squares + mean * (1 - mean)) / size
     parts = variance_of_class / size / num_classes**2
     variance = parts.sum().item()
@@ -163,26 +174,35 @@ def best_interval(groups: Sequence[tuple[Tensor, Tensor | None]]) -> Interval | 
     return 1 - high, 1 - low
 
 
-def student_interval(values: Tensor) -> Interval | None:
-    """Interval of the mean of (N,) independent values of any size, by Student's t. None if fewer
-    than MIN_DEVIATING of them differ from the most frequent one."""
+def student_interval(values: Tensor, clusters: Tensor | None = None) -> Interval | None:
+    """Interval of the mean of (N,) values of any size, by Student's t. None if fewer than
+    MIN_DEVIATING of them, or of the means of clusters, differ from the most frequent one.
+
+    clusters: (N,) int64 of values that are not independent; by default all are
+    """
     values = values.double()
-    count = len(values)
-    _, frequency = values.unique(return_counts=True)
+    independent, _ = by_cluster(values, None, clusters)
+    count = len(independent)
+    _, frequency = independent.unique(return_counts=True)
     if count - int(frequency.max()) < MIN_DEVIATING:
         return None
     mean = values.mean().item()
-    reach = student_quantile(count - 1) * values.std().item() / math.sqrt(count)
+    squares = cluster_sums(values - mean, clusters).square().sum().item()
+    error = math.sqrt(squares * count / (count - 1)) / len(values)
+    reach = student_quantile(count - 1) * error
     return mean - reach, mean + reach
 
 
-def ratio_interval(numerator: Tensor, denominator: Tensor) -> Interval | None:
+def ratio_interval(
+    numerator: Tensor, denominator: Tensor, clusters: Tensor | None = None
+) -> Interval | None:
     """Interval of mean(numerator) / mean(denominator) by the delta method; None above 1.
 
     numerator: (N,) in [0, 1]; denominator: (N,) zeros and ones of the same samples
+    clusters: (N,) int64 of samples that are not independent; by default all are
     """
-    numerator = numerator.double()
-    denominator = denominator.double()
+    numerator = cluster_sums(numerator, clusters)
+    denominator = cluster_sums(denominator, clusters)
     count = len(denominator)
     total = denominator.sum().item()
     if total == 0 or count < 2:
@@ -192,7 +212,8 @@ def ratio_interval(numerator: Tensor, denominator: Tensor) -> Interval | None:
         return None
     deviation = numerator - ratio * denominator
     variance = deviation.square().sum().item() / total**2 * count / (count - 1)
-    return effective_interval(ratio, variance, total, count - 1)
+    trials = total**2 / denominator.square().sum().item()
+    return effective_interval(ratio, variance, trials, count - 1)
 
 
 def median_interval(values: Tensor, owner: Tensor) -> Interval | None:

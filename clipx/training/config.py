@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -13,7 +13,6 @@ from clipx.distributed.pool import PoolConfig
 from clipx.distributed.runtime import Device, Job
 from clipx.distributed.wrap import Parallel
 from clipx.durations import Duration, DurationText, IntervalText, TimeText, parse_seconds
-from clipx.evaluators.sample_source import with_held_out
 from clipx.models.dual_encoder import ModelConfig
 from clipx.training.optim import OptimConfig
 from clipx.types import PrecisionKind, UserError
@@ -94,11 +93,6 @@ class TrainConfig:
     slowest rank of an evaluation must take less."""
     tensorboard: bool = False
     """Write event files beside the logs; needs the extra `track`."""
-
-    @property
-    def evaluators_on_corpus(self) -> dict[str, Any]:
-        """The evaluators, with the held-out part of the corpus where they ask for it."""
-        return with_held_out(self.evaluators, self.data)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from clipx.data.loader import Loaded
 from clipx.distributed.monitor import Monitor
 from clipx.distributed.pool import build_pool
 from clipx.distributed.runtime import job, keep_freed_memory, start
+from clipx.evaluators.sample_source import with_held_out
 from clipx.objectives.objective import Features
 from clipx.training.build import build_learner, build_saver, build_source, new_encoder
 from clipx.training.changeable import CORPUS_SETTINGS
@@ -41,6 +42,7 @@ class Session:
     """A run on this rank.
 
     folder: None on all ranks but the first
+    evaluators: configs by name, with the held-out part of the open corpus
     state: the step, the data position and counters after the last step
     stop_requested, save_requested: whether any rank requested it with the last step; the same on
         all ranks
@@ -80,7 +82,9 @@ class Session:
         self.corpus = open_together(config, self.runtime)
         self.plan = RunPlan.of(config, self.corpus.num_samples)
         self.stop.deadline = self.plan.deadline(job(), self.start_time)
-        warnings = check_plan(config, self.plan, self.runtime)
+        # On the corpus that is open: opening it again would hash all of its samples again.
+        self.evaluators = with_held_out(config.evaluators, config.data, self.corpus.sources)
+        warnings = check_plan(config, self.evaluators, self.plan, self.runtime)
         self.precision = build_precision(config.precision, self.runtime.device)
         self.model_json = with_defaults(config.model.read(), config.loss.build())
         self.encoder, messages = new_encoder(
@@ -153,13 +157,9 @@ class Session:
             state = replace(saved.state, corpus_digest=self.corpus.digest)
             self.state = state.on_rank(is_main=self.runtime.is_main)
         self.messages += messages
+        newest = None if saved is None else saved.state.step
         self.saver = build_saver(
-            self.config,
-            self.plan,
-            self.learner,
-            self.folder,
-            self.model_json,
-            newest=None if saved is None else saved.state.step,
+            self.config, self.plan, self.learner, self.folder, self.model_json, newest=newest
         )
         if self.folder is not None:
             self.folder.status.update(**self.progress())

@@ -196,8 +196,7 @@ def evaluate_if_due(session: Session, files: LogFiles | None, report: Report, st
     names = session.plan.evaluations_due(step)
     if not names or runtime.from_main(files is not None and step in files.evaluated_steps):
         return
-    evaluators = session.config.evaluators_on_corpus
-    evaluators = {name: evaluators[name] for name in names}
+    evaluators = {name: session.evaluators[name] for name in names}
     report.step(step, f"evaluating {', '.join(names)}")
     # With the averages of the weights, if the run keeps them.
     with session.learner.evaluated(session.model_json) as model:

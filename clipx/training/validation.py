@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +167,18 @@ def _queue_conflicts(config: TrainConfig, num_samples: int) -> list[str]:
     return conflicts
 
 
-def check_plan(config: TrainConfig, plan: RunPlan, runtime: Runtime) -> list[str]:
+def check_plan(
+    config: TrainConfig, evaluators: Mapping[str, Any], plan: RunPlan, runtime: Runtime
+) -> list[str]:
     """Warnings about evaluators and durations. All ranks take part. Raises UserError if evaluators
-    cannot run and the run has no checkpoint yet."""
+    cannot run and the run has no checkpoint yet.
+
+    evaluators: those of the config, on the corpus of the run
+    """
     faults: list[str] = []
     has_checkpoint = False
     if runtime.is_main:
-        faults = faults_of(config.evaluators_on_corpus)
+        faults = faults_of(evaluators)
         has_checkpoint = bool(list_checkpoints(Path(config.run_dir) / "checkpoints"))
     # With a checkpoint the run continues: training is worth more than a test set that has vanished.
     runtime.agree("\n".join(faults) if faults and not has_checkpoint else None)

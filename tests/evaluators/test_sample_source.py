@@ -120,6 +120,11 @@ def test_labels_are_names_or_numbers_of_a_list(table: Path, tmp_path: Path) -> N
         (zero_shot, {"label_field": "category", "path": "x"}, "are two test sets"),
         (zero_shot, {"label_field": "category", "split": "x"}, "a `source` has none"),
         (linear_probe, {"label_field": "category"}, "needs train_source"),
+        (
+            zero_shot,
+            {"label_field": "category", "classes": "objectnet"},
+            "classes 'objectnet' of the source .*products.csv.* neither a file nor one of imagenet",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_a_source_are_refused(

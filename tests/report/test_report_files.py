@@ -43,6 +43,7 @@ RESULTS = [
         "pets-zeroshot-top5": 0.2 * step,
         "pets-num_samples": 321,
         "pets-num_classes": 20,
+        "pets-num_clusters": 107,
         "pets-zeroshot-top1_interval": [0.1 * step - 0.04, 0.1 * step + 0.05],
         "pets-and-owners-image_to_text_R@1": 0.3,
         "pets-and-owners-text_to_image_R@1": 0.25,
@@ -113,8 +114,8 @@ def test_the_table_has_the_newest_values_with_their_intervals(run: Path) -> None
     start = page.texts.index("Zero-shot classification: value, 95 % interval, chance level")
     row = [t for t in page.texts[start : start + 40] if t]
     row = row[row.index("pets") :]
-    expected = ["pets", "321", "40.0%", "36.0% to 45.0%", "chance 5.0%", "80.0%", "chance 25.0%"]
-    assert row[:7] == expected
+    expected = ["pets", "321", "in 107 clusters", "40.0%", "36.0% to 45.0%", "chance 5.0%"]
+    assert row[:8] == [*expected, "80.0%", "chance 25.0%"]
     assert {"30.0%", "28.0% to 33.0%", "25.0%", "auroc", "0.875"} <= set(page.texts)
 
 
@@ -154,6 +155,7 @@ def test_scores_belong_to_the_longest_name_of_a_set_that_fits() -> None:
         "zeroshot-top5",
         "num_samples",
         "num_classes",
+        "num_clusters",
     }
     first, last = scores["pets"]["zeroshot-top1"]
     assert first == Point(2, 0.2, pytest.approx(0.16), pytest.approx(0.25))

@@ -165,13 +165,14 @@ def test_all_evaluators_are_checked_before_the_run_and_every_complaint_is_told(
     config = configured(tmp_path, {"good": good, **json.loads(text)})
     plan = RunPlan.of(config, 80)
     with pytest.raises(UserError) as refused:
-        check_plan(config, plan, ALONE)
+        check_plan(config, config.evaluators, plan, ALONE)
     told = str(refused.value).split("\n")
     assert [line.partition(":")[0] for line in told] == [f"evaluators.{name}" for name in BROKEN]
     (tmp_path / "run/checkpoints/step_00000004").mkdir(parents=True)
-    warned = check_plan(config, plan, ALONE)
+    warned = check_plan(config, config.evaluators, plan, ALONE)
     assert warned == [f"{line}; training goes on" for line in told]
-    assert check_plan(configured(tmp_path, {"good": good}), plan, ALONE) == []
+    config = configured(tmp_path, {"good": good})
+    assert check_plan(config, config.evaluators, plan, ALONE) == []
 
 
 @pytest.mark.parametrize(("steps", "count"), [(9, 0), (10, 1), (2000, 1)])
@@ -179,5 +180,5 @@ def test_a_warmup_that_is_not_shorter_than_the_run_is_warned_of(
     steps: int, count: int, tmp_path: Path
 ) -> None:
     config = configured(tmp_path, {}, optim={"warmup": f"{steps} steps"})
-    told = check_plan(config, RunPlan.of(config, 80), ALONE)
+    told = check_plan(config, {}, RunPlan.of(config, 80), ALONE)
     assert ["is not shorter than the run of 10" in line for line in told] == [True] * count
