@@ -32,7 +32,7 @@ def captions_of(length: int) -> Batch:
     return Batch(views, found.keys, found.positions, {})
 
 
-@pytest.mark.parametrize(("size", "most"), [(None, 3), (3, 6)])
+@pytest.mark.parametrize(("size", "most"), [pytest.param(None, 3, marks=pytest.mark.slow), (3, 6)])
 @pytest.mark.parametrize(
     "backend",
     [
