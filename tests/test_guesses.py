@@ -28,6 +28,7 @@ from clipx.open_clip_flags import (
     setting_for,
 )
 from clipx.training.config import TrainConfig
+from clipx.training.run_config import load_config
 from clipx.types import UserError
 
 BASE = {
@@ -218,14 +219,15 @@ def test_mistakes_of_commands_are_told_before_torch_is_imported(base: Path) -> N
         assert "Traceback" not in output
 
 
-def test_a_config_without_mistakes_is_loaded_by_its_class(base: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from clipx.training.run_config import load_config\n"
-        "config = load_config(Path(sys.argv[1]), ['optim.lr=1e-3'])\n"
-        "from clipx.training.config import TrainConfig\n"
-        "assert type(config) is TrainConfig and config.optim.lr == 1e-3"
-    )
-    subprocess.run([sys.executable, "-c", code, str(base)], env=environment(), check=True)
+def test_a_config_without_mistakes_is_loaded_by_its_class(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a new process, where the class has not been imported yet."""
+    monkeypatch.delitem(sys.modules, "clipx.training.config")
+    monkeypatch.setattr(importlib.import_module("clipx.training"), "config", None)
+    loaded = load_config(base, ["optim.lr=1e-3"])
+    assert type(loaded) is sys.modules["clipx.training.config"].TrainConfig
+    assert loaded.optim.lr == 1e-3
 
 
 # Values that the peer would get, for flags whose hint has a value that clipx checks.

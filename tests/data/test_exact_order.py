@@ -176,7 +176,7 @@ REPEATED = Scenario(((3, 8), (2, 0, 1)), (Stage(3, 1, 4), Stage(1, 3, 1)), repea
 
 
 @WORKERS
-@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@settings(max_examples=3, deadline=None, derandomize=True, database=None)
 @given(scenario=SCENARIOS)
 @example(scenario=UNEQUAL)
 @example(scenario=TINY)

@@ -91,7 +91,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("end", ["return", "raise"])
+@pytest.mark.parametrize("end", [pytest.param("return", marks=pytest.mark.slow), "raise"])
 def test_a_process_may_end_with_its_loader_open(corpus: Path, tmp_path: Path, end: str) -> None:
     script = tmp_path / "stops.py"
     script.write_text(STOPS_EARLY)

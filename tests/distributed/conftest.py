@@ -8,6 +8,7 @@ import rank_checks
 from ranks import RankGroup, run_ranks
 
 SIZES = [2, 3, pytest.param(4, marks=pytest.mark.slow)]
+ONE = pytest.param(1, marks=pytest.mark.slow)  # which most other tests have
 
 
 @pytest.fixture(scope="session", params=SIZES, ids=lambda size: f"{size} ranks")
@@ -16,7 +17,7 @@ def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return run_ranks(rank_checks.everything, request.param)
 
 
-@pytest.fixture(scope="session", params=[1, *SIZES], ids=lambda size: f"{size} ranks")
+@pytest.fixture(scope="session", params=[ONE, *SIZES], ids=lambda size: f"{size} ranks")
 def group(request: pytest.FixtureRequest) -> Iterator[RankGroup]:
     """Ranks that wait for questions."""
     group = RankGroup(request.param)

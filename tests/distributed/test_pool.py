@@ -153,7 +153,7 @@ def test_ranks_with_different_rows_are_reported_and_none_is_aborted(
         )
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(deadline=None, max_examples=15, derandomize=True)
 @given(
     case=st.builds(
         Case,

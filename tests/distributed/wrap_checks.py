@@ -249,12 +249,21 @@ KINDS: tuple[Parallel, ...] = ("ddp", "fsdp2")
 HANDED: tuple[tuple[Parallel, Parallel], ...] = (("ddp", "fsdp2"), ("fsdp2", "ddp"))
 
 
+def gradients_of(runtime: Runtime, case: tuple[Parallel, str]) -> dict[str, Any]:
+    """case: one of KINDS, one of SETTINGS"""
+    kind, name = case
+    return gradients(runtime, kind, **SETTINGS[name])
+
+
+def handed_over_by(runtime: Runtime, case: tuple[Parallel, Parallel, str]) -> dict[str, Any]:
+    """case: one of HANDED, and one of OBJECTIVES"""
+    return handed_over(runtime, *case)
+
+
 def everything(runtime: Runtime) -> dict[str, Any]:
     return {
         "gradients": {
-            (kind, name): gradients(runtime, kind, **settings)
-            for kind in KINDS
-            for name, settings in SETTINGS.items()
+            (kind, name): gradients_of(runtime, (kind, name)) for kind in KINDS for name in SETTINGS
         },
         "handed over": {
             (pair, objective): handed_over(runtime, *pair, objective)
@@ -287,7 +296,7 @@ def poisoned(runtime: Runtime, parallel: Parallel) -> dict[str, Any]:
     }
 
 
-def copied(runtime: Runtime) -> dict[str, Any]:
+def copied(runtime: Runtime, _: None = None) -> dict[str, Any]:
     """What every rank evaluates of a sharded model, and what is left of the model afterwards."""
     step = build(runtime, "fsdp2", adamw)
     take(step, range(2))

@@ -24,10 +24,14 @@ SEED = 5
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> Path:
+    return config_of(tmp_path_factory.mktemp("chaos"), pairs, steps=LAST)
+
+
+def config_of(folder: Path, pairs: Path, *, steps: int) -> Path:
     return write_config(
-        tmp_path_factory.mktemp("chaos"),
+        folder,
         pairs,
-        duration=f"{LAST} steps",
+        duration=f"{steps} steps",
         checkpoint_every="2 steps",
         ema=0.9,
         pool={"queue": 30},
@@ -37,6 +41,10 @@ def config(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(config: Path) -> Path:
+    return undisturbed_run(config)
+
+
+def undisturbed_run(config: Path) -> Path:
     run = config.parent / "undisturbed"
     ranks = start(["train", config, f"run_dir={run}"], config.parent / "log", world_size=2)
     assert ranks.wait() == [0, 0], ranks.said
@@ -149,11 +157,11 @@ def fill_the_disk(command: list[str | Path], run: Path, ballast: Path, *, mounte
     return f"disk full at step {at}"
 
 
-def check(run: Path, undisturbed: Path, done: list[str]) -> None:
+def check(run: Path, undisturbed: Path, done: list[str], last: int = LAST) -> None:
     told = "\n".join(done)
-    assert weights_digest(run, LAST) == weights_digest(undisturbed, LAST), told
+    assert weights_digest(run, last) == weights_digest(undisturbed, last), told
     assert metrics(run) == metrics(undisturbed), told
-    name = f"step_{LAST:08d}"
+    name = f"step_{last:08d}"
     tensors = [f"{file}.safetensors" for file in ("model", "ema", "optimizer/rank_00000")]
     for file in [*tensors, "state.json"]:
         paths = [r / "checkpoints" / name / file for r in (run, undisturbed)]
@@ -163,6 +171,22 @@ def check(run: Path, undisturbed: Path, done: list[str]) -> None:
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
 
 
+def test_a_kill_changes_no_bit(pairs: Path, tmp_path: Path) -> None:
+    """Of both ranks, somewhere after the checkpoint of step 4."""
+    config = config_of(tmp_path, pairs, steps=16)
+    undisturbed, run = undisturbed_run(config), tmp_path / "run"
+    command = ["train", config, f"run_dir={run}"]
+    ranks = start(command, tmp_path / "log1", world_size=2)
+    wait_until(lambda: newest_step(run) >= 4, ranks)
+    ranks.kill()
+    assert ranks.wait() == [-9, -9], ranks.said
+    done = f"killed at step {newest_step(run)}"
+    ranks = start(command, tmp_path / "log2", world_size=2)
+    assert ranks.wait() == [0, 0], ranks.said
+    check(run, undisturbed, [done], last=16)
+
+
+@pytest.mark.slow
 def test_three_kills_change_no_bit(config: Path, undisturbed: Path, tmp_path: Path) -> None:
     done = chaos(config, tmp_path / "run", kills=3, seed=SEED)
     check(tmp_path / "run", undisturbed, done)

@@ -66,8 +66,10 @@ def test_srun(pairs: Path, tmp_path: Path) -> None:
     assert weights_digest(tmp_path / "srun", 6) == weights_digest(tmp_path / "run", 6)
 
 
+@pytest.mark.slow
 def test_accelerate_launch_that_connects_nobody_is_refused(pairs: Path, tmp_path: Path) -> None:
-    """`--cpu` starts one process without a rank, whatever number of processes was asked for."""
+    """`--cpu` starts one process without a rank, whatever number of processes was asked for.
+    tests/distributed/test_launcher.py refuses the variables that it sets."""
     config = write_config(tmp_path, pairs)
     command = [*ACCELERATE, "--cpu", "--num_processes", "2", "-m", "clipx", "train", str(config)]
     done = subprocess.run(

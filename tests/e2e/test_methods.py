@@ -49,7 +49,7 @@ def own_state(run: Path) -> dict[str, Any]:
 
 
 # The others also equal one process in tests/distributed: test_pool and test_wrap.
-QUICK = ("hard_negative", "multi_positive", "slip")
+QUICK = ("slip",)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_two_processes_in_micro_batches_are_as_one(
 
 
 WITH_STATE = {  # and whether the test is slow
-    "hard_negative": False,
+    "hard_negative": True,
     "two_view": True,
-    "slip": False,
+    "slip": True,
     "momentum": False,
     "predictive": True,
     "weighted": True,

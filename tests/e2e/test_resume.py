@@ -120,7 +120,7 @@ def die_at(moment: str, folder: Path) -> None:
     [
         pytest.param("seal", 10, id="all written, not the manifest"),
         pytest.param("_write_texts", 10, id="tensors written", marks=pytest.mark.slow),
-        pytest.param("sync", 20, id="renamed, perhaps not on the disk"),
+        pytest.param("sync", 20, id="renamed, perhaps not on the disk", marks=pytest.mark.slow),
         pytest.param("prune", 20, id="renamed", marks=pytest.mark.slow),
     ],
 )

@@ -52,11 +52,14 @@ def saved(run: Path) -> checkpoints.LoadedCheckpoint:
     return checkpoints.load(run / "checkpoints" / f"step_{LAST:08d}")
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [n if n != "bf16" else pytest.param(n, marks=pytest.mark.slow) for n in SETTINGS]
+)
 def test_a_stopped_run_is_bit_identical(name: str, pairs: Path, tmp_path: Path) -> None:
     """Stopped between two log lines, so that what is counted from line to line is tested too."""
     once = saved(run(tmp_path / "once", pairs, name, LAST))
-    stopped = saved(run(tmp_path / "stopped", pairs, name, 3, 5, LAST))
+    stops = (3, 5) if name == "fp32" else (5,)
+    stopped = saved(run(tmp_path / "stopped", pairs, name, *stops, LAST))
     assert stopped.state == once.state
     for part in ("optimizer", "random", "scaler", "objective", "ema"):
         assert equal(vars(stopped.training)[part], vars(once.training)[part]), part

@@ -44,7 +44,10 @@ def status(run: Path) -> dict[str, object]:
     return json.loads((run / "status.json").read_text())
 
 
-@pytest.mark.parametrize(("processes", "number"), [(1, SIGTERM), (2, SIGINT), (2, SIGUSR1)])
+@pytest.mark.parametrize(
+    ("processes", "number"),
+    [(1, SIGTERM), pytest.param(2, SIGINT, marks=pytest.mark.slow), (2, SIGUSR1)],
+)
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_of_that_step(
     processes: int,
     number: signal.Signals,
@@ -98,19 +101,32 @@ def test_a_second_signal_ends_at_once_and_what_was_saved_is_kept(
     assert not complaints
 
 
-@pytest.mark.parametrize("signaled", [(0,), (1,), (0, 1)], ids=["first", "last", "both"])
+@pytest.mark.parametrize(
+    "signaled",
+    [
+        pytest.param((0,), marks=pytest.mark.slow, id="first"),
+        pytest.param((1,), id="last"),
+        pytest.param((0, 1), marks=pytest.mark.slow, id="both"),
+    ],
+)
 def test_a_signal_in_an_evaluation_leaves_it_and_it_is_done_again(
     signaled: tuple[int, ...], pairs: Path, tmp_path: Path
 ) -> None:
-    """It takes seconds: the signal comes long before it would be done."""
+    """It takes seconds: the signal comes long before it would be done. Many more times of a signal
+    are in tests/distributed/test_distributed_evaluation.py."""
     shapes = write_test_set(tmp_path / "set")
     config = write_config(tmp_path, pairs, duration="12 steps", checkpoint_every="100 steps")
-    noises = ", ".join(20 * ["gaussian_noise"])
-    tiny = f"tiny: {{name: zero_shot, path: {shapes}, every: 6 steps}}"
-    slow = f"slow: {{name: robustness, path: {shapes}, every: 6 steps, corruptions: [{noises}]}}"
-    command = ["train", config, f"evaluators={{{tiny}, {slow}}}"]
+
+    def command(corruptions: int) -> list[str | Path]:
+        noises = ", ".join(corruptions * ["gaussian_noise"])
+        tiny = f"tiny: {{name: zero_shot, path: {shapes}, every: 6 steps}}"
+        slow = (
+            f"slow: {{name: robustness, path: {shapes}, every: 6 steps, corruptions: [{noises}]}}"
+        )
+        return ["train", config, f"evaluators={{{tiny}, {slow}}}"]
+
     run = tmp_path / "run"
-    ranks = start(command, tmp_path / "log", world_size=2)
+    ranks = start(command(20), tmp_path / "log", world_size=2)
     wait_until(lambda: (run / "checkpoints/step_00000006").exists(), ranks)
     ranks.kill(*signaled, by=SIGUSR1)
     assert ranks.wait() == [75, 75], ranks.said
@@ -118,7 +134,7 @@ def test_a_signal_in_an_evaluation_leaves_it_and_it_is_done_again(
     assert "failed, training goes on" not in ranks.said
     assert (run / "checkpoints/step_00000006").exists(), "an evaluation has a checkpoint before it"
     assert not results(run)
-    again = start(command, tmp_path / "log2", world_size=2)
+    again = start(command(1), tmp_path / "log2", world_size=2)
     assert again.wait() == [0, 0], again.said
     assert [record["step"] for record in results(run)] == [6, 12]
 
@@ -160,7 +176,7 @@ def test_checkpoints_by_the_clock(config: Path, tmp_path: Path) -> None:
 
 def test_a_second_run_in_a_folder_is_refused_on_all_ranks(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first = begun(config, run, "duration=4000 steps", processes=2)
+    first = begun(config, run, "duration=4000 steps")
     second = start(["train", config, f"run_dir={run}"], tmp_path / "log2", world_size=2)
     assert second.wait() == [2, 2], second.said
     assert second.said.count(f"run_dir {run} is in use by process {first.pids[0]} on") == 1
@@ -202,7 +218,10 @@ def test_torchrun_starts_the_ranks_again_after_one_was_killed(config: Path, tmp_
     assert metrics(run) == metrics(other)
 
 
-@pytest.mark.parametrize("end", [SIGKILL, SIGSTOP], ids=["dies", "hangs"])
+@pytest.mark.parametrize(
+    "end",
+    [pytest.param(SIGKILL, marks=pytest.mark.slow, id="dies"), pytest.param(SIGSTOP, id="hangs")],
+)
 def test_a_rank_that_is_gone_is_named_within_the_timeout(
     end: signal.Signals, config: Path, tmp_path: Path
 ) -> None:

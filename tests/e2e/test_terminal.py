@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
-from ranks import environment
+from ranks import environment, start
 from screens import on_terminal
-from tiny_runs import clipx_command, write_config, write_test_set
+from tiny_runs import write_config, write_test_set
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +19,9 @@ def short_config(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> Path:
     return write_config(folder, pairs, **changes)
 
 
-def test_a_run_on_a_terminal_and_its_second_start_in_a_notebook(short_config: Path) -> None:
+def test_a_run_on_a_terminal_and_its_second_start_in_a_notebook(
+    short_config: Path, tmp_path: Path
+) -> None:
     run = short_config.parent / "run"
     code, lines, screens = on_terminal(
         ["train", short_config], width=80, environment=environment() | {"FORCE_COLOR": "1"}
@@ -43,16 +44,9 @@ def test_a_run_on_a_terminal_and_its_second_start_in_a_notebook(short_config: Pa
     assert all("left" in screen[-1] and "/20 " in screen[-1] for screen in before_the_end)
 
     # The same command again: nothing is trained, and no code moves a cursor.
-    again = subprocess.run(
-        clipx_command("train", short_config),
-        capture_output=True,
-        text=True,
-        env=environment() | {"FORCE_COLOR": "1"},
-        timeout=240,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
-    assert "\x1b" not in again.stderr
-    assert f"already finished with 20 of 20 steps: {run}\n" in again.stderr
-    assert "colors-zeroshot-top1 " in again.stderr
-    assert again.stderr.endswith(f"next: clipx report {run}\n")
+    again = start(["train", short_config], tmp_path / "log", FORCE_COLOR="1")
+    assert again.wait() == [0], again.said
+    assert "\x1b" not in again.said
+    assert f"already finished with 20 of 20 steps: {run}\n" in again.said
+    assert "colors-zeroshot-top1 " in again.said
+    assert again.said.endswith(f"next: clipx report {run}\n")

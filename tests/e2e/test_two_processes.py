@@ -1,4 +1,4 @@
-"""torchrun with two processes against one process with the same global batch."""
+"""Two processes, forked and by torchrun, against one with the same global batch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from clipx import cli
 LAST = 40
 
 
-@pytest.fixture(scope="module")
-def together(config: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(False, id="forked"),
+        pytest.param(True, id="torchrun", marks=pytest.mark.slow),
+    ],
+)
+def together(
+    request: pytest.FixtureRequest, config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     run = tmp_path_factory.mktemp("together") / "run"
-    done = train(config, f"run_dir={run}", "data.workers=1", processes=2, torchrun=True)
+    done = train(config, f"run_dir={run}", "data.workers=1", processes=2, torchrun=request.param)
     assert "Warning" not in done.stderr, done.stderr
     assert done.stderr.count("2 x cpu") == 1, "one rank speaks"
     return run

@@ -92,7 +92,7 @@ def check(actual: LossOutput, expected: Tensor, given: Inputs) -> None:
     assert_same(out, settle(expected, given), leaves)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(given=inputs(), pool=POOLS)
 def test_nt_xent(given: Inputs, pool: Pool) -> None:
     size = len(given.image)
@@ -126,7 +126,7 @@ def triplet_by_hand(given: Inputs, config: triplet.Config) -> Tensor:
     return total
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(
     given=inputs(),
     pool=POOLS,
@@ -171,7 +171,7 @@ def hard_negative_by_hand(given: Inputs, beta: float, tau_plus: float) -> Tensor
     return total
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(
     given=inputs(),
     pool=POOLS,
@@ -216,7 +216,7 @@ def multi_positive_by_hand(given: Inputs, image_image: float) -> Tensor:
     return total
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(
     given=inputs().filter(lambda case: case.ids is not None and case.ids.shape[1] == 1),
     pool=POOLS,
@@ -261,7 +261,7 @@ def margin_by_hand(given: Inputs, size: float) -> Tensor:
     return positives.mean() + negatives.sum() / max(1, len(negatives))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(
     given=inputs().filter(lambda case: case.ids is not None and case.ids.shape[1] == 1),
     pool=POOLS,
@@ -277,7 +277,7 @@ def labeled(given: Inputs, labels: Tensor, size: float = 1.0) -> LossOutput:
     return loss(given.image, given.text, pool=LocalPool(), ids=labels[:, None])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(given=inputs(), size=st.sampled_from([0.3, 1.0, 2.0]), seed=st.integers(0, 99))
 def test_margin_of_labeled_pairs(given: Inputs, size: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -317,7 +317,7 @@ def test_classes_as_concepts_are_those_of_their_ids() -> None:
         check(run(by_label, given, LocalPool()), expected, given)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(given=inputs(), pool=POOLS)
 def test_matryoshka(given: Inputs, pool: Pool) -> None:
     inner = infonce.Config()

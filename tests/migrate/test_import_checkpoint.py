@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,6 @@ def step(model: DualEncoder, optimizer: torch.optim.Optimizer, number: int) -> f
     ("changes", "prefix", "locked"),
     [
         ({}, "", None),
-        ({}, "module.", None),
         ({"custom_text": True}, "module._orig_mod.", None),
         ({"custom_text": True}, "_orig_mod.module.", (2, 1)),
         ({}, "", (1, 2)),
@@ -112,9 +112,11 @@ def test_without_the_moments_the_second_step_would_be_another(tmp_path: Path) ->
     assert len(optimizer.state) == len(peer.optimizer.state)
 
 
-def test_what_is_not_carried_over_and_what_differs_is_printed(tmp_path: Path) -> None:
-    name = write_model(tmp_path / "model")
-    checkpoint = PeerRun(name).save(tmp_path / "epoch_1.pt")
+def test_what_is_not_carried_over_and_what_differs_is_printed(
+    trained: tuple[str, PeerRun], tmp_path: Path
+) -> None:
+    name, peer = trained
+    checkpoint = peer.save(tmp_path / "epoch_1.pt")
     run, lines = imported(tmp_path, checkpoint, model=name)
     text = "\n".join(lines)
     assert "not carried over: the order of the data" in text
@@ -124,12 +126,14 @@ def test_what_is_not_carried_over_and_what_differs_is_printed(tmp_path: Path) ->
     assert lines[-1] == f"go on with: clipx train {run / 'train.yaml'}"
 
 
-def test_steps_with_an_overflow_count_for_the_schedule(tmp_path: Path) -> None:
+def test_steps_with_an_overflow_count_for_the_schedule(
+    trained: tuple[str, PeerRun], tmp_path: Path
+) -> None:
     """3 updates of 4 steps an epoch: one step overflowed. The loss scale comes along."""
-    name = write_model(tmp_path / "model")
+    name, peer = trained
     scaler = {"scale": 1024.0, "growth_factor": 2.0, "backoff_factor": 0.5}
     scaler |= {"growth_interval": 2000, "_growth_tracker": 7}
-    checkpoint = PeerRun(name).save(tmp_path / "epoch_1.pt", scaler=scaler)
+    checkpoint = peer.save(tmp_path / "epoch_1.pt", scaler=scaler)
     samples = 4 * BATCH
     run, _ = imported(
         tmp_path, checkpoint, model=name, precision="amp", train_num_samples=samples, workers=2
@@ -142,9 +146,11 @@ def test_steps_with_an_overflow_count_for_the_schedule(tmp_path: Path) -> None:
     assert config.precision == "fp16"
 
 
-def test_a_finished_run_says_how_to_train_for_longer(tmp_path: Path) -> None:
-    name = write_model(tmp_path / "model")
-    checkpoint = PeerRun(name).save(tmp_path / "epoch_4.pt", epoch=4)
+def test_a_finished_run_says_how_to_train_for_longer(
+    trained: tuple[str, PeerRun], tmp_path: Path
+) -> None:
+    name, peer = trained
+    checkpoint = peer.save(tmp_path / "epoch_4.pt", epoch=4)
     _, lines = imported(tmp_path, checkpoint, model=name)
     assert any("all 4 epochs are done" in line and "raise duration" in line for line in lines)
 
@@ -162,10 +168,17 @@ def test_the_state_of_another_optimizer_is_left_behind_with_a_message(tmp_path: 
     assert not optimizer.state
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PeerRun]:
+    """The name of a model and a run of it. To be copied, not changed."""
+    name = write_model(tmp_path_factory.mktemp("trained") / "model")
+    return name, PeerRun(name)
+
+
 def damaged(kind: str, peer: PeerRun) -> dict[str, Any]:
     """Changes of the checkpoint's content."""
     weights = dict(peer.model.state_dict())
-    optimizer = peer.optimizer.state_dict()
+    optimizer = copy.deepcopy(peer.optimizer.state_dict())
     if kind == "weights alone":
         return {"drop": ("epoch", "optimizer")}
     if kind == "another epoch":
@@ -199,10 +212,9 @@ def damaged(kind: str, peer: PeerRun) -> dict[str, Any]:
     ],
 )
 def test_odd_checkpoints_are_refused_before_anything_is_written(
-    tmp_path: Path, kind: str, message: str
+    trained: tuple[str, PeerRun], tmp_path: Path, kind: str, message: str
 ) -> None:
-    name = write_model(tmp_path / "model")
-    peer = PeerRun(name)
+    name, peer = trained
     changes = damaged(kind, peer)
     dropped = changes.pop("drop", ())
     file = peer.save(tmp_path / "epoch_1.pt", **changes)

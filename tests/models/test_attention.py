@@ -119,9 +119,10 @@ def test_packed_captions_equal_each_alone(layer_scale: float | None) -> None:
     stirred(tower)
     lengths = (2 + torch.randperm(300, generator=torch.Generator().manual_seed(3)) % 18).tolist()
     text = captions(lengths)
-    alone = torch.cat([tower(row[None]) for row in text])
+    some = slice(None, None, 6)
+    alone = torch.cat([tower(row[None]) for row in text[some]])
     # float64 sums in another order
-    assert_same_with_gradients(tower(text), alone, list(tower.parameters()), 1e-11)
+    assert_same_with_gradients(tower(text)[some], alone, list(tower.parameters()), 1e-11)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -40,8 +40,16 @@ def siglip_text() -> dict[str, Any]:
     return settings | TEXT
 
 
+def demo_tiny() -> dict[str, Any]:
+    """The demo's model with fewer words and layers."""
+    cfg = json.loads((ROOT / "configs/model/demo_tiny.json").read_text())
+    cfg["vision_cfg"] |= {"layers": 2}
+    cfg["text_cfg"] |= {"layers": 2, "vocab_size": 500}
+    return cfg
+
+
 MODELS: dict[str, dict[str, Any]] = {
-    "demo_tiny": json.loads((ROOT / "configs/model/demo_tiny.json").read_text()),
+    "demo_tiny": demo_tiny(),
     "quickgelu": cut_small("ViT-B-32-quickgelu"),
     "layer scale": {
         "embed_dim": 24,

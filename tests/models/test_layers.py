@@ -155,6 +155,8 @@ def test_heads_alone_have_no_blocks_and_one_depth() -> None:
     assert heads.blocks() == []
 
 
+# One of each way to checkpoint: our own towers, timm's by stages and by blocks, transformers'.
+QUICK = ("ViT-B-32", "convnext_base", "ViT-B-16-SigLIP", "bert")
 CHECKPOINTED = sorted(set(KINDS) - {"RN50"})
 
 
@@ -178,7 +180,9 @@ def gradients_and_saved(tower: nn.Module, x: torch.Tensor) -> tuple[dict[str, to
     return {n: p.grad.clone() for n, p in tower.named_parameters() if p.grad is not None}, held
 
 
-@pytest.mark.parametrize("kind", CHECKPOINTED)
+@pytest.mark.parametrize(
+    "kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in CHECKPOINTED]
+)
 def test_checkpointing_keeps_gradients_and_less_memory(kind: str, tmp_path: Path) -> None:
     cfg = read(kind, tmp_path)
     model = build(cfg)

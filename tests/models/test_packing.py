@@ -144,8 +144,10 @@ def test_a_large_batch_has_few_shapes_and_the_features_of_its_captions_alone() -
         assert all(count % 16 == 0 for count, _ in packed.packing.groups[:-1])
         shapes.add(len(packed.ids))
         if seed == 0:
-            alone = torch.cat([model(row[None]) for row in text])
-            assert_same_with_gradients(model(text), alone, list(model.parameters()), 1e-12)
+            some = slice(None, None, 5)
+            alone = torch.cat([model(row[None]) for row in text[some]])
+            together = model(text)[some]
+            assert_same_with_gradients(together, alone, list(model.parameters()), 1e-12)
     assert all(rows % 64 == 0 for rows in shapes)
     assert len(shapes) < 8
 

@@ -44,7 +44,7 @@ def test_a_map_of_few_rows_exists(count: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("draw", [t_sne, umap])
+@pytest.mark.parametrize("draw", [t_sne, pytest.param(umap, marks=pytest.mark.slow)])
 def test_a_map_keeps_clusters_apart_and_is_the_same_again(
     draw: Callable[[Tensor], Projection],
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from tiny_runs import (
 )
 
 from clipx import cli
+from clipx.report import maps
+from clipx.report.maps import Projection
 
 EVIL = '<script>alert("1")</script> & <b>'
 
@@ -36,6 +39,14 @@ def write_captioned(folder: Path) -> Path:
         members[f"r{index:02d}.txt"] = f"{EVIL} {index} {color}\nsecond {index}".encode()
     write_tar(folder / "test" / "0.tar", members)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def layout() -> Iterator[None]:
+    """Stands for UMAP, which numba compiles for 8 s; test_maps.py has the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maps, "umap", lambda features: Projection("UMAP", features[:, :2]))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +71,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report(*arguments: str | Path) -> str:
-    """What `clipx report` prints. In this process, so that umap is compiled once (8 s)."""
+    """What `clipx report` prints."""
     printed = io.StringIO()
     with redirect_stdout(printed):
         cli.main(["report", *map(str, arguments)])
@@ -110,7 +121,7 @@ def test_pictures_are_inside_the_page(html: str) -> None:
 
 
 def test_the_space_is_mapped_and_measured(page: Checker) -> None:
-    assert {"PCA", "Similarity of some pairs", "Effective rank"} <= set(page.texts)
+    assert {"PCA", "t-SNE", "UMAP", "Similarity of some pairs", "Effective rank"} <= set(page.texts)
     assert any(t.startswith("12 pairs of captions, each modality") for t in page.texts)
 
 

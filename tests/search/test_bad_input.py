@@ -116,12 +116,14 @@ def test_damaged_embeddings_are_named(
 ) -> None:
     change, message = DAMAGES[damage]
     change(folder)
-    for command in (
-        ["index", folder, "--kind", "hnsw"],
-        ["search", folder, "a car"],
-        ["index", folder, "--to", "http://127.0.0.1:9/demo"],
-        ["serve", folder, "--port", "0"],
-    ):
+    commands: list[list[Any]] = [["search", folder, "a car"]]
+    if damage == "nan":  # all read embeddings by one function
+        commands += [
+            ["index", folder, "--kind", "hnsw"],
+            ["index", folder, "--to", "http://127.0.0.1:9/demo"],
+            ["serve", folder, "--port", "0"],
+        ]
+    for command in commands:
         said = refusal(capsys, *command)
         if "--to" not in command:
             assert message in said

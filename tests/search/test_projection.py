@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from layouts import replace_umap
 
 from clipx.progress import silent
 from clipx.search.projection import draw_in, normalize, project
@@ -24,6 +25,14 @@ def groups(seed: int = 0) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+@pytest.fixture(params=["plane", pytest.param("umap", marks=pytest.mark.slow)])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is around UMAP, by another layout; with UMAP itself in the slow tests."""
+    if request.param == "plane":
+        replace_umap(monkeypatch)
+
+
+@pytest.mark.usefixtures("layout")
 def test_groups_stay_together_and_a_seed_gives_the_same_map() -> None:
     points = project(groups(), progress=silent)
     assert points.dtype == np.float32
@@ -35,6 +44,7 @@ def test_groups_stay_together_and_a_seed_gives_the_same_map() -> None:
     assert np.array_equal(points, project(groups(), progress=silent))
 
 
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 6, 16])
 def test_few_rows_have_a_map(count: int) -> None:
     points = project(groups()[:count], progress=silent)
@@ -44,6 +54,7 @@ def test_few_rows_have_a_map(count: int) -> None:
     assert len(np.unique(points, axis=0)) == count
 
 
+@pytest.mark.usefixtures("layout")
 @pytest.mark.parametrize("copies", [1, 30, 120])
 def test_equal_rows_share_a_place(copies: int) -> None:
     rows = groups()

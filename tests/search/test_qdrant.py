@@ -302,6 +302,7 @@ def test_failures_that_stay_are_one_message(
     server.faults = Faults()
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_host_that_is_not_there_is_named_with_the_remedy(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

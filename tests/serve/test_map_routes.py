@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import served
 from fastapi.testclient import TestClient
+from layouts import replace_umap
 
 from clipx import cli
 from clipx.search.embedding_map import EmbeddingMap, map_file, open_map, write_map
@@ -113,9 +114,16 @@ def test_collections_say_whether_they_have_a_map(drawn: EmbeddingMap, client: Te
     assert described["has_map"] is True
 
 
+@pytest.mark.parametrize("layout", ["plane", pytest.param("umap", marks=pytest.mark.slow)])
 def test_the_command_draws_the_same_map_again_and_leaves_the_index(
-    embedded: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    embedded: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
 ) -> None:
+    if layout == "plane":
+        replace_umap(monkeypatch)
     cli.main(["index", str(embedded)])
     about = (embedded / "image_index.json").read_bytes()
     cli.main(["index", str(embedded), "--map"])
