@@ -174,6 +174,14 @@ def differences(a: Data, b: Data, prefix: str = "") -> list[str]:
     return paths
 
 
+def short(value: Any) -> str:
+    """A value in a message about a difference, of 60 characters at most."""
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    text = "unset" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def resolve(find_class: Callable[[Any], type | None], value: Any) -> Any:
     """`{"name": "infonce", ...}` or `"infonce"` -> the Config of that module.
 

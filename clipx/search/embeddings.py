@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from clipx.config import short
 from clipx.embed import Encoder
 from clipx.files import write_whole
 from clipx.search.parts import Embeddings
@@ -127,6 +128,19 @@ class Manifest:
 def _with_orientation(data: dict[str, Any]) -> dict[str, Any]:
     """Settings of a corpus; those from before `exif_orientation` were of pixels as stored."""
     return {"exif_orientation": False} | data
+
+
+def shown_differences(differences: dict[str, tuple[Any, Any]]) -> list[str]:
+    """A text for each of `Manifest.differences`, and for each setting of `data` by its own name."""
+    pairs = dict(differences)
+    there, here = pairs.pop("data", ({}, {}))
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            pairs[f"data.{name}"] = (there.get(name), here.get(name))
+    shown = []
+    for name, (there, here) in pairs.items():
+        shown.append(f"{name} {short(there)} there, {short(here)} here")
+    return shown
 
 
 def read_manifest(folder: Path) -> Manifest:

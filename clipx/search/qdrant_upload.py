@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from clipx.progress import ShowProgress
-from clipx.search.embeddings import Modality, open_complete, read_vectors
+from clipx.search.embeddings import Modality, open_complete, read_vectors, shown_differences
 from clipx.search.folder_store import column_types, read_table
 from clipx.search.qdrant_connection import QdrantConnection, QdrantError
 from clipx.search.qdrant_filters import LOWER
@@ -155,8 +155,7 @@ class QdrantUpload:
         if found.modality != ours.modality:
             shown.append(f"modality {found.modality} there, {ours.modality} here")
         if not ours.manifest.has_grown_from(found.manifest):
-            differences = found.manifest.differences(ours.manifest)
-            shown += [f"{name} {old} there, {new} here" for name, (old, new) in differences.items()]
+            shown += shown_differences(found.manifest.differences(ours.manifest))
         if shown:
             raise UserError(
                 f"{self.connection.url} has embeddings of something else: {'; '.join(shown)}; "

@@ -189,10 +189,3 @@ def _corpus_difference(a: RunLogs, b: RunLogs) -> str | None:
         counts.append(f"{len(only)} of {len(own)}")
         names += [line.split("\t")[0] for line in own if line in only]
     return f"{' / '.join(counts)} shards are not in the other, such as {names[0]}"
-
-
-def short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.9g}"
-    text = "unset" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
