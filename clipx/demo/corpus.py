@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clipx.config import short
+from clipx.config_diff import short
 from clipx.cores import usable_cores
 from clipx.demo.eval_set import COUNTS
 from clipx.demo.licenses import write_licenses

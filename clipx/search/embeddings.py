@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from clipx.config import short
+from clipx.config_diff import short
 from clipx.embed import Encoder
 from clipx.files import write_whole
 from clipx.search.parts import Embeddings

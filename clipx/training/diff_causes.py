@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clipx.config import short
+from clipx.config_diff import short
 from clipx.training.changeable import CORPUS_SETTINGS, is_among
 from clipx.training.run_diff import ROUNDING_SETTINGS, RunDiff
 
