@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,23 +131,20 @@ class EmbedCorpus:
         reader = ChunkReader(self.config, self.corpus, self.fields, self.encoder, todo)
         written = _Written()
         with progress("embedding samples", sum(map(len, todo))) as advance:
-            for chunk in self._chunks(reader):
+            chunks = from_workers(reader.__getitem__, range(len(reader)), self.config.workers)
+            for chunk in chunks:
+                if isinstance(chunk, UserError):
+                    raise chunk
                 if len(chunk.pixels):
                     written.images.append(self._embed_images(chunk))
                 written.rows += chunk.rows
                 written.bad += chunk.bad
                 advance(len(chunk.rows) + len(chunk.bad))
+                # Chunks come in order, so a part is complete with its last one.
                 part = self.parts[chunk.part]
                 if chunk.stop == part.stop:
                     self._write(part, written)
                     written = _Written()
-
-    def _chunks(self, reader: ChunkReader) -> Iterator[Chunk]:
-        workers = self.config.workers
-        for chunk in from_workers(reader.__getitem__, range(len(reader)), workers):
-            if isinstance(chunk, UserError):
-                raise chunk
-            yield chunk
 
     def finish(self) -> Manifest | None:
         """Write the counts if all parts are there; None if other ranks or tasks have to finish.

@@ -95,7 +95,7 @@ class Manifest:
         """Whether these embeddings begin with the old ones, or are the same."""
         if not self.differences(old):
             return True
-        return any(not self._at(past).differences(old) for past in self.earlier)
+        return any(not replace(self, **past).differences(old) for past in self.earlier)
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Manifest:
@@ -109,9 +109,6 @@ class Manifest:
         for past in fields.get("earlier", []):
             earlier.append(past | {"data": _with_orientation(past["data"])})
         return cls(**fields | {"earlier": earlier})
-
-    def _at(self, past: dict[str, Any]) -> Manifest:
-        return replace(self, **past)
 
     def grown(self, new: Manifest) -> Manifest:
         """The new manifest, which remembers this one."""
