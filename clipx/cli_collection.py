@@ -80,9 +80,9 @@ def _add_recommend(verbs: Any) -> None:
 
 def _anomaly(arguments: argparse.Namespace) -> None:
     from clipx.progress import progress
-    from clipx.search.embeddings import read_vectors
     from clipx.search.query import Index
     from clipx.search.unusual import most_unusual, worst_captions
+    from clipx.search.vectors import read_vectors
 
     cli_hits.check_output(arguments)
     index = Index.open(arguments.folder)

@@ -110,10 +110,11 @@ def _upload(arguments: argparse.Namespace) -> None:
 def _build(arguments: argparse.Namespace) -> None:
     """Raises UserError and OSError."""
     from clipx.search.build_index import build_index
-    from clipx.search.embeddings import open_complete, read_vectors
+    from clipx.search.embeddings import open_complete
     from clipx.search.folder_store import read_table
     from clipx.search.index_files import grown_index, write_index
     from clipx.search.removal import removed_rows
+    from clipx.search.vectors import read_vectors
 
     folder = arguments.folder
     if not 0 < arguments.recall <= 1:
