@@ -112,7 +112,7 @@ def main() -> None:
             size = index.num_bytes()
             add(built.spec.kind, effort, seconds, size, recall, lambda q, i=index: i.search(q, 10))
 
-    choice = torch.from_numpy(clustered(4000, arguments.width, seed=3))
+    choice = clustered(4000, arguments.width, seed=3)
     chosen = build_index(rows, choice, recall=RECALL, on_built=measure)
     unseen = recall_of(chosen.index.search(queries, 10)[1], exact)
     spec = chosen.index.spec

@@ -74,20 +74,15 @@ def _add_recommend(verbs: Any) -> None:
     text = "the mean of the examples, or the most similar example of each sample (default: average)"
     choices = ["average", "best"]
     recommend.add_argument("--strategy", choices=choices, default="average", help=text)
-    recommend.add_argument("-k", type=int, default=10, help="results (default: 10)")
-    text = 'condition on the metadata, such as "source = mdi and width >= 64"'
-    recommend.add_argument("--where", metavar="CONDITION", help=text)
-    recommend.add_argument("--exact", action="store_true", help="without the index")
-    recommend.add_argument("--model", help="the model, if it has moved")
-    cli_hits.add_output_options(recommend)
+    cli_hits.add_query_options(recommend)
     recommend.set_defaults(run=_recommend)
 
 
 def _anomaly(arguments: argparse.Namespace) -> None:
     from clipx.progress import progress
-    from clipx.search.embeddings import read_vectors
     from clipx.search.query import Index
     from clipx.search.unusual import most_unusual, worst_captions
+    from clipx.search.vectors import read_vectors
 
     cli_hits.check_output(arguments)
     index = Index.open(arguments.folder)

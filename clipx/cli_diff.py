@@ -50,7 +50,8 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 def _print(found: RunDiff) -> None:
     from clipx.cli_data import print_table
-    from clipx.training.run_diff import SERIES, short
+    from clipx.config_diff import short
+    from clipx.training.run_diff import SERIES
 
     for title, values in (("settings", found.settings), ("versions", found.versions)):
         rows = [[name, short(left), short(right)] for name, (left, right) in values.items()]

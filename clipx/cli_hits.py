@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 SCORE_DIGITS = 6
 
 
+def add_query_options(verb: Any) -> None:
+    """Of the verbs that search a folder, with those of `add_output_options`."""
+    verb.add_argument("-k", type=int, default=10, help="results (default: 10)")
+    text = 'condition on the metadata, such as "source = mdi and width >= 64"'
+    verb.add_argument("--where", metavar="CONDITION", help=text)
+    verb.add_argument("--exact", action="store_true", help="without the index")
+    text = "the model, if it is not where it was when the corpus was embedded"
+    verb.add_argument("--model", help=text)
+    add_output_options(verb)
+
+
 def add_output_options(verb: Any) -> None:
     verb.add_argument("--json", action="store_true", help="a JSON line a result")
     add_picture_option(verb, "contact sheet of the results")

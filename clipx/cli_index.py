@@ -109,13 +109,12 @@ def _upload(arguments: argparse.Namespace) -> None:
 
 def _build(arguments: argparse.Namespace) -> None:
     """Raises UserError and OSError."""
-    import torch
-
     from clipx.search.build_index import build_index
-    from clipx.search.embeddings import open_complete, read_vectors
+    from clipx.search.embeddings import open_complete
     from clipx.search.folder_store import read_table
     from clipx.search.index_files import grown_index, write_index
     from clipx.search.removal import removed_rows
+    from clipx.search.vectors import read_vectors
 
     folder = arguments.folder
     if not 0 < arguments.recall <= 1:
@@ -127,11 +126,11 @@ def _build(arguments: argparse.Namespace) -> None:
     if manifest.has_texts:
         # Captions look for images, and images for captions.
         others = read_vectors(folder, manifest, "text" if arguments.of == "image" else "image")
-        # Rows of zeros are samples without a caption.
-        found = torch.from_numpy(others[others.any(axis=1)].astype("float32"))
-        queries = found if len(found) > 1 else None
+        # Zeros stand for samples without a caption.
+        queries = others if others.any(axis=1).sum() > 1 else None
     max_bytes = None if arguments.memory is None else int(arguments.memory * 2**30)
     grown = grown_index(folder, arguments.of, manifest, rows, arguments.kind)
+    # An index that has outgrown --memory is built anew, perhaps as another kind.
     if grown is not None and max_bytes is not None and grown.num_bytes() > max_bytes:
         grown = None
     chosen = build_index(

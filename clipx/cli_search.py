@@ -44,14 +44,8 @@ def add_verbs(verbs: Any) -> None:
     search.add_argument("--image", type=Path, action="append", default=[], help=text)
     text = "a picture to be far; may be repeated"
     search.add_argument("--not-image", type=Path, action="append", default=[], help=text)
-    search.add_argument("-k", type=int, default=10, help="results (default: 10)")
-    text = 'condition on the metadata, such as "source = mdi and width >= 64"'
-    search.add_argument("--where", metavar="CONDITION", help=text)
     search.add_argument("--of", choices=["image", "text"], default="image", help="default: image")
-    search.add_argument("--exact", action="store_true", help="without the index")
-    text = "the model, if it is not where it was when the corpus was embedded"
-    search.add_argument("--model", help=text)
-    cli_hits.add_output_options(search)
+    cli_hits.add_query_options(search)
     search.set_defaults(run=_search)
 
 

@@ -161,19 +161,6 @@ def to_yaml(value: Any) -> str:
     return yaml.safe_dump(to_data(value), sort_keys=False, width=100, allow_unicode=True)
 
 
-def differences(a: Data, b: Data, prefix: str = "") -> list[str]:
-    """Dotted paths at which the data of two configs differ."""
-    paths = []
-    for key in dict.fromkeys([*a, *b]):
-        left = a.get(key)
-        right = b.get(key)
-        if isinstance(left, dict) and isinstance(right, dict):
-            paths += differences(left, right, f"{prefix}{key}.")
-        elif left != right:
-            paths.append(f"{prefix}{key}")
-    return paths
-
-
 def resolve(find_class: Callable[[Any], type | None], value: Any) -> Any:
     """`{"name": "infonce", ...}` or `"infonce"` -> the Config of that module.
 

@@ -101,8 +101,8 @@ def _hint_for_value(cls: type, item: ErrorDetails) -> str:
         return ""
     path = ".".join(str(part) for part in item["loc"])
     hint = None
-    if path == "precision":
-        hint = open_clip_flags.precision_for(value)
+    if path == "precision" and value in open_clip_flags.VALUES["precision"]:
+        hint = open_clip_flags.setting_for("precision", value)
     elif path == "model.initial" and value and "did you mean" not in item["msg"]:
         hint = open_clip_flags.initial_for(value)
     elif item["type"] == "dataclass_type" and (fields := _fields_at(cls, item["loc"])):

@@ -18,9 +18,10 @@ from clipx.data.tokenizers import Tokenizer, build_tokenizer, pad
 from clipx.encoding import ImageOptions, OnError, Options, Output
 from clipx.model_inputs import Picture, Pictures, Texts
 from clipx.models.dual_encoder import DualEncoder
+from clipx.models.hub import PREFIXES
 from clipx.models.huggingface import load_transformers
 from clipx.models.model_json import context_length, fixed_text_length, image_size
-from clipx.models.published import is_published, load_published
+from clipx.models.published import load_published
 from clipx.models.transformers_config import is_transformers
 from clipx.types import UserError
 
@@ -239,7 +240,7 @@ def load(
     device = model_inputs.device_of(device)
     dtype = model_inputs.dtype_of(dtype)
     # Prefixes first: a folder may have any name but these.
-    if is_published(name):
+    if name.startswith(PREFIXES):
         towers, model_json = load_published(name)
     elif is_transformers(folder):
         towers, model_json = load_transformers(folder)

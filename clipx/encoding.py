@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from clipx.metrics.embedding import not_unit
-from clipx.model_inputs import batches, counted, name_of
+from clipx.model_inputs import batches, name_of
+from clipx.progress import progress as show_progress
+from clipx.progress import silent
 from clipx.types import EmbeddingError, UserError
 
 T = TypeVar("T")
@@ -65,7 +67,9 @@ def encode_rows(
     features = [torch.empty(0, width)]  # no items give (0, width)
     reasons: list[str] = []
     done = 0
-    with counted(f"{kind}s", items, show=progress) as advance:
+    # The number of a generator's items is not known.
+    total = len(items) if isinstance(items, Sized) else None
+    with (show_progress if progress else silent)(f"{kind}s", total) as advance:
         for batch in batches(items, batch_size):
             inputs = []
             names = []

@@ -105,7 +105,7 @@ def _runs(text: str, size: int) -> list[tuple[str, ImageFont.FreeTypeFont]]:
         else:
             found = _font_file(character)
             character = BOX if found is None else character
-            file = found or _first_font()
+            file = found or _shipped_fonts()[0]
         if parts and parts[-1][1] == file:
             parts[-1] = (parts[-1][0] + character, file)
         else:
@@ -126,10 +126,6 @@ def _font_file(character: str) -> Path | None:
             if ord(character) in _characters(file):
                 return file
     return None
-
-
-def _first_font() -> Path:
-    return _shipped_fonts()[0]
 
 
 @cache

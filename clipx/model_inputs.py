@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +15,6 @@ from torch.nn import functional as F
 
 from clipx.data import decode
 from clipx.data.sample_files import read_image_file
-from clipx.progress import SECONDS_BETWEEN_LINES, note, progress, silent
 from clipx.types import UserError
 
 T = TypeVar("T")
@@ -128,41 +125,6 @@ def batches(items: Iterable[T], batch_size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, batch_size)):
         yield batch
-
-
-def counted(
-    title: str, items: Iterable[Any], *, show: bool
-) -> AbstractContextManager[Callable[..., None]]:
-    """As `clipx.progress.progress`, also for items whose number is not known, such as a
-    generator's."""
-    if not show:
-        return silent(title, 0)
-    try:
-        total = len(items)  # type: ignore[bad-argument-type]
-    except TypeError:
-        return _counted_without_total(title)
-    return progress(title, total)
-
-
-@contextmanager
-def _counted_without_total(title: str) -> Iterator[Callable[..., None]]:
-    started = time.monotonic()
-    last_line = started
-    done = 0
-
-    def line() -> None:
-        rate = done / max(time.monotonic() - started, 1e-9)
-        note(f"{title}: {done:,}, {rate:,.0f}/s")
-
-    def advance(count: int = 1) -> None:
-        nonlocal done, last_line
-        done += count
-        if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
-            last_line = time.monotonic()
-            line()
-
-    yield advance
-    line()
 
 
 def embeddings_of(value: object, width: int) -> Tensor | None:

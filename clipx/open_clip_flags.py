@@ -1,7 +1,8 @@
-"""Hints for people who know open_clip_train: its common flags and the settings that do the same.
+"""The flags of open_clip_train: the settings that do the same, or why there is none.
 
-Used for flags on the command line of `clipx train`, and for unknown keys of a config that have the
-name of a flag, such as `batch_size`. Needs no other module, so that hints cost no time.
+Used for flags on the command line of `clipx train`, for unknown keys of a config that have the name
+of a flag, such as `batch_size`, and by `clipx import`. docs/migrate.md shows all flags. Needs no
+other module, so that hints cost no time.
 """
 
 from __future__ import annotations
@@ -9,91 +10,118 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 SETTINGS = {
-    "accum-freq": "micro_batch_size=ROWS (local rows that are embedded at a time)",
-    "batch-size": "global_batch_size={value} (over all processes; open_clip counts for each one)",
+    "accum_freq": "micro_batch_size=ROWS (local rows that are embedded at a time)",
+    "batch_size": "global_batch_size={value} (over all processes; open_clip counts for each one)",
     "beta1": "optim.betas=[{value},0.98]",
     "beta2": "optim.betas=[0.9,{value}]",
-    "csv-caption-key": "data.caption_field={value}",
-    "csv-img-key": "data.sources.pairs.image_column={value}",
+    "csv_caption_key": "data.caption_field={value}",
+    "csv_img_key": "data.sources.pairs.image_column={value}",
+    "delete_previous_checkpoint": "keep_checkpoints=1 (the newest only)",
     "device": "device={value}",
-    "distill-model": "objective.name=distill objective.teacher=open_clip:{value}/TAG",
+    "distill_model": "objective.name=distill objective.teacher=open_clip:{value}/TAG",
     "epochs": "duration='{value} epochs'",
     "eps": "optim.eps={value}",
-    "epochs-cooldown": "optim.schedule.kind=wsd optim.schedule.cooldown='{value} epochs'",
-    "grad-checkpointing": "grad_checkpointing=true",
-    "grad-clip-norm": "optim.clip_grad_norm={value}",
-    "imagenet-val": "evaluators.imagenet.name=zero_shot evaluators.imagenet.path={value} "
+    "epochs_cooldown": "optim.schedule.kind=wsd optim.schedule.cooldown='{value} epochs'",
+    "grad_checkpointing": "grad_checkpointing=true",
+    "grad_clip_norm": "optim.clip_grad_norm={value}",
+    "imagenet_val": "evaluators.imagenet.name=zero_shot evaluators.imagenet.path={value} "
     "evaluators.imagenet.classes=imagenet",
-    "lock-image": "model.locked=[visual]",
-    "lock-image-unlocked-groups": "model.unlocked_groups.visual={value}",
-    "lock-text": "model.locked=[text]",
-    "lock-text-unlocked-layers": "model.unlocked_groups.text={value}",
-    "log-every-n-steps": "log_every='{value} steps'",
+    "lock_image": "model.locked=[visual]",
+    "lock_image_unlocked_groups": "model.unlocked_groups.visual={value}",
+    "lock_text": "model.locked=[text]",
+    "lock_text_unlocked_layers": "model.unlocked_groups.text={value}",
+    "log_every_n_steps": "log_every='{value} steps'",
     "logs": "run_dir={value}/NAME",
     "lr": "optim.lr={value}",
-    "lr-scheduler": "optim.schedule.kind={value} (cosine, constant or wsd)",
+    "lr_scheduler": "optim.schedule.kind={value} (cosine, constant or wsd)",
     "model": "model.name={value}",
     "momentum": "optim.momentum={value}",
     "name": "run_dir=runs/{value}",
     "opt": "optim.kind={value} (adamw, lamb or muon)",
-    "report-to": "tensorboard=true",
-    "save-frequency": "checkpoint_every='{value} epochs'",
+    "precision": "precision={value}",
+    "report_to": "tensorboard=true",
+    "save_frequency": "checkpoint_every='{value} epochs'",
     "seed": "seed={value}",
     "siglip": "loss=sigmoid",
     "torchcompile": "compile=towers",
-    "train-data": "data.shards={value}",
-    "train-num-samples": "duration='{value} samples' for the run; shards are counted by clipx",
-    "val-data": "evaluators.val.name=validation_loss evaluators.val.source.name=webdataset "
+    "train_data": "data.shards={value}",
+    "val_data": "evaluators.val.name=validation_loss evaluators.val.source.name=webdataset "
     "evaluators.val.source.shards={value} (or evaluators.val.source=held_out data.held_out=0.1)",
     "warmup": "optim.warmup='{value} steps'",
     "wd": "optim.weight_decay={value}",
     "workers": "data.workers={value}",
-    "zeroshot-frequency": "evaluators.NAME.every='{value} epochs'",
+    "zeroshot_frequency": "evaluators.NAME.every='{value} epochs'",
 }
 """Flag -> setting, with {value} where the flag's value belongs."""
 
-WITHOUT_SETTING = {
-    "dataset-resampled": "every epoch contains each sample once; data.weights mixes sources",
-    "dataset-type": "data.shards reads tars; data.sources={pairs: {name: table, path: FILE}} "
-    "reads CSV, TSV and Parquet",
-    "delete-previous-checkpoint": "keep_checkpoints=1 keeps the newest only",
-    "dist-backend": "the launcher and the device decide",
-    "dist-url": "the launcher sets it: torchrun, accelerate launch or srun",
-    "gather-with-grad": "always so: gradients reach the rows of all processes",
-    "horovod": "start by torchrun, accelerate launch or srun",
-    "local-loss": "always so: each process computes its own rows of the loss",
-    "resume": "the same command resumes the run of run_dir= from its newest checkpoint; to start "
-    "from the weights of another run: model.initial.name=checkpoint model.initial.path=PATH",
-    "save-most-recent": "always so: the newest checkpoints are kept, keep_checkpoints= of them",
-    "use-bn-sync": "batch norms keep the statistics of each process; ViTs have none",
-    "wandb-project-name": "TensorBoard is the only tracker: tensorboard=true",
+REASONS = {
+    "train_num_samples": "the index of the shards counts samples",
+    "val_num_samples": "the index of the shards counts samples",
+    "dataset_type": "data.shards reads tars; data.sources={pairs: {name: table, path: FILE}} reads "
+    "CSV, TSV and Parquet",
+    "dataset_resampled": "an epoch has each sample once, in an order that resumes exactly",
+    "cache_dir": "HF_HOME is the cache of the hub, XDG_CACHE_HOME that of clipx",
+    "log_local": "rank 0 writes the logs",
+    "use_bn_sync": "batch norms have the statistics of their rank; model.locked keeps them fixed",
+    "save_most_recent": "every checkpoint is written whole or not at all, and the newest resumes",
+    "resume": "the same command resumes from the newest checkpoint in run_dir; the weights of "
+    "another run are model.initial={name: checkpoint, path: PATH}",
+    "lock_image_freeze_bn_stats": "locked parts always keep their statistics",
+    "lock_text_freeze_layer_norm": "layer norms of locked parts are locked",
+    "local_loss": "pools always compare local rows with global columns",
+    "gather_with_grad": "gradients always cross ranks",
+    "force_custom_text": "every model has its text tower apart",
+    "torchscript": "compile=towers is what pays in training",
+    "trace": "it is for evaluation, which is `clipx eval`",
+    "dist_url": "torchrun, accelerate and SLURM set the address",
+    "dist_backend": "nccl on GPUs, gloo on CPUs",
+    "wandb_notes": "metrics go to JSON lines, and with tensorboard=true to TensorBoard",
+    "wandb_project_name": "metrics go to JSON lines, and with tensorboard=true to TensorBoard",
+    "debug": "a log line has all figures",
+    "copy_codebase": "version.json has the commit of each start",
+    "horovod": "ranks are started by torchrun, accelerate or SLURM",
+    "ddp_static_graph": "the graph of a step is found anew in each step",
+    "no_set_device_rank": "with one visible GPU a process takes that one",
+    "coca_caption_loss_weight": "CoCa is not trained here",
+    "coca_contrastive_loss_weight": "CoCa is not trained here",
+    "remote_sync": "synchronize run_dir with a program of your own; a checkpoint is one folder",
+    "remote_sync_frequency": "see --remote-sync",
+    "remote_sync_protocol": "see --remote-sync",
+    "use_bnb_linear": "weights are float32",
 }
-"""Flag -> why it is not needed, or what is done in its place."""
+"""Flag -> why it has no setting, or what is done in its place."""
 
 SHORT_NAMES = {
-    "batchsize": "batch-size",
+    "batchsize": "batch_size",
     "betas": "beta1",
-    "bs": "batch-size",
-    "learning-rate": "lr",
-    "num-epochs": "epochs",
-    "num-workers": "workers",
-    "warmup-steps": "warmup",
-    "weight-decay": "wd",
-    "max-epochs": "epochs",
+    "bs": "batch_size",
+    "learning_rate": "lr",
+    "num_epochs": "epochs",
+    "num_workers": "workers",
+    "warmup_steps": "warmup",
+    "weight_decay": "wd",
+    "max_epochs": "epochs",
 }
 """Names in other programs -> those of open_clip."""
 
-PRECISIONS = {
-    "amp": "fp16",
-    "amp_bf16": "bf16",
-    "amp_bfloat16": "bf16",
-    "bfloat16": "bf16",
-    "float16": "fp16",
-    "float32": "fp32",
-    "pure_bf16": "bf16",
-    "pure_fp16": "fp16",
+VALUES = {
+    "lr_scheduler": {"cosine": "cosine", "const": "constant", "const-cooldown": "wsd"},
+    "opt": {"adamw": "adamw", "timm/adamw": "adamw", "timm/lamb": "lamb", "timm/muon": "muon"},
+    "precision": {
+        "amp": "fp16",
+        "fp16": "fp16",
+        "pure_fp16": "fp16",
+        "amp_bf16": "bf16",
+        "amp_bfloat16": "bf16",
+        "bf16": "bf16",
+        "pure_bf16": "bf16",
+        "fp32": "fp32",
+        "float16": "fp16",  # this and the next two are names of torch
+        "bfloat16": "bf16",
+        "float32": "fp32",
+    },
 }
-"""Of open_clip and torch -> that of clipx, which always keeps the weights in float32."""
+"""Flag -> its values and those of the setting. Weights are float32 in each precision of clipx."""
 
 WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".ckpt")
 
@@ -103,31 +131,22 @@ def setting_for(flag: str, value: str) -> str | None:
 
     flag: without dashes before it, words joined by `-` or `_`; value: as it was given, or empty
     """
-    name = flag.replace("_", "-").lower()
+    name = flag.replace("-", "_").lower()
     name = SHORT_NAMES.get(name, name)
-    if name == "precision":
-        return precision_for(value)
+    value = VALUES.get(name, {}).get(value, value)
     if name == "pretrained":
         return initial_for(value)
-    if name == "report-to":
-        return (
-            "tensorboard=true" if "tensorboard" in value else WITHOUT_SETTING["wandb-project-name"]
-        )
+    if name == "report_to" and "tensorboard" not in value:
+        return REASONS["wandb_project_name"]
     is_table = value.lower().endswith((".csv", ".tsv", ".parquet"))
-    if name == "train-data" and is_table:
+    if name == "train_data" and is_table:
         return f"data.sources.pairs.name=table data.sources.pairs.path={value}"
-    if name == "val-data" and is_table:
+    if name == "val_data" and is_table:
         place = "evaluators.val.source"
         return f"evaluators.val.name=validation_loss {place}.name=table {place}.path={value}"
     if name in SETTINGS:
         return SETTINGS[name].format(value=value or "VALUE")
-    return WITHOUT_SETTING.get(name)
-
-
-def precision_for(value: str) -> str | None:
-    """The setting for a precision of open_clip; None for one that is unknown."""
-    kind = PRECISIONS.get(value, value)
-    return f"precision={kind}" if kind in {*PRECISIONS.values(), "fp32"} else None
+    return REASONS.get(name)
 
 
 def initial_for(value: str) -> str:

@@ -52,13 +52,14 @@ class ProgressBar:
     narrow, the end of the title is cut. Without a terminal `update` does nothing, and the caller
     writes lines of its own.
 
+    total: None if it is not known: the bar then moves without an end
     done: count at the start, for example of a run that is resumed; unit: shown before the count
     """
 
     def __init__(
         self,
         title: str,
-        total: int,
+        total: int | None,
         *,
         done: int = 0,
         unit: str = "",
@@ -72,7 +73,9 @@ class ProgressBar:
         is_narrow = console.width < 60
         self._bar = Progress(
             BarColumn(bar_width=NARROW_BAR_WIDTH if is_narrow else BAR_WIDTH),
-            TextColumn(unit + "{task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn(
+                unit + "{task.completed:,.0f}" + ("" if total is None else f"/{total:,.0f}")
+            ),
             TextColumn("{task.fields[left]} left"),
             # The column that gets the rest of the line, whatever it contains.
             TextColumn(
@@ -95,8 +98,10 @@ class ProgressBar:
 
     def update(self, done: int, title: str | None = None) -> None:
         """done: in all, not since the last update; title: a new one, or None to keep the old"""
-        seconds = time.monotonic() - self._start
-        left = seconds_left(done - self._first, self._total - self._first, seconds)
+        left = None
+        if self._total is not None:
+            seconds = time.monotonic() - self._start
+            left = seconds_left(done - self._first, self._total - self._first, seconds)
         shown = UNKNOWN_TIME if left is None else str(left)
         # Drawn at once where the title changes, ten times a second otherwise.
         is_new = title not in (None, self._bar.tasks[self._task].description)
@@ -104,11 +109,22 @@ class ProgressBar:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
-    """Yields `advance(count=1)`, to be called when `count` of `total` things are done."""
+def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """Yields `advance(count=1)`, to be called when `count` of `total` things are done.
+
+    total: None if it is not known
+    """
     started = time.monotonic()
     last_line = started
     done = 0
+
+    def write_line(now: float) -> None:
+        rate = done / max(now - started, 1e-9)
+        of_total = "" if total is None else f" of {total:,}"
+        line = f"{title}: {done:,}{of_total}, {rate:,.0f}/s"
+        if total is not None and 0 < done < total:
+            line += f", {timedelta(seconds=round((total - done) / rate))} left"
+        note(line)
 
     def advance(count: int = 1) -> None:
         nonlocal done, last_line
@@ -119,14 +135,12 @@ def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
         is_due = now - last_line >= SECONDS_BETWEEN_LINES or done == total
         if is_due and not bar.is_shown:
             last_line = now
-            rate = done / max(now - started, 1e-9)
-            line = f"{title}: {done:,} of {total:,}, {rate:,.0f}/s"
-            if 0 < done < total:
-                line += f", {timedelta(seconds=round((total - done) / rate))} left"
-            note(line)
+            write_line(now)
 
     with ProgressBar(title, total) as bar:
         yield advance
+    if total is None and not bar.is_shown:  # only now is it known that this was the last
+        write_line(time.monotonic())
 
 
 @contextmanager
@@ -160,7 +174,7 @@ def activity(title: str) -> Iterator[None]:
 
 Advance = Callable[[int], None]
 """Called with the number that is done since the last call."""
-ShowProgress = Callable[[str, int], AbstractContextManager[Advance]]
+ShowProgress = Callable[[str, int | None], AbstractContextManager[Advance]]
 """`progress` or `silent`: (title, total) -> a context with its `Advance`."""
 
 
@@ -175,6 +189,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def silent(title: str, total: int) -> AbstractContextManager[Callable[..., None]]:
+def silent(title: str, total: int | None) -> AbstractContextManager[Callable[..., None]]:
     """As `progress`, but prints nothing: for all ranks but the first."""
     return nullcontext(lambda count=1: None)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from clipx.config import build, differences, load, merge, parse_override, to_data, to_yaml
+from clipx.config import build, load, merge, parse_override, to_data, to_yaml
+from clipx.config_diff import differences
 from clipx.losses import infonce
 from clipx.training.config import RunPlan, TrainConfig
 from clipx.types import UserError

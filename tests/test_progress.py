@@ -49,6 +49,18 @@ def test_a_terminal_has_a_bar_and_no_lines(
     assert ("all shards, once" in bar) == (width >= 120)
 
 
+def test_a_bar_of_unknown_length_has_the_count(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = as_terminal(monkeypatch, 80)
+    with progress("images", None) as advance:
+        clock[0] += 6
+        advance(1000)
+    bar, *others = rendered(terminal.getvalue(), 80)
+    assert others == []
+    assert " 1,000 -:--:-- left images" in bar
+
+
 def test_a_bar_continues_and_changes_its_title(
     clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:

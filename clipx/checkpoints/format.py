@@ -198,6 +198,6 @@ def load_model(
         weights = load_file(folder / "model.safetensors")
         if averaged and (folder / "ema.safetensors").exists():
             averages = load_file(folder / "ema.safetensors")
-            weights = {name: averages[name] for name in weights}
+            weights = {name: averages[name] for name in weights}  # without their count of updates
         model.load_state_dict(weights)
     return model.eval(), model_json, state

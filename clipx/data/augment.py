@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import permutations
 from typing import Any
@@ -54,22 +54,13 @@ class Augmentation:
 
     @classmethod
     def of(cls, settings: Any) -> Augmentation:
-        """Of a config that has these settings under their names, with `crop_scale` and
-        `crop_ratio`."""
-        return cls(
-            scale=settings.crop_scale,
-            ratio=settings.crop_ratio,
-            flip=settings.flip,
-            color_jitter=settings.color_jitter,
-            color_jitter_prob=settings.color_jitter_prob,
-            gray_scale_prob=settings.gray_scale_prob,
-            crop=settings.crop,
-            rand_augment=settings.rand_augment,
-            rand_augment_magnitude=settings.rand_augment_magnitude,
-            blur_prob=settings.blur_prob,
-            blur_sigma=settings.blur_sigma,
-            erase_prob=settings.erase_prob,
-        )
+        """Of a config that has some of these fields, and `crop_scale` and `crop_ratio`. Fields
+        that it does not have keep their defaults."""
+        values = {"scale": settings.crop_scale, "ratio": settings.crop_ratio}
+        for field in fields(cls):
+            if field.name in vars(settings):
+                values[field.name] = vars(settings)[field.name]
+        return cls(**values)
 
     # Each is read for every image of a batch.
     @cached_property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,15 +67,10 @@ class CaptionFields:
 
     def of(self, raw: Raw) -> Caption:
         """The caption of a sample. Raises SampleError if it has none."""
-        of_json: dict[str, Any] | None = None  # parsed once, and only where needed
         groups = []
         for name, weight in self.weights.items():
-            if name in raw.text and name != "json":
-                value = raw.text[name]
-            else:
-                if of_json is None:
-                    of_json = json_fields(raw)
-                value = of_json.get(name)
+            is_member = name in raw.text and name != "json"
+            value = raw.text[name] if is_member else raw.json_fields.get(name)
             if texts := _texts(value):
                 groups.append((weight, texts))
         if not groups and (texts := _texts(raw.text.get(self.fallback))):
@@ -85,26 +79,15 @@ class CaptionFields:
             return Caption(tuple(groups))
         names = [*self.weights, self.fallback] if self.fallback else [*self.weights]
         wanted = " or ".join(dict.fromkeys(names))
-        there = ", ".join(dict.fromkeys([*raw.text, *(of_json or {})])) or "none"
+        there = ", ".join(dict.fromkeys([*raw.text, *raw.json_fields])) or "none"
         raise SampleError("caption", f"no text in {wanted}; fields there: {there}")
 
     @staticmethod
     def names(raw: Raw) -> set[str]:
         """The fields of a sample that contain text. Raises SampleError."""
-        values = {**json_fields(raw), **raw.text}
+        values = {**raw.json_fields, **raw.text}
         values.pop("json", None)
         return {name for name, value in values.items() if _texts(value)}
-
-
-def json_fields(raw: Raw) -> dict[str, Any]:
-    """The fields of the `.json` member. Raises SampleError."""
-    if "json" not in raw.text:
-        return {}
-    try:
-        value = json.loads(raw.text["json"])
-    except (ValueError, RecursionError) as error:
-        raise SampleError("caption", f"the .json member does not parse: {error}") from error
-    return value if isinstance(value, dict) else {}  # a list or a number has no fields
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def make_room(
         if excess > sum(entry.size for entry in victims) and not force:
             return False
         _evict(victims, excess)
-        os.truncate(part, size)
+        os.truncate(part, size)  # before the bytes come, so that other processes count them
         return True
 
 

@@ -43,22 +43,18 @@ def build_images(cache: FeatureCache, progress: Progress, *, rank: int, world_si
             total += int(cache.corpus.sizes[shard])
     with progress("image features", total) as advance, one_core_each() as pool:
         for shard in missing:
-            _build_shard(cache, shard, pool, advance)
-
-
-def _build_shard(cache: FeatureCache, shard: int, pool: Executor, advance: Advance) -> None:
-    file = cache.image_file(shard)
-    samples = range(cache.corpus.sizes[shard])
-    embed = partial(_embed_images, cache, shard)
-    sizes = (SAMPLES_PER_PART, IMAGES_AT_ONCE)
-    features, captions = _build_in_parts(file, samples, sizes, embed, pool, advance)
-    if not features:
-        features.append(np.empty(0, dtype=np.float16))  # a shard without samples
-    with replacing(file) as temporary, temporary.open("wb") as opened:
-        np.save(opened, np.concatenate(features))
-    # Last: a shard with captions is complete.
-    write_whole(cache.caption_file(shard), json.dumps(captions))
-    _remove_parts(file)
+            file = cache.image_file(shard)
+            samples = range(cache.corpus.sizes[shard])
+            embed = partial(_embed_images, cache, shard)
+            sizes = (SAMPLES_PER_PART, IMAGES_AT_ONCE)
+            features, captions = _build_in_parts(file, samples, sizes, embed, pool, advance)
+            if not features:
+                features.append(np.empty(0, dtype=np.float16))  # a shard without samples
+            with replacing(file) as temporary, temporary.open("wb") as opened:
+                np.save(opened, np.concatenate(features))
+            # Last: a shard with captions is complete.
+            write_whole(cache.caption_file(shard), json.dumps(captions))
+            _remove_parts(file)
 
 
 def _embed_images(cache: FeatureCache, shard: int, samples: Sequence[int]) -> Embedded:

@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 
-from clipx.data.captions import json_fields
 from clipx.data.decode import MAX_BYTES
 from clipx.data.labels import LabelField
 from clipx.data.sample import BAD_SAMPLE_ERRORS, BadSample, Raw, SampleError, Source, key_hash
@@ -210,7 +209,7 @@ def _field_hashes(source: Source, field: str, name: str) -> np.ndarray:
             except SampleError as error:
                 if error.stage != "label":
                     raise
-                seen.update(raw.text, json_fields(raw))
+                seen.update(raw.text, raw.json_fields)
                 return _hash(source.identity(shard, sample))
         except BAD_SAMPLE_ERRORS:
             return None  # not to be used on either side

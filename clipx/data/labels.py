@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipx.data.captions import json_fields, probes
+from clipx.data.captions import probes
 from clipx.data.sample import BAD_SAMPLE_ERRORS, Raw, SampleError, key_hash
 from clipx.data.shards import in_threads
 from clipx.data.sources.webdataset import close_shards
@@ -52,7 +52,7 @@ class LabelField:
         value = raw.text.get(self.name)
         fields = dict(raw.text)
         if value is None:
-            fields |= json_fields(raw)
+            fields |= raw.json_fields
             value = fields.get(self.name)
         if value is None:
             there = ", ".join(fields) or "none"

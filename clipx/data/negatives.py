@@ -57,6 +57,7 @@ def read_negatives(path: Path, corpus: Corpus) -> np.ndarray:
             numbers = opened.get_tensor("negatives")
     except (OSError, SafetensorError) as error:
         raise UserError(f"data.negatives {path} cannot be read: {error}; {remedy}") from error
+    # The digest is a text in the file, so its numbers may still be of another corpus.
     num_samples = int(corpus.sizes.sum())
     is_table = numbers.ndim == 2 and len(numbers) == num_samples
     if not is_table or (numbers.size and numbers.max() >= num_samples):

@@ -55,6 +55,7 @@ class Prefetcher:
                 file = next(iter(self._waiting))
                 del self._waiting[file]
                 self._active.add(file)
+            # Room is taken by this thread alone, in the order of need; transfers run side by side.
             download = self._reserve(file)
             if download is None:
                 self._end(file)

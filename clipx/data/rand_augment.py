@@ -60,79 +60,35 @@ def _affine(
     )
 
 
-def _identity(image: Tensor, strength: float) -> Tensor:
-    return image
-
-
-def _auto_contrast(image: Tensor, strength: float) -> Tensor:
-    return F.autocontrast(image)
-
-
-def _equalize(image: Tensor, strength: float) -> Tensor:
-    return F.equalize(image)
-
-
-def _rotate(image: Tensor, strength: float) -> Tensor:
-    return _affine(image, angle=_ROTATION * strength)
-
-
-def _shear_x(image: Tensor, strength: float) -> Tensor:
-    return _affine(image, shear=(math.degrees(math.atan(_SHEAR * strength)), 0.0))
-
-
-def _shear_y(image: Tensor, strength: float) -> Tensor:
-    return _affine(image, shear=(0.0, math.degrees(math.atan(_SHEAR * strength))))
-
-
-def _translate_x(image: Tensor, strength: float) -> Tensor:
-    return _affine(image, translate=(round(_TRANSLATION * image.shape[-1] * strength), 0))
-
-
-def _translate_y(image: Tensor, strength: float) -> Tensor:
-    return _affine(image, translate=(0, round(_TRANSLATION * image.shape[-2] * strength)))
-
-
 def _solarize(image: Tensor, strength: float) -> Tensor:
     threshold = 256 * (1 - abs(strength))
     # torchvision would invert the white of a picture at a strength of 0.
     return image if threshold > 255 else F.solarize(image, threshold)
 
 
-def _posterize(image: Tensor, strength: float) -> Tensor:
-    return F.posterize(image, 8 - round(_POSTERIZED_BITS * abs(strength)))
+def _degrees_of_shear(strength: float) -> float:
+    return math.degrees(math.atan(_SHEAR * strength))
 
 
-def _brightness(image: Tensor, strength: float) -> Tensor:
-    return F.adjust_brightness(image, 1 + _CHANGE * strength)
-
-
-def _contrast(image: Tensor, strength: float) -> Tensor:
-    return F.adjust_contrast(image, 1 + _CHANGE * strength)
-
-
-def _saturation(image: Tensor, strength: float) -> Tensor:
-    return F.adjust_saturation(image, 1 + _CHANGE * strength)
-
-
-def _sharpness(image: Tensor, strength: float) -> Tensor:
-    return F.adjust_sharpness(image, 1 + _CHANGE * strength)
+def _pixels(side: int, strength: float) -> int:
+    return round(_TRANSLATION * side * strength)
 
 
 OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "identity": _identity,
-    "auto_contrast": _auto_contrast,
-    "equalize": _equalize,
-    "rotate": _rotate,
+    "identity": lambda image, s: image,
+    "auto_contrast": lambda image, s: F.autocontrast(image),
+    "equalize": lambda image, s: F.equalize(image),
+    "rotate": lambda image, s: _affine(image, angle=_ROTATION * s),
     "solarize": _solarize,
-    "saturation": _saturation,
-    "posterize": _posterize,
-    "contrast": _contrast,
-    "brightness": _brightness,
-    "sharpness": _sharpness,
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    "saturation": lambda image, s: F.adjust_saturation(image, 1 + _CHANGE * s),
+    "posterize": lambda image, s: F.posterize(image, 8 - round(_POSTERIZED_BITS * abs(s))),
+    "contrast": lambda image, s: F.adjust_contrast(image, 1 + _CHANGE * s),
+    "brightness": lambda image, s: F.adjust_brightness(image, 1 + _CHANGE * s),
+    "sharpness": lambda image, s: F.adjust_sharpness(image, 1 + _CHANGE * s),
+    "shear_x": lambda image, s: _affine(image, shear=(_degrees_of_shear(s), 0.0)),
+    "shear_y": lambda image, s: _affine(image, shear=(0.0, _degrees_of_shear(s))),
+    "translate_x": lambda image, s: _affine(image, translate=(_pixels(image.shape[-1], s), 0)),
+    "translate_y": lambda image, s: _affine(image, translate=(0, _pixels(image.shape[-2], s))),
 }
 """(image (3, S, S) uint8, strength in [-1, 1]) -> image. Those whose strength has no direction take
 its size; auto_contrast and equalize, which have none in the paper, ignore it. A draw chooses by the

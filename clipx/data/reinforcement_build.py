@@ -109,8 +109,10 @@ class Build:
         size = int(self.corpus.sizes[shard])
         shape = (size, self.num_views, self.teacher.info.embed_dim)
         images = np.zeros(shape, dtype=np.float16)
-        number = int(self.corpus.first_sample[shard])
-        draws = self._draws(np.arange(number, number + size))
+        # (N, K, NUM_DRAWS), by the number of a sample in the corpus and that of its view
+        numbers = int(self.corpus.first_sample[shard]) + np.arange(size)
+        place = numbers[:, None] * self.num_views + np.arange(self.num_views)
+        draws = uniforms(_DRAWS_KEY, place[..., None], NUM_DRAWS)
         texts: dict[str, int] = {}  # each distinct caption -> its row
         captions: list[int] = []
         first = [0]
@@ -140,11 +142,6 @@ class Build:
         }
         with replacing(shard_file(self.folder, shard)) as temporary:
             save_file(arrays, temporary)
-
-    def _draws(self, numbers: np.ndarray) -> np.ndarray:
-        """(N, K, NUM_DRAWS) of the samples with these numbers in the corpus."""
-        place = numbers[:, None] * self.num_views + np.arange(self.num_views)
-        return uniforms(_DRAWS_KEY, place[..., None], NUM_DRAWS)
 
     def _read(self, shard: int, draws: np.ndarray, sample: int) -> tuple[Tensor, list[str]] | None:
         """(views (K, 3, S, S) uint8, captions); None for a sample that cannot be used. Raises

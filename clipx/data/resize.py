@@ -58,7 +58,12 @@ def _pass(image: np.ndarray, axis: int, target: int) -> np.ndarray:
     """Resize one axis to `target`."""
     kernel = _kernel()
     if kernel is None:
-        return _pass_by_pillow(image, axis, target)
+        height, width = image.shape
+        words = np.ascontiguousarray(image)
+        pixels = Image.frombuffer("RGBX", (width, height), words, "raw", "RGBX", 0, 1)
+        size = (width, target) if axis == 0 else (target, height)
+        resized = pixels.resize(size, Image.Resampling.BICUBIC)
+        return np.array(resized).view(np.int32)[..., 0]
     if axis == 1:  # the kernel sums whole rows, so transpose before and after
         return _transposed(kernel, _pass(_transposed(kernel, image), 0, target))
     first, weights = _weights(len(image), target)
@@ -71,15 +76,6 @@ def _transposed(kernel: ModuleType, image: np.ndarray) -> np.ndarray:
     out = np.empty(image.shape[::-1], np.int32)
     kernel.transpose(image, out)
     return out
-
-
-def _pass_by_pillow(image: np.ndarray, axis: int, target: int) -> np.ndarray:
-    height, width = image.shape
-    words = np.ascontiguousarray(image)
-    pixels = Image.frombuffer("RGBX", (width, height), words, "raw", "RGBX", 0, 1)
-    size = (width, target) if axis == 0 else (target, height)
-    resized = pixels.resize(size, Image.Resampling.BICUBIC)
-    return np.array(resized).view(np.int32)[..., 0]
 
 
 @lru_cache(4096)

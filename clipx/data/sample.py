@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -29,6 +31,17 @@ class Raw:
     text: Mapping[str, Any]
     note: str = ""
     second_image: bytes = b""
+
+    @cached_property
+    def json_fields(self) -> dict[str, Any]:
+        """The fields of the `.json` member. Raises SampleError."""
+        if "json" not in self.text:
+            return {}
+        try:
+            value = json.loads(self.text["json"])
+        except (ValueError, RecursionError) as error:
+            raise SampleError("caption", f"the .json member does not parse: {error}") from error
+        return value if isinstance(value, dict) else {}  # a list or a number has no fields
 
 
 PairKind = Literal["images", "texts"]

@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from clipx.config_diff import short
 from clipx.cores import usable_cores
 from clipx.demo.eval_set import COUNTS
 from clipx.demo.licenses import write_licenses
@@ -133,15 +134,10 @@ def _check_identity(out: Path, recipe: Recipe, px: int, shard_size: int) -> dict
     changes = []
     for name, value in identity.items():
         if existing.get(name) != value:
-            changes.append(f"{name} {_short(existing.get(name))} there, {_short(value)} requested")
+            changes.append(f"{name} {short(existing.get(name))} there, {short(value)} requested")
     if changes:
         raise UserError(f"{out} holds another demo corpus ({'; '.join(changes[:2])}); {remedy}")
     return identity
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _finished_report(out: Path, recipe: Recipe) -> dict[str, Any] | None:

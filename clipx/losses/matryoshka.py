@@ -63,6 +63,7 @@ class Matryoshka(nn.Module, Loss):
             )
         outputs = []
         for width in self.widths:
+            # Rows of earlier steps and mined negatives are cut as those of the batch.
             past = negatives
             if negatives is not None:
                 rows = first_coordinates(negatives.rows, width)

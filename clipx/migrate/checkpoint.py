@@ -73,7 +73,9 @@ def read_checkpoint(path: Path) -> PeerCheckpoint:
         raise UserError(f"--checkpoint {path} is damaged: {'; '.join(faults)}")
     weights = {}
     for name, tensor in content["state_dict"].items():
-        weights[_unwrapped(name)] = tensor
+        # torch.compile puts `_orig_mod.` before the names in each module that it has compiled, and
+        # DDP `module.` before all.
+        weights[name.replace("_orig_mod.", "").removeprefix("module.")] = tensor
     scaler = content.get("scaler") or {}
     return PeerCheckpoint(path, content["epoch"], weights, content["optimizer"], scaler)
 
@@ -98,13 +100,6 @@ def _faults(content: Mapping[str, Any]) -> list[str]:
         if not all(isinstance(items, dict) for items in optimizer["state"].values()):
             faults.append("optimizer has a state that is not a dictionary")
     return faults
-
-
-def _unwrapped(name: str) -> str:
-    """The name in the model itself: DDP puts `module.` before it, torch.compile `_orig_mod.` before
-    the names in each module that was compiled."""
-    name = name.replace("_orig_mod.", "")
-    return name.removeprefix("module.")
 
 
 def weights_of(peer: PeerCheckpoint, model: nn.Module) -> dict[str, Tensor]:

@@ -58,6 +58,7 @@ def import_run(params_file: Path, checkpoint: Path | None, out: Path | None) -> 
     )
     config = build(TrainConfig, imported.config, where=f"of {params_file}")
     lines: list[str] = []
+    # First, so that nothing is left behind by a checkpoint that does not fit.
     if peer is not None:
         write_checkpoint(out, config, imported, peer, step, lines)
     out.mkdir(parents=True, exist_ok=True)

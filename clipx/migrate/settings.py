@@ -11,42 +11,11 @@ from clipx.config import Data
 from clipx.migrate.data_settings import data_settings, evaluator_settings
 from clipx.migrate.model_settings import model_settings
 from clipx.migrate.params import Params
+from clipx.open_clip_flags import REASONS, VALUES
 from clipx.types import UserError
 
-# Why a flag has no setting. Printed where a run has used it.
-REASONS = {
-    "train_num_samples": "the index of the shards counts samples",
-    "val_num_samples": "the index of the shards counts samples",
-    "dataset_resampled": "an epoch has each sample once, in an order that resumes exactly",
-    "cache_dir": "HF_HOME is the cache of the hub, XDG_CACHE_HOME that of clipx",
-    "log_local": "rank 0 writes the logs",
-    "use_bn_sync": "batch norms have the statistics of their rank; model.locked keeps them fixed",
-    "save_most_recent": "every checkpoint is written whole or not at all, and the newest resumes",
-    "resume": "the same command resumes from the newest checkpoint in run_dir",
-    "lock_image_freeze_bn_stats": "locked parts always keep their statistics",
-    "lock_text_freeze_layer_norm": "layer norms of locked parts are locked",
-    "local_loss": "pools always compare local rows with global columns",
-    "gather_with_grad": "gradients always cross ranks",
-    "force_custom_text": "every model has its text tower apart",
-    "torchscript": "compile=towers is what pays in training",
-    "trace": "it is for evaluation, which is `clipx eval`",
-    "dist_url": "torchrun, accelerate and SLURM set the address",
-    "dist_backend": "nccl on GPUs, gloo on CPUs",
-    "wandb_notes": "metrics go to JSON lines and TensorBoard",
-    "wandb_project_name": "metrics go to JSON lines and TensorBoard",
-    "debug": "a log line has all figures",
-    "copy_codebase": "version.json has the commit of each start",
-    "horovod": "ranks are started by torchrun, accelerate or SLURM",
-    "ddp_static_graph": "the graph of a step is found anew in each step",
-    "no_set_device_rank": "with one visible GPU a process takes that one",
-    "coca_caption_loss_weight": "CoCa is not trained here",
-    "coca_contrastive_loss_weight": "CoCa is not trained here",
-    "remote_sync": "synchronize run_dir with a program of your own; a checkpoint is one folder",
-    "remote_sync_frequency": "see --remote-sync",
-    "remote_sync_protocol": "see --remote-sync",
-    "use_bnb_linear": "weights are float32",
-}
 SAME_HERE = (
+    "dataset_type",
     "train_num_samples",
     "val_num_samples",
     "save_most_recent",
@@ -59,17 +28,6 @@ SAME_HERE = (
     "dist_backend",
 )
 """Flags of REASONS whose use makes no difference, so that they are not worth a line."""
-_PRECISIONS = {
-    "amp": "fp16",
-    "fp16": "fp16",
-    "pure_fp16": "fp16",
-    "amp_bf16": "bf16",
-    "amp_bfloat16": "bf16",
-    "bf16": "bf16",
-    "pure_bf16": "bf16",
-    "fp32": "fp32",
-}
-_SCHEDULES = {"cosine": "cosine", "const": "constant", "const-cooldown": "wsd"}
 
 Epochs = Callable[[int], str]
 """A number of epochs as a duration."""
@@ -122,7 +80,7 @@ def import_settings(
     if params["accum_freq"] > 1:
         config["micro_batch_size"] = params["batch_size"]
     if any(name in params["report_to"] for name in ("wandb", "all")):
-        notes.append("--report-to wandb has no setting: metrics go to JSON lines and TensorBoard")
+        notes.append(f"--report-to wandb has no setting: {REASONS['wandb_project_name']}")
     if params["siglip"] and params["loss_dist_impl"]:
         pool = "ring" if params["loss_dist_impl"] in ("bidir", "shift") else "gathered"
         config["pool"] = {"kind": pool}
@@ -163,10 +121,7 @@ def _checkpoints(params: Params, epochs: Epochs) -> Data:
 
 
 def _optim(params: Params, epochs: Epochs, notes: list[str]) -> Data:
-    name = params["opt"].lower()
-    kind = {"adamw": "adamw", "timm/adamw": "adamw", "timm/lamb": "lamb", "timm/muon": "muon"}.get(
-        name
-    )
+    kind = VALUES["opt"].get(params["opt"].lower())
     if kind is None:
         raise UserError(
             f"--opt {params['opt']}: clipx has adamw, lamb and muon (optim.kind). Change the line "
@@ -194,10 +149,11 @@ def _optim(params: Params, epochs: Epochs, notes: list[str]) -> Data:
 
 
 def _schedule(params: Params, epochs: Epochs, notes: list[str]) -> Data:
-    kind = _SCHEDULES.get(params["lr_scheduler"])
+    schedules = VALUES["lr_scheduler"]
+    kind = schedules.get(params["lr_scheduler"])
     if kind is None:
         raise UserError(
-            f"--lr-scheduler {params['lr_scheduler']} is none of {', '.join(_SCHEDULES)}"
+            f"--lr-scheduler {params['lr_scheduler']} is none of {', '.join(schedules)}"
         )
     if params["skip_scheduler"]:
         return {"kind": "constant"}
@@ -219,16 +175,17 @@ def _schedule(params: Params, epochs: Epochs, notes: list[str]) -> Data:
 
 def _precision(params: Params, notes: list[str]) -> str:
     precision = params["precision"]
-    if precision not in _PRECISIONS:
-        raise UserError(f"--precision {precision} is none of {', '.join(_PRECISIONS)}")
+    kinds = VALUES["precision"]
+    if precision not in kinds:
+        raise UserError(f"--precision {precision} is none of {', '.join(kinds)}")
     if precision in ("bf16", "fp16", "pure_bf16", "pure_fp16"):
         notes.append(
             f"--precision {precision} had weights of 16 bits; clipx keeps them in float32 and "
-            f"computes in {_PRECISIONS[precision]}"
+            f"computes in {kinds[precision]}"
         )
     if precision == "fp32" and params["device"] != "cpu":
         notes.append(
             "--precision fp32: on GPUs from Ampere on open_clip rounded products to TF32, which "
             "is precision=tf32 here"
         )
-    return _PRECISIONS[precision]
+    return kinds[precision]

@@ -200,6 +200,7 @@ def group_by_length(lengths: list[int], padding: int, *, multiple: int = 1) -> G
     for start in range(0, len(lengths), multiple):
         added = lengths[start : start + multiple]
         longest = added[-1]
+        # Captions of the group are padded to the new longest one, and so are the added ones.
         more = count * (longest - tokens) + len(added) * longest - sum(added)
         if count and wasted + more > padding:
             groups.append((count, tokens))

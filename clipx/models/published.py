@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from clipx.models.dual_encoder import DualEncoder, ModelConfig
-from clipx.models.hub import OPEN_CLIP, PREFIXES
+from clipx.models.hub import OPEN_CLIP
 from clipx.models.initial import checkpoint, pretrained
 from clipx.types import UserError
-
-
-def is_published(name: str) -> bool:
-    return name.startswith(PREFIXES)
 
 
 def load_published(name: str) -> tuple[DualEncoder, dict[str, Any]]:

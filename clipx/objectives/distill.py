@@ -56,7 +56,7 @@ class Config(DataUse):
                 f"pool.queue {parts.queue}: objective.contrast is 0, and rows of earlier steps are "
                 "negatives of that loss alone; set pool.queue=0"
             )
-        teacher = None
+        teacher = None  # of stored embeddings, which need no model
         if self.teacher == STORED:
             info = parts.stored_teacher
             if info is None:

@@ -102,6 +102,7 @@ class Momentum(Objective):
             (embedding,) = embed_views(self.encoder, [first], of_first)
             return {"query": self._query(embedding), "key": self._key(second)}
         queries = embed_views(self.encoder, [first, second], draws)
+        # The key of a query is of the other view.
         key, key_2 = self._key(torch.cat([second, first])).chunk(2)
         return {
             "query": self._query(queries[0]),

@@ -51,16 +51,7 @@ class ViewsConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        return Augmentation(
-            scale=self.crop_scale,
-            ratio=self.crop_ratio,
-            flip=self.flip,
-            color_jitter=self.color_jitter,
-            color_jitter_prob=self.color_jitter_prob,
-            gray_scale_prob=self.gray_scale_prob,
-            blur_prob=self.blur_prob,
-            blur_sigma=self.blur_sigma,
-        )
+        return Augmentation.of(self)
 
 
 class ViewContrast(nn.Module):

@@ -52,6 +52,7 @@ class Config(DataUse):
                 f"{', '.join(self.objectives)}"
             )
         for name in self.objectives:
+            # A module cannot have a child with the name of a method, such as `keys`.
             if not name.isidentifier() or hasattr(nn.ModuleDict, name):
                 raise UserError(f"objective.objectives: {name!r} cannot be used as a name")
         built = {}

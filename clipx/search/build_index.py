@@ -47,7 +47,7 @@ class Chosen:
 
 def build_index(
     rows: np.ndarray,
-    queries: Tensor | None,
+    queries: np.ndarray | None,
     *,
     kind: Kind | Literal["auto"] = "auto",
     recall: float = 0.95,
@@ -61,8 +61,8 @@ def build_index(
     """The fastest index that finds the share `recall` of the exact nearest neighbors and needs at
     most `max_bytes` of memory. Raises UserError where none does.
 
-    rows: (N, D) of unit norm; queries: (M, D), such as captions that look for images, or None for
-    rows that look for others
+    rows: (N, D) of unit norm; queries: (M, D), such as captions that look for images, of which
+        zeros are left out, or None for rows that look for others
     removed: (n,) rows that are not to be found
     grown: an index of these rows, which is taken if it finds enough
     note: called with a line about each kind that is left out
@@ -74,7 +74,7 @@ def build_index(
         index = VectorIndex.build(Spec("exact"), rows).without(removed)
         return Chosen(index, [], measure(index, second))
     trials: list[Trial] = []
-    if grown is not None:
+    if grown is not None:  # only more effort, and no new index, as long as it finds enough
         met = _least_effort(grown.without(removed), first, recall, trials)
         if met is not None:
             return Chosen(met, trials, measure(met, second))
@@ -134,13 +134,13 @@ class Questions:
 
 
 def _queries(
-    rows: np.ndarray, queries: Tensor | None, removed: np.ndarray, seed: int
+    rows: np.ndarray, queries: np.ndarray | None, removed: np.ndarray, seed: int
 ) -> tuple[Questions, Questions]:
     """Two sets without a query in common."""
     kept = np.ones(len(rows), dtype=np.bool_)
     kept[removed] = False
-    source = rows if queries is None else queries.numpy()
-    candidates = np.flatnonzero(kept) if queries is None else np.arange(len(source))
+    source = rows if queries is None else queries
+    candidates = np.flatnonzero(kept if queries is None else queries.any(axis=1))
     count = min(2 * NUM_QUERIES, len(candidates) // 2 * 2)
     if count < 2:
         raise UserError(f"an index needs two vectors at least, not {len(candidates)}")

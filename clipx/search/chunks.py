@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipx.data.captions import CaptionFields, json_fields
+from clipx.data.captions import CaptionFields
 from clipx.data.config import DataConfig
 from clipx.data.corpus import Corpus
 from clipx.data.sample import BAD_SAMPLE_ERRORS, Raw, SampleError
@@ -84,7 +84,7 @@ class ChunkReader:
             caption = None
         own = dict(raw.text)
         try:
-            own |= json_fields(raw)
+            own |= raw.json_fields
         except SampleError:  # a .json member that does not parse costs its fields, not the sample
             own.pop("json", None)
         row = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from clipx.embed import Encoder
 from clipx.files import replacing, write_whole
 from clipx.progress import ShowProgress
 from clipx.search.chunks import Chunk, ChunkReader
-from clipx.search.embeddings import Manifest, model_digest, read_manifest
+from clipx.search.embeddings import Manifest, model_digest, read_manifest, shown_differences
 from clipx.search.growth import has_more_shards
 from clipx.search.metadata import import_parquet, write_table
 from clipx.search.parts import Embeddings, Part, parts_of
@@ -107,9 +106,9 @@ class EmbedCorpus:
         old = read_manifest(folder)
         differences = old.differences(self.manifest)
         if differences and not has_more_shards(old, self.manifest, self.corpus):
-            shown = _shown(differences)
+            shown = "; ".join(shown_differences(differences))
             raise UserError(
-                f"--out {folder} has embeddings of something else: {'; '.join(shown)}; choose "
+                f"--out {folder} has embeddings of something else: {shown}; choose "
                 "another folder, or delete it. A corpus may grow by shards that come after the "
                 "others, which stay as they were"
             )
@@ -132,23 +131,20 @@ class EmbedCorpus:
         reader = ChunkReader(self.config, self.corpus, self.fields, self.encoder, todo)
         written = _Written()
         with progress("embedding samples", sum(map(len, todo))) as advance:
-            for chunk in self._chunks(reader):
+            chunks = from_workers(reader.__getitem__, range(len(reader)), self.config.workers)
+            for chunk in chunks:
+                if isinstance(chunk, UserError):
+                    raise chunk
                 if len(chunk.pixels):
                     written.images.append(self._embed_images(chunk))
                 written.rows += chunk.rows
                 written.bad += chunk.bad
                 advance(len(chunk.rows) + len(chunk.bad))
+                # Chunks come in order, so a part is complete with its last one.
                 part = self.parts[chunk.part]
                 if chunk.stop == part.stop:
                     self._write(part, written)
                     written = _Written()
-
-    def _chunks(self, reader: ChunkReader) -> Iterator[Chunk]:
-        workers = self.config.workers
-        for chunk in from_workers(reader.__getitem__, range(len(reader)), workers):
-            if isinstance(chunk, UserError):
-                raise chunk
-            yield chunk
 
     def finish(self) -> Manifest | None:
         """Write the counts if all parts are there; None if other ranks or tasks have to finish.
@@ -217,21 +213,3 @@ class EmbedCorpus:
 def _save(path: Path, rows: Tensor, dtype: np.dtype) -> None:
     with replacing(path) as temporary, temporary.open("wb") as opened:
         np.save(opened, rows.numpy().astype(dtype))
-
-
-def _shown(differences: dict[str, tuple[Any, Any]]) -> list[str]:
-    """A text for each difference, for each setting of `data` by its own name."""
-    pairs = dict(differences)
-    there, here = pairs.pop("data", ({}, {}))
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            pairs[f"data.{name}"] = (there.get(name), here.get(name))
-    shown = []
-    for name, (there, here) in pairs.items():
-        shown.append(f"{name} {_short(there)} there, {_short(here)} here")
-    return shown
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

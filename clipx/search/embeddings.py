@@ -22,12 +22,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
+from clipx.config_diff import short
 from clipx.embed import Encoder
 from clipx.files import write_whole
-from clipx.search.parts import Embeddings
 from clipx.types import UserError
 
 Modality = Literal["image", "text"]
@@ -94,7 +93,7 @@ class Manifest:
         """Whether these embeddings begin with the old ones, or are the same."""
         if not self.differences(old):
             return True
-        return any(not self._at(past).differences(old) for past in self.earlier)
+        return any(not replace(self, **past).differences(old) for past in self.earlier)
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Manifest:
@@ -108,9 +107,6 @@ class Manifest:
         for past in fields.get("earlier", []):
             earlier.append(past | {"data": _with_orientation(past["data"])})
         return cls(**fields | {"earlier": earlier})
-
-    def _at(self, past: dict[str, Any]) -> Manifest:
-        return replace(self, **past)
 
     def grown(self, new: Manifest) -> Manifest:
         """The new manifest, which remembers this one."""
@@ -127,6 +123,19 @@ class Manifest:
 def _with_orientation(data: dict[str, Any]) -> dict[str, Any]:
     """Settings of a corpus; those from before `exif_orientation` were of pixels as stored."""
     return {"exif_orientation": False} | data
+
+
+def shown_differences(differences: dict[str, tuple[Any, Any]]) -> list[str]:
+    """A text for each of `Manifest.differences`, and for each setting of `data` by its own name."""
+    pairs = dict(differences)
+    there, here = pairs.pop("data", ({}, {}))
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            pairs[f"data.{name}"] = (there.get(name), here.get(name))
+    shown = []
+    for name, (there, here) in pairs.items():
+        shown.append(f"{name} {short(there)} there, {short(here)} here")
+    return shown
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -154,56 +163,6 @@ def open_complete(folder: Path) -> Manifest:
     if not manifest.is_complete:
         raise UserError(f"{folder} is not complete; run the same `clipx embed` to its end")
     return manifest
-
-
-def read_vectors(folder: Path, manifest: Manifest, modality: Modality) -> np.ndarray:
-    """(N, D) of all parts. Raises UserError."""
-    if modality == "text" and not manifest.has_texts:
-        raise UserError(f"{folder} has no embeddings of texts: its corpus has no captions")
-    files = Embeddings(folder, manifest.num_parts)
-    file_of = files.image_file if modality == "image" else files.text_file
-    rows = read_rows([file_of(part) for part in range(manifest.num_parts)])
-    if rows.shape[1] != manifest.embed_dim:
-        raise UserError(
-            f"{folder} has embeddings of {rows.shape[1]} dimensions, and its {MANIFEST} says "
-            f"{manifest.embed_dim}: files of another model; embed the corpus again into a new "
-            "folder"
-        )
-    return rows
-
-
-def read_rows(files: list[Path]) -> np.ndarray:
-    """(N, D) of several files, end to end. Raises UserError for a file that is damaged, has another
-    width, or has rows that are not of unit norm."""
-    arrays: list[np.ndarray] = []
-    for path in files:
-        try:
-            rows = np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} cannot be read: {error}; delete it and embed again") from error
-        if rows.ndim != 2 or (arrays and rows.shape[1] != arrays[0].shape[1]):
-            raise UserError(f"{path} has shape {rows.shape}, unlike the files before it")
-        arrays.append(rows)
-    if not arrays:
-        raise UserError("the embeddings have no files: the corpus has no samples; embed another")
-    whole = np.concatenate(arrays)
-    if not _may_be_unit(whole):
-        for path, rows in zip(files, arrays, strict=True):
-            if not _may_be_unit(np.array(rows)):
-                raise UserError(
-                    f"{path} has numbers that are not finite or above 1, which rows of unit norm "
-                    "have not; delete it and embed again"
-                )
-    return whole
-
-
-def _may_be_unit(rows: np.ndarray) -> bool:
-    """Whether no element is outside of [-1, 1], by more than rounding; NaN and infinity are."""
-    if not rows.size:
-        return True
-    # One pass at the speed of memory: NumPy's isfinite is 5 times slower on float16.
-    low, high = torch.aminmax(torch.from_numpy(rows))
-    return bool(low >= -1.01) and bool(high <= 1.01)
 
 
 def model_digest(encoder: Encoder) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clipx.cores import usable_cores
-from clipx.search.embeddings import Manifest, Modality, open_complete, read_vectors
+from clipx.search.embeddings import Manifest, Modality, open_complete
 from clipx.search.exact import nearest_rows
 from clipx.search.filters import passing
 from clipx.search.index_files import open_index
@@ -21,6 +21,7 @@ from clipx.search.parts import Embeddings
 from clipx.search.removal import removed_rows
 from clipx.search.store import describe_columns
 from clipx.search.vector_index import Spec, VectorIndex
+from clipx.search.vectors import read_vectors
 from clipx.types import UserError
 
 EXAMPLE_ROWS = 10_000

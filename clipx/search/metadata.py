@@ -21,6 +21,8 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     columns = {}
     for name in names:
         values = [row.get(name) for row in rows]
+        # A column of Parquet has one type. JSON may write 3.0 as 3, so that numbers of both kinds
+        # are floats; other mixtures become text.
         types = {type(value) for value in values if value is not None}
         if types == {int, float}:
             values = [None if value is None else float(value) for value in values]
@@ -49,7 +51,7 @@ def read_metadata(files: list[Path]) -> Any:
     types: dict[str, set[Any]] = {}
     for table in tables:
         for field in table.schema:
-            if field.type != pa.null():
+            if field.type != pa.null():  # that of a part in which no sample has the field
                 types.setdefault(field.name, set()).add(field.type)
     unified = []
     for table in tables:

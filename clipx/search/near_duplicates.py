@@ -8,7 +8,7 @@ cluster alone, and drops each one that is similar to another which is farther fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -82,7 +82,8 @@ def _cover(rows: np.ndarray, members: np.ndarray, threshold: float) -> np.ndarra
     """Each member that is not similar to one before it that is in the result."""
     kept = np.empty(0, dtype=np.int64)
     kept_rows = np.empty((0, rows.shape[1]), dtype=np.float32)
-    for block in _parts(members, COVERED_ROWS):
+    for start in range(0, len(members), COVERED_ROWS):
+        block = members[start : start + COVERED_ROWS]
         vectors = unit_rows(rows[block])
         is_like_kept = (vectors @ kept_rows.T >= threshold - ROUNDING).any(axis=1)
         is_like = vectors @ vectors.T >= threshold - ROUNDING
@@ -122,11 +123,6 @@ def _members(labels: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
     order = order[np.bincount(labels)[labels[order]] > 1]  # most of millions of rows are alone
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     return np.split(order, starts[1:])[: len(starts)]
-
-
-def _parts(numbers: np.ndarray, size: int) -> Iterable[np.ndarray]:
-    for start in range(0, len(numbers), size):
-        yield numbers[start : start + size]
 
 
 @dataclass(frozen=True)

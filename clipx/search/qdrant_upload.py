@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from clipx.progress import ShowProgress
-from clipx.search.embeddings import Modality, open_complete, read_vectors
+from clipx.search.embeddings import Modality, open_complete, shown_differences
 from clipx.search.folder_store import column_types, read_table
 from clipx.search.qdrant_connection import QdrantConnection, QdrantError
 from clipx.search.qdrant_filters import LOWER
 from clipx.search.qdrant_record import CollectionRecord, Quantization, read_record
 from clipx.search.removal import removed_rows
+from clipx.search.vectors import map_vectors
 from clipx.types import UserError
 
 PART = 10_000  # rows whose points are counted together when an upload is continued
@@ -39,7 +40,8 @@ class UploadCounts:
 class QdrantUpload:
     """The rows of one folder on their way to one collection.
 
-    rows: (N, D); table: their metadata; ids: of the rows that the collection shall have
+    vectors: N, of which only those of a request are in memory; table: their metadata; ids: of the
+    rows that the collection shall have
     """
 
     def __init__(
@@ -57,16 +59,17 @@ class QdrantUpload:
         self.folder = folder
         self.on_disk = on_disk
         manifest = open_complete(folder)
-        self.rows = read_vectors(folder, manifest, modality)
+        self.vectors = map_vectors(folder, manifest, modality)
         self.table = read_table(folder, manifest)
         self.removed = removed_rows(folder, self.table)
-        is_wanted = np.ones(len(self.rows), dtype=np.bool_)
+        is_wanted = np.ones(len(self.vectors), dtype=np.bool_)
         is_wanted[self.removed] = False
         if modality == "text":
-            is_wanted &= self.rows.any(axis=1)  # zeros stand for samples without a caption
+            # Zeros stand for samples without a caption.
+            is_wanted &= np.concatenate([part.any(axis=1) for part in self.vectors.parts])
         self.ids = np.flatnonzero(is_wanted)
         columns = column_types(self.table)
-        self.record = CollectionRecord(manifest, modality, columns, len(self.rows), quantization)
+        self.record = CollectionRecord(manifest, modality, columns, len(self.vectors), quantization)
 
     def run(self, progress: ShowProgress, *, rank: int = 0, world_size: int = 1) -> UploadCounts:
         """Upload the parts of this rank. Raises UserError."""
@@ -133,7 +136,7 @@ class QdrantUpload:
             quantization = models.BinaryQuantization(binary=binary)
         is_half = self.record.manifest.dtype == "float16"
         vectors = models.VectorParams(
-            size=self.rows.shape[1],
+            size=self.vectors.width,
             # Rows are of unit norm, so this is the cosine, of the very numbers in the files.
             distance=models.Distance.DOT,
             # Quantized vectors are searched; whole ones only compare the best of them.
@@ -155,8 +158,7 @@ class QdrantUpload:
         if found.modality != ours.modality:
             shown.append(f"modality {found.modality} there, {ours.modality} here")
         if not ours.manifest.has_grown_from(found.manifest):
-            differences = found.manifest.differences(ours.manifest)
-            shown += [f"{name} {old} there, {new} here" for name, (old, new) in differences.items()]
+            shown += shown_differences(found.manifest.differences(ours.manifest))
         if shown:
             raise UserError(
                 f"{self.connection.url} has embeddings of something else: {'; '.join(shown)}; "
@@ -168,7 +170,7 @@ class QdrantUpload:
         if self._count(None) == 0:
             return self.ids
         missing = []
-        for first in range(0, len(self.rows), PART):
+        for first in range(0, len(self.vectors), PART):
             start, stop = np.searchsorted(self.ids, (first, first + PART))
             part = self.ids[start:stop]
             if len(part) and self._count(part) != len(part):
@@ -188,7 +190,7 @@ class QdrantUpload:
     def _upsert(self, ids: np.ndarray) -> None:
         from qdrant_client import models
 
-        vectors = np.asarray(self.rows[ids], dtype=np.float32)
+        vectors = self.vectors.take(ids).astype(np.float32)
         payloads = [payload_of(values) for values in self.table.take(ids).to_pylist()]
         batch = models.Batch(ids=ids.tolist(), vectors=vectors.tolist(), payloads=payloads)
         # Waits until the points are stored, so that those which are counted stay.

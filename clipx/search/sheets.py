@@ -34,6 +34,7 @@ def write_sheet(index: Index, groups: Sequence[Group], path: Path) -> list[str]:
     path: see `write_grid`
     """
     pictures = CorpusPictures.open(index.manifest)
+    # From the numbers of samples alone, so that no picture is read for groups without room.
     heights = []
     for group in groups:
         heights.append(Section(group.title, [Tile(None, s.lines) for s in group.samples]).height)

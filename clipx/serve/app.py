@@ -120,6 +120,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
         size: Annotated[int, Query(ge=16, le=MAX_SIDE)] = 256,
     ) -> Response:
         collection = service.collection(index)
+        # In slots of their own: a page asks for forty at a time, and queries do not wait for them.
         async with service.thumbnails.slot():
             content = await in_thread(collection.thumbnail, row, size)
         headers = {"Cache-Control": "private, max-age=600"}

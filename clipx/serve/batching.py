@@ -84,6 +84,7 @@ class Batcher:
             if job is None:
                 return
             is_last = False
+            # Queries that have arrived during the last batch are embedded together.
             batch = [job]
             count = len(job.inputs)
             while count < self.max_batch:
@@ -91,7 +92,7 @@ class Batcher:
                     following = self._jobs.get_nowait()
                 except queue.Empty:
                     break
-                if following is None:
+                if following is None:  # of `close`; what came before it is still answered
                     is_last = True
                     break
                 batch.append(following)

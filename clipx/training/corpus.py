@@ -55,6 +55,7 @@ def open_together(config: TrainConfig, runtime: Runtime) -> Corpus:
         messages += [*check_caption_fields(corpus), *check_contents(corpus)]
         return sources, concepts_of(config, corpus), messages
 
+    # Only tables travel. Each rank makes the order from them again, and all get the same one.
     sources, concepts, messages = runtime.on_main(open_and_check) or ({}, None, [])
     corpus = corpus_of(config, runtime.from_main(sources), runtime.from_main(concepts))
     corpus.messages += messages

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from clipx.config_diff import short
 from clipx.training.changeable import CORPUS_SETTINGS, is_among
-from clipx.training.run_diff import ROUNDING_SETTINGS, RunDiff, short
+from clipx.training.run_diff import ROUNDING_SETTINGS, RunDiff
 
 ORDER_SETTINGS = ("seed", "global_batch_size", "data", *CORPUS_SETTINGS)
 RATE_SETTINGS = ("optim", "duration")

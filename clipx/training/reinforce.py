@@ -8,7 +8,7 @@ from clipx.data.config import DataConfig
 from clipx.data.reinforcement import Manifest
 from clipx.data.reinforcement_build import Build, TeacherModel
 from clipx.distributed.runtime import Runtime
-from clipx.embed import Encoder, load
+from clipx.embed import load
 from clipx.progress import progress, silent
 from clipx.training.precision import build_precision
 from clipx.training.teachers import info_of
@@ -37,8 +37,16 @@ def reinforce(
     sources = runtime.on_main(data.open_sources) or {}
     corpus = data.corpus(runtime.from_main(sources), seed=0)
     dtype = build_precision(precision, runtime.device).dtype
+    # One rank downloads the model, and the others find it in the cache.
     encoder = runtime.main_first(lambda: load(model, device=runtime.device, dtype=dtype))
-    build = Build(out, corpus, data, _teacher_model(encoder), num_views)
+    teacher = TeacherModel(
+        info=info_of(encoder),
+        image=encoder.encode_image,
+        text=encoder.encode_text,
+        fit=encoder.preprocessing.fit,
+        image_size=encoder.image_size,
+    )
+    build = Build(out, corpus, data, teacher, num_views)
     share = {"rank": runtime.rank, "world_size": runtime.world_size}
     watched = progress if runtime.is_main else silent
     what = f"embeddings are written to {out}"
@@ -48,13 +56,3 @@ def reinforce(
     finish = (lambda: manifests.append(build.finish())) if runtime.is_main else None
     runtime.together(finish, what)
     return runtime.from_main(manifests)[0]
-
-
-def _teacher_model(encoder: Encoder) -> TeacherModel:
-    return TeacherModel(
-        info=info_of(encoder),
-        image=encoder.encode_image,
-        text=encoder.encode_text,
-        fit=encoder.preprocessing.fit,
-        image_size=encoder.image_size,
-    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipx.config import differences
+from clipx.config_diff import differences, setting_at
 from clipx.trackers.jsonl import read_lines, step_of
 from clipx.training.changeable import MAY_CHANGE, is_among
 from clipx.types import UserError
@@ -126,7 +126,7 @@ def compare(a: RunLogs, b: RunLogs) -> RunDiff:
         if is_among(name, NO_EFFECT):
             harmless.append(name)
         else:
-            settings[name] = (_setting(a.config, name), _setting(b.config, name))
+            settings[name] = (setting_at(a.config, name), setting_at(b.config, name))
     # Of the newest start; a run that was continued elsewhere has several.
     versions = _changed(a.starts[-1] if a.starts else {}, b.starts[-1] if b.starts else {})
     common = sorted(a.metrics.keys() & b.metrics.keys())
@@ -147,13 +147,6 @@ def compare(a: RunLogs, b: RunLogs) -> RunDiff:
         last_common=common[-1] if common else None,
         partings=partings,
     )
-
-
-def _setting(config: Mapping[str, Any], name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -189,10 +182,3 @@ def _corpus_difference(a: RunLogs, b: RunLogs) -> str | None:
         counts.append(f"{len(only)} of {len(own)}")
         names += [line.split("\t")[0] for line in own if line in only]
     return f"{' / '.join(counts)} shards are not in the other, such as {names[0]}"
-
-
-def short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.9g}"
-    text = "unset" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -29,7 +29,8 @@ import torch
 
 from clipx import __version__
 from clipx.checkpoints.manifest import list_checkpoints
-from clipx.config import build, differences, to_data
+from clipx.config import build, to_data
+from clipx.config_diff import differences, setting_at
 from clipx.distributed.runtime import job
 from clipx.files import write_whole
 from clipx.training.changeable import MAY_CHANGE, is_among
@@ -153,10 +154,8 @@ def _overrides(config: dict[str, Any], settings: list[str]) -> str:
     """`a.b=value` of some dotted settings, as a command takes them."""
     shown = []
     for setting in settings:
-        value: Any = config
-        for name in setting.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        shown.append(shlex.quote(f"{setting}={json.dumps(value, default=str)}"))
+        value = json.dumps(setting_at(config, setting), default=str)
+        shown.append(shlex.quote(f"{setting}={value}"))
     return " ".join(shown)
 
 

@@ -154,7 +154,7 @@ class Session:
         )
         if saved is not None:
             self.clamped_steps.fill_(saved.state.clamped_steps)
-            state = replace(saved.state, corpus_digest=self.corpus.digest)
+            state = replace(saved.state, corpus_digest=self.corpus.digest)  # it may have changed
             self.state = state.on_rank(is_main=self.runtime.is_main)
         self.messages += messages
         newest = None if saved is None else saved.state.step
@@ -163,6 +163,7 @@ class Session:
         )
         if self.folder is not None:
             self.folder.status.update(**self.progress())
+            # Not before: a start that is refused compares with the table of the last one.
             write_table(self.folder.path, self.corpus.table())
             self.messages += self.folder.messages
         raise_if_signaled(self.runtime, self.stop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -328,10 +328,17 @@ def test_the_settings_reach_the_augmentation() -> None:
         crop=False,
     )
     assert DataConfig(shards="x").augmentation == Augmentation()
-    views_config = ViewsConfig(blur_prob=0.5, blur_sigma=(0.2, 1))
-    assert views_config.augmentation.blur_prob == 0.5
-    assert views_config.augmentation.blur_sigma == (0.2, 1)
-    assert asdict(ViewsConfig().augmentation)["blur_prob"] == 0
+    views_config = ViewsConfig(crop_ratio=(1, 1), blur_prob=0.5, blur_sigma=(0.2, 1))
+    assert views_config.augmentation == Augmentation(
+        scale=(0.2, 1.0),
+        ratio=(1, 1),
+        flip=0.5,
+        color_jitter=(0.4, 0.4, 0.4, 0.1),
+        color_jitter_prob=0.8,
+        gray_scale_prob=0.2,
+        blur_prob=0.5,
+        blur_sigma=(0.2, 1),
+    )
 
 
 @pytest.mark.parametrize(

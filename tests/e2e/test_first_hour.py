@@ -40,7 +40,7 @@ def test_a_researcher_from_open_clip_is_training_after_three_commands(tmp_path: 
         "--lr 1e-3  ->  optim.lr=1e-3",
         "--precision amp_bf16  ->  precision=bf16",
         "--epochs 4  ->  duration='4 epochs'",
-        "--local-loss  ->  always so",
+        "--local-loss  ->  pools always compare",
         "--zeal 3  ->  no setting of this name",
     ):
         assert line in shown

@@ -14,7 +14,8 @@ from clipx.cli import main
 from clipx.config import load
 from clipx.migrate.params import DEFAULTS, read_params
 from clipx.migrate.run import import_run
-from clipx.migrate.settings import REASONS, SAME_HERE
+from clipx.migrate.settings import SAME_HERE
+from clipx.open_clip_flags import REASONS
 from clipx.training.config import TrainConfig
 from clipx.types import UserError
 

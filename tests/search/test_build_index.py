@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_vector_index import QUERIES, ROWS, WIDTH, clustered
@@ -41,7 +42,7 @@ def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("own", [False, True], ids=["texts look for images", "images for others"])
 def test_the_choice_meets_its_recall_on_other_queries(own: bool) -> None:
-    queries = None if own else clustered(400, seed=3)
+    queries = None if own else clustered(400, seed=3).numpy()
     chosen = build_index(ROWS.numpy(), queries, recall=0.9)
     assert chosen.measured.recall >= 0.9
     assert chosen.measured.interval[0] <= chosen.measured.recall <= chosen.measured.interval[1]
@@ -51,6 +52,16 @@ def test_the_choice_meets_its_recall_on_other_queries(own: bool) -> None:
     exact = nearest_rows(QUERIES, ROWS.numpy(), 10)[1]
     found = chosen.index.search(QUERIES, 10)[1]
     assert (exact[:, :, None] == found[:, None, :]).any(2).float().mean() > 0.8
+
+
+def test_zeros_in_place_of_captions_are_no_queries() -> None:
+    captions = clustered(400, seed=3).numpy()
+    with_gaps = np.zeros((1200, captions.shape[1]), dtype=np.float32)
+    with_gaps[2::3] = captions
+    first = build_index(ROWS.numpy(), captions, kind="ivf", recall=0.9)
+    second = build_index(ROWS.numpy(), with_gaps, kind="ivf", recall=0.9)
+    assert [trial.recall for trial in first.trials] == [trial.recall for trial in second.trials]
+    assert first.measured.interval == second.measured.interval
 
 
 def test_few_rows_are_searched_exactly() -> None:

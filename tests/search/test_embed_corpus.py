@@ -19,8 +19,9 @@ from clipx import cli
 from clipx.embed import Encoder, load
 from clipx.models.dual_encoder import DualEncoder
 from clipx.search.corpus_pictures import CorpusPictures
-from clipx.search.embeddings import read_manifest, read_rows
+from clipx.search.embeddings import read_manifest
 from clipx.search.query import Index
+from clipx.search.vectors import map_files
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows_of(folder: Path, kind: str) -> np.ndarray:
-    return read_rows(sorted((folder / kind).iterdir()))
+    return np.concatenate(map_files(sorted((folder / kind).iterdir())).parts)
 
 
 @pytest.fixture

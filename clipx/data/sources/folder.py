@@ -127,6 +127,7 @@ class Folder:
         text: dict[str, bytes] = {}
         for name, suffix in zip(TEXTS, text_suffixes, strict=True):
             if suffix:
+                # Editors on Windows begin a file by a byte order mark.
                 text[name] = read_text_file(stem + suffix).removeprefix(codecs.BOM_UTF8)
         image = b""
         if images is None:
