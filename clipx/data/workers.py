@@ -68,13 +68,24 @@ def from_workers(
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         yield from iterator
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+    except (RuntimeError, ConnectionError) as error:
+        if workers == 0 or not _is_death_of_worker(error):
             raise
         raise RankError(
             f"a data worker was ended from outside, most often for want of memory: {error}; "
             f"lower data.workers={workers}, or give the job more memory"
         ) from error
+
+
+def _is_death_of_worker(error: Exception) -> bool:
+    """Whether torch raised an error because a worker was killed, rather than passed on one that
+    the worker raised."""
+    text = str(error)
+    if isinstance(error, ConnectionError):
+        # The memory of a batch is handed over by the worker. A process that is being ended refuses
+        # that before the system calls it dead, and then torch raises the error as it is.
+        return not text.startswith("Caught ")
+    return text.startswith("DataLoader worker (pid")
 
 
 def _init_worker(worker: int) -> None:
