@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import select
 import struct
 import subprocess
 import termios
@@ -78,7 +79,9 @@ def on_terminal(
         if not piece:
             break
         output += piece
-        if piece.endswith(b"\n") or b"\r" in piece:
+        # A line and the bar below it may arrive in two pieces, between which there is no bar.
+        is_whole = not select.select([leader], [], [], 0.05)[0]
+        if is_whole and (piece.endswith(b"\n") or b"\r" in piece):
             screens.append(rendered(output, width))
     os.close(leader)
     code = process.wait(timeout=30)
