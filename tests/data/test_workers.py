@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from loading import batches
 
 from clipx.data.loader import load
+from clipx.data.workers import from_workers
 from clipx.types import RankError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on fewer cores
@@ -56,18 +58,22 @@ def test_a_killed_worker_is_reported_at_the_next_batch(corpus: Path, workers: Wo
 
 
 def test_a_killed_worker_that_takes_long_to_die_is_reported_too(
-    corpus: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its batches cannot be received any more, and the system does not call it dead yet."""
-    loaded = load(batches(corpus, workers=1), 0, 1000)
-    next(loaded)
-    (victim,) = workers()
-    os.kill(victim.pid, signal.SIGKILL)
-    victim.join()
-    monkeypatch.setattr(type(victim), "is_alive", lambda process: True)
-    with pytest.raises(RankError, match="a data worker was ended from outside"):
-        list(loaded)
-    monkeypatch.undo()
+    """Its batches cannot be received any more, and the system does not call it dead yet: torch's
+    loader raises the error of the connection as it is."""
+
+    def batches_of_torch(dataset: Any, **settings: Any) -> Iterator[Any]:
+        yield dataset[0]
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    monkeypatch.setattr("clipx.data.workers.DataLoader", batches_of_torch)
+    numbers = from_workers(str, range(5), workers=2)
+    assert next(numbers) == "0"
+    with pytest.raises(RankError, match=r"a data worker was ended from outside.*reset by peer"):
+        next(numbers)
+    with pytest.raises(ConnectionResetError):  # of a server of shards, in this process
+        list(from_workers(str, range(5), workers=0))
 
 
 def test_a_loader_leaves_the_signals_of_its_process_as_they_were(corpus: Path) -> None:
@@ -98,6 +104,7 @@ import sys
 from pathlib import Path
 from loading import batches
 from clipx.data.loader import load
+from clipx.data.workers import from_workers
 if __name__ == "__main__":
     loaded = load(batches(Path(sys.argv[1]), workers=2), 0, 1000)
     print(next(loaded).positions)
