@@ -5,7 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,27 @@ def own_processes() -> Iterator[None]:
         process.kill()
 
 
-@pytest.fixture(autouse=True)
-def own_signals() -> Iterator[None]:
-    """`clipx train` leaves its signals ignored, for the process ends then; a test's does not."""
+@contextmanager
+def same_signals() -> Iterator[None]:
+    """`clipx train` leaves its signals ignored, for the process ends then; that of tests does not,
+    and the programs that it starts later would ignore them too."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    with same_signals():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup() -> Generator[None, object, object]:
+    """A fixture may train a model for all tests of a file."""
+    with same_signals():
+        return (yield)
 
 
 @pytest.fixture

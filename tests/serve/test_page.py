@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 
 import pytest
 import served
@@ -56,10 +55,8 @@ def test_a_person_searches_by_text_and_picture_and_classifies(
 
     # The rest, as the person scrolls.
     assert browser.value(KEYS)[39:]
-    for _ in range(3):
-        browser.value("scrollTo(0, document.body.scrollHeight)")
-        time.sleep(0.2)
-    wait(browser, f"{KEYS}.length === {served.NUM_SAMPLES}")
+    scrolled = "scrollTo(0, document.body.scrollHeight)"
+    wait(browser, f"({scrolled}, {KEYS}.length === {served.NUM_SAMPLES})")
     first = browser.value(KEYS)
     assert len(set(first)) == served.NUM_SAMPLES
 
