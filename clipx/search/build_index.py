@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from clipx import metrics
-from clipx.search.exact import nearest_rows
 from clipx.search.vector_index import EFFORTS, Kind, Spec, VectorIndex, spec_of
 from clipx.types import Interval, UserError
 
@@ -137,10 +136,9 @@ def _queries(
     rows: np.ndarray, queries: np.ndarray | None, removed: np.ndarray, seed: int
 ) -> tuple[Questions, Questions]:
     """Two sets without a query in common."""
-    kept = np.ones(len(rows), dtype=np.bool_)
-    kept[removed] = False
+    exact = VectorIndex(Spec("exact"), rows).without(removed)
     source = rows if queries is None else queries
-    candidates = np.flatnonzero(kept if queries is None else queries.any(axis=1))
+    candidates = np.flatnonzero(exact.kept if queries is None else queries.any(axis=1))
     count = min(2 * NUM_QUERIES, len(candidates) // 2 * 2)
     if count < 2:
         raise UserError(f"an index needs two vectors at least, not {len(candidates)}")
@@ -149,7 +147,7 @@ def _queries(
     for numbers in (picked[: count // 2], picked[count // 2 :]):
         asked = torch.from_numpy(np.asarray(source[numbers], dtype=np.float32))
         own = torch.from_numpy(numbers) if queries is None else torch.full((len(numbers),), -1)
-        nearest = nearest_rows(asked, rows, _depth(own), among=np.flatnonzero(kept))[1]
+        nearest = exact.search(asked, _depth(own))[1]
         both.append(Questions(asked, _without(own, nearest), own))
     return both[0], both[1]
 
